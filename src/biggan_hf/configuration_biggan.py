@@ -1,0 +1,381 @@
+"""The configuration of BigGAN, one object for both networks, and the table of presets.
+
+Source: "Large Scale GAN Training for High Fidelity Natural Image Synthesis" (Brock, Donahue, Simonyan 2018,
+arXiv:1809.11096), appendix B, and the released programs named beside each preset.
+"""
+
+import difflib
+import math
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+
+# Multiples of the base channels per image size (paper, appendix B, tables 4 to 9).
+# Generator: the 4x4 stem, then the output of each upsampling stage.
+# Discriminator: the output of each plain block; a deep network has its stem in the place of the first block.
+CHANNEL_MULTIPLIERS: dict[int, tuple[list[int], list[int]]] = {
+    32: ([4, 4, 4, 4], [4, 4, 4, 4]),
+    64: ([16, 16, 8, 4, 2], [1, 2, 4, 8, 16]),
+    128: ([16, 16, 8, 4, 2, 1], [1, 2, 4, 8, 16, 16]),
+    256: ([16, 16, 8, 8, 4, 2, 1], [1, 2, 4, 8, 8, 16, 16]),
+    512: ([16, 16, 8, 8, 4, 2, 1, 1], [1, 1, 2, 4, 8, 8, 16, 16]),
+}
+
+CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+
+# Rows of settings shared by several presets.
+_DEEP: dict[str, Any] = {
+    "architecture": "biggan-deep",
+    "z_dim": 128,
+    "generator_base_channels": 128,
+    "discriminator_base_channels": 128,
+}
+_PER_LAYER_LABELS: dict[str, Any] = {
+    "z_dim": 128,
+    "shared_class_embedding": False,
+    "hierarchical_latents": False,
+    "generator_base_channels": 64,
+    "discriminator_base_channels": 64,
+    "batch_norm_eps": 1e-5,
+    "spectral_norm_eps": 1e-8,
+}
+
+# A row a model; what a row leaves out is the default of `BigGANConfig`, the paper's 128-pixel model.
+PRESETS: dict[str, dict[str, Any]] = {
+    # Paper and DeepMind's TFHub modules: FID 8.7, IS 98.8 at 128 px untruncated (StudioGAN's figure of the paper's row).
+    "biggan-128": {},
+    "biggan-256": {"image_size": 256, "z_dim": 140, "generator_attention_resolutions": [128]},
+    "biggan-512": {"image_size": 512, "z_dim": 128},
+    "biggan-deep-128": {**_DEEP},  # IS 166.5, FID 7.4 with truncation (the paper's abstract, v2)
+    "biggan-deep-256": {**_DEEP, "image_size": 256},
+    "biggan-deep-512": {**_DEEP, "image_size": 512},
+    # The sizes for which BigGAN-PyTorch has tables but nobody released weights.
+    "biggan-32": {
+        "image_size": 32,
+        "z_dim": 128,
+        "generator_attention_resolutions": [],
+        "discriminator_attention_resolutions": [],
+    },
+    "biggan-64": {"image_size": 64, "discriminator_attention_resolutions": [32]},
+    "biggan-deep-64": {**_DEEP, "image_size": 64, "discriminator_attention_resolutions": [32]},
+    # BigGAN-PyTorch, scripts/launch_cifar_ema.sh, launch_SAGAN_bs128x2_ema.sh and launch_SNGAN.sh.
+    "cifar10": {
+        **_PER_LAYER_LABELS,
+        "image_size": 32,
+        "id2label": dict(enumerate(CIFAR10_CLASSES)),
+        "generator_attention_resolutions": [],
+        "discriminator_attention_resolutions": [],
+        "initializer": "normal",
+    },
+    "sagan-128": {**_PER_LAYER_LABELS, "initializer": "xavier_uniform"},
+    "sngan-128": {
+        **_PER_LAYER_LABELS,
+        "initializer": "xavier_uniform",
+        "generator_attention_resolutions": [],
+        "discriminator_attention_resolutions": [],
+        "discriminator_wide": False,
+    },
+    # Grey digits on a laptop in minutes: `make demo`.
+    "demo": {
+        "image_size": 32,
+        "num_channels": 1,
+        "num_labels": 10,
+        "z_dim": 64,
+        "class_embedding_dim": 32,
+        "generator_base_channels": 8,
+        "discriminator_base_channels": 8,
+        "generator_attention_resolutions": [],
+        "discriminator_attention_resolutions": [],
+        "spectral_norm_eps": 1e-6,
+    },
+}
+
+# What transformers itself passes through a configuration's constructor beside its fields.
+_BASE_KEYWORDS = {
+    "_attn_implementation_internal",
+    "_commit_hash",
+    "_experts_implementation_internal",
+    "_name_or_path",
+    "attn_implementation",
+    "auto_map",
+    "experts_implementation",
+    "model_type",
+    "name_or_path",
+    "output_attentions",
+    "torch_dtype",
+}
+
+
+@strict
+class BigGANConfig(PreTrainedConfig):
+    r"""
+    The architecture of a BigGAN generator and its discriminator. The defaults are the paper's 128-pixel model.
+
+    Fields that default to `None` are filled in from the image size and the architecture, so a saved `config.json`
+    says everything that the networks' function depends on.
+
+    Args:
+        architecture: `"biggan"` (one residual block a resolution) or `"biggan-deep"` (bottleneck blocks).
+        image_size: 32, 64, 128, 256 or 512 pixels.
+        num_channels: 3 for RGB, 1 for grey.
+        num_labels: Number of classes, alias `num_classes`; 0 makes both networks unconditional. Default 1000, or the
+            length of `id2label`.
+        id2label: Class names by label; synonyms are separated by commas, as in ImageNet's list.
+        z_dim: Length of the latent vector. With `hierarchical_latents` in the plain architecture it must be a
+            multiple of the number of generator stages plus one.
+        class_embedding_dim: Length of the shared class embedding.
+        shared_class_embedding: One embedding, projected linearly to every batch norm's gain and bias (paper, section
+            3.1). `False`: an embedding for every gain and every bias.
+        hierarchical_latents: Skip-z in the paper: every block is conditioned on its own chunk of the latents.
+            The deep architecture conditions every block on the whole of the latents, and needs `True`.
+        generator_base_channels: Base width `ch` of the generator; 96 in the paper, 128 for deep.
+        generator_channel_multipliers: Multiples of the base width: the 4x4 stem, then the output of each stage.
+        generator_attention_resolutions: Self-attention follows the stage whose output has this size.
+        generator_blocks_per_stage: Residual blocks at each resolution: 1 for plain, 2 for deep by default.
+        generator_spectral_norm: Spectral normalisation of the generator's convolutions and linear maps.
+        discriminator_base_channels: Base width of the discriminator.
+        discriminator_channel_multipliers: Multiples of the base width: the output of each plain block, or the deep
+            stem and the output of each deep stage.
+        discriminator_attention_resolutions: Self-attention follows every stage whose output has this size.
+        discriminator_blocks_per_stage: As for the generator.
+        discriminator_spectral_norm: Spectral normalisation of the discriminator's weights.
+        discriminator_wide: The first convolution of a plain block already has the block's output width (SA-GAN and
+            BigGAN); `False` keeps the input width (SN-GAN).
+        spectral_norm_eps: Smallest norm by which a singular vector is divided.
+        batch_norm_eps: Added to the variance in conditional batch norms.
+        output_batch_norm_eps: The same in the batch norm before the last convolution; default `batch_norm_eps`.
+        initializer: `"orthogonal"` (paper), `"normal"` (standard deviation 0.02) or `"xavier_uniform"`.
+        truncation_mode: What `truncation=t` means to this model: `"resample"` (the paper: entries of N(0, 1) beyond
+            t are drawn again) or `"scale"` (TFHub, pytorch-pretrained-biggan: t times N(0, 1) cut at 2).
+        standing_truncations: Thresholds, ascending, for which the generator holds standing statistics.
+
+    Raises:
+        ValueError: A value outside the table, with the value and what was expected.
+        TypeError: An unknown keyword.
+        huggingface_hub.errors.StrictDataclassFieldValidationError: A value of the wrong type.
+    """
+
+    model_type = "biggan"
+    attribute_map = {"num_classes": "num_labels"}
+
+    architecture: Literal["biggan", "biggan-deep"] = "biggan"
+    image_size: int = 128
+    num_channels: int = 3
+    z_dim: int = 120
+    class_embedding_dim: int = 128
+    shared_class_embedding: bool = True
+    hierarchical_latents: bool = True
+    generator_base_channels: int = 96
+    generator_channel_multipliers: list[int] | tuple[int, ...] | None = None
+    generator_attention_resolutions: list[int] | tuple[int, ...] = (64,)
+    generator_blocks_per_stage: int | None = None
+    generator_spectral_norm: bool = True
+    discriminator_base_channels: int = 96
+    discriminator_channel_multipliers: list[int] | tuple[int, ...] | None = None
+    discriminator_attention_resolutions: list[int] | tuple[int, ...] = (64,)
+    discriminator_blocks_per_stage: int | None = None
+    discriminator_spectral_norm: bool = True
+    discriminator_wide: bool = True
+    spectral_norm_eps: float = 1e-4
+    batch_norm_eps: float = 1e-4
+    output_batch_norm_eps: float | None = None
+    initializer: Literal["orthogonal", "normal", "xavier_uniform"] = "orthogonal"
+    truncation_mode: Literal["resample", "scale"] = "resample"
+    standing_truncations: list[float] | tuple[float, ...] = ()
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self._set_labels(kwargs.pop("num_labels", None), kwargs.pop("num_classes", None))
+        unknown = set(kwargs) - _BASE_KEYWORDS
+        if unknown:
+            raise TypeError(_unknown_keyword(sorted(unknown)[0]))
+        self._fill_in_defaults()
+        self.validate_architecture()
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> "BigGANConfig":
+        """
+        The configuration of a published model, with some of its fields replaced.
+
+        Args:
+            name: A row of `PRESETS`, for example `"biggan-128"` or `"biggan-deep-256"`.
+            overrides: Fields of `BigGANConfig`, for example `num_labels=10`.
+
+        Raises:
+            ValueError: The preset is unknown.
+        """
+        if name not in PRESETS:
+            raise ValueError(f"unknown preset {name!r}; the presets are {', '.join(PRESETS)}")
+        settings = {**PRESETS[name], **overrides}
+        if overrides.keys() & {"num_labels", "num_classes"} and "id2label" not in overrides:
+            settings.pop("id2label", None)
+        if overrides.keys() & {"id2label", "num_classes"} and "num_labels" not in overrides:
+            settings.pop("num_labels", None)
+        return cls(**settings)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in transformers; a `num_labels` that differs from the saved class names replaces them."""
+        config_dict = dict(config_dict)
+        num_labels = kwargs.get("num_labels", kwargs.get("num_classes"))
+        if num_labels is not None and len(config_dict.get("id2label") or ()) != num_labels:
+            config_dict.pop("id2label", None)
+            config_dict.pop("label2id", None)
+            config_dict["num_labels"] = num_labels
+        return super().from_dict(config_dict, **kwargs)
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """What goes to `config.json`: transformers leaves out what equals a default, here the class names stay."""
+        return {**super().to_diff_dict(), "id2label": self.id2label, "label2id": self.label2id}
+
+    # What the networks are built from
+
+    @property
+    def is_deep(self) -> bool:
+        return self.architecture == "biggan-deep"
+
+    @property
+    def generator_channels(self) -> list[int]:
+        """Channels of the 4x4 stem, then of each stage's output."""
+        return [m * self.generator_base_channels for m in self.generator_channel_multipliers or ()]
+
+    @property
+    def generator_resolutions(self) -> list[int]:
+        """Output size of each generator stage: 8, 16, …, image_size."""
+        return [8 * 2**i for i in range(len(self.generator_channels) - 1)]
+
+    @property
+    def discriminator_channels(self) -> list[int]:
+        """Input channels of the first stage, then of each stage's output."""
+        channels = [m * self.discriminator_base_channels for m in self.discriminator_channel_multipliers or ()]
+        return channels if self.is_deep else [self.num_channels, *channels]
+
+    @property
+    def discriminator_resolutions(self) -> list[int]:
+        """Output size of each discriminator stage: halved down to 4 pixels, or to 8 for 32-pixel images."""
+        smallest = 8 if self.image_size == 32 else 4
+        return [max(self.image_size // 2 ** (i + 1), smallest) for i in range(len(self.discriminator_channels) - 1)]
+
+    @property
+    def generator_sn_eps(self) -> float | None:
+        """`None` where the generator is not spectrally normalised."""
+        return self.spectral_norm_eps if self.generator_spectral_norm else None
+
+    @property
+    def discriminator_sn_eps(self) -> float | None:
+        return self.spectral_norm_eps if self.discriminator_spectral_norm else None
+
+    @property
+    def num_latent_chunks(self) -> int:
+        """One chunk of the latents for the stem and one a stage; 1 where the latents are not split."""
+        return len(self.generator_channels) if self.hierarchical_latents and not self.is_deep else 1
+
+    @property
+    def condition_dim(self) -> int:
+        """Length of the vector that conditions a generator block; 0: nothing does."""
+        label_dim = self.class_embedding_dim if self.shared_class_embedding else (self.num_labels or 0)
+        latent_dim = self.z_dim // self.num_latent_chunks if self.hierarchical_latents else 0
+        return (label_dim if self.num_labels else 0) + latent_dim
+
+    # Filling in and checking
+
+    def _set_labels(self, num_labels: int | None, num_classes: int | None) -> None:
+        """Makes `id2label` and `label2id` from whichever of names and number was given."""
+        number = num_labels if num_labels is not None else num_classes
+        if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 0):
+            raise ValueError(f"num_labels must be an integer ≥ 0 (0 is unconditional), got {number!r}")
+        if self.id2label is None:
+            self.num_labels = 1000 if number is None else number
+        elif number is not None and number != len(self.id2label):
+            raise ValueError(f"num_labels={number}, but id2label has {len(self.id2label)} names; give one of the two")
+        labels = {int(key): str(value) for key, value in (self.id2label or {}).items()}
+        if sorted(labels) != list(range(len(labels))):
+            raise ValueError(f"id2label must name the labels 0 to {len(labels) - 1}, got the keys {sorted(labels)}")
+        self.id2label = dict(sorted(labels.items()))
+        self.label2id = {name: label for label, name in self.id2label.items()}
+
+    def _fill_in_defaults(self) -> None:
+        if self.image_size not in CHANNEL_MULTIPLIERS:
+            raise ValueError(f"image_size must be one of {_listed(CHANNEL_MULTIPLIERS)}, got {self.image_size}")
+        generator, discriminator = CHANNEL_MULTIPLIERS[self.image_size]
+        self.generator_channel_multipliers = list(self.generator_channel_multipliers or generator)
+        self.discriminator_channel_multipliers = list(self.discriminator_channel_multipliers or discriminator)
+        self.generator_attention_resolutions = list(self.generator_attention_resolutions)
+        self.discriminator_attention_resolutions = list(self.discriminator_attention_resolutions)
+        self.standing_truncations = list(self.standing_truncations)
+        blocks = 2 if self.is_deep else 1
+        self.generator_blocks_per_stage = self.generator_blocks_per_stage or blocks
+        self.discriminator_blocks_per_stage = self.discriminator_blocks_per_stage or blocks
+        if self.output_batch_norm_eps is None:
+            self.output_batch_norm_eps = self.batch_norm_eps
+
+    def validate_architecture(self) -> None:
+        """Checks what the types don't say; the networks call it again, since fields may have been set since."""
+        self._check_sizes()
+        self._check_conditioning()
+        for network in ("generator", "discriminator"):
+            self._check_attention(network)
+            if not self.is_deep and getattr(self, f"{network}_blocks_per_stage") != 1:
+                raise ValueError(f"{network}_blocks_per_stage must be 1 in the plain architecture")
+        if any(not math.isfinite(t) or t < 0 for t in self.standing_truncations):
+            raise ValueError(f"standing_truncations must be numbers ≥ 0, got {self.standing_truncations}")
+        if sorted(set(self.standing_truncations)) != self.standing_truncations:
+            raise ValueError(f"standing_truncations must ascend, got {self.standing_truncations}")
+
+    def _check_sizes(self) -> None:
+        positive = ("num_channels", "z_dim", "class_embedding_dim", "generator_base_channels")
+        for name in (*positive, "discriminator_base_channels", "generator_blocks_per_stage"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.num_channels not in (1, 3):
+            raise ValueError(f"num_channels must be 1 (grey) or 3 (RGB), got {self.num_channels}")
+        for network, table in zip(("generator", "discriminator"), CHANNEL_MULTIPLIERS[self.image_size], strict=True):
+            multipliers = getattr(self, f"{network}_channel_multipliers")
+            if len(multipliers) != len(table) or min(multipliers) < 1:
+                raise ValueError(
+                    f"{network}_channel_multipliers must be {len(table)} positive integers at {self.image_size} "
+                    f"pixels, got {multipliers}"
+                )
+        for name in ("spectral_norm_eps", "batch_norm_eps", "output_batch_norm_eps"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
+
+    def _check_conditioning(self) -> None:
+        if self.is_deep and not self.hierarchical_latents:
+            raise ValueError("hierarchical_latents must be True in the deep architecture, whose blocks all see z")
+        if self.num_labels and self.hierarchical_latents and not self.shared_class_embedding:
+            raise ValueError(
+                "shared_class_embedding=False needs hierarchical_latents=False: an embedding per layer leaves no "
+                "vector to which a chunk of the latents could be joined"
+            )
+        if self.z_dim % self.num_latent_chunks:
+            raise ValueError(
+                f"z_dim={self.z_dim} does not divide into {self.num_latent_chunks} equal chunks (the stem and "
+                f"{self.num_latent_chunks - 1} stages); the nearest that does is "
+                f"{max(round(self.z_dim / self.num_latent_chunks), 1) * self.num_latent_chunks}"
+            )
+
+    def _check_attention(self, network: str) -> None:
+        resolutions: list[int] = getattr(self, f"{network}_resolutions")
+        channels: list[int] = getattr(self, f"{network}_channels")[1:]
+        for resolution in getattr(self, f"{network}_attention_resolutions"):
+            if resolution not in resolutions:
+                raise ValueError(
+                    f"{network}_attention_resolutions names {resolution}, but no stage of the {self.image_size}-pixel "
+                    f"{network} has that output size; they are {_listed(dict.fromkeys(resolutions))}"
+                )
+            width = channels[resolutions.index(resolution)]
+            if width < 8:
+                raise ValueError(f"attention at {resolution} pixels needs at least 8 channels, there are {width}")
+
+
+def _listed(values: Any) -> str:
+    return ", ".join(str(value) for value in values)
+
+
+def _unknown_keyword(name: str) -> str:
+    fields = [*BigGANConfig.__dataclass_fields__, "num_labels", "num_classes"]
+    close = difflib.get_close_matches(name, fields, n=1)
+    return f"BigGANConfig has no field {name!r}" + (f"; did you mean {close[0]!r}?" if close else "")
