@@ -44,7 +44,7 @@ _PER_LAYER_LABELS: dict[str, Any] = {
 
 # A row a model; what a row leaves out is the default of `BigGANConfig`, the paper's 128-pixel model.
 PRESETS: dict[str, dict[str, Any]] = {
-    # Paper and DeepMind's TFHub modules: FID 8.7, IS 98.8 at 128 px untruncated (StudioGAN's figure of the paper's row).
+    # Paper and DeepMind's TFHub modules; untruncated at 128 px IS 98.8, FID 8.7 (the paper's row, after StudioGAN).
     "biggan-128": {},
     "biggan-256": {"image_size": 256, "z_dim": 140, "generator_attention_resolutions": [128]},
     "biggan-512": {"image_size": 512, "z_dim": 128},
@@ -113,8 +113,8 @@ class BigGANConfig(PreTrainedConfig):
     r"""
     The architecture of a BigGAN generator and its discriminator. The defaults are the paper's 128-pixel model.
 
-    Fields that default to `None` are filled in from the image size and the architecture, so a saved `config.json`
-    says everything that the networks' function depends on.
+    Channel multipliers that are left out are filled in from the table of the image size, so that a saved
+    `config.json` says everything that the networks' function depends on.
 
     Args:
         architecture: `"biggan"` (one residual block a resolution) or `"biggan-deep"` (bottleneck blocks).
@@ -133,7 +133,7 @@ class BigGANConfig(PreTrainedConfig):
         generator_base_channels: Base width `ch` of the generator; 96 in the paper, 128 for deep.
         generator_channel_multipliers: Multiples of the base width: the 4x4 stem, then the output of each stage.
         generator_attention_resolutions: Self-attention follows the stage whose output has this size.
-        generator_blocks_per_stage: Residual blocks at each resolution: 1 for plain, 2 for deep by default.
+        generator_blocks_per_stage: Residual blocks at each resolution of the deep architecture; the plain has one.
         generator_spectral_norm: Spectral normalisation of the generator's convolutions and linear maps.
         discriminator_base_channels: Base width of the discriminator.
         discriminator_channel_multipliers: Multiples of the base width: the output of each plain block, or the deep
@@ -143,13 +143,22 @@ class BigGANConfig(PreTrainedConfig):
         discriminator_spectral_norm: Spectral normalisation of the discriminator's weights.
         discriminator_wide: The first convolution of a plain block already has the block's output width (SA-GAN and
             BigGAN); `False` keeps the input width (SN-GAN).
+        discriminator_attention_stages: Of the stages whose output has one of the attention resolutions, the numbers
+            of those that self-attention follows; default all. The last stages of a discriminator share one size.
+        discriminator_shortcut_relu: The shortcut of a block that begins with a ReLU sees the map after that ReLU, as
+            in StudioGAN, whose ReLU works in place.
+        deep_projection_shortcut: StudioGAN's `big_resnet_deep_studiogan`: a deep block's shortcut is a 1x1
+            convolution to the output width (in the discriminator, where size or width changes), and the
+            discriminator pools before its last ReLU.
         spectral_norm_eps: Smallest norm by which a singular vector is divided.
         batch_norm_eps: Added to the variance in conditional batch norms.
-        output_batch_norm_eps: The same in the batch norm before the last convolution; default `batch_norm_eps`.
+        output_batch_norm_eps: The same in the batch norm before the last convolution; `None`: `batch_norm_eps`.
         initializer: `"orthogonal"` (paper), `"normal"` (standard deviation 0.02) or `"xavier_uniform"`.
         truncation_mode: What `truncation=t` means to this model: `"resample"` (the paper: entries of N(0, 1) beyond
             t are drawn again) or `"scale"` (TFHub, pytorch-pretrained-biggan: t times N(0, 1) cut at 2).
         standing_truncations: Thresholds, ascending, for which the generator holds standing statistics.
+        standing_interpolation: Between two thresholds, `"linear"`, or `"mirrored"`: the weights of the two rows
+            exchanged, as pytorch-pretrained-biggan computes it; its rows lie evenly from 0 to 1.
 
     Raises:
         ValueError: A value outside the table, with the value and what was expected.
@@ -170,20 +179,24 @@ class BigGANConfig(PreTrainedConfig):
     generator_base_channels: int = 96
     generator_channel_multipliers: list[int] | tuple[int, ...] | None = None
     generator_attention_resolutions: list[int] | tuple[int, ...] = (64,)
-    generator_blocks_per_stage: int | None = None
+    generator_blocks_per_stage: int = 2
     generator_spectral_norm: bool = True
     discriminator_base_channels: int = 96
     discriminator_channel_multipliers: list[int] | tuple[int, ...] | None = None
     discriminator_attention_resolutions: list[int] | tuple[int, ...] = (64,)
-    discriminator_blocks_per_stage: int | None = None
+    discriminator_blocks_per_stage: int = 2
     discriminator_spectral_norm: bool = True
     discriminator_wide: bool = True
+    discriminator_attention_stages: list[int] | tuple[int, ...] | None = None
+    discriminator_shortcut_relu: bool = False
+    deep_projection_shortcut: bool = False
     spectral_norm_eps: float = 1e-4
     batch_norm_eps: float = 1e-4
     output_batch_norm_eps: float | None = None
     initializer: Literal["orthogonal", "normal", "xavier_uniform"] = "orthogonal"
     truncation_mode: Literal["resample", "scale"] = "resample"
     standing_truncations: list[float] | tuple[float, ...] = ()
+    standing_interpolation: Literal["linear", "mirrored"] = "linear"
 
     def __post_init__(self, **kwargs: Any) -> None:
         self._set_labels(kwargs.pop("num_labels", None), kwargs.pop("num_classes", None))
@@ -259,6 +272,13 @@ class BigGANConfig(PreTrainedConfig):
         return [max(self.image_size // 2 ** (i + 1), smallest) for i in range(len(self.discriminator_channels) - 1)]
 
     @property
+    def discriminator_attention(self) -> list[bool]:
+        """Whether self-attention follows each discriminator stage."""
+        sizes, chosen = self.discriminator_attention_resolutions, self.discriminator_attention_stages
+        stages = enumerate(self.discriminator_resolutions)
+        return [size in sizes and (chosen is None or stage in chosen) for stage, size in stages]
+
+    @property
     def generator_sn_eps(self) -> float | None:
         """`None` where the generator is not spectrally normalised."""
         return self.spectral_norm_eps if self.generator_spectral_norm else None
@@ -304,12 +324,9 @@ class BigGANConfig(PreTrainedConfig):
         self.discriminator_channel_multipliers = list(self.discriminator_channel_multipliers or discriminator)
         self.generator_attention_resolutions = list(self.generator_attention_resolutions)
         self.discriminator_attention_resolutions = list(self.discriminator_attention_resolutions)
+        if self.discriminator_attention_stages is not None:
+            self.discriminator_attention_stages = list(self.discriminator_attention_stages)
         self.standing_truncations = list(self.standing_truncations)
-        blocks = 2 if self.is_deep else 1
-        self.generator_blocks_per_stage = self.generator_blocks_per_stage or blocks
-        self.discriminator_blocks_per_stage = self.discriminator_blocks_per_stage or blocks
-        if self.output_batch_norm_eps is None:
-            self.output_batch_norm_eps = self.batch_norm_eps
 
     def validate_architecture(self) -> None:
         """Checks what the types don't say; the networks call it again, since fields may have been set since."""
@@ -317,16 +334,12 @@ class BigGANConfig(PreTrainedConfig):
         self._check_conditioning()
         for network in ("generator", "discriminator"):
             self._check_attention(network)
-            if not self.is_deep and getattr(self, f"{network}_blocks_per_stage") != 1:
-                raise ValueError(f"{network}_blocks_per_stage must be 1 in the plain architecture")
-        if any(not math.isfinite(t) or t < 0 for t in self.standing_truncations):
-            raise ValueError(f"standing_truncations must be numbers ≥ 0, got {self.standing_truncations}")
-        if sorted(set(self.standing_truncations)) != self.standing_truncations:
-            raise ValueError(f"standing_truncations must ascend, got {self.standing_truncations}")
+        self._check_attention_stages()
+        self._check_standing_statistics()
 
     def _check_sizes(self) -> None:
-        positive = ("num_channels", "z_dim", "class_embedding_dim", "generator_base_channels")
-        for name in (*positive, "discriminator_base_channels", "generator_blocks_per_stage"):
+        widths = ("z_dim", "class_embedding_dim", "generator_base_channels", "discriminator_base_channels")
+        for name in (*widths, "generator_blocks_per_stage", "discriminator_blocks_per_stage"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.num_channels not in (1, 3):
@@ -339,7 +352,7 @@ class BigGANConfig(PreTrainedConfig):
                     f"pixels, got {multipliers}"
                 )
         for name in ("spectral_norm_eps", "batch_norm_eps", "output_batch_norm_eps"):
-            if not 0 < getattr(self, name) < 1:
+            if getattr(self, name) is not None and not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
 
     def _check_conditioning(self) -> None:
@@ -369,6 +382,25 @@ class BigGANConfig(PreTrainedConfig):
             width = channels[resolutions.index(resolution)]
             if width < 8:
                 raise ValueError(f"attention at {resolution} pixels needs at least 8 channels, there are {width}")
+
+    def _check_attention_stages(self) -> None:
+        resolutions, sizes = self.discriminator_attention_resolutions, self.discriminator_resolutions
+        for stage in self.discriminator_attention_stages or ():
+            if not 0 <= stage < len(sizes) or sizes[stage] not in resolutions:
+                raise ValueError(
+                    f"discriminator_attention_stages names {stage}, but discriminator_attention_resolutions are "
+                    f"{_listed(resolutions)} and the outputs of the stages are {_listed(sizes)}"
+                )
+
+    def _check_standing_statistics(self) -> None:
+        table = list(self.standing_truncations)
+        if any(not math.isfinite(t) or t < 0 for t in table):
+            raise ValueError(f"standing_truncations must be numbers ≥ 0, got {table}")
+        if sorted(set(table)) != table:
+            raise ValueError(f"standing_truncations must ascend, got {table}")
+        last = len(table) - 1
+        if self.standing_interpolation == "mirrored" and (last < 1 or table != [i / last for i in range(last + 1)]):
+            raise ValueError(f"mirrored interpolation needs standing_truncations evenly from 0 to 1, got {table}")
 
 
 def _listed(values: Any) -> str:

@@ -139,7 +139,7 @@ class OneHotLabels(nn.Module):
         self.num_labels = num_labels
 
     def forward(self, labels: Tensor) -> Tensor:
-        return F.one_hot(labels, self.num_labels)
+        return F.one_hot(labels.long(), self.num_labels)
 
 
 class MixedEmbedding(nn.Embedding):
@@ -186,8 +186,9 @@ class _BatchNorm(nn.Module):
     def normalize(self, hidden_states: Tensor, gain: Tensor, bias: Tensor, row: StandingRow | None) -> Tensor:
         """(x - mean) / sqrt(var + eps) · gain + bias, with `gain` and `bias` (1, C) or (N, C)."""
         if self.training:
-            running = (None, None) if _is_recomputing() else (self.running_mean, self.running_var)
-            hidden_states = F.batch_norm(hidden_states, *running, training=True, momentum=self.momentum, eps=self.eps)
+            momentum = 0.0 if _is_recomputing() else self.momentum
+            running = self.running_mean, self.running_var
+            hidden_states = F.batch_norm(hidden_states, *running, training=True, momentum=momentum, eps=self.eps)
         else:
             # One multiply-add: x·s + (b - mean·s), with s = gain / sqrt(var + eps).
             mean, var = self.statistics(row)

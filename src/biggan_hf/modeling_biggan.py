@@ -5,9 +5,12 @@ arXiv:1809.11096), appendix B; the function is that of github.com/ajbrock/BigGAN
 `BigGANdeep.py`.
 """
 
-import bisect
+import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +21,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput, logging
 
 from .configuration_biggan import BigGANConfig
+from .hub import has_card, model_card, staged_save, upload_folder
+from .images import sample_sheet
 from .latents import TruncationMode, check_truncation, sample_latents
 from .layers import (
     BatchNorm2d,
@@ -42,7 +47,7 @@ class BigGANModelOutput(ModelOutput):
         images: (N, num_channels, image_size, image_size) in [-1, 1].
     """
 
-    images: torch.FloatTensor | None = None
+    images: Tensor | None = None
 
 
 @dataclass
@@ -52,7 +57,7 @@ class BigGANDiscriminatorOutput(ModelOutput):
         logits: (N, 1); the larger, the more real.
     """
 
-    logits: torch.FloatTensor | None = None
+    logits: Tensor | None = None
 
 
 # Blocks. All resampling is by two: nearest neighbour up, average pooling down.
@@ -234,6 +239,17 @@ class BigGANDiscriminatorStage(GradientCheckpointingLayer):
 
 # Networks
 
+_PUSH_ARGUMENTS = (
+    "repo_id",
+    "commit_message",
+    "commit_description",
+    "private",
+    "token",
+    "revision",
+    "create_pr",
+    "tags",
+)
+
 
 class BigGANPreTrainedModel(PreTrainedModel):
     """Loading, saving, initialisation: what the two networks share."""
@@ -247,16 +263,88 @@ class BigGANPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _no_split_modules = ["BigGANGeneratorStage", "BigGANDiscriminatorStage"]
 
+    _path_in_repo = ""
+
     def __init__(self, config: BigGANConfig):
         config.validate_architecture()
         super().__init__(config)
+
+    def save_pretrained(  # type: ignore[override]  # the arguments it does not name are passed on
+        self,
+        save_directory: str | os.PathLike[str],
+        is_main_process: bool = True,
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """
+        As in transformers. A save that fails leaves the folder as it was, and one that succeeds leaves no shards of
+        an earlier one; with `push_to_hub`, `repo_id` and the other arguments of [`push_to_hub`] are passed on.
+        """
+        push = {name: kwargs.pop(name) for name in _PUSH_ARGUMENTS if name in kwargs}
+        if not is_main_process:
+            return
+        with staged_save(save_directory) as staging:
+            super().save_pretrained(staging, **kwargs)
+        if push_to_hub:
+            self.push_to_hub(push.pop("repo_id", Path(save_directory).name), **push)
+
+    def push_to_hub(  # type: ignore[override]  # transformers wraps its own, and loses the signature
+        self,
+        repo_id: str,
+        *,
+        commit_message: str | None = None,
+        commit_description: str | None = None,
+        private: bool | None = None,
+        token: bool | str | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        max_shard_size: int | str | None = "50GB",
+        tags: list[str] | None = None,
+    ) -> str:
+        """
+        Uploads the network to the Hub: the generator, with its card, to the root, the discriminator to
+        `discriminator/`. A card that the repository has stays as it is.
+
+        Args:
+            repo_id: `"user/name"`; created if it does not exist.
+            commit_message: First line of the commit.
+            commit_description: The rest of it.
+            private: Whether a repository that is created is private.
+            token: Access token; by default the one stored on this machine.
+            revision: Branch to commit to.
+            create_pr: Opens a pull request instead.
+            max_shard_size: As for `save_pretrained`.
+            tags: Added to those of the card.
+
+        Returns:
+            The commit's address.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, max_shard_size=max_shard_size)
+            if not has_card(repo_id, token, revision):
+                self._write_card(Path(folder), repo_id, tags)
+            commit = upload_folder(
+                folder,
+                repo_id,
+                path_in_repo=self._path_in_repo,
+                token=token,
+                private=private,
+                revision=revision,
+                create_pr=create_pr,
+                commit_message=commit_message or f"Upload {type(self).__name__}",
+                commit_description=commit_description,
+            )
+        return commit.commit_url
+
+    def _write_card(self, folder: Path, repo_id: str, tags: list[str] | None) -> None:
+        """Writes `README.md` and what it shows, where the network has a card of its own."""
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Conv2d | nn.Linear | nn.Embedding):
             self._init_weight(module.weight)
-            if getattr(module, "bias", None) is not None:
-                init.zeros_(module.bias)
+            if isinstance(bias := getattr(module, "bias", None), Tensor):
+                init.zeros_(bias)
         if isinstance(module, SpectralNorm):
             init.normal_(module.u0)
             init.ones_(module.sv0)
@@ -286,9 +374,9 @@ class BigGANPreTrainedModel(PreTrainedModel):
             return
         if class_labels is None:
             raise ValueError(f"this model has {self.config.num_labels} classes: class_labels must be given")
-        if class_labels.shape != (num_samples,) or class_labels.is_floating_point():
+        if class_labels.shape != (num_samples,) or class_labels.dtype not in (torch.int64, torch.int32):
             raise ValueError(
-                f"class_labels must be {num_samples} integers, one a sample, got {tuple(class_labels.shape)} "
+                f"class_labels must be {num_samples} integers (int64), one a sample, got {tuple(class_labels.shape)} "
                 f"of {class_labels.dtype}"
             )
         if class_labels.device.type == "cpu" and not torch.compiler.is_compiling():
@@ -325,9 +413,15 @@ class BigGANModel(BigGANPreTrainedModel):
             self.class_embedding = embedding if config.shared_class_embedding else OneHotLabels(config.num_labels)
         self.linear = linear(stem_dim, 16 * stem_channels, sn_eps)
         self.stages = nn.ModuleList(BigGANGeneratorStage(config, i) for i in range(len(config.generator_resolutions)))
-        self.output_bn = BatchNorm2d(out_channels, config.output_batch_norm_eps, len(config.standing_truncations))
+        output_eps = config.output_batch_norm_eps or config.batch_norm_eps
+        self.output_bn = BatchNorm2d(out_channels, output_eps, len(config.standing_truncations))
         self.output_conv = conv2d(out_channels, config.num_channels, 3, sn_eps)
         self.post_init()
+
+    def _write_card(self, folder: Path, repo_id: str, tags: list[str] | None) -> None:
+        sample_sheet(self, rows=8, columns=4).save(folder / "samples.png")
+        card = model_card(self.config, repo_id=repo_id, tags=tags, sample_image="samples.png")
+        (folder / "README.md").write_text(card, encoding="utf-8")
 
     @property
     def dummy_inputs(self) -> dict[str, Tensor]:
@@ -397,13 +491,14 @@ class BigGANModel(BigGANPreTrainedModel):
         if truncation is None:
             return None
         if not table:
-            logger.warning_once("This model holds no standing statistics: truncated samples use the running ones.")
+            if not torch.compiler.is_compiling():
+                logger.warning_once("This model holds no standing statistics: truncated samples use the running ones.")
             return None
         if not table[0] <= truncation <= table[-1]:
             raise ValueError(
                 f"truncation={truncation} is outside this model's standing statistics, {table[0]} to {table[-1]}"
             )
-        upper = bisect.bisect_left(table, truncation)
+        upper = next(i for i, threshold in enumerate(table) if threshold >= truncation)
         if table[upper] == truncation:
             return StandingRow(upper, upper, 0.0)
         fraction = (truncation - table[upper - 1]) / (table[upper] - table[upper - 1])
@@ -483,6 +578,7 @@ class BigGANDiscriminator(BigGANPreTrainedModel):
     """
 
     main_input_name = "pixel_values"
+    _path_in_repo = "discriminator"
 
     def __init__(self, config: BigGANConfig):
         super().__init__(config)
@@ -515,11 +611,18 @@ class BigGANDiscriminator(BigGANPreTrainedModel):
             ValueError: Images or labels of the wrong shape, a label out of range.
         """
         expected = (self.config.num_channels, self.config.image_size, self.config.image_size)
-        if pixel_values.ndim != 4 or pixel_values.shape[1:] != expected:
-            raise ValueError(f"pixel_values must be (N, *{expected}), got {tuple(pixel_values.shape)}")
+        if pixel_values.ndim != 4 or pixel_values.shape[1:] != expected or not pixel_values.is_floating_point():
+            raise ValueError(
+                f"pixel_values must be (N, {', '.join(map(str, expected))}) floats in [-1, 1], got "
+                f"{tuple(pixel_values.shape)} of {pixel_values.dtype}"
+            )
         self._check_class_labels(class_labels, len(pixel_values))
+        pixel_values = pixel_values.to(self.dtype)
+        if self.training and self.is_activation_checkpointing and not pixel_values.requires_grad:
+            # The reentrant kind gives a stage's weights a gradient only if the stage's input needs one.
+            pixel_values = pixel_values.detach().requires_grad_()
 
-        hidden_states = self.input_conv(pixel_values.to(self.dtype))
+        hidden_states = self.input_conv(pixel_values)
         for stage in self.stages:
             hidden_states = stage(hidden_states)
         features = F.relu(hidden_states).sum(dim=(2, 3))  # global sum pooling

@@ -1,0 +1,238 @@
+"""Publishing a model: its card, its upload, and saves that leave no stale weights behind."""
+
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path, PurePosixPath
+
+from huggingface_hub import CommitInfo, HfApi, ModelCardData
+from huggingface_hub.utils import filter_repo_objects
+from transformers import PreTrainedConfig
+
+
+STAGING_PREFIX = ".saving-"
+
+# `from_pretrained` prefers `model.safetensors` to an index with its shards, and `save_pretrained` removes neither of
+# the two when it writes the other: a sharded save into the folder of an unsharded one would load the old weights.
+WEIGHT_GLOBS = ("model.safetensors", "model.safetensors.index.json", "model-?????-of-?????.safetensors")
+
+CITATION = """\
+```bibtex
+@inproceedings{brock2019large,
+  title     = {Large Scale {GAN} Training for High Fidelity Natural Image Synthesis},
+  author    = {Andrew Brock and Jeff Donahue and Karen Simonyan},
+  booktitle = {International Conference on Learning Representations},
+  year      = {2019},
+  url       = {https://arxiv.org/abs/1809.11096},
+}
+```"""
+
+LIMITS = """\
+For research on generative models, and for making pictures of the kind that the model was trained on. It shows the
+variety, the gaps and the biases of its training pictures, and may come close to single ones of them. Its pictures are
+not photographs: do not present them as such. A low truncation gives typical pictures, a high one varied pictures with
+more failures."""
+
+CARD_SETTINGS = (
+    "architecture",
+    "image_size",
+    "num_channels",
+    "num_labels",
+    "z_dim",
+    "class_embedding_dim",
+    "truncation_mode",
+    "generator_base_channels",
+    "discriminator_base_channels",
+)
+
+
+def model_card(
+    config: PreTrainedConfig,
+    *,
+    repo_id: str | None = None,
+    license: str | None = None,
+    tags: list[str] | None = None,
+    datasets: list[str] | None = None,
+    sample_image: str | None = None,
+    training: Mapping[str, object] | None = None,
+) -> str:
+    """
+    The text of a repo's `README.md`: metadata for the Hub's search, then what a reader needs to use the model.
+
+    Args:
+        config: The model's `BigGANConfig`.
+        repo_id: `"user/name"` on the Hub: the title and the usage examples name it.
+        license: An identifier of the Hub's list, such as `"mit"`. `None` claims nothing: the weights' license depends
+            on the pictures they were trained on.
+        tags: Added to the card's own.
+        datasets: Ids of the training data sets on the Hub.
+        sample_image: File name, within the repo, of a grid of samples.
+        training: Settings to list, by name.
+    """
+    conditional = bool(config.num_labels)
+    data = ModelCardData(
+        license=license,
+        library_name="biggan_hf",
+        pipeline_tag="unconditional-image-generation",
+        tags=["biggan", "gan", "image-generation"]
+        + ["class-conditional-image-generation"] * conditional
+        + (tags or []),
+        datasets=datasets,
+    )
+    sections = [
+        f"# {repo_id.split('/')[-1] if repo_id else 'BigGAN'}",
+        _summary(config),
+        f"![samples]({sample_image})" if sample_image else "",
+        f"## Usage\n\n{_usage(config, repo_id or 'path/to/this/folder')}",
+        f"## Architecture\n\n{_table({name: getattr(config, name) for name in CARD_SETTINGS})}",
+        f"## Training\n\n{_table(training)}" if training else "",
+        f"## Intended use and limits\n\n{LIMITS}",
+        f"## Citation\n\n{CITATION}",
+    ]
+    return f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(filter(None, sections)) + "\n"
+
+
+def _summary(config: PreTrainedConfig) -> str:
+    name = {"biggan": "BigGAN", "biggan-deep": "BigGAN-deep"}[config.architecture]
+    size = f"{config.image_size}×{config.image_size}"
+    classes = f"in {config.num_labels} classes" if config.num_labels else "without classes"
+    return f"A {name} generator of {size} images {classes} ([Brock et al. 2018](https://arxiv.org/abs/1809.11096))."
+
+
+def _usage(config: PreTrainedConfig, source: str) -> str:
+    prompt = f"{_class_prompt(config)!r}, " if config.num_labels else ""
+    label = "class_labels=[0], " if config.num_labels else ""
+    return f"""\
+```python
+import torch
+from biggan_hf import BigGANModel, BigGANPipeline
+
+generator = torch.Generator().manual_seed(0)
+
+pipe = BigGANPipeline.from_pretrained({source!r})
+images = pipe({prompt}truncation=0.5, num_images_per_prompt=4, generator=generator).images  # PIL images
+
+model = BigGANModel.from_pretrained({source!r})
+images = model.sample({label}num_images_per_label=4, truncation=0.5, generator=generator)  # tensor in [-1, 1]
+```"""
+
+
+def _class_prompt(config: PreTrainedConfig) -> str | int:
+    """The first class as the pipeline takes it: its name where it has one, else its number."""
+    name = list((config.id2label or {}).values())[0].split(",")[0]
+    return 0 if name == "LABEL_0" else name
+
+
+def _table(settings: Mapping[str, object]) -> str:
+    def cell(value: object) -> str:
+        return " ".join(str(value).split()).replace("|", "\\|")
+
+    rows = [f"| {cell(name)} | {cell(value)} |" for name, value in settings.items()]
+    return "\n".join(["| setting | value |", "|---|---|", *rows])
+
+
+def has_card(repo_id: str, token: bool | str | None = None, revision: str | None = None) -> bool:
+    """Whether the repo exists and has a `README.md`, which may hold what somebody wrote."""
+    return HfApi(token=token).file_exists(repo_id, "README.md", revision=revision)
+
+
+def upload_folder(
+    folder: str | PathLike[str],
+    repo_id: str,
+    *,
+    path_in_repo: str = "",
+    token: bool | str | None = None,
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    commit_message: str = "Upload BigGAN",
+    commit_description: str | None = None,
+    ignore_patterns: list[str] | None = None,
+) -> CommitInfo:
+    """
+    Uploads a folder, creating the repo and the branch where needed. Weights that the upload supersedes are deleted
+    from the repo (see `remove_stale_weights`); its other files stay.
+
+    Args:
+        folder: What to upload, with its subfolders.
+        repo_id: `"user/name"`, or `"name"` in the token's own namespace.
+        path_in_repo: Subfolder of the repo to upload into.
+        token: Access token; by default the one stored on this machine.
+        private: Whether a repo that is created is private.
+        revision: Branch to commit to; default the main branch.
+        create_pr: Opens a pull request against the main branch instead.
+        commit_message: First line of the commit.
+        commit_description: The rest of it.
+        ignore_patterns: Globs, relative to `folder`, of what stays here.
+
+    Raises:
+        FileNotFoundError: There is no such folder, or nothing in it to upload.
+    """
+    folder = Path(folder)
+    ignore_patterns = [*(ignore_patterns or []), f"{STAGING_PREFIX}*"]
+    paths = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    files = list(filter_repo_objects(paths, ignore_patterns=ignore_patterns))
+    if not files:
+        raise FileNotFoundError(f"expected a folder with files to upload, got {folder}")
+    api = HfApi(token=token)
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    if revision and not create_pr:
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
+    return api.upload_folder(
+        repo_id=repo_id,
+        folder_path=folder,
+        path_in_repo=path_in_repo,
+        revision=revision,
+        create_pr=create_pr,
+        commit_message=commit_message,
+        commit_description=commit_description,
+        ignore_patterns=ignore_patterns,
+        delete_patterns=_weight_patterns(files),
+    )
+
+
+def _weight_patterns(files: Iterable[str]) -> list[str]:
+    """Globs of all weights beside the weights among `files`."""
+    parents = {path.parent for path in map(PurePosixPath, files) if any(map(path.match, WEIGHT_GLOBS))}
+    return [(parent / glob).as_posix() for parent in sorted(parents) for glob in WEIGHT_GLOBS]
+
+
+def remove_stale_weights(folder: Path, written: Iterable[str]) -> None:
+    """
+    Deletes the weights of an earlier save, sharded or not, from the folders into which new weights were written.
+
+    Args:
+        folder: The folder of the model.
+        written: Paths, relative to `folder`, of the files that belong to the new save.
+    """
+    written = set(written)
+    for pattern in _weight_patterns(written):
+        for path in folder.glob(pattern):
+            if path.relative_to(folder).as_posix() not in written:
+                path.unlink()
+
+
+@contextmanager
+def staged_save(folder: str | PathLike[str]) -> Iterator[Path]:
+    """
+    A folder to save into, whose files take their places in `folder` once all are written: a save that fails leaves
+    `folder` as it was, one that succeeds leaves no stale weights.
+
+    Args:
+        folder: Where the files go; made if it does not exist. Files of other names in it stay.
+
+    Yields:
+        An empty folder.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    # Inside `folder`, hence on the same file system: moving is renaming.
+    with tempfile.TemporaryDirectory(prefix=STAGING_PREFIX, dir=folder) as directory:
+        staging = Path(directory)
+        yield staging
+        written = sorted(path.relative_to(staging) for path in staging.rglob("*") if path.is_file())
+        for path in written:
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (staging / path).replace(folder / path)
+        remove_stale_weights(folder, {path.as_posix() for path in written})

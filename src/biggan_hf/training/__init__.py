@@ -1,0 +1,35 @@
+"""Training BigGAN: `accelerate launch train.py …`, or `accelerate launch -m biggan_hf.training …`."""
+
+import sys
+from collections.abc import Sequence
+
+from huggingface_hub.errors import StrictDataclassError
+
+from .arguments import TRAINING_PRESETS, DataArguments, ModelArguments, TrainingArguments, parse_arguments
+from .loop import set_up, train
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Trains as the command line says. What can't be is one line on standard error, and exit status 2."""
+    try:
+        run = set_up(*parse_arguments(argv))
+    except (ValueError, TypeError, OSError, ImportError, StrictDataclassError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from error
+    folder = train(run)
+    if run.accelerator.is_main_process:
+        print(
+            f"model, discriminator and card: {folder}\nsamples: {folder / 'samples.png'}\nlog: {folder / 'log.jsonl'}"
+        )
+
+
+__all__ = [
+    "TRAINING_PRESETS",
+    "DataArguments",
+    "ModelArguments",
+    "TrainingArguments",
+    "main",
+    "parse_arguments",
+    "set_up",
+    "train",
+]

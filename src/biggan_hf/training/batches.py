@@ -1,0 +1,98 @@
+"""What the players see: latents, labels and pictures as a pure function of (seed, step, micro-batch, process).
+
+Nothing here draws from a global random state, so a run that is interrupted and resumed sees what it would have seen.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ..data import LabelledImages, ShuffledBatches
+from ..latents import sample_latents
+from .steps import Batch
+
+
+def counter_generator(device: torch.device, *counters: int) -> torch.Generator:
+    """A generator seeded by a hash of the counters: neighbouring counters give unrelated streams."""
+    seed = np.random.SeedSequence(counters).generate_state(1, np.uint64)[0]
+    return torch.Generator(device).manual_seed(int(seed) >> 1)
+
+
+class BatchSource:
+    """
+    Micro-batches of one process.
+
+    Args:
+        images: The data set.
+        z_dim: Length of the latents.
+        num_labels: Number of classes, 0 for none.
+        batch_size: Samples in a micro-batch of one process.
+        seed: Of the run.
+        rank: This process.
+        world_size: Number of processes.
+        device: Where batches go.
+        horizontal_flip: Mirrors a random half of the pictures.
+        samples_seen: Pictures consumed by all processes so far; moves on with every micro-batch.
+        num_workers: Processes that decode; 0 decodes in this one and keeps what it decoded.
+    """
+
+    def __init__(
+        self,
+        images: LabelledImages,
+        *,
+        z_dim: int,
+        num_labels: int,
+        batch_size: int,
+        seed: int,
+        rank: int,
+        world_size: int,
+        device: torch.device,
+        horizontal_flip: bool,
+        samples_seen: int = 0,
+        num_workers: int = 0,
+    ):
+        self.z_dim, self.num_labels, self.batch_size, self.device = z_dim, num_labels, batch_size, device
+        self.seed, self.rank, self.world_size = seed, rank, world_size
+        self.horizontal_flip, self.samples_seen = horizontal_flip, samples_seen
+        order = ShuffledBatches(
+            len(images), batch_size, seed=seed, start=samples_seen, rank=rank, world_size=world_size
+        )
+        self._real: Iterator[dict[str, Tensor | None]] = iter(
+            DataLoader(
+                images,
+                batch_sampler=order,
+                collate_fn=_as_it_is,
+                num_workers=num_workers,
+                pin_memory=device.type == "cuda",
+            )
+        )
+
+    def latents(self, step: int, draw: int) -> Batch:
+        """Latents (N, z_dim) from N(0, 1) and uniform labels; `draw` counts the draws within a step."""
+        generator = counter_generator(self.device, self.seed, step, draw, self.rank)
+        latents = sample_latents(self.batch_size, self.z_dim, generator=generator, device=self.device)
+        if not self.num_labels:
+            return Batch(latents, None)
+        labels = torch.randint(self.num_labels, (self.batch_size,), generator=generator, device=self.device)
+        return Batch(latents, labels)
+
+    def pictures(self) -> Batch:
+        """The next pictures (N, C, H, W) in [-1, 1] and their labels."""
+        batch = next(self._real)
+        pixels, labels = batch["pixel_values"], batch["class_labels"]
+        assert pixels is not None
+        pixels = pixels.to(self.device, non_blocking=True).float() / 127.5 - 1
+        if self.horizontal_flip:
+            generator = counter_generator(self.device, self.seed, self.samples_seen, self.rank)
+            mirrored = torch.rand(len(pixels), 1, 1, 1, generator=generator, device=self.device) < 0.5
+            pixels = torch.where(mirrored, pixels.flip(-1), pixels)
+        self.samples_seen += self.batch_size * self.world_size
+        return Batch(pixels, None if labels is None else labels.to(self.device, non_blocking=True))
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
