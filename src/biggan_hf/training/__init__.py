@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from huggingface_hub.errors import StrictDataclassError
+from transformers.utils import logging
 
 from .arguments import TRAINING_PRESETS, DataArguments, ModelArguments, TrainingArguments, parse_arguments
 from .loop import set_up, train
@@ -11,6 +12,7 @@ from .loop import set_up, train
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Trains as the command line says. What can't be is one line on standard error, and exit status 2."""
+    logging.disable_progress_bar()  # one bar is enough: the training's own
     try:
         run = set_up(*parse_arguments(argv))
     except (ValueError, TypeError, OSError, ImportError, StrictDataclassError) as error:

@@ -18,7 +18,8 @@ from .steps import Batch
 
 def counter_generator(device: torch.device, *counters: int) -> torch.Generator:
     """A generator seeded by a hash of the counters: neighbouring counters give unrelated streams."""
-    seed = np.random.SeedSequence(counters).generate_state(1, np.uint64)[0]
+    # With their number in front, since the hash passes over zeros at the end.
+    seed = np.random.SeedSequence([len(counters), *counters]).generate_state(1, np.uint64)[0]
     return torch.Generator(device).manual_seed(int(seed) >> 1)
 
 

@@ -1,5 +1,6 @@
 """The training run: set up, one step, what happens every so often, the end."""
 
+import copy
 import dataclasses
 import json
 import re
@@ -202,9 +203,11 @@ def build_players(
         ema = BigGANModel(config)
         ema.load_state_dict(generator.state_dict())
     else:
-        ema = BigGANModel.from_pretrained(checkpoint)
-        generator = BigGANModel.from_pretrained(checkpoint / "generator")
-        discriminator = BigGANDiscriminator.from_pretrained(checkpoint / "discriminator")
+        # Copies, since weights that were loaded lie unaligned in a mapped file, where CPU kernels round differently:
+        # a resumed run would leave the uninterrupted one in the last bit.
+        ema = copy.deepcopy(BigGANModel.from_pretrained(checkpoint))
+        generator = copy.deepcopy(BigGANModel.from_pretrained(checkpoint / "generator"))
+        discriminator = copy.deepcopy(BigGANDiscriminator.from_pretrained(checkpoint / "discriminator"))
     ema = ema.to(accelerator.device).eval().requires_grad_(False)
     prepared = accelerator.prepare(
         generator.train(),

@@ -1,0 +1,177 @@
+"""Whole runs: by `accelerate launch` with one process and with two, cut off and resumed, pushed, and refused."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fake_hub import FakeHub
+from PIL import Image
+from safetensors.torch import load_file
+
+from biggan_hf import BigGANDiscriminator, BigGANModel
+from biggan_hf.training import main
+
+
+REPO = Path(__file__).parents[1]
+TINY = ["--preset", "demo", "--config_overrides", "generator_base_channels=4", "discriminator_base_channels=4"]
+SHORT = ["--per_device_batch_size", "4", "--logging_steps", "1", "--sample_steps", "2", "--checkpointing_steps", "2"]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    random = np.random.default_rng(0)
+    for index in range(10):
+        path = folder / ("cat", "dog")[index % 2] / f"{index}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (32, 32), np.uint8)).save(path)
+    return folder
+
+
+def arguments(pictures: Path, output: Path, *more: str, steps: int = 2) -> list[str]:
+    where = ["--dataset_name", str(pictures), "--output_dir", str(output), "--max_train_steps", str(steps)]
+    return [*TINY, *SHORT, *where, *more]
+
+
+def launch(num_processes: int, argv: list[str]) -> None:
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1"]
+    launcher += ["--num_processes", str(num_processes), "--mixed_precision", "no", "--dynamo_backend", "no"]
+    # Two processes on CPU take --multi_gpu with ACCELERATE_USE_CPU; --cpu would start one.
+    launcher += ["--multi_gpu", "--main_process_port", "0"] if num_processes > 1 else []
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    command = [*launcher, str(REPO / "train.py"), *argv]
+    done = subprocess.run(command, env=environment, cwd=REPO, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_launched_run_leaves_a_model_folder(pictures: Path, tmp_path: Path, num_processes: int) -> None:
+    output = tmp_path / "model"
+    launch(num_processes, arguments(pictures, output))
+
+    assert json.loads((output / "training_settings.json").read_text())["num_processes"] == num_processes
+    lines = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2]
+    assert lines[-1]["samples_seen"] == 2 * 4 * num_processes
+    assert all(np.isfinite(line["discriminator_loss"]) for line in lines)
+
+    model, loading = BigGANModel.from_pretrained(output, output_loading_info=True)
+    assert not any(loading.values()), loading
+    assert model.config.id2label == {0: "cat", 1: "dog"}
+    assert model.sample([0, 1], truncation=0.5).shape == (2, 1, 32, 32)
+    disc, loading = BigGANDiscriminator.from_pretrained(output, subfolder="discriminator", output_loading_info=True)
+    assert not any(loading.values()), loading
+    assert Image.open(output / "samples" / "step-0000002.png").size == Image.open(output / "samples.png").size
+    assert "library_name: biggan_hf" in (output / "README.md").read_text(encoding="utf-8")
+
+
+def networks(folder: Path) -> dict[str, torch.Tensor]:
+    files = [folder / "model.safetensors", folder / "discriminator" / "model.safetensors"]
+    files += sorted(folder.glob("checkpoint-*/generator/model.safetensors"))[-1:]
+    return {f"{file.parent.name}/{name}": t for file in files for name, t in load_file(file).items()}
+
+
+def test_resumed_run_is_the_uninterrupted_run_to_the_bit(pictures: Path, tmp_path: Path) -> None:
+    flags = [
+        "--horizontal_flip",
+        "--num_discriminator_steps",
+        "2",
+        "--global_batch_size",
+        "8",
+        "--ema_start_step",
+        "3",
+    ]
+    main(arguments(pictures, tmp_path / "whole", *flags, steps=4))
+    main(arguments(pictures, tmp_path / "parts", *flags, steps=2))
+    main(arguments(pictures, tmp_path / "parts", *flags, "--resume_from_checkpoint", "latest", steps=4))
+    whole, parts = networks(tmp_path / "whole"), networks(tmp_path / "parts")
+    assert whole.keys() == {name.replace("parts", "whole") for name in parts}
+    for name, value in parts.items():
+        assert torch.equal(value, whole[name.replace("parts", "whole")]), name
+    steps = [json.loads(line)["step"] for line in (tmp_path / "parts" / "log.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4]
+
+
+def test_time_limit_ends_a_run_with_a_model(pictures: Path, tmp_path: Path) -> None:
+    main(arguments(pictures, tmp_path / "model", "--max_train_minutes", "1e-9", steps=1000))
+    assert len((tmp_path / "model" / "log.jsonl").read_text().splitlines()) == 1
+    assert BigGANModel.from_pretrained(tmp_path / "model").config.num_labels == 2
+
+
+def test_pictures_without_classes_train_an_unconditional_model(pictures: Path, tmp_path: Path) -> None:
+    main(arguments(pictures, tmp_path / "model", "--label_column", "none"))
+    model = BigGANModel.from_pretrained(tmp_path / "model")
+    assert model.config.num_labels == 0 and model.sample(num_images_per_label=3).shape == (3, 1, 32, 32)
+
+
+def test_pushed_run_comes_back_from_the_hub(pictures: Path, tmp_path: Path, fake_hub: FakeHub) -> None:
+    main(arguments(pictures, tmp_path / "model", "--push_to_hub", "--hub_model_id", "user/cats"))
+    model = BigGANModel.from_pretrained("user/cats")
+    saved = BigGANModel.from_pretrained(tmp_path / "model")
+    torch.testing.assert_close(model.state_dict(), saved.state_dict(), rtol=0, atol=0)
+    BigGANDiscriminator.from_pretrained("user/cats", subfolder="discriminator")
+
+
+def test_unreadable_picture_in_the_middle_is_skipped_or_stops(pictures: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    for path in pictures.rglob("*.png"):
+        copy = folder / path.relative_to(pictures)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(b"no picture" if path.name == "4.png" else path.read_bytes())
+    main(arguments(folder, tmp_path / "skipped", steps=3))
+    assert (tmp_path / "skipped" / "model.safetensors").exists()
+    with pytest.raises(ValueError, match="4.png"):
+        main(arguments(folder, tmp_path / "stopped", "--on_unreadable_image", "error", steps=3))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--preset", "biggan-7"], "unknown preset 'biggan-7'"),
+        (["--config_overrides", "image_size=48"], "image_size must be one of 32, 64, 128, 256, 512, got 48"),
+        (["--config_overrides", "z_dim=63"], "z_dim=63 does not divide into 4 equal chunks"),
+        (["--config_overrides", "generator_attention_resolutions=[64]"], "names 64, but no stage"),
+        (["--config_overrides", "widht=3"], "BigGANConfig has no field 'widht'"),
+        (["--config_overrides", 'z_dim="big"'], "z_dim"),
+        (["--dataset_name", "{empty}"], "empty"),
+        (["--dataset_name", "{corrupt}"], "corrupt"),
+        (["--label_column", "image"], "image"),
+        (["--global_batch_size", "10"], "global_batch_size=10 does not divide"),
+        (["--resume_from_checkpoint", "nowhere"], "no training checkpoint at 'nowhere'"),
+        (["--output_dir", "{used}"], "is not empty"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
+) -> None:
+    for name in ("empty", "corrupt/cat", "used"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "corrupt" / "cat" / "0.png").write_bytes(b"no picture")
+    (tmp_path / "used" / "log.jsonl").write_text("of another run")
+    before = sorted(tmp_path.rglob("*"))
+    names = {name: str(tmp_path / name) for name in ("empty", "corrupt", "used")}
+    with pytest.raises(SystemExit) as stop:
+        main(
+            arguments(pictures, tmp_path / "model", *(flag.format(**names) if "{" in flag else flag for flag in flags))
+        )
+    assert stop.value.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and message in lines[0]
+    assert sorted(tmp_path.rglob("*")) == before
+    assert (tmp_path / "used" / "log.jsonl").read_text() == "of another run"
+
+
+def test_cifar10_preset_runs_on_the_real_set(tmp_path: Path) -> None:
+    data = REPO.parent / "shared" / "data" / "cifar10_jpeg"
+    if not data.is_dir():
+        pytest.skip(f"needs the CIFAR-10 pictures at {data}")
+    flags = ["--preset", "cifar10", "--dataset_name", str(data), "--output_dir", str(tmp_path / "model")]
+    overrides = ["--config_overrides", "generator_base_channels=8", "discriminator_base_channels=8"]
+    main([*flags, *overrides, "--max_train_steps", "1", "--logging_steps", "1", "--per_device_batch_size", "8"])
+    labels = BigGANModel.from_pretrained(tmp_path / "model").config.id2label
+    assert len(labels) == 10 and labels[0] == "airplane"

@@ -1,0 +1,92 @@
+"""Where a training argument's value comes from, and what can't be one."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from biggan_hf.configuration_biggan import PRESETS
+from biggan_hf.training import TRAINING_PRESETS, TrainingArguments, parse_arguments
+
+
+NEEDED = ["--dataset_name", "pictures", "--output_dir", "out"]
+
+
+def test_every_preset_of_the_networks_has_a_row_for_training() -> None:
+    assert TRAINING_PRESETS.keys() == PRESETS.keys()
+    for preset in PRESETS:
+        model, _, training = parse_arguments(["--preset", preset, *NEEDED])
+        assert model.config(["cat", "dog"]).num_labels == 2
+        assert training.accumulation_steps(1) * training.per_device_batch_size == (
+            training.global_batch_size or training.per_device_batch_size
+        )
+
+
+def test_paper_settings_are_the_default() -> None:
+    model, _, training = parse_arguments(NEEDED)
+    assert model.preset == "biggan-128"
+    assert (training.generator_learning_rate, training.discriminator_learning_rate) == (5e-5, 2e-4)
+    assert (training.num_discriminator_steps, training.global_batch_size, training.ema_decay) == (2, 2048, 0.9999)
+
+
+@pytest.mark.parametrize("suffix", ["yaml", "json"])
+def test_command_line_beats_file_beats_preset(tmp_path: Path, suffix: str) -> None:
+    file = tmp_path / f"settings.{suffix}"
+    # Without a dot, YAML takes 3e-4 for a text.
+    settings = {"preset": "cifar10", "dataset_name": "pictures", "output_dir": "out"}
+    settings |= {"generator_learning_rate": "3e-4", "seed": 5, "horizontal_flip": False}
+    text = json.dumps(settings) if suffix == "json" else "\n".join(f"{k}: {v}" for k, v in settings.items())
+    file.write_text(text, encoding="utf-8")
+    model, data, training = parse_arguments([str(file), "--seed", "6"])
+    assert model.preset == "cifar10" and training.num_discriminator_steps == 4  # the preset's row
+    assert training.generator_learning_rate == 3e-4 and data.horizontal_flip is False  # the file
+    assert training.seed == 6  # the command line
+
+
+def test_config_overrides_are_json_values() -> None:
+    overrides = ["num_channels=1", "generator_attention_resolutions=[16]", "architecture=biggan"]
+    model, _, _ = parse_arguments(["--preset", "biggan-32", "--config_overrides", *overrides, *NEEDED])
+    config = model.config(["a", "b", "c"])
+    assert (config.num_channels, config.generator_attention_resolutions) == (1, [16])
+    assert config.id2label == {0: "a", 1: "b", 2: "c"}
+
+
+def test_unlabelled_pictures_make_an_unconditional_model() -> None:
+    for preset in ("cifar10", "demo", "biggan-deep-64"):
+        model, _, _ = parse_arguments(["--preset", preset, *NEEDED])
+        assert model.config([]).num_labels == 0
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--preset", "biggan-100", *NEEDED], "unknown preset 'biggan-100'; the presets are biggan-128"),
+        (["--output_dir", "out"], "--dataset_name must be given"),
+        (["--dataset_name", "x"], "--output_dir must be given"),
+        (["--max_train_steps", "0", *NEEDED], "max_train_steps must be at least 1, got 0"),
+        (["--adam_beta1", "1", *NEEDED], r"adam_beta1 must be in \[0, 1\), got 1.0"),
+        (["--generator_learning_rate", "-1", *NEEDED], "generator_learning_rate must be positive, got -1.0"),
+        (["--checkpoints_total_limit", "0", *NEEDED], "checkpoints_total_limit must be positive or left out, got 0"),
+        (["--push_to_hub", *NEEDED], "push_to_hub needs hub_model_id"),
+        (["missing.yaml"], "no file of settings at 'missing.yaml'"),
+    ],
+)
+def test_what_cannot_be_is_named(argv: list[str], message: str) -> None:
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        parse_arguments(argv)
+
+
+def test_unknown_setting_in_a_file_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text("learning_rate: 1", encoding="utf-8")
+    with pytest.raises(ValueError, match="sets 'learning_rate', which is no training argument"):
+        parse_arguments([str(file)])
+
+
+def test_global_batch_that_does_not_divide_names_the_nearest() -> None:
+    training = TrainingArguments(output_dir="out", per_device_batch_size=48, global_batch_size=256)
+    with pytest.raises(
+        ValueError, match="global_batch_size=256 does not divide .* 2 processes; the nearest .* is 288"
+    ):
+        training.accumulation_steps(2)
+    assert TrainingArguments(per_device_batch_size=64, global_batch_size=2048).accumulation_steps(4) == 8

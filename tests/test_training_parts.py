@@ -1,0 +1,271 @@
+"""The parts of the training run, each on its own: steps, average, batches, checkpoints."""
+
+import copy
+import dataclasses
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from PIL import Image
+
+from biggan_hf import BigGANConfig, BigGANDiscriminator, BigGANModel
+from biggan_hf.data import load_labelled_images
+from biggan_hf.training.batches import BatchSource, counter_generator
+from biggan_hf.training.checkpoints import (
+    check_same_architecture,
+    find_checkpoint,
+    list_checkpoints,
+    load_training_state,
+    save_checkpoint,
+)
+from biggan_hf.training.ema import update_ema
+from biggan_hf.training.steps import Batch, Players, discriminator_step, generator_step
+
+
+def tiny(**overrides: object) -> BigGANConfig:
+    settings = {"num_labels": 3, "generator_base_channels": 4, "discriminator_base_channels": 4, **overrides}
+    return BigGANConfig.preset("demo", **settings)
+
+
+def players(config: BigGANConfig) -> Players:
+    torch.manual_seed(0)
+    generator, discriminator = BigGANModel(config).double().train(), BigGANDiscriminator(config).double().train()
+    # Plain gradient descent: the update shows the gradient.
+    optimizers = [torch.optim.SGD(net.parameters(), 0.1) for net in (generator, discriminator)]
+    return Players(Accelerator(cpu=True), generator, discriminator, *optimizers)
+
+
+def latents(config: BigGANConfig, number: int, seed: int = 0) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    z = torch.randn(number, config.z_dim, generator=generator).double()
+    return Batch(z, torch.arange(number) % config.num_labels)
+
+
+def pictures(config: BigGANConfig, number: int) -> Batch:
+    pixels = torch.rand(number, 1, 32, 32, generator=torch.Generator().manual_seed(1)).double() * 2 - 1
+    return Batch(pixels, torch.arange(number) % config.num_labels)
+
+
+def weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in module.named_parameters()}
+
+
+def test_discriminator_step_moves_the_discriminator_alone() -> None:
+    config = tiny()
+    game = players(config)
+    before = weights(game.generator), weights(game.discriminator)
+    metrics = discriminator_step(game, [(latents(config, 4), pictures(config, 4))])
+    assert set(metrics) == {"discriminator_loss", "real_accuracy", "fake_accuracy"}
+    torch.testing.assert_close(weights(game.generator), before[0], rtol=0, atol=0)
+    assert all((new != before[1][name]).any() for name, new in weights(game.discriminator).items())
+    assert all(p.grad is None for p in game.generator.parameters())
+
+
+def test_generator_step_moves_the_generator_alone_and_costs_the_discriminator_no_gradient() -> None:
+    config = tiny()
+    game = players(config)
+    before = weights(game.generator), weights(game.discriminator)
+    assert set(generator_step(game, [latents(config, 4)])) == {"generator_loss"}
+    torch.testing.assert_close(weights(game.discriminator), before[1], rtol=0, atol=0)
+    assert all(p.grad is None for p in game.discriminator.parameters())
+    moved = [name for name, new in weights(game.generator).items() if (new != before[0][name]).any()]
+    # The class of nobody in the batch has no gradient; a bias before a batch norm has none in exact arithmetic.
+    assert len(moved) >= 0.9 * len(before[0])
+
+
+def test_accumulated_discriminator_gradient_is_that_of_the_whole_batch() -> None:
+    # Without batch norm's and spectral norm's dependence on the batch, micro-batches add up exactly.
+    config = tiny(discriminator_spectral_norm=False)
+    whole, parts = players(config), players(config)
+    real, fake = pictures(config, 6), latents(config, 6)
+    for game in (whole, parts):
+        game.generator.eval()
+    discriminator_step(whole, [(fake, real)])
+    halves = [
+        (Batch(fake.inputs[s], fake.class_labels[s]), Batch(real.inputs[s], real.class_labels[s]))  # type: ignore[index]
+        for s in (slice(0, 3), slice(3, 6))
+    ]
+    discriminator_step(parts, halves)
+    torch.testing.assert_close(weights(parts.discriminator), weights(whole.discriminator), rtol=0, atol=1e-12)
+
+
+def test_discriminator_learns_to_tell_fixed_pictures_from_fakes() -> None:
+    config = tiny()
+    game = players(config)
+    adam = torch.optim.Adam(game.discriminator.parameters(), 2e-3)
+    game = dataclasses.replace(game, discriminator_optimizer=adam)
+    batch = [(latents(config, 8), pictures(config, 8))]
+    losses = [float(discriminator_step(game, batch)["discriminator_loss"]) for _ in range(30)]
+    assert losses[-1] < 0.5 < losses[0]
+
+
+def test_ema_follows_the_formula_over_weights_and_statistics() -> None:
+    config = tiny()
+    torch.manual_seed(0)
+    model, ema = BigGANModel(config), BigGANModel(config)
+    model.stages[0].blocks[0].bn1.running_mean.fill_(2.0)
+    before = copy.deepcopy(ema.state_dict())
+    update_ema(ema, model, 0.75)
+    for name, value in ema.state_dict().items():
+        expected = 0.75 * before[name] + 0.25 * model.state_dict()[name]
+        torch.testing.assert_close(value, expected, rtol=1e-6, atol=1e-6, msg=name)
+    assert ema.stages[0].blocks[0].bn1.running_mean.eq(0.5).all()
+    update_ema(ema, model, 0.0)
+    torch.testing.assert_close(ema.state_dict(), model.state_dict(), rtol=0, atol=0)
+
+
+# Batches
+
+
+def picture_folder(folder: Path, number: int = 6) -> Path:
+    for index in range(number):
+        path = folder / "ab"[index % 2] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.full((32, 32), index, np.uint8)
+        pixels[:, :16] += 100  # so that left and right differ
+        Image.fromarray(pixels).save(path)
+    return folder
+
+
+def source(folder: Path, samples_seen: int = 0, rank: int = 0, world_size: int = 1, flip: bool = False) -> BatchSource:
+    images = load_labelled_images(str(folder), image_size=32, num_channels=1)
+    return BatchSource(
+        images,
+        z_dim=8,
+        num_labels=2,
+        batch_size=4 // world_size,
+        seed=7,
+        rank=rank,
+        world_size=world_size,
+        device=torch.device("cpu"),
+        horizontal_flip=flip,
+        samples_seen=samples_seen,
+    )
+
+
+def test_counter_generators_are_reproducible_and_unrelated() -> None:
+    cpu = torch.device("cpu")
+    draws = [torch.rand(64, generator=counter_generator(cpu, *c)) for c in ((0, 1), (0, 1), (1, 0), (0, 1, 0))]
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2]) and not torch.equal(draws[0], draws[3])
+
+
+def test_a_resumed_source_goes_on_where_the_first_stopped(tmp_path: Path) -> None:
+    folder = picture_folder(tmp_path)
+    first = source(folder, flip=True)
+    batches = [first.pictures() for _ in range(4)]
+    second = source(folder, samples_seen=8, flip=True)
+    for expected in batches[2:]:
+        batch = second.pictures()
+        assert torch.equal(batch.inputs, expected.inputs) and torch.equal(batch.class_labels, expected.class_labels)
+    assert first.samples_seen == second.samples_seen == 16
+    assert torch.equal(first.latents(3, 1).inputs, second.latents(3, 1).inputs)
+    assert not torch.equal(first.latents(3, 1).inputs, first.latents(3, 2).inputs)
+
+
+def test_two_processes_share_the_pictures_and_draw_their_own_latents(tmp_path: Path) -> None:
+    folder = picture_folder(tmp_path)
+    whole, ranks = source(folder), [source(folder, rank=rank, world_size=2) for rank in (0, 1)]
+    for _ in range(3):
+        assert torch.equal(torch.cat([rank.pictures().inputs for rank in ranks]), whole.pictures().inputs)
+    assert not torch.equal(ranks[0].latents(0, 0).inputs, ranks[1].latents(0, 0).inputs)
+
+
+def test_pictures_are_in_range_and_half_of_them_mirrored(tmp_path: Path) -> None:
+    folder = picture_folder(tmp_path)
+    plain, flipped = source(folder), source(folder, flip=True)
+    mirrored = 0
+    for _ in range(16):
+        a, b = plain.pictures().inputs, flipped.pictures().inputs
+        assert a.dtype == torch.float32 and -1 <= a.min() and a.max() <= 1
+        is_mirrored = (b == a.flip(-1)).flatten(1).all(1)
+        assert torch.equal(is_mirrored, ~(b == a).flatten(1).all(1))
+        mirrored += int(is_mirrored.sum())
+    assert 16 < mirrored < 48  # of 64
+
+
+# Checkpoints
+
+
+def write_checkpoint(folder: Path, step: int, total_limit: int | None = None) -> Path:
+    config = tiny()
+    model = BigGANModel(config)
+    state = {"global_step": step, "samples_seen": 10 * step}
+    return save_checkpoint(
+        folder,
+        step,
+        ema=model,
+        generator=model,
+        discriminator=BigGANDiscriminator(config),
+        training_state=state,
+        total_limit=total_limit,
+    )
+
+
+def test_checkpoint_is_a_model_folder_and_the_oldest_go(tmp_path: Path) -> None:
+    for step in (9, 10, 100):
+        folder = write_checkpoint(tmp_path, step, total_limit=2)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-10", "checkpoint-100"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-100"]
+    assert BigGANModel.from_pretrained(folder).config.num_labels == 3
+    assert BigGANDiscriminator.from_pretrained(folder, subfolder="discriminator").config.num_labels == 3
+    assert load_training_state(folder) == {"global_step": 100, "samples_seen": 1000}
+    assert find_checkpoint(tmp_path, "latest") == folder
+    assert find_checkpoint(tmp_path, str(tmp_path / "checkpoint-10")) == tmp_path / "checkpoint-10"
+
+
+def test_an_unfinished_checkpoint_is_not_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_checkpoint(tmp_path, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", _full_disk)
+        with pytest.raises(OSError, match="No space left"):
+            write_checkpoint(tmp_path, 2)
+    assert find_checkpoint(tmp_path, "latest") == tmp_path / "checkpoint-1"
+    write_checkpoint(tmp_path, 2)
+    assert find_checkpoint(tmp_path, "latest") == tmp_path / "checkpoint-2"
+    assert not list(tmp_path.glob("unfinished-*"))
+
+
+def _full_disk(*args: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_folders_that_hold_something_else_are_left_alone(tmp_path: Path) -> None:
+    assert find_checkpoint(tmp_path / "new", None) is None
+    assert find_checkpoint(tmp_path / "new", "latest") is None
+    (tmp_path / "thesis.txt").write_text("mine")
+    for resume in (None, "latest"):
+        with pytest.raises(FileExistsError, match="is not empty"):
+            find_checkpoint(tmp_path, resume)
+    with pytest.raises(FileNotFoundError, match="no training checkpoint at 'nowhere'"):
+        find_checkpoint(tmp_path, "nowhere")
+    other = write_checkpoint(tmp_path / "other", 1)
+    with pytest.raises(FileExistsError, match="is not empty"):  # another run's checkpoint into a folder in use
+        find_checkpoint(tmp_path, str(other))
+    assert find_checkpoint(tmp_path / "new", str(other)) == other
+
+
+def test_checkpoint_of_another_architecture_is_named(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path, 1)
+    check_same_architecture(folder, tiny())
+    with pytest.raises(ValueError, match="has generator_base_channels=4, this run generator_base_channels=8"):
+        check_same_architecture(folder, tiny(generator_base_channels=8))
+
+
+def test_training_state_with_code_in_it_is_refused(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path, 1)
+    torch.save({"global_step": _Malicious(tmp_path / "ran")}, folder / "training_state.pt")
+    with pytest.raises(pickle.UnpicklingError):
+        load_training_state(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+class _Malicious:
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str, str]]:
+        return open, (str(self.path), "w")
