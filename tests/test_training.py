@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,6 +50,12 @@ def launch(num_processes: int, argv: list[str]) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+def load_completely(network: Any, folder: Path, **where: str) -> Any:
+    model, loading = network.from_pretrained(folder, output_loading_info=True, **where)
+    assert not any(loading.values()), loading
+    return model
+
+
 @pytest.mark.parametrize("num_processes", [1, 2])
 def test_launched_run_leaves_a_model_folder(pictures: Path, tmp_path: Path, num_processes: int) -> None:
     output = tmp_path / "model"
@@ -60,12 +67,10 @@ def test_launched_run_leaves_a_model_folder(pictures: Path, tmp_path: Path, num_
     assert lines[-1]["samples_seen"] == 2 * 4 * num_processes
     assert all(np.isfinite(line["discriminator_loss"]) for line in lines)
 
-    model, loading = BigGANModel.from_pretrained(output, output_loading_info=True)
-    assert not any(loading.values()), loading
+    model = load_completely(BigGANModel, output)
     assert model.config.id2label == {0: "cat", 1: "dog"}
     assert model.sample([0, 1], truncation=0.5).shape == (2, 1, 32, 32)
-    disc, loading = BigGANDiscriminator.from_pretrained(output, subfolder="discriminator", output_loading_info=True)
-    assert not any(loading.values()), loading
+    load_completely(BigGANDiscriminator, output, subfolder="discriminator")
     assert Image.open(output / "samples" / "step-0000002.png").size == Image.open(output / "samples.png").size
     assert "library_name: biggan_hf" in (output / "README.md").read_text(encoding="utf-8")
 
@@ -174,4 +179,4 @@ def test_cifar10_preset_runs_on_the_real_set(tmp_path: Path) -> None:
     overrides = ["--config_overrides", "generator_base_channels=8", "discriminator_base_channels=8"]
     main([*flags, *overrides, "--max_train_steps", "1", "--logging_steps", "1", "--per_device_batch_size", "8"])
     labels = BigGANModel.from_pretrained(tmp_path / "model").config.id2label
-    assert len(labels) == 10 and labels[0] == "airplane"
+    assert labels is not None and list(labels.values())[::9] == ["airplane", "truck"]

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,7 +34,7 @@ def test_paper_settings_are_the_default() -> None:
 def test_command_line_beats_file_beats_preset(tmp_path: Path, suffix: str) -> None:
     file = tmp_path / f"settings.{suffix}"
     # Without a dot, YAML takes 3e-4 for a text.
-    settings = {"preset": "cifar10", "dataset_name": "pictures", "output_dir": "out"}
+    settings: dict[str, Any] = {"preset": "cifar10", "dataset_name": "pictures", "output_dir": "out"}
     settings |= {"generator_learning_rate": "3e-4", "seed": 5, "horizontal_flip": False}
     text = json.dumps(settings) if suffix == "json" else "\n".join(f"{k}: {v}" for k, v in settings.items())
     file.write_text(text, encoding="utf-8")

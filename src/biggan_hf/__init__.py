@@ -5,6 +5,7 @@ from transformers import AutoConfig, AutoModel
 from .configuration_biggan import BigGANConfig
 from .latents import sample_latents
 from .modeling_biggan import BigGANDiscriminator, BigGANModel
+from .pipeline_biggan import BigGANPipeline
 
 
 __version__ = "0.1.0"
@@ -16,5 +17,6 @@ __all__ = [
     "BigGANConfig",
     "BigGANDiscriminator",
     "BigGANModel",
+    "BigGANPipeline",
     "sample_latents",
 ]

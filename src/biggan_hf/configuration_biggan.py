@@ -23,6 +23,8 @@ CHANNEL_MULTIPLIERS: dict[int, tuple[list[int], list[int]]] = {
     512: ([16, 16, 8, 8, 4, 2, 1, 1], [1, 1, 2, 4, 8, 8, 16, 16]),
 }
 
+NETWORKS = ("generator", "discriminator")
+
 CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
 # Rows of settings shared by several presets.
@@ -195,7 +197,7 @@ class BigGANConfig(PreTrainedConfig):
     output_batch_norm_eps: float | None = None
     initializer: Literal["orthogonal", "normal", "xavier_uniform"] = "orthogonal"
     truncation_mode: Literal["resample", "scale"] = "resample"
-    standing_truncations: list[float] | tuple[float, ...] = ()
+    standing_truncations: list[float | int] | tuple[float | int, ...] = ()
     standing_interpolation: Literal["linear", "mirrored"] = "linear"
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -221,23 +223,20 @@ class BigGANConfig(PreTrainedConfig):
         """
         if name not in PRESETS:
             raise ValueError(f"unknown preset {name!r}; the presets are {', '.join(PRESETS)}")
-        settings = {**PRESETS[name], **overrides}
-        if overrides.keys() & {"num_labels", "num_classes"} and "id2label" not in overrides:
-            settings.pop("id2label", None)
-        if overrides.keys() & {"id2label", "num_classes"} and "num_labels" not in overrides:
-            settings.pop("num_labels", None)
-        return cls(**settings)
+        return cls(**_replaced(PRESETS[name], overrides))
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As in transformers; a `num_labels` that differs from the saved class names replaces them."""
-        config_dict = dict(config_dict)
-        num_labels = kwargs.get("num_labels", kwargs.get("num_classes"))
-        if num_labels is not None and len(config_dict.get("id2label") or ()) != num_labels:
-            config_dict.pop("id2label", None)
-            config_dict.pop("label2id", None)
-            config_dict["num_labels"] = num_labels
-        return super().from_dict(config_dict, **kwargs)
+        """As in transformers, but the fields that `kwargs` replace are checked as in the constructor."""
+        return_unused_kwargs = kwargs.pop("return_unused_kwargs", False)
+        replaceable = {*BigGANConfig.__annotations__, "num_labels", "num_classes", "id2label", "label2id"}
+        settings = _replaced(config_dict, {name: kwargs.pop(name) for name in [*kwargs] if name in replaceable})
+        config, unused = super().from_dict(settings, return_unused_kwargs=True, **kwargs)
+        if return_unused_kwargs:
+            return config, unused
+        if unused:
+            raise TypeError(_unknown_keyword(sorted(unused)[0]))
+        return config
 
     def to_diff_dict(self) -> dict[str, Any]:
         """What goes to `config.json`: transformers leaves out what equals a default, here the class names stay."""
@@ -304,35 +303,45 @@ class BigGANConfig(PreTrainedConfig):
     def _set_labels(self, num_labels: int | None, num_classes: int | None) -> None:
         """Makes `id2label` and `label2id` from whichever of names and number was given."""
         number = num_labels if num_labels is not None else num_classes
+        if num_classes not in (None, number):
+            raise ValueError(f"num_classes is another name of num_labels, got {num_classes} and {num_labels}")
         if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 0):
             raise ValueError(f"num_labels must be an integer ≥ 0 (0 is unconditional), got {number!r}")
+        if self.id2label is None and self.label2id:
+            raise ValueError("label2id follows from id2label: give id2label")
         if self.id2label is None:
             self.num_labels = 1000 if number is None else number
+        elif not isinstance(self.id2label, dict):
+            raise TypeError(f"id2label must be a dictionary from label to name, got {self.id2label!r}")
         elif number is not None and number != len(self.id2label):
             raise ValueError(f"num_labels={number}, but id2label has {len(self.id2label)} names; give one of the two")
-        labels = {int(key): str(value) for key, value in (self.id2label or {}).items()}
-        if sorted(labels) != list(range(len(labels))):
-            raise ValueError(f"id2label must name the labels 0 to {len(labels) - 1}, got the keys {sorted(labels)}")
+        names = (self.id2label or {}).items()
+        labels: dict[Any, str] = {int(key) if str(key).isdecimal() else key: str(name) for key, name in names}
+        if labels.keys() != set(range(len(labels))):
+            raise ValueError(f"id2label must name the labels 0 to {len(labels) - 1}, got the keys {[*labels]}")
         self.id2label = dict(sorted(labels.items()))
-        self.label2id = {name: label for label, name in self.id2label.items()}
+        self.label2id = {name: label for label, name in labels.items()}
 
     def _fill_in_defaults(self) -> None:
-        if self.image_size not in CHANNEL_MULTIPLIERS:
-            raise ValueError(f"image_size must be one of {_listed(CHANNEL_MULTIPLIERS)}, got {self.image_size}")
-        generator, discriminator = CHANNEL_MULTIPLIERS[self.image_size]
-        self.generator_channel_multipliers = list(self.generator_channel_multipliers or generator)
-        self.discriminator_channel_multipliers = list(self.discriminator_channel_multipliers or discriminator)
+        for network, multipliers in self._default_multipliers().items():
+            given = getattr(self, f"{network}_channel_multipliers")
+            setattr(self, f"{network}_channel_multipliers", list(multipliers if given is None else given))
         self.generator_attention_resolutions = list(self.generator_attention_resolutions)
         self.discriminator_attention_resolutions = list(self.discriminator_attention_resolutions)
         if self.discriminator_attention_stages is not None:
             self.discriminator_attention_stages = list(self.discriminator_attention_stages)
-        self.standing_truncations = list(self.standing_truncations)
+        self.standing_truncations = [float(truncation) for truncation in self.standing_truncations]
+
+    def _default_multipliers(self) -> dict[str, list[int]]:
+        if self.image_size not in CHANNEL_MULTIPLIERS:
+            raise ValueError(f"image_size must be one of {_listed(CHANNEL_MULTIPLIERS)}, got {self.image_size}")
+        return dict(zip(NETWORKS, CHANNEL_MULTIPLIERS[self.image_size], strict=True))
 
     def validate_architecture(self) -> None:
         """Checks what the types don't say; the networks call it again, since fields may have been set since."""
         self._check_sizes()
         self._check_conditioning()
-        for network in ("generator", "discriminator"):
+        for network in NETWORKS:
             self._check_attention(network)
         self._check_attention_stages()
         self._check_standing_statistics()
@@ -344,16 +353,31 @@ class BigGANConfig(PreTrainedConfig):
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.num_channels not in (1, 3):
             raise ValueError(f"num_channels must be 1 (grey) or 3 (RGB), got {self.num_channels}")
-        for network, table in zip(("generator", "discriminator"), CHANNEL_MULTIPLIERS[self.image_size], strict=True):
+        for network, table in self._default_multipliers().items():
             multipliers = getattr(self, f"{network}_channel_multipliers")
             if len(multipliers) != len(table) or min(multipliers) < 1:
                 raise ValueError(
                     f"{network}_channel_multipliers must be {len(table)} positive integers at {self.image_size} "
                     f"pixels, got {multipliers}"
                 )
+        if self.is_deep:
+            self._check_bottlenecks()
         for name in ("spectral_norm_eps", "batch_norm_eps", "output_batch_norm_eps"):
             if getattr(self, name) is not None and not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
+
+    def _check_bottlenecks(self) -> None:
+        """Deep shortcuts drop channels in the generator and add channels in the discriminator, never the reverse."""
+        generator, discriminator = self.generator_channels, self.discriminator_channels
+        if not self.deep_projection_shortcut and generator != sorted(generator, reverse=True):
+            raise ValueError(f"generator_channel_multipliers must not ascend in a deep network, widths: {generator}")
+        if not self.deep_projection_shortcut and discriminator != sorted(discriminator):
+            raise ValueError(
+                f"discriminator_channel_multipliers must not descend in a deep network, widths: {discriminator}"
+            )
+        narrowest = min(generator[-2], discriminator[1])
+        if narrowest < 4:
+            raise ValueError(f"a deep block has a quarter of its stage's width inside and needs 4, got {narrowest}")
 
     def _check_conditioning(self) -> None:
         if self.is_deep and not self.hierarchical_latents:
@@ -401,6 +425,14 @@ class BigGANConfig(PreTrainedConfig):
         last = len(table) - 1
         if self.standing_interpolation == "mirrored" and (last < 1 or table != [i / last for i in range(last + 1)]):
             raise ValueError(f"mirrored interpolation needs standing_truncations evenly from 0 to 1, got {table}")
+
+
+def _replaced(settings: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """The settings with some of them replaced; class names that don't fit a new number of classes go."""
+    number, names = overrides.get("num_labels", overrides.get("num_classes")), settings.get("id2label")
+    if "id2label" in overrides or (number is not None and (names is None or len(names) != number)):
+        settings = {name: settings[name] for name in settings.keys() - {"id2label", "label2id", "num_labels"}}
+    return {**settings, **overrides}
 
 
 def _listed(values: Any) -> str:

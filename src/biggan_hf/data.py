@@ -228,7 +228,7 @@ def _open_source(name: str, config_name: str | None, split: str) -> datasets.Dat
             source = _only_split(datasets.load_from_disk(str(folder)), split)
         else:
             source = datasets.load_dataset(str(folder) if folder.exists() else name, config_name, split=split)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, IndexError, datasets.exceptions.DatasetsError) as error:
         reason = _first_line(error.__cause__ or error)
         raise ValueError(f"cannot load split {split!r} of dataset {name!r}: {reason}") from error
     if len(source) == 0:

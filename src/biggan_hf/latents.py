@@ -1,6 +1,7 @@
 """Drawing latents: the one place where truncation is defined."""
 
 import math
+import numbers
 from collections.abc import Sequence
 from typing import Literal
 
@@ -35,14 +36,17 @@ def sample_latents(
         (N, z_dim) float32.
 
     Raises:
-        ValueError: A truncation that is not a positive number, an unknown mode, a wrong number of generators.
+        ValueError: A truncation that is not a positive number, an unknown mode, a wrong number of generators, a
+            negative size.
+        TypeError: A generator that is none, for example a seed.
     """
     check_truncation(truncation)
+    check_generators(generator, num_samples)
+    if num_samples < 0 or z_dim < 1:
+        raise ValueError(f"latents are (num_samples ≥ 0, z_dim ≥ 1), got ({num_samples}, {z_dim})")
     if mode not in ("resample", "scale"):
         raise ValueError(f"truncation mode must be 'resample' or 'scale', got {mode!r}")
     if isinstance(generator, Sequence):
-        if len(generator) != num_samples:
-            raise ValueError(f"{num_samples} samples need {num_samples} generators, got {len(generator)}")
         return torch.cat([sample_latents(1, z_dim, truncation, mode, g, device) for g in generator])
     drawn_on = generator.device if generator is not None else device
     if truncation is None:
@@ -58,10 +62,19 @@ def check_truncation(truncation: float | None) -> None:
     """Raises `ValueError` unless the truncation is `None` or a positive finite number."""
     if truncation is None:
         return
-    if isinstance(truncation, bool) or not isinstance(truncation, int | float):
+    is_number = isinstance(truncation, numbers.Real) and not isinstance(truncation, bool)
+    if not is_number or not 0 < truncation < math.inf:
         raise ValueError(f"truncation must be a positive number or None, got {truncation!r}")
-    if not math.isfinite(truncation) or truncation <= 0:
-        raise ValueError(f"truncation must be a positive number or None, got {truncation}")
+
+
+def check_generators(generator: torch.Generator | Sequence[torch.Generator] | None, num_samples: int) -> None:
+    """Raises unless there is no generator, one, or one a sample."""
+    generators = generator if isinstance(generator, Sequence) else [generator]
+    if isinstance(generator, Sequence) and len(generators) != num_samples:
+        raise ValueError(f"{num_samples} samples need {num_samples} generators, got {len(generators)}")
+    for one in generators:
+        if one is not None and not isinstance(one, torch.Generator):
+            raise TypeError(f"generator must be a torch.Generator or one a sample, got {one!r}")
 
 
 def _truncated_normal(

@@ -8,7 +8,9 @@ arXiv:1805.08318.
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
 from torch.nn import functional as F
 
 
@@ -30,14 +32,16 @@ class SpectralNorm(nn.Module):
 
     Buffers, float32: `u0` (1, rows), the left singular vector that the next power iteration starts from, and `sv0`
     (1,), the last estimate of σ, for logging. `v0` (1, columns) is the right singular vector of the last training
-    forward; it is not saved.
+    forward; it is not saved. `iterates`: whether a training forward takes a step; without it the last step's vectors
+    serve again, so that the micro-batches of one update see one function.
     """
 
-    weight: nn.Parameter
+    weight: Tensor
     u0: Tensor
     sv0: Tensor
     v0: Tensor
     spectral_norm_eps: float
+    iterates: bool = True
 
     def _register_spectral_norm(self, eps: float) -> None:
         rows, columns = self.weight.shape[0], self.weight[0].numel()
@@ -52,17 +56,18 @@ class SpectralNorm(nn.Module):
 
         In training the stepped vectors are stored. In eval mode the same step is taken and not stored.
         """
+        steps = not self.training or (self.iterates and not _is_recomputing())
         with torch.autocast(self.weight.device.type, enabled=False):
             weight = self.weight.flatten(1).to(torch.promote_types(self.weight.dtype, torch.float32))
             with torch.no_grad():
-                if self.training and _is_recomputing():
-                    v = self.v0.clone()
-                else:
+                if steps:
                     v = F.normalize(self.u0.to(weight.dtype) @ weight, eps=self.spectral_norm_eps)
+                else:
+                    v = self.v0.to(weight.dtype, copy=True)
             weight_v = v @ weight.t()  # (1, rows)
             u = F.normalize(weight_v.detach(), eps=self.spectral_norm_eps)
             sigma = (weight_v * u).sum()
-        if self.training and not _is_recomputing():
+        if self.training and steps:
             self._store(u, v, sigma)
         return sigma
 
@@ -160,6 +165,19 @@ class StandingRow(NamedTuple):
     fraction: float
 
 
+def cross_replica_statistics(hidden_states: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Tensor, int]:
+    """
+    Mean and biased variance (C,) over the batches of all processes of the group, which have one size, and the number
+    of values a channel. In float32 at least, in two passes, since E[x²] - E[x]² cancels; differentiable: a gradient
+    comes back to every process's batch.
+    """
+    values = hidden_states.to(torch.promote_types(hidden_states.dtype, torch.float32))
+    replicas = dist.get_world_size(group)
+    mean = all_reduce(values.mean(dim=(0, 2, 3)), group=group) / replicas
+    var = all_reduce((values - mean[:, None, None]).square().mean(dim=(0, 2, 3)), group=group) / replicas
+    return mean, var, replicas * values[:, 0].numel()
+
+
 class _BatchNorm(nn.Module):
     """
     The statistics of a batch norm over (N, H, W), and how they meet a gain and a bias.
@@ -169,6 +187,7 @@ class _BatchNorm(nn.Module):
     """
 
     momentum = 0.1
+    process_group: dist.ProcessGroup | None = None  # processes whose batches are normalised as one
     running_mean: Tensor
     running_var: Tensor
     standing_mean: Tensor
@@ -186,9 +205,7 @@ class _BatchNorm(nn.Module):
     def normalize(self, hidden_states: Tensor, gain: Tensor, bias: Tensor, row: StandingRow | None) -> Tensor:
         """(x - mean) / sqrt(var + eps) · gain + bias, with `gain` and `bias` (1, C) or (N, C)."""
         if self.training:
-            momentum = 0.0 if _is_recomputing() else self.momentum
-            running = self.running_mean, self.running_var
-            hidden_states = F.batch_norm(hidden_states, *running, training=True, momentum=momentum, eps=self.eps)
+            hidden_states = self._normalize_batch(hidden_states)
         else:
             # One multiply-add: x·s + (b - mean·s), with s = gain / sqrt(var + eps).
             mean, var = self.statistics(row)
@@ -196,6 +213,21 @@ class _BatchNorm(nn.Module):
             bias = bias - mean * gain
         gain, bias = (x[:, :, None, None].to(hidden_states.dtype) for x in (gain, bias))
         return torch.addcmul(bias, hidden_states, gain)
+
+    def _normalize_batch(self, hidden_states: Tensor) -> Tensor:
+        """(x - mean) / sqrt(var + eps) with the batch's own statistics, which also move the running ones."""
+        momentum = 0.0 if _is_recomputing() else self.momentum
+        if self.process_group is None:
+            running = self.running_mean, self.running_var
+            return F.batch_norm(hidden_states, *running, training=True, momentum=momentum, eps=self.eps)
+        with torch.autocast(hidden_states.device.type, enabled=False):
+            mean, var, count = cross_replica_statistics(hidden_states, self.process_group)
+            with torch.no_grad():
+                self.running_mean.lerp_(mean, momentum)
+                self.running_var.lerp_(var * count / (count - 1), momentum)  # unbiased, as F.batch_norm stores it
+            scale = torch.rsqrt(var + self.eps)
+            normalized = (hidden_states - mean[:, None, None]) * scale[:, None, None]
+        return normalized.to(hidden_states.dtype)
 
     def statistics(self, row: StandingRow | None) -> tuple[Tensor, Tensor]:
         """Mean and variance (C,) of eval mode: the running ones, or the standing ones of a truncation."""

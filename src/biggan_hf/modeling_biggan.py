@@ -23,7 +23,7 @@ from transformers.utils import ModelOutput, logging
 from .configuration_biggan import BigGANConfig
 from .hub import has_card, model_card, staged_save, upload_folder
 from .images import sample_sheet
-from .latents import TruncationMode, check_truncation, sample_latents
+from .latents import TruncationMode, check_generators, check_truncation, sample_latents
 from .layers import (
     BatchNorm2d,
     ConditionalBatchNorm2d,
@@ -115,9 +115,10 @@ class BigGANDeepGeneratorBlock(nn.Module):
         self.conv3 = conv2d(hidden_channels, hidden_channels, 3, sn_eps)
         self.bn4 = _norm(config, hidden_channels)
         self.conv4 = conv2d(hidden_channels, out_channels, 1, sn_eps)
+        self.conv_sc = conv2d(in_channels, out_channels, 1, sn_eps) if config.deep_projection_shortcut else None
 
     def forward(self, hidden_states: Tensor, condition: Tensor | None, row: StandingRow | None) -> Tensor:
-        shortcut = hidden_states[:, : self.out_channels]
+        shortcut = hidden_states[:, : self.out_channels] if self.conv_sc is None else self.conv_sc(hidden_states)
         hidden_states = self.conv1(F.relu(self.bn1(hidden_states, condition, row)))
         hidden_states = F.relu(self.bn2(hidden_states, condition, row))
         if self.upsample:
@@ -139,6 +140,7 @@ class BigGANDiscriminatorBlock(nn.Module):
         sn_eps = config.discriminator_sn_eps
         hidden_channels = out_channels if config.discriminator_wide else in_channels
         self.downsample, self.preactivation = downsample, not first
+        self.shortcut_relu = config.discriminator_shortcut_relu
         self.conv1 = conv2d(in_channels, hidden_channels, 3, sn_eps)
         self.conv2 = conv2d(hidden_channels, out_channels, 3, sn_eps)
         if downsample or in_channels != out_channels:
@@ -150,6 +152,7 @@ class BigGANDiscriminatorBlock(nn.Module):
         hidden_states, shortcut = pixel_values, pixel_values
         if self.preactivation:
             hidden_states = F.relu(hidden_states)
+            shortcut = hidden_states if self.shortcut_relu else shortcut
         hidden_states = self.conv2(F.relu(self.conv1(hidden_states)))
         if self.downsample:
             # Pooling commutes with a 1x1 convolution, which is a quarter of the work after it.
@@ -159,31 +162,34 @@ class BigGANDiscriminatorBlock(nn.Module):
 
 class BigGANDeepDiscriminatorBlock(nn.Module):
     """Bottleneck 1x1, 3x3, 3x3, pool, 1x1, a ReLU before each; the shortcut is pooled, and the channels it lacks
-    come from a 1x1 convolution of it (paper, figure 16c)."""
+    come from a 1x1 convolution of it (paper, figure 16c), or all of them do (`deep_projection_shortcut`)."""
 
     def __init__(self, config: BigGANConfig, in_channels: int, out_channels: int, downsample: bool):
         super().__init__()
         sn_eps = config.discriminator_sn_eps
         hidden_channels = out_channels // 4
-        self.downsample = downsample
+        self.downsample, self.projection = downsample, config.deep_projection_shortcut
+        self.shortcut_relu = config.discriminator_shortcut_relu
         self.conv1 = conv2d(in_channels, hidden_channels, 1, sn_eps)
         self.conv2 = conv2d(hidden_channels, hidden_channels, 3, sn_eps)
         self.conv3 = conv2d(hidden_channels, hidden_channels, 3, sn_eps)
         self.conv4 = conv2d(hidden_channels, out_channels, 1, sn_eps)
-        self.conv_sc = (
-            conv2d(in_channels, out_channels - in_channels, 1, sn_eps) if out_channels > in_channels else None
-        )
+        added_channels = out_channels if self.projection else out_channels - in_channels
+        has_conv_sc = in_channels != out_channels or (self.projection and downsample)
+        self.conv_sc = conv2d(in_channels, added_channels, 1, sn_eps) if has_conv_sc else None
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        shortcut = hidden_states
+        shortcut = F.relu(hidden_states) if self.shortcut_relu else hidden_states
         hidden_states = self.conv1(F.relu(hidden_states))
         hidden_states = self.conv2(F.relu(hidden_states))
-        hidden_states = F.relu(self.conv3(F.relu(hidden_states)))
+        hidden_states = self.conv3(F.relu(hidden_states))
         if self.downsample:
+            hidden_states = hidden_states if self.projection else F.relu(hidden_states)
             hidden_states, shortcut = F.avg_pool2d(hidden_states, 2), F.avg_pool2d(shortcut, 2)
         if self.conv_sc is not None:
-            shortcut = torch.cat([shortcut, self.conv_sc(shortcut)], dim=1)
-        return self.conv4(hidden_states) + shortcut
+            added = self.conv_sc(shortcut)
+            shortcut = added if self.projection else torch.cat([shortcut, added], dim=1)
+        return self.conv4(F.relu(hidden_states)) + shortcut
 
 
 # Stages: the blocks at one resolution and the self-attention that may follow them
@@ -228,7 +234,7 @@ class BigGANDiscriminatorStage(GradientCheckpointingLayer):
         else:
             blocks = [BigGANDiscriminatorBlock(config, in_channels, out_channels, downsample, first=index == 0)]
         self.blocks = nn.ModuleList(blocks)
-        has_attention = resolutions[index + 1] in config.discriminator_attention_resolutions
+        has_attention = config.discriminator_attention[index]
         self.attention = SelfAttention(out_channels, config.discriminator_sn_eps) if has_attention else nn.Identity()
 
     def forward(self, hidden_states: Tensor) -> Tensor:
@@ -257,7 +263,7 @@ class BigGANPreTrainedModel(PreTrainedModel):
     config: BigGANConfig
     config_class = BigGANConfig
     base_model_prefix = ""
-    input_modalities = ("image",)
+    input_modalities = "image"
     model_tags = ["biggan", "gan"]
     supports_gradient_checkpointing = True
     _supports_sdpa = True
@@ -468,10 +474,12 @@ class BigGANModel(BigGANPreTrainedModel):
         if embeddings is None:
             self._check_class_labels(labels, len(latents))
             return self.class_embedding(labels).to(latents.dtype) if self.config.num_labels else None
+        if not self.config.num_labels:
+            raise ValueError("this model is unconditional (num_labels=0): class_embeddings must be None")
         if labels is not None:
             raise ValueError("class_labels and class_embeddings are two ways to say one thing; give one of them")
         width = self.config.class_embedding_dim if self.config.shared_class_embedding else self.config.num_labels
-        if not self.config.num_labels or embeddings.shape != (len(latents), width):
+        if embeddings.shape != (len(latents), width):
             raise ValueError(f"class_embeddings must be ({len(latents)}, {width}), got {tuple(embeddings.shape)}")
         return embeddings.to(latents.dtype)
 
@@ -498,6 +506,12 @@ class BigGANModel(BigGANPreTrainedModel):
             raise ValueError(
                 f"truncation={truncation} is outside this model's standing statistics, {table[0]} to {table[-1]}"
             )
+        if self.config.standing_interpolation == "mirrored":
+            # In that program's own arithmetic, whose rounding decides which rows a threshold on the grid meets.
+            position = truncation / (1.0 / (len(table) - 1))
+            lower = int(position)
+            weight = position - lower
+            return StandingRow(lower, min(lower + 1, len(table) - 1), 1 - weight if weight else 0.0)
         upper = next(i for i, threshold in enumerate(table) if threshold >= truncation)
         if table[upper] == truncation:
             return StandingRow(upper, upper, 0.0)
@@ -552,15 +566,18 @@ class BigGANModel(BigGANPreTrainedModel):
         if repeats < 1:
             raise ValueError(f"num_images_per_label must be at least 1, got {repeats}")
         if labels is not None:
-            labels = torch.as_tensor(labels, device="cpu").reshape(-1)
+            try:
+                labels = torch.as_tensor(labels, device="cpu").reshape(-1)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"class_labels must be integers, got {labels!r}") from error
             self._check_class_labels(labels, len(labels))
             return labels.repeat_interleave(repeats).to(self.device)
         if not self.config.num_labels:
             return None
-        generators = generator if isinstance(generator, Sequence) else [generator]
-        size = (repeats,) if len(generators) == 1 else (1,)
+        check_generators(generator, repeats)
+        generators, size = (generator, 1) if isinstance(generator, Sequence) else ([generator], repeats)
         drawn = [
-            torch.randint(self.config.num_labels, size, generator=g, device=None if g is None else g.device)
+            torch.randint(self.config.num_labels, (size,), generator=g, device=None if g is None else g.device)
             for g in generators
         ]
         return torch.cat(drawn).to(self.device)
@@ -618,9 +635,9 @@ class BigGANDiscriminator(BigGANPreTrainedModel):
             )
         self._check_class_labels(class_labels, len(pixel_values))
         pixel_values = pixel_values.to(self.dtype)
-        if self.training and self.is_activation_checkpointing and not pixel_values.requires_grad:
+        if self.training and self.is_activation_checkpointing and not torch.compiler.is_compiling():
             # The reentrant kind gives a stage's weights a gradient only if the stage's input needs one.
-            pixel_values = pixel_values.detach().requires_grad_()
+            pixel_values = pixel_values if pixel_values.requires_grad else pixel_values.detach().requires_grad_()
 
         hidden_states = self.input_conv(pixel_values)
         for stage in self.stages:

@@ -64,12 +64,25 @@ class TrainingArguments:
 
     per_device_batch_size: int = _help("Samples in one forward of one process.", 64)
     global_batch_size: int | None = _help("Samples in an update; default one forward of every process.", None)
+    generator_batch_size: int | None = _help("Latents in a generator forward of one process, if others.", None)
     num_discriminator_steps: int = _help("Discriminator updates for each generator update.", 2)
     generator_learning_rate: float = _help("Adam's step for the generator.", 5e-5)
     discriminator_learning_rate: float = _help("Adam's step for the discriminator.", 2e-4)
     adam_beta1: float = _help("Decay of Adam's first moment.", 0.0)
     adam_beta2: float = _help("Decay of Adam's second moment.", 0.999)
     adam_epsilon: float = _help("Added to the root of Adam's second moment.", 1e-6)
+    loss: Literal["hinge", "logistic", "least_squares"] = _help("The adversarial objective.", "hinge")
+    power_iteration: Literal["once_per_update", "every_forward"] = _help(
+        "When spectral norms step: once is exact under accumulation, every forward is BigGAN-PyTorch's.",
+        "once_per_update",
+    )
+    cross_replica_batch_norm: str = _help("Processes normalised as one: 'on', 'off', or how many.", "on")
+    split_discriminator: bool = _help("Fake and real pictures in two forwards of the discriminator.", False)
+    generator_orthogonality: float = _help("Strength of the generator's orthogonal regularisation.", 1e-4)
+    discriminator_orthogonality: float = _help("Strength of the discriminator's.", 0.0)
+    orthogonality: Literal["relaxed", "full"] = _help("Without the Gram matrix's diagonal, or with it.", "relaxed")
+    r1_gamma: float = _help("Strength of the R1 penalty on real pictures; the paper tried 10.", 0.0)
+    r1_interval: int = _help("Generator updates between penalties, which weigh so much more.", 16)
     ema_decay: float = _help("Decay of the average of the generator's weights.", 0.9999)
     ema_start_step: int = _help("Until this step the average is a copy.", 20_000)
     mixed_precision: Literal["no", "bf16", "fp16"] | None = _help("Default: as accelerate is configured.", None)
@@ -83,15 +96,18 @@ class TrainingArguments:
     hub_model_id: str | None = _help("Repository to upload to, 'user/name'.", None)
 
     def __post_init__(self) -> None:
-        for name in ("max_train_steps", "per_device_batch_size", "num_discriminator_steps", "logging_steps"):
+        counts = ("max_train_steps", "per_device_batch_size", "num_discriminator_steps", "logging_steps")
+        for name in (*counts, "r1_interval"):
             _require(self, name, getattr(self, name) >= 1, "at least 1")
+        for name in ("generator_orthogonality", "discriminator_orthogonality", "r1_gamma"):
+            _require(self, name, getattr(self, name) >= 0, "at least 0")
         for name in ("seed", "ema_start_step", "sample_steps", "checkpointing_steps"):
             _require(self, name, getattr(self, name) >= 0, "at least 0")
         for name in ("generator_learning_rate", "discriminator_learning_rate", "adam_epsilon"):
             _require(self, name, getattr(self, name) > 0, "positive")
         for name in ("adam_beta1", "adam_beta2", "ema_decay"):
             _require(self, name, 0 <= getattr(self, name) < 1, "in [0, 1)")
-        for name in ("max_train_minutes", "global_batch_size", "checkpoints_total_limit"):
+        for name in ("max_train_minutes", "global_batch_size", "generator_batch_size", "checkpoints_total_limit"):
             _require(self, name, getattr(self, name) is None or getattr(self, name) > 0, "positive or left out")
         if self.push_to_hub and not self.hub_model_id:
             raise ValueError("push_to_hub needs hub_model_id, the repository 'user/name' to upload to")
@@ -115,7 +131,13 @@ def _require(arguments: object, name: str, holds: bool, expected: str) -> None:
 
 
 _PAPER: dict[str, Any] = {"global_batch_size": 2048, "per_device_batch_size": 64}
-_BIGGAN_PYTORCH: dict[str, Any] = {"adam_epsilon": 1e-8, "horizontal_flip": True}
+_BIGGAN_PYTORCH: dict[str, Any] = {
+    "adam_epsilon": 1e-8,
+    "horizontal_flip": True,
+    "generator_orthogonality": 0.0,
+    "cross_replica_batch_norm": "off",
+    "power_iteration": "every_forward",
+}
 
 # What each preset of the configuration is trained with; what a row leaves out is the default above.
 TRAINING_PRESETS: dict[str, dict[str, Any]] = {
@@ -155,6 +177,7 @@ TRAINING_PRESETS: dict[str, dict[str, Any]] = {
         "generator_learning_rate": 5e-4,
         "discriminator_learning_rate": 1e-3,
         "adam_beta2": 0.99,
+        "generator_orthogonality": 0.0,
         "ema_decay": 0.99,
         "ema_start_step": 50,
         "max_train_steps": 4_000,

@@ -72,13 +72,14 @@ class BatchSource:
             )
         )
 
-    def latents(self, step: int, draw: int) -> Batch:
-        """Latents (N, z_dim) from N(0, 1) and uniform labels; `draw` counts the draws within a step."""
+    def latents(self, step: int, draw: int, number: int | None = None) -> Batch:
+        """Latents (`number` or N, z_dim) from N(0, 1), uniform labels; `draw` counts the draws within a step."""
+        number = number or self.batch_size
         generator = counter_generator(self.device, self.seed, step, draw, self.rank)
-        latents = sample_latents(self.batch_size, self.z_dim, generator=generator, device=self.device)
+        latents = sample_latents(number, self.z_dim, generator=generator, device=self.device)
         if not self.num_labels:
             return Batch(latents, None)
-        labels = torch.randint(self.num_labels, (self.batch_size,), generator=generator, device=self.device)
+        labels = torch.randint(self.num_labels, (number,), generator=generator, device=self.device)
         return Batch(latents, labels)
 
     def pictures(self) -> Batch:

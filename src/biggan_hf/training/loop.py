@@ -25,7 +25,8 @@ from .arguments import DataArguments, ModelArguments, TrainingArguments
 from .batches import BatchSource
 from .checkpoints import SETTINGS, check_same_architecture, find_checkpoint, load_training_state, save_checkpoint
 from .ema import update_ema
-from .steps import Players, discriminator_step, generator_step
+from .replicas import replica_group_size, set_cross_replica_batch_norm
+from .steps import Players, Rules, discriminator_step, generator_step
 
 
 @dataclass
@@ -71,19 +72,33 @@ def train(run: Run) -> Path:
 
 def train_step(run: Run) -> dict[str, Tensor]:
     """Discriminator updates, one generator update, the average: one `global_step`."""
-    micro_batches, draw = range(run.accumulation_steps), 0
+    micro_batches, draw, rules = range(run.accumulation_steps), 0, rules_of(run.args, run.global_step)
     for _ in range(run.args.num_discriminator_steps):
         pairs = []
         for _ in micro_batches:
             pairs.append((run.batches.latents(run.global_step, draw), run.batches.pictures()))
             draw += 1
-        metrics = discriminator_step(run.players, pairs)
-    latents = [run.batches.latents(run.global_step, draw + index) for index in micro_batches]
-    metrics |= generator_step(run.players, latents)
+        metrics = discriminator_step(run.players, pairs, rules)
+    number = run.args.generator_batch_size
+    latents = [run.batches.latents(run.global_step, draw + index, number) for index in micro_batches]
+    metrics |= generator_step(run.players, latents, rules)
     run.global_step += 1
     decay = run.args.ema_decay if run.global_step >= run.args.ema_start_step else 0.0
     update_ema(run.ema, run.players.bare_generator, decay)
     return metrics
+
+
+def rules_of(args: TrainingArguments, step: int) -> Rules:
+    """The rules of one step: R1 comes every so many steps, and weighs as many times more."""
+    return Rules(
+        loss=args.loss,
+        iterate_every_forward=args.power_iteration == "every_forward",
+        split_discriminator=args.split_discriminator,
+        generator_orthogonality=args.generator_orthogonality,
+        discriminator_orthogonality=args.discriminator_orthogonality,
+        relaxed_orthogonality=args.orthogonality == "relaxed",
+        r1_gamma=0.0 if step % args.r1_interval else args.r1_gamma * args.r1_interval,
+    )
 
 
 # Every so often
@@ -145,6 +160,7 @@ def set_up(model_args: ModelArguments, data_args: DataArguments, args: TrainingA
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
     accumulation_steps = args.accumulation_steps(accelerator.num_processes)
+    replicas = replica_group_size(args.cross_replica_batch_norm, accelerator.num_processes)
     with accelerator.main_process_first():
         images = load_images(data_args, model_args.config([]))
     config = model_args.config(images.class_names)
@@ -153,6 +169,7 @@ def set_up(model_args: ModelArguments, data_args: DataArguments, args: TrainingA
 
     set_seed(args.seed)
     players, ema = build_players(accelerator, config, args, resumed)
+    set_cross_replica_batch_norm(players.bare_generator, replicas)
     state: dict[str, Any] = {"global_step": 0, "samples_seen": 0}
     if resumed is not None:
         state = load_training_state(resumed)

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..losses import discriminator_hinge_loss, generator_hinge_loss
+from ..layers import SpectralNorm
+from ..losses import LOSSES, orthogonal_regularization_gradient, r1_penalty
 from ..modeling_biggan import BigGANDiscriminator, BigGANModel
 
 
@@ -40,27 +42,55 @@ class Players:
         return self.accelerator.unwrap_model(self.discriminator)
 
 
-def discriminator_step(players: Players, micro_batches: Sequence[tuple[Batch, Batch]]) -> dict[str, Tensor]:
+@dataclass(frozen=True)
+class Rules:
     """
-    One update of the discriminator on the mean loss of (latents, pictures) micro-batches.
+    How the game is played.
+
+    Args:
+        loss: A row of `LOSSES`.
+        iterate_every_forward: A power iteration in every forward, as in BigGAN-PyTorch; else one an update, in its
+            first micro-batch, so that micro-batches add up to the gradient of the whole batch.
+        split_discriminator: Fake and real pictures in two forwards of the discriminator instead of one.
+        generator_orthogonality: β of the orthogonal regularisation of the generator's weights.
+        discriminator_orthogonality: The same of the discriminator's.
+        relaxed_orthogonality: Without the diagonal, as in the paper.
+        r1_gamma: γ of the R1 penalty in the discriminator's update, 0 for none.
+    """
+
+    loss: str = "hinge"
+    iterate_every_forward: bool = False
+    split_discriminator: bool = False
+    generator_orthogonality: float = 0.0
+    discriminator_orthogonality: float = 0.0
+    relaxed_orthogonality: bool = True
+    r1_gamma: float = 0.0
+
+
+def discriminator_step(
+    players: Players, micro_batches: Sequence[tuple[Batch, Batch]], rules: Rules
+) -> dict[str, Tensor]:
+    """
+    One update of the discriminator on the mean loss of (latents, pictures) micro-batches. There may be more latents
+    than pictures: the first ones are used.
 
     Returns:
         Scalars of the last micro-batch: the loss, and the share of real and of fake pictures it told right.
     """
-    accelerator, optimizer = players.accelerator, players.discriminator_optimizer
-    players.bare_discriminator.requires_grad_(True)
-    optimizer.zero_grad()
+    accelerator, discriminator = players.accelerator, players.bare_discriminator
+    discriminator_loss = LOSSES[rules.loss][0]
+    discriminator.requires_grad_(True)
+    players.discriminator_optimizer.zero_grad()
     for index, (latents, real) in enumerate(micro_batches):
+        _iterate_spectral_norms(players, rules.iterate_every_forward or index == 0)
         with _reduce_gradients(accelerator, players.discriminator, index == len(micro_batches) - 1):
-            with torch.no_grad():
-                fake = players.bare_generator(latents.inputs, latents.class_labels).images
-            # One forward for both, so that spectral norm sees them with the same singular vectors.
-            both = torch.cat([fake.to(real.inputs.dtype), real.inputs])
-            logits = players.discriminator(both, _cat_labels(latents, real)).logits.float()
-            fake_logits, real_logits = logits.split([len(fake), len(real.inputs)])
-            loss = discriminator_hinge_loss(real_logits, fake_logits)
-            accelerator.backward(loss / len(micro_batches))
-    optimizer.step()
+            fake = _generate(players, latents, len(real.inputs), real.inputs.dtype)
+            fake_logits, real_logits = _judge(players, fake, real, rules)
+            loss = discriminator_loss(real_logits, fake_logits)
+            penalty = _r1(players, real, rules) if rules.r1_gamma else 0.0
+            accelerator.backward((loss + penalty) / len(micro_batches))
+    _add_orthogonality(discriminator, rules.discriminator_orthogonality, rules.relaxed_orthogonality)
+    players.discriminator_optimizer.step()
     return {
         "discriminator_loss": loss.detach(),
         "real_accuracy": (real_logits > 0).float().mean(),
@@ -68,19 +98,30 @@ def discriminator_step(players: Players, micro_batches: Sequence[tuple[Batch, Ba
     }
 
 
-def generator_step(players: Players, micro_batches: Sequence[Batch]) -> dict[str, Tensor]:
+def generator_step(players: Players, micro_batches: Sequence[Batch], rules: Rules) -> dict[str, Tensor]:
     """One update of the generator on the mean loss of micro-batches of latents; returns the last one's loss."""
-    accelerator, optimizer = players.accelerator, players.generator_optimizer
+    accelerator = players.accelerator
+    generator_loss = LOSSES[rules.loss][1]
     # Frozen and without its wrapper: no gradient of the discriminator is computed, let alone exchanged.
     discriminator = players.bare_discriminator.requires_grad_(False)
-    optimizer.zero_grad()
+    players.generator_optimizer.zero_grad()
     for index, latents in enumerate(micro_batches):
+        _iterate_spectral_norms(players, rules.iterate_every_forward or index == 0)
         with _reduce_gradients(accelerator, players.generator, index == len(micro_batches) - 1):
             fake = players.generator(latents.inputs, latents.class_labels).images
-            loss = generator_hinge_loss(discriminator(fake, latents.class_labels).logits.float())
+            loss = generator_loss(_precise(discriminator(fake, latents.class_labels).logits))
             accelerator.backward(loss / len(micro_batches))
-    optimizer.step()
+    _add_orthogonality(players.bare_generator, rules.generator_orthogonality, rules.relaxed_orthogonality)
+    players.generator_optimizer.step()
     return {"generator_loss": loss.detach()}
+
+
+def _iterate_spectral_norms(players: Players, iterates: bool) -> None:
+    """Lets both networks' forwards take a power iteration from here on, or use the last one's vectors again."""
+    for network in (players.bare_generator, players.bare_discriminator):
+        for module in network.modules():
+            if isinstance(module, SpectralNorm):
+                module.iterates = iterates
 
 
 def _reduce_gradients(accelerator: Accelerator, model: nn.Module, is_last: bool) -> Any:
@@ -88,7 +129,47 @@ def _reduce_gradients(accelerator: Accelerator, model: nn.Module, is_last: bool)
     return contextlib.nullcontext() if is_last else accelerator.no_sync(model)
 
 
-def _cat_labels(fake: Batch, real: Batch) -> Tensor | None:
-    if fake.class_labels is None or real.class_labels is None:
-        return None
-    return torch.cat([fake.class_labels, real.class_labels])
+@torch.no_grad()
+def _generate(players: Players, latents: Batch, number: int, dtype: torch.dtype) -> Batch:
+    labels = None if latents.class_labels is None else latents.class_labels[:number]
+    return Batch(players.bare_generator(latents.inputs[:number], labels).images.to(dtype), labels)
+
+
+def _judge(players: Players, fake: Batch, real: Batch, rules: Rules) -> tuple[Tensor, Tensor]:
+    """Logits of fake and real pictures: of one forward, so that both meet one set of singular vectors, or of two."""
+    if rules.split_discriminator:
+        fake_logits = players.discriminator(fake.inputs, fake.class_labels).logits
+        _iterate_spectral_norms(players, rules.iterate_every_forward)
+        real_logits = players.discriminator(real.inputs, real.class_labels).logits
+        return _precise(fake_logits), _precise(real_logits)
+    labels = None
+    if fake.class_labels is not None and real.class_labels is not None:
+        labels = torch.cat([fake.class_labels, real.class_labels])
+    logits = _precise(players.discriminator(torch.cat([fake.inputs, real.inputs]), labels).logits)
+    return logits[: len(fake.inputs)], logits[len(fake.inputs) :]
+
+
+def _r1(players: Players, real: Batch, rules: Rules) -> Tensor:
+    """γ times the R1 penalty, from a forward of its own."""
+    _iterate_spectral_norms(players, rules.iterate_every_forward)
+    pixels = real.inputs.detach().requires_grad_()
+    # The fused attention kernels have no second derivative.
+    with sdpa_kernel(SDPBackend.MATH):
+        logits = players.discriminator(pixels, real.class_labels).logits
+    return rules.r1_gamma * r1_penalty(_precise(logits), pixels)
+
+
+def _precise(logits: Tensor) -> Tensor:
+    """Losses are taken in float32 at least."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+@torch.no_grad()
+def _add_orthogonality(model: BigGANModel | BigGANDiscriminator, strength: float, relaxed: bool) -> None:
+    """Adds β times the gradient of the regularisation, for every weight but the generator's shared embedding."""
+    if not strength:
+        return
+    shared = {"class_embedding.weight"} if isinstance(model, BigGANModel) else set()
+    for name, parameter in model.named_parameters():
+        if parameter.ndim >= 2 and name not in shared and parameter.grad is not None:
+            parameter.grad.add_(orthogonal_regularization_gradient(parameter, relaxed), alpha=strength)

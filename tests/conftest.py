@@ -1,0 +1,39 @@
+import os
+import tempfile
+
+
+# Read once, when torch and huggingface_hub are first imported: the workers share the cores, and no test reaches the
+# network (what needs a Hub takes the `fake_hub` fixture).
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+# Removed when the tests end; what tests prepare does not pile up in the user's own cache.
+_datasets_cache = tempfile.TemporaryDirectory()
+os.environ["HF_DATASETS_CACHE"] = _datasets_cache.name
+
+from collections.abc import Iterator  # noqa: E402
+
+import pytest  # noqa: E402
+from fake_hub import FakeHub  # noqa: E402
+
+
+@pytest.fixture
+def fake_hub(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeHub]:
+    """The Hub of huggingface_hub, transformers and datasets for one test and the processes that it starts."""
+    home = tmp_path_factory.mktemp("hf-home")
+    with FakeHub() as hub:
+        files = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.endpoint)
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", files)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(home / "hub"))
+        # transformers keeps a client of its own, which knows the endpoint of its making.
+        monkeypatch.setattr("transformers.utils.hub._hf_api", None)
+        monkeypatch.setattr("datasets.config.HF_ENDPOINT", hub.endpoint)
+        monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", home / "datasets")
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+        monkeypatch.setenv("HF_HOME", str(home))
+        # Not the token of whoever runs the tests.
+        monkeypatch.setenv("HF_TOKEN", "hf_dummy")
+        yield hub

@@ -1,0 +1,102 @@
+"""Three alternating updates in float64 on one global batch, however it is split: for test_training_exact.py."""
+
+import sys
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from torch import Tensor
+
+from biggan_hf import BigGANConfig, BigGANDiscriminator, BigGANModel
+from biggan_hf.layers import BatchNorm2d, ConditionalBatchNorm2d
+from biggan_hf.training.replicas import set_cross_replica_batch_norm
+from biggan_hf.training.steps import Batch, Players, Rules, discriminator_step, generator_step
+
+
+BATCH = 8
+CONFIG = BigGANConfig.preset(
+    "demo",
+    num_labels=3,
+    generator_base_channels=4,
+    discriminator_base_channels=4,
+    generator_attention_resolutions=[16],
+    discriminator_attention_resolutions=[16],
+)
+
+
+def play(accelerator: Accelerator, accumulation: int, batch_norm: str, rules: Rules) -> dict[str, Tensor]:
+    """
+    Every gradient of every update, by name.
+
+    Args:
+        accelerator: Of this process.
+        accumulation: Micro-batches in an update.
+        batch_norm: "fixed" statistics, or those of "one" process, or of "all".
+        rules: Of the game.
+    """
+    players = _players(accelerator, batch_norm)
+    gradients: dict[str, Tensor] = {}
+    for update in range(3):
+        latents, pictures = _micro_batches(accelerator, accumulation, update)
+        discriminator_step(players, list(zip(latents, pictures, strict=True)), rules)
+        _keep(gradients, f"{update}.discriminator", players.bare_discriminator)
+        generator_step(players, latents, rules)
+        _keep(gradients, f"{update}.generator", players.bare_generator)
+    for name, buffer in [*players.bare_generator.named_buffers(), *players.bare_discriminator.named_buffers()]:
+        gradients[f"buffer.{name}"] = buffer.clone()
+    return gradients
+
+
+def _players(accelerator: Accelerator, batch_norm: str) -> Players:
+    torch.manual_seed(0)
+    generator, discriminator = BigGANModel(CONFIG).double().train(), BigGANDiscriminator(CONFIG).double().train()
+    for network in (generator, discriminator):  # attention that starts at nothing would have no gradients inside
+        for name, parameter in network.named_parameters():
+            if name.endswith("gamma"):
+                parameter.data.fill_(0.5)
+    for module in generator.modules():
+        if batch_norm == "fixed" and isinstance(module, BatchNorm2d | ConditionalBatchNorm2d):
+            module.train = lambda mode=True, module=module: module  # type: ignore[method-assign]
+            module.training = False
+    optimizers = [torch.optim.SGD(network.parameters(), 0.01) for network in (generator, discriminator)]
+    players = Players(accelerator, *accelerator.prepare(generator, discriminator, *optimizers))
+    if batch_norm == "all":
+        set_cross_replica_batch_norm(players.bare_generator, accelerator.num_processes)
+    return players
+
+
+def _micro_batches(accelerator: Accelerator, accumulation: int, update: int) -> tuple[list[Batch], list[Batch]]:
+    """This process's part: micro-batch after micro-batch, and within each process after process."""
+    generator = torch.Generator().manual_seed(update)
+    z = torch.randn(BATCH, CONFIG.z_dim, generator=generator, dtype=torch.float64)
+    x = torch.rand(BATCH, 1, 32, 32, generator=generator, dtype=torch.float64) * 2 - 1
+    labels = torch.randint(3, (BATCH,), generator=generator)
+    size = BATCH // accumulation // accelerator.num_processes
+    parts = [torch.arange(BATCH).split(size)[a * accelerator.num_processes + accelerator.process_index]
+             for a in range(accumulation)]  # fmt: skip
+    return [Batch(z[part], labels[part]) for part in parts], [Batch(x[part], labels[part]) for part in parts]
+
+
+def _keep(gradients: dict[str, Tensor], prefix: str, network: torch.nn.Module) -> None:
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+        gradients[f"{prefix}.{name}"] = parameter.grad.clone()
+
+
+def main(path: str) -> None:
+    """What the two processes of a launch do: each case of the test, written by the first of them."""
+    accelerator = Accelerator(cpu=True, kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
+    assert accelerator.num_processes == 2
+    penalised = Rules(r1_gamma=1.0, generator_orthogonality=1e-2, discriminator_orthogonality=1e-2)
+    results = {
+        "fixed-1": play(accelerator, 1, "fixed", Rules()),
+        "fixed-2": play(accelerator, 2, "fixed", Rules()),
+        "all-1": play(accelerator, 1, "all", Rules()),
+        "all-2": play(accelerator, 2, "all", Rules()),
+        "fixed-2-penalised": play(accelerator, 2, "fixed", penalised),
+    }
+    if accelerator.is_main_process:
+        torch.save(results, path)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

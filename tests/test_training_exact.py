@@ -1,0 +1,71 @@
+"""However a batch is split over processes and micro-batches, the updates are those of the whole batch."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from exact_worker import play
+from torch import Tensor
+
+from biggan_hf.training.steps import Rules
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Tensor]]:
+    path = tmp_path_factory.mktemp("exact") / "gradients.pt"
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--num_processes", "2"]
+    command += ["--multi_gpu", "--main_process_port", "0", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command += [str(Path(__file__).with_name("exact_worker.py")), str(path)]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return torch.load(path, weights_only=True)
+
+
+def one_process(accumulation: int, batch_norm: str, rules: Rules | None = None) -> dict[str, Tensor]:
+    return play(Accelerator(cpu=True), accumulation, batch_norm, rules or Rules())
+
+
+def assert_same(ours: dict[str, Tensor], whole: dict[str, Tensor], tolerance: float) -> None:
+    """Every gradient and buffer, relative to the largest gradient of its update."""
+    assert ours.keys() == whole.keys()
+    for name, expected in whole.items():
+        prefix = ".".join(name.split(".")[:2])
+        scale = max(float(value.abs().max()) for other, value in whole.items() if other.startswith(prefix))
+        error = float((ours[name] - expected).abs().max()) / max(scale, 1.0)
+        assert error < tolerance, f"{name}: {error}"
+
+
+def test_micro_batches_add_up_to_the_whole_batch() -> None:
+    assert_same(one_process(4, "fixed"), one_process(1, "fixed"), 1e-12)
+
+
+def test_a_power_iteration_in_every_forward_does_not_add_up() -> None:
+    # No mistake, but another function in each micro-batch; and it shows that the test above can fail.
+    rules = Rules(iterate_every_forward=True)
+    with pytest.raises(AssertionError):
+        assert_same(one_process(4, "fixed", rules), one_process(1, "fixed", rules), 1e-3)
+
+
+def test_processes_add_up_to_the_whole_batch(two_processes: dict[str, dict[str, Tensor]]) -> None:
+    assert_same(two_processes["fixed-1"], one_process(1, "fixed"), 1e-12)
+    assert_same(two_processes["fixed-2"], one_process(1, "fixed"), 1e-12)
+
+
+def test_cross_replica_batch_norm_sees_the_batches_of_all(two_processes: dict[str, dict[str, Tensor]]) -> None:
+    assert_same(two_processes["all-1"], one_process(1, "one"), 1e-12)
+    # With accumulation its batch is a micro-batch of all processes, on one process as on two.
+    assert_same(two_processes["all-2"], one_process(2, "one"), 1e-12)
+
+
+def test_regularisers_are_exact_under_accumulation_and_processes(two_processes: dict[str, dict[str, Tensor]]) -> None:
+    rules = Rules(r1_gamma=1.0, generator_orthogonality=1e-2, discriminator_orthogonality=1e-2)
+    whole = one_process(1, "fixed", rules)
+    assert_same(one_process(2, "fixed", rules), whole, 1e-12)
+    assert_same(two_processes["fixed-2-penalised"], whole, 1e-12)
+    with pytest.raises(AssertionError):  # they do something
+        assert_same(one_process(1, "fixed"), whole, 1e-6)
