@@ -59,13 +59,11 @@ def train(run: Run) -> Path:
         disable=not run.accelerator.is_local_main_process,
         dynamic_ncols=True,
     ) as progress:
-        while run.global_step < run.args.max_train_steps:
+        while run.global_step < run.args.max_train_steps and not out_of_time(run, deadline):
             metrics = train_step(run)
             progress.update()
             if run.global_step % run.args.logging_steps == 0:
                 progress.set_postfix(log_metrics(run, metrics))
-                if out_of_time(run, deadline):
-                    break
             periodically(run)
     return finish(run)
 
@@ -115,7 +113,12 @@ def log_metrics(run: Run, metrics: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 def out_of_time(run: Run, deadline: float) -> bool:
-    """Whether the main process's clock has passed the deadline: all processes stop at the same step."""
+    """
+    Whether the main process's clock has passed the deadline, so that all processes stop at the same step; asked when
+    the scalars are fetched, since it waits for the device too.
+    """
+    if run.global_step == 0 or run.global_step % run.args.logging_steps:
+        return False
     flag = torch.tensor(float(time.monotonic() > deadline), device=run.accelerator.device)
     return bool(broadcast(flag).item())
 
