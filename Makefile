@@ -3,7 +3,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 SOURCES := $(wildcard src conversion tests benchmarks train.py setup.py)
 
-.PHONY: demo test style quality
+.PHONY: demo test test-slow style quality
 
 demo: demo/model/model.safetensors
 	$(BIN)/biggan-hf sample demo/model --images_per_class 10 --truncation 0.7 --output demo/samples.png --overwrite
@@ -18,6 +18,9 @@ demo/model/model.safetensors: | $(INSTALLED)
 
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile tests
+
+test-slow: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow tests
 
 style: $(INSTALLED)
 	$(BIN)/ruff check --fix $(SOURCES)

@@ -7,7 +7,8 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers.utils import logging
 
 from .arguments import TRAINING_PRESETS, DataArguments, ModelArguments, TrainingArguments, parse_arguments
-from .loop import set_up, train
+from .loop import train
+from .run import set_up
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -19,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from error
     folder = train(run)
-    if run.accelerator.is_main_process:
+    if run.is_main and folder is not None:
         print(
             f"model, discriminator and card: {folder}\nsamples: {folder / 'samples.png'}\nlog: {folder / 'log.jsonl'}"
         )

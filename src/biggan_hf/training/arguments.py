@@ -86,6 +86,10 @@ class TrainingArguments:
     ema_decay: float = _help("Decay of the average of the generator's weights.", 0.9999)
     ema_start_step: int = _help("Until this step the average is a copy.", 20_000)
     mixed_precision: Literal["no", "bf16", "fp16"] | None = _help("Default: as accelerate is configured.", None)
+    tf32: bool = _help("TF32 in matrix products and convolutions on NVIDIA GPUs.", False)
+    channels_last: bool = _help("Channels last in memory: quicker convolutions on most devices.", False)
+    gradient_checkpointing: bool = _help("Recompute activations in the backward pass: less memory, more time.", False)
+    compile: bool = _help("Compile both networks (torch.compile).", False)
 
     logging_steps: int = _help("Steps between lines of log.jsonl.", 50)
     sample_steps: int = _help("Steps between sample sheets; 0 for none.", 1_000)
@@ -182,6 +186,7 @@ TRAINING_PRESETS: dict[str, dict[str, Any]] = {
         "ema_start_step": 50,
         "max_train_steps": 4_000,
         "max_train_minutes": 5.5,
+        "channels_last": True,
         "sample_steps": 250,
         "checkpointing_steps": 1_000,
     },

@@ -1,0 +1,149 @@
+"""A run, and how it is set up: whatever can be wrong is found here, before anything is written."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import set_seed
+
+from ..configuration_biggan import BigGANConfig
+from ..data import LabelledImages, load_labelled_images
+from ..modeling_biggan import BigGANModel
+from .arguments import DataArguments, ModelArguments, TrainingArguments
+from .batches import BatchSource
+from .checkpoints import SETTINGS, check_same_architecture, find_checkpoint, load_training_state
+from .players import build_players
+from .steps import Players
+
+
+@dataclass
+class Run:
+    """A run between two steps."""
+
+    args: TrainingArguments
+    accelerator: Accelerator
+    config: BigGANConfig
+    players: Players
+    ema: BigGANModel
+    batches: BatchSource
+    accumulation_steps: int
+    settings: dict[str, Any]
+    global_step: int = 0
+
+    @property
+    def output_dir(self) -> Path:
+        return Path(self.args.output_dir)
+
+    @property
+    def is_main(self) -> bool:
+        return self.accelerator.is_main_process
+
+
+def set_up(model_args: ModelArguments, data_args: DataArguments, args: TrainingArguments) -> Run:
+    """Everything up to the first step. Whatever can't be raises one clear line, and nothing has been written yet."""
+    resumed = find_checkpoint(Path(args.output_dir), args.resume_from_checkpoint)
+    accelerator = Accelerator(
+        mixed_precision=args.mixed_precision,
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+    if args.tf32:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    accumulation_steps = args.accumulation_steps(accelerator.num_processes)
+    with accelerator.main_process_first():
+        images = load_images(data_args, model_args.config([]))
+    config = model_args.config(images.class_names)
+    if resumed is not None:
+        check_same_architecture(resumed, config)
+
+    set_seed(args.seed)
+    players, ema = build_players(accelerator, config, args, resumed)
+    state: dict[str, Any] = {"global_step": 0, "samples_seen": 0}
+    if resumed is not None:
+        state = load_training_state(resumed)
+        restore(players, state)
+    batches = batch_source(images, config, data_args, args, accelerator, state["samples_seen"])
+    settings: dict[str, Any] = {"num_processes": accelerator.num_processes}
+    settings |= {k: v for group in (model_args, data_args, args) for k, v in dataclasses.asdict(group).items()}
+    run = Run(args, accelerator, config, players, ema, batches, accumulation_steps, settings, state["global_step"])
+    if run.is_main:
+        open_output(run)
+    return run
+
+
+def load_images(data_args: DataArguments, config: BigGANConfig) -> LabelledImages:
+    return load_labelled_images(
+        data_args.dataset_name,
+        image_size=config.image_size,
+        num_channels=config.num_channels,
+        dataset_config_name=data_args.dataset_config_name,
+        split=data_args.dataset_split,
+        image_column=data_args.image_column,
+        label_column=data_args.label_column,
+        on_unreadable_image=data_args.on_unreadable_image,
+    )
+
+
+def restore(players: Players, state: dict[str, Any]) -> None:
+    """Optimisers, and the loss scaler of float16, as they were."""
+    players.generator_optimizer.load_state_dict(state["generator_optimizer"])
+    players.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
+    if players.accelerator.scaler is not None and "scaler" in state:
+        players.accelerator.scaler.load_state_dict(state["scaler"])
+
+
+def training_state(run: Run) -> dict[str, Any]:
+    """What a checkpoint holds beside the networks; no random state, since batches are a function of the counters."""
+    state = {
+        "global_step": run.global_step,
+        "samples_seen": run.batches.samples_seen,
+        "generator_optimizer": run.players.generator_optimizer.state_dict(),
+        "discriminator_optimizer": run.players.discriminator_optimizer.state_dict(),
+    }
+    if run.accelerator.scaler is not None:
+        state["scaler"] = run.accelerator.scaler.state_dict()
+    return state
+
+
+def batch_source(
+    images: LabelledImages,
+    config: BigGANConfig,
+    data_args: DataArguments,
+    args: TrainingArguments,
+    accelerator: Accelerator,
+    samples_seen: int,
+) -> BatchSource:
+    return BatchSource(
+        images,
+        z_dim=config.z_dim,
+        num_labels=config.num_labels or 0,
+        batch_size=args.per_device_batch_size,
+        seed=args.seed,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        device=accelerator.device,
+        horizontal_flip=data_args.horizontal_flip,
+        samples_seen=samples_seen,
+        num_workers=data_args.dataloader_num_workers,
+    )
+
+
+def open_output(run: Run) -> None:
+    """Writes the settings; a resumed run's log goes on from the checkpoint, without what was lost after it."""
+    run.output_dir.mkdir(parents=True, exist_ok=True)
+    (run.output_dir / SETTINGS).write_text(json.dumps(run.settings, indent=2), encoding="utf-8")
+    log = run.output_dir / "log.jsonl"
+    if log.exists():
+        kept = [line for line in log.read_text(encoding="utf-8").splitlines() if _step(line) <= run.global_step]
+        log.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+
+def _step(line: str) -> float:
+    """The step of a line of the log; one that was cut off in the middle is after all others."""
+    try:
+        return json.loads(line)["step"]
+    except json.JSONDecodeError:
+        return float("inf")

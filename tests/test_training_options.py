@@ -1,0 +1,190 @@
+"""Options of the training run: each trains, and those that promise the same function keep it."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from PIL import Image
+from safetensors.torch import load_file
+
+from biggan_hf import BigGANModel
+from biggan_hf.training import main
+
+
+REPO = Path(__file__).parents[1]
+TINY = ["--preset", "demo", "--config_overrides", "generator_base_channels=4", "discriminator_base_channels=4"]
+TINY += ["generator_attention_resolutions=[16]", "discriminator_attention_resolutions=[16]"]
+SHORT = ["--per_device_batch_size", "4", "--logging_steps", "1", "--sample_steps", "0", "--checkpointing_steps", "2"]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    noise = np.random.default_rng(0)
+    for index in range(10):
+        path = folder / ("cat", "dog")[index % 2] / f"{index}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(noise.integers(0, 256, (32, 32), np.uint8)).save(path)
+    return folder
+
+
+def arguments(pictures: Path, output: Path, *more: str, steps: int = 3) -> list[str]:
+    where = ["--dataset_name", str(pictures), "--output_dir", str(output), "--max_train_steps", str(steps)]
+    return [*TINY, *SHORT, *where, *more]
+
+
+def trained(folder: Path) -> dict[str, torch.Tensor]:
+    weights = load_file(folder / "model.safetensors")
+    assert all(torch.isfinite(weight).all() for weight in weights.values())
+    return weights
+
+
+def losses(folder: Path) -> list[float]:
+    lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line)["discriminator_loss"] for line in lines]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--loss", "logistic"],
+        ["--loss", "least_squares"],
+        ["--power_iteration", "every_forward", "--split_discriminator"],
+        ["--generator_batch_size", "8"],
+        ["--generator_orthogonality", "0.01", "--orthogonality", "full"],
+        ["--discriminator_orthogonality", "0.01"],
+        ["--r1_gamma", "10", "--r1_interval", "2"],
+        ["--tf32"],
+    ],
+    ids=lambda flags: flags[0].strip("-"),
+)
+def test_option_trains(pictures: Path, tmp_path: Path, flags: list[str]) -> None:
+    main(arguments(pictures, tmp_path / "model", *flags))
+    trained(tmp_path / "model")
+    assert len(losses(tmp_path / "model")) == 3
+
+
+@pytest.mark.parametrize("flag", ["--gradient_checkpointing", "--channels_last"])
+def test_option_keeps_the_function(pictures: Path, tmp_path: Path, flag: str) -> None:
+    main(arguments(pictures, tmp_path / "plain"))
+    main(arguments(pictures, tmp_path / "option", flag))
+    np.testing.assert_allclose(losses(tmp_path / "option"), losses(tmp_path / "plain"), rtol=0, atol=1e-3)
+
+
+def test_bfloat16_trains_weights_that_stay_in_float32(pictures: Path, tmp_path: Path) -> None:
+    main(arguments(pictures, tmp_path / "plain"))
+    AcceleratorState._reset_state(reset_partial_state=True)  # the precision of a process is set once
+    main(arguments(pictures, tmp_path / "bf16", "--mixed_precision", "bf16"))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert all(weight.dtype == torch.float32 for weight in trained(tmp_path / "bf16").values())
+    first, expected = losses(tmp_path / "bf16")[0], losses(tmp_path / "plain")[0]
+    assert first != expected and abs(first - expected) < 0.1 * abs(expected) + 0.1
+
+
+def test_float16_trains_with_its_scaler(pictures: Path, tmp_path: Path) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("float16 training needs a GPU: on CPU accelerate trains in float32 without a word")
+    main(arguments(pictures, tmp_path / "model", "--mixed_precision", "fp16"))
+    state = torch.load(next((tmp_path / "model").glob("checkpoint-*")) / "training_state.pt", weights_only=True)
+    assert state["scaler"]["scale"] > 0
+
+
+@pytest.mark.slow
+def test_compiled_run_keeps_the_function(pictures: Path, tmp_path: Path) -> None:
+    main(arguments(pictures, tmp_path / "plain"))
+    main(arguments(pictures, tmp_path / "compiled", "--compile"))
+    np.testing.assert_allclose(losses(tmp_path / "compiled"), losses(tmp_path / "plain"), rtol=0, atol=1e-3)
+    assert trained(tmp_path / "compiled").keys() == trained(tmp_path / "plain").keys()
+
+
+# Runs that are ended from outside
+
+
+def start(argv: list[str], num_processes: int = 1) -> subprocess.Popen[str]:
+    command = [sys.executable, str(REPO / "train.py"), *argv]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    if num_processes > 1:
+        launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"]
+        launcher += ["--num_processes", str(num_processes), "--main_process_port", "0"]
+        command = [*launcher, "--mixed_precision", "no", "--dynamo_backend", "no", *command[1:]]
+    # A session of its own, so that a signal reaches the launcher's children too.
+    return subprocess.Popen(
+        command, env=environment, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+
+
+def wait_for_step(process: subprocess.Popen[str], output: Path, step: int) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        log = output / "log.jsonl"
+        if log.exists() and len(log.read_text(encoding="utf-8").splitlines()) >= step:
+            return
+        time.sleep(0.02)
+    raise AssertionError(process.communicate(timeout=10)[0] if process.poll() is not None else "no step in time")
+
+
+def test_sigterm_leaves_a_checkpoint_and_exits_cleanly(pictures: Path, tmp_path: Path) -> None:
+    output = tmp_path / "model"
+    process = start(arguments(pictures, output, "--checkpointing_steps", "1000", steps=10_000))
+    wait_for_step(process, output, 2)
+    process.send_signal(signal.SIGTERM)
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode == 0 and "interrupted at step" in printed, printed[-2000:]
+    (checkpoint,) = output.glob("checkpoint-*")
+    assert not (output / "model.safetensors").exists()
+    step = int(checkpoint.name.partition("-")[2])
+    main(arguments(pictures, output, "--resume_from_checkpoint", "latest", steps=step + 1))
+    assert len(losses(output)) == step + 1
+
+
+def killed_and_resumed(pictures: Path, folder: Path, kills: int, steps: int, num_processes: int) -> None:
+    """Kills a run at random moments until it has been killed so often, then compares it with one that was not."""
+    dice = random.Random(0)
+    flags = ["--checkpointing_steps", "1", "--horizontal_flip", "--cross_replica_batch_norm", "on"]
+    assert start(arguments(pictures, folder / "whole", *flags, steps=steps), num_processes).wait(timeout=600) == 0
+    argv = arguments(pictures, folder / "killed", *flags, "--resume_from_checkpoint", "latest", steps=steps)
+    for kill in range(kills):
+        process = start(argv, num_processes)
+        wait_for_step(process, folder / "killed", 1 + kill * (steps - 1) // kills)
+        time.sleep(dice.uniform(0, 0.3))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(timeout=60)
+    assert start(argv, num_processes).wait(timeout=600) == 0
+    for name in ("model.safetensors", "discriminator/model.safetensors"):
+        whole, killed = load_file(folder / "whole" / name), load_file(folder / "killed" / name)
+        assert whole.keys() == killed.keys()
+        assert all(torch.equal(whole[key], killed[key]) for key in whole), name
+    assert losses(folder / "killed") == losses(folder / "whole")
+
+
+def test_killed_run_ends_as_if_it_had_not_been(pictures: Path, tmp_path: Path) -> None:
+    killed_and_resumed(pictures, tmp_path, kills=2, steps=12, num_processes=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_run_killed_twenty_times_ends_as_if_it_had_not_been(
+    pictures: Path, tmp_path: Path, num_processes: int
+) -> None:
+    killed_and_resumed(pictures, tmp_path, kills=20, steps=60, num_processes=num_processes)
+
+
+def test_resumed_log_drops_what_came_after_the_checkpoint(pictures: Path, tmp_path: Path) -> None:
+    output = tmp_path / "model"
+    main(arguments(pictures, output, steps=3))
+    whole = losses(output)
+    with open(output / "log.jsonl", "a", encoding="utf-8") as log:
+        log.write('{"step": 4, "discriminator_loss": 99.0}\n{"step": 5, "discrimi')
+    main(arguments(pictures, output, "--resume_from_checkpoint", "latest", steps=4))
+    assert losses(output)[:3] == whole and len(losses(output)) == 4 and losses(output)[3] != 99
+    assert BigGANModel.from_pretrained(output).config.num_labels == 2
