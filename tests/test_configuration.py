@@ -171,7 +171,7 @@ def test_unknown_key_in_json(tmp_path: Path) -> None:
         ("standing_truncations", ["0.5"]),
         ("architecture", "bigan"),
         ("initializer", "ortho"),
-        ("truncation_mode", "clamp"),
+        ("truncation_mode", "cut"),
     ],
 )
 def test_wrong_type_names_the_field(field: str, value: Any) -> None:

@@ -41,7 +41,17 @@ def test_scaling_is_t_times_a_normal_cut_at_two() -> None:
     assert latents.var().item() == pytest.approx(0.25 * truncated_variance(2), rel=0.02)
 
 
-@pytest.mark.parametrize("mode", ["resample", "scale"])
+def test_clamping_moves_what_lies_beyond() -> None:
+    plain, clamped = (sample_latents(200, 100, t, mode="clamp", generator=seeded(0)) for t in (None, 0.5))
+    assert torch.equal(clamped, plain.clamp(-0.5, 0.5))
+
+
+def test_normal_mode_is_t_times_the_normal() -> None:
+    plain, smaller = (sample_latents(200, 100, t, mode="normal", generator=seeded(0)) for t in (None, 0.5))
+    assert torch.equal(smaller, 0.5 * plain)
+
+
+@pytest.mark.parametrize("mode", ["resample", "scale", "clamp", "normal"])
 def test_no_truncation_is_the_normal(mode: Any) -> None:
     latents = sample_latents(2000, 100, mode=mode, generator=seeded(0))
     assert latents.abs().max() > 4
@@ -54,7 +64,16 @@ def test_extreme_thresholds(truncation: float) -> None:
     assert latents.isfinite().all() and latents.abs().max() <= truncation and latents.std() > 0
 
 
-@pytest.mark.parametrize("arguments", [{}, {"truncation": 0.5}, {"truncation": 0.5, "mode": "scale"}])
+@pytest.mark.parametrize("truncation", [0.02, 0.3, 2.0, 20.0])
+def test_bound_is_hard(truncation: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The lowest number that torch.rand may draw, whose latent rounding and erf⁻¹(-1) = -∞ could carry too far.
+    monkeypatch.setattr(torch, "rand", lambda *shape, dtype, **_: torch.zeros(shape, dtype=dtype))
+    assert torch.equal(sample_latents(1, 1, truncation), torch.full((1, 1), -truncation))
+
+
+@pytest.mark.parametrize(
+    "arguments", [{}, *({"truncation": 0.5, "mode": mode} for mode in ("resample", "scale", "clamp", "normal"))]
+)
 def test_generators_make_it_reproducible(arguments: dict[str, Any]) -> None:
     def draw(generator: Any, num_samples: int = 3) -> torch.Tensor:
         return sample_latents(num_samples, 8, generator=generator, **arguments)
@@ -94,7 +113,7 @@ def test_numbers_of_numpy_are_numbers() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"mode": "clamp"}, ValueError, "must be 'resample' or 'scale', got 'clamp'"),
+        ({"mode": "cut"}, ValueError, "must be one of resample, scale, clamp, normal, got 'cut'"),
         ({"generator": [seeded(0)]}, ValueError, "2 samples need 2 generators, got 1"),
         ({"generator": []}, ValueError, "2 samples need 2 generators, got 0"),
         ({"generator": 0}, TypeError, "must be a torch.Generator or one a sample, got 0"),

@@ -199,6 +199,11 @@ def test_class_embeddings_in_place_of_labels(variant: str) -> None:
     mixed = output(model, latents[:1], class_embeddings=pair.mean(0, keepdim=True))
     ends = [output(model, latents[:1], torch.tensor([label])) for label in (0, 3)]
     assert all(not torch.allclose(mixed, end, atol=1e-3) for end in ends)
+    with torch.no_grad():  # a class of its own, whose embedding is the mean
+        for module in model.modules():
+            if isinstance(module, nn.Embedding):
+                module.weight[4] = module.weight[[0, 3]].mean(0)
+    assert torch.allclose(mixed, output(model, latents[:1], torch.tensor([4])), atol=1e-5)
 
 
 def test_class_enters_the_discriminator_by_an_inner_product() -> None:
@@ -256,6 +261,14 @@ def test_truncation_chooses_the_statistics(truncation: float, row: Callable[[Ten
     # Training statistics are those of the batch, whatever the truncation.
     trained = [output(copy.deepcopy(model).train(), latents, labels, truncation=t) for t in (None, truncation)]
     assert torch.equal(*trained)
+
+
+def test_standing_statistics_are_those_of_one_truncation_mode() -> None:
+    model = with_table(0.2, 1.0)
+    with pytest.raises(ValueError, match="those of truncation_mode='resample', got 'scale'"):
+        model.sample([0], truncation=0.5, truncation_mode="scale")
+    model.sample([0], truncation_mode="scale")
+    model.sample([0], truncation=0.5, truncation_mode="resample")
 
 
 @pytest.mark.parametrize("truncation", [0.1, 1.01])
@@ -353,7 +366,7 @@ def test_sample_leaves_the_model_as_it_was(training: bool) -> None:
         ({"class_labels": [0, 1], "latents": torch.zeros(2, 15)}, r"latents must be \(N, 16\), got \(2, 15\)"),
         ({"class_labels": [0, 1], "latents": torch.zeros(3, 16)}, r"latents must be \(2, 16\), got \(3, 16\)"),
         ({"class_labels": [0, 1], "truncation": 0}, "truncation must be a positive number or None, got 0"),
-        ({"class_labels": [0], "truncation_mode": "clamp"}, "must be 'resample' or 'scale', got 'clamp'"),
+        ({"class_labels": [0], "truncation_mode": "cut"}, "must be one of resample, scale, .* got 'cut'"),
         ({"num_images_per_label": 2, "generator": [torch.Generator()] * 3}, "2 samples need 2 generators, got 3"),
         ({"num_images_per_label": 2, "generator": []}, "2 samples need 2 generators, got 0"),
         ({"class_labels": [0, 1], "generator": [torch.Generator()]}, "2 samples need 2 generators, got 1"),
@@ -543,7 +556,7 @@ def test_missing_keys_are_initialised() -> None:
     assert torch.equal(after["output_bn.gain"], torch.ones(16)) and after["stages.1.attention.gamma"] == 0
     conv = after["stages.1.blocks.0.conv1.weight"].flatten(1)
     assert torch.allclose(conv @ conv.T, torch.eye(16), atol=1e-5)
-    assert after["stages.1.blocks.0.conv1.u0"].std() > 0.3
+    assert after["stages.1.blocks.0.conv1.u0"].std() > 0.3 and after["stages.1.blocks.0.conv1.sv0"] == 1
     assert output(loaded, *tiny_inputs(loaded)).isfinite().all()
 
 

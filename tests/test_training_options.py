@@ -106,6 +106,113 @@ def test_compiled_run_keeps_the_function(pictures: Path, tmp_path: Path) -> None
     assert trained(tmp_path / "compiled").keys() == trained(tmp_path / "plain").keys()
 
 
+def test_dropout_and_augmentation_resume_to_the_bit(pictures: Path, tmp_path: Path) -> None:
+    flags = ["--diff_augment", "--config_overrides", "discriminator_dropout=0.5", "generator_base_channels=4"]
+    main(arguments(pictures, tmp_path / "whole", *flags, steps=4))
+    main(arguments(pictures, tmp_path / "parts", *flags, steps=2))
+    main(arguments(pictures, tmp_path / "parts", *flags, "--resume_from_checkpoint", "latest", steps=4))
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    main(arguments(pictures, tmp_path / "plain", "--config_overrides", "generator_base_channels=4", steps=1))
+    assert losses(tmp_path / "plain")[0] != losses(tmp_path / "whole")[0]
+
+
+def test_clamped_generator_keeps_its_singular_values_down(pictures: Path, tmp_path: Path) -> None:
+    main(arguments(pictures, tmp_path / "model", "--sigma_clamp", "0.7"))
+    weight = trained(tmp_path / "model")["stages.0.blocks.0.conv2.weight"].flatten(1)
+    assert torch.linalg.svdvals(weight).min() < 0.75  # orthogonal at first: the clamp takes one direction a step
+
+
+# Fine-tuning
+
+
+@pytest.fixture(scope="module")
+def model(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("fine-tuning") / "model"
+    main(arguments(pictures, folder, "--ema_start_step", "100"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def three_classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("three")
+    for index in range(6):
+        path = folder / "xyz"[index % 3] / f"{index}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(np.random.default_rng(index).integers(0, 256, (32, 32), np.uint8)).save(path)
+    return folder
+
+
+def fine_tuning(pictures: Path, model: Path, output: Path, *more: str) -> list[str]:
+    where = ["--dataset_name", str(pictures), "--output_dir", str(output), "--init_from", str(model)]
+    return [*SHORT, *where, "--max_train_steps", "1", "--ema_start_step", "100", *more]
+
+
+def changed(before: Path, after: Path) -> set[str]:
+    old, new = load_file(before / "model.safetensors"), load_file(after / "model.safetensors")
+    return {
+        name for name in new if name.endswith(("weight", "bias", "gamma")) and not torch.equal(old[name], new[name])
+    }
+
+
+def test_fine_tuning_on_other_classes_starts_from_the_model(model: Path, three_classes: Path, tmp_path: Path) -> None:
+    rates = ["--generator_learning_rate", "1e-30", "--discriminator_learning_rate", "1e-30"]
+    main(fine_tuning(three_classes, model, tmp_path / "tuned", "--generator_orthogonality", "0", *rates))
+    tuned = BigGANModel.from_pretrained(tmp_path / "tuned")
+    assert tuned.config.id2label == {0: "x", 1: "y", 2: "z"} and tuned.config.generator_base_channels == 4
+    assert changed(model, tmp_path / "tuned") == {"class_embedding.weight"}
+    parts = [folder / "discriminator" for folder in (model, tmp_path / "tuned")]
+    assert changed(*parts) == {"class_embedding.weight"}
+
+
+def test_only_class_embeddings_learn(model: Path, pictures: Path, tmp_path: Path) -> None:
+    main(fine_tuning(pictures, model, tmp_path / "tuned", "--train_only", "class_embeddings"))
+    assert changed(model, tmp_path / "tuned") == {"class_embedding.weight"}
+    parts = [folder / "discriminator" for folder in (model, tmp_path / "tuned")]
+    assert changed(*parts) == {"class_embedding.weight"}
+
+
+def test_first_stages_of_the_discriminator_are_frozen(model: Path, pictures: Path, tmp_path: Path) -> None:
+    main(fine_tuning(pictures, model, tmp_path / "tuned", "--freeze_discriminator_stages", "2"))
+    parts = [folder / "discriminator" for folder in (model, tmp_path / "tuned")]
+    stages = {int(name.split(".")[1]) for name in changed(*parts) if name.startswith("stages.")}
+    assert stages == {2, 3}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--freeze_discriminator_stages", "4"], "freeze_discriminator_stages must be below 4"),
+        (["--train_only", "class_embeddings", "--label_column", "none"], "train_only=class_embeddings needs classes"),
+        (["--report_to", "wandb"], "report_to names 'wandb'"),
+        (["--cross_replica_batch_norm", "some"], "cross_replica_batch_norm must be 'off', 'on' or a number"),
+        (["--r1_interval", "0"], "r1_interval must be at least 1, got 0"),
+        (
+            ["--gradient_checkpointing", "--power_iteration", "every_forward", "--split_discriminator"],
+            "it needs power_iteration=once_per_update",
+        ),
+    ],
+)
+def test_bad_option_is_one_line_and_writes_nothing(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments(pictures, tmp_path / "model", *flags))
+    assert stop.value.code == 2 and not (tmp_path / "model").exists()
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and message in lines[0]
+
+
+def test_tracker_gets_scalars_and_pictures(pictures: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="needs tensorboard, which the extra dev installs")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    main(arguments(pictures, tmp_path / "model", "--report_to", "tensorboard", "--sample_steps", "2"))
+    (file,) = (tmp_path / "model").rglob("events.out.tfevents.*")
+    events = EventAccumulator(str(file)).Reload()
+    assert [event.step for event in events.Scalars("discriminator_loss")] == [1, 2, 3]
+    assert [event.step for event in events.Images("samples")] == [2]
+
+
 # Runs that are ended from outside
 
 

@@ -19,6 +19,7 @@ from biggan_hf.training.checkpoints import (
     find_checkpoint,
     list_checkpoints,
     load_training_state,
+    rotate_checkpoints,
     save_checkpoint,
 )
 from biggan_hf.training.ema import update_ema
@@ -61,7 +62,7 @@ def test_discriminator_step_moves_the_discriminator_alone() -> None:
     game = players(config)
     before = weights(game.generator), weights(game.discriminator)
     metrics = discriminator_step(game, [(latents(config, 4), pictures(config, 4))], Rules())
-    assert set(metrics) == {"discriminator_loss", "real_accuracy", "fake_accuracy"}
+    assert set(metrics) == {"discriminator_loss", "discriminator_gradient", "real_accuracy", "fake_accuracy"}
     torch.testing.assert_close(weights(game.generator), before[0], rtol=0, atol=0)
     assert all((new != before[1][name]).any() for name, new in weights(game.discriminator).items())
     assert all(p.grad is None for p in game.generator.parameters())
@@ -71,7 +72,10 @@ def test_generator_step_moves_the_generator_alone_and_costs_the_discriminator_no
     config = tiny()
     game = players(config)
     before = weights(game.generator), weights(game.discriminator)
-    assert set(generator_step(game, [latents(config, 4)], Rules())) == {"generator_loss"}
+    assert set(generator_step(game, [latents(config, 4)], Rules())) == {
+        "generator_loss",
+        "generator_gradient",
+    }
     torch.testing.assert_close(weights(game.discriminator), before[1], rtol=0, atol=0)
     assert all(p.grad is None for p in game.discriminator.parameters())
     moved = [name for name, new in weights(game.generator).items() if (new != before[0][name]).any()]
@@ -194,24 +198,21 @@ def test_pictures_are_in_range_and_half_of_them_mirrored(tmp_path: Path) -> None
 # Checkpoints
 
 
-def write_checkpoint(folder: Path, step: int, total_limit: int | None = None) -> Path:
+def write_checkpoint(folder: Path, step: int) -> Path:
     config = tiny()
     model = BigGANModel(config)
+    checkpoint = folder / f"checkpoint-{step}"
     state = {"global_step": step, "samples_seen": 10 * step}
-    return save_checkpoint(
-        folder,
-        step,
-        ema=model,
-        generator=model,
-        discriminator=BigGANDiscriminator(config),
-        training_state=state,
-        total_limit=total_limit,
+    save_checkpoint(
+        checkpoint, ema=model, generator=model, discriminator=BigGANDiscriminator(config), training_state=state
     )
+    return checkpoint
 
 
 def test_checkpoint_is_a_model_folder_and_the_oldest_go(tmp_path: Path) -> None:
     for step in (9, 10, 100):
-        folder = write_checkpoint(tmp_path, step, total_limit=2)
+        folder = write_checkpoint(tmp_path, step)
+        rotate_checkpoints(tmp_path, 2)
     assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-10", "checkpoint-100"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-100"]
     assert BigGANModel.from_pretrained(folder).config.num_labels == 3

@@ -152,12 +152,14 @@ class BigGANConfig(PreTrainedConfig):
         deep_projection_shortcut: StudioGAN's `big_resnet_deep_studiogan`: a deep block's shortcut is a 1x1
             convolution to the output width (in the discriminator, where size or width changes), and the
             discriminator pools before its last ReLU.
+        discriminator_dropout: Share of the features dropped before the discriminator's last layer, in training.
         spectral_norm_eps: Smallest norm by which a singular vector is divided.
         batch_norm_eps: Added to the variance in conditional batch norms.
         output_batch_norm_eps: The same in the batch norm before the last convolution; `None`: `batch_norm_eps`.
         initializer: `"orthogonal"` (paper), `"normal"` (standard deviation 0.02) or `"xavier_uniform"`.
         truncation_mode: What `truncation=t` means to this model: `"resample"` (the paper: entries of N(0, 1) beyond
-            t are drawn again) or `"scale"` (TFHub, pytorch-pretrained-biggan: t times N(0, 1) cut at 2).
+            t are drawn again), `"scale"` (TFHub, pytorch-pretrained-biggan: t times N(0, 1) cut at 2), `"clamp"`
+            (mmgeneration: N(0, 1) clamped to ±t) or `"normal"` (BigGAN-PyTorch: N(0, t²)).
         standing_truncations: Thresholds, ascending, for which the generator holds standing statistics.
         standing_interpolation: Between two thresholds, `"linear"`, or `"mirrored"`: the weights of the two rows
             exchanged, as pytorch-pretrained-biggan computes it; its rows lie evenly from 0 to 1.
@@ -192,11 +194,12 @@ class BigGANConfig(PreTrainedConfig):
     discriminator_attention_stages: list[int] | tuple[int, ...] | None = None
     discriminator_shortcut_relu: bool = False
     deep_projection_shortcut: bool = False
+    discriminator_dropout: float = 0.0
     spectral_norm_eps: float = 1e-4
     batch_norm_eps: float = 1e-4
     output_batch_norm_eps: float | None = None
     initializer: Literal["orthogonal", "normal", "xavier_uniform"] = "orthogonal"
-    truncation_mode: Literal["resample", "scale"] = "resample"
+    truncation_mode: Literal["resample", "scale", "clamp", "normal"] = "resample"
     standing_truncations: list[float | int] | tuple[float | int, ...] = ()
     standing_interpolation: Literal["linear", "mirrored"] = "linear"
 
@@ -362,6 +365,8 @@ class BigGANConfig(PreTrainedConfig):
                 )
         if self.is_deep:
             self._check_bottlenecks()
+        if not 0 <= self.discriminator_dropout < 1:
+            raise ValueError(f"discriminator_dropout must lie in [0, 1), got {self.discriminator_dropout}")
         for name in ("spectral_norm_eps", "batch_norm_eps", "output_batch_norm_eps"):
             if getattr(self, name) is not None and not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")

@@ -1,15 +1,15 @@
-"""Drawing latents: the one place where truncation is defined."""
+"""Drawing latents: the one place where truncation is defined; paths between latents."""
 
 import math
 import numbers
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 
-TruncationMode = Literal["resample", "scale"]
+TruncationMode = Literal["resample", "scale", "clamp", "normal"]
 
 
 def sample_latents(
@@ -29,6 +29,8 @@ def sample_latents(
         truncation: Threshold t > 0; `None` for plain N(0, 1).
         mode: `"resample"` (paper, section 3.1): entries of N(0, 1) beyond ±t are drawn again.
             `"scale"` (TFHub, pytorch-pretrained-biggan): t times a normal truncated at ±2.
+            `"clamp"` (mmgeneration): entries of N(0, 1) beyond ±t are moved to ±t.
+            `"normal"` (BigGAN-PyTorch, whose `z_var` is this t): N(0, t²), not truncated at all.
         generator: One for all samples, or one a sample, so that a sample does not depend on its neighbours.
         device: Where the latents go; they are drawn where the generator lives.
 
@@ -41,11 +43,10 @@ def sample_latents(
         TypeError: A generator that is none, for example a seed.
     """
     check_truncation(truncation)
+    check_truncation_mode(mode)
     check_generators(generator, num_samples)
     if num_samples < 0 or z_dim < 1:
         raise ValueError(f"latents are (num_samples ≥ 0, z_dim ≥ 1), got ({num_samples}, {z_dim})")
-    if mode not in ("resample", "scale"):
-        raise ValueError(f"truncation mode must be 'resample' or 'scale', got {mode!r}")
     if isinstance(generator, Sequence):
         return torch.cat([sample_latents(1, z_dim, truncation, mode, g, device) for g in generator])
     drawn_on = generator.device if generator is not None else device
@@ -53,8 +54,12 @@ def sample_latents(
         latents = torch.randn(num_samples, z_dim, generator=generator, device=drawn_on)
     elif mode == "resample":
         latents = _truncated_normal(num_samples, z_dim, truncation, generator, drawn_on)
-    else:
+    elif mode == "scale":
         latents = truncation * _truncated_normal(num_samples, z_dim, 2.0, generator, drawn_on)
+    elif mode == "clamp":
+        latents = torch.randn(num_samples, z_dim, generator=generator, device=drawn_on).clamp(-truncation, truncation)
+    else:
+        latents = truncation * torch.randn(num_samples, z_dim, generator=generator, device=drawn_on)
     return latents.to(device)
 
 
@@ -65,6 +70,12 @@ def check_truncation(truncation: float | None) -> None:
     is_number = isinstance(truncation, numbers.Real) and not isinstance(truncation, bool)
     if not is_number or not 0 < truncation < math.inf:
         raise ValueError(f"truncation must be a positive number or None, got {truncation!r}")
+
+
+def check_truncation_mode(mode: str) -> None:
+    """Raises `ValueError` unless it is one of `TruncationMode`."""
+    if mode not in get_args(TruncationMode):
+        raise ValueError(f"truncation_mode must be one of {', '.join(get_args(TruncationMode))}, got {mode!r}")
 
 
 def check_generators(generator: torch.Generator | Sequence[torch.Generator] | None, num_samples: int) -> None:
@@ -93,3 +104,49 @@ def _truncated_normal(
     mass = math.erf(threshold / math.sqrt(2))
     latents = math.sqrt(2) * torch.erfinv((2 * uniform - 1) * mass)
     return latents.clamp(-threshold, threshold).float()
+
+
+# Paths
+
+
+def interpolation_path(points: Tensor, num_steps: int, *, spherical: bool = False, closed: bool = False) -> Tensor:
+    """
+    A path through given points, latents or class embeddings, in their order.
+
+    Args:
+        points: (K, D), at least two.
+        num_steps: Steps from a point to the next.
+        spherical: Along great circles, while the norm changes linearly, instead of straight lines. Latents of N(0, 1)
+            have norms near √D, and half-way between two of them a straight line comes as near to 0 as √(D / 2).
+        closed: The last point leads back to the first, which is not repeated: a loop.
+
+    Returns:
+        ((K - 1) · num_steps + 1, D), or (K · num_steps, D) if closed; each `num_steps`-th is a point as given.
+
+    Raises:
+        ValueError: Fewer than two points, no step.
+    """
+    if points.ndim != 2 or len(points) < 2:
+        raise ValueError(f"a path needs points of shape (at least 2, D), got {tuple(points.shape)}")
+    if num_steps < 1:
+        raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+    starts, ends = (points, points.roll(-1, dims=0)) if closed else (points[:-1], points[1:])
+    fractions = torch.linspace(0, 1, num_steps + 1, dtype=points.dtype, device=points.device)[:-1, None, None]
+    between = _slerp if spherical else torch.lerp
+    path = between(starts, ends, fractions).transpose(0, 1).flatten(0, 1)  # fractions first, then points first
+    path[::num_steps] = starts  # exact: an arc's end is off by the rounding of its sines
+    return path if closed else torch.cat([path, points[-1:]])
+
+
+def _slerp(start: Tensor, end: Tensor, fraction: Tensor) -> Tensor:
+    """
+    sin((1 - t)Ω) / sin Ω · u + sin(tΩ) / sin Ω · v for unit vectors u, v at the angle Ω (Shoemake 1985), times the
+    norm; (K, D) twice and (T, 1, 1) to (T, K, D). Where sin Ω vanishes, a straight line.
+    """
+    norms = [x.norm(dim=-1, keepdim=True) for x in (start, end)]
+    units = [x / norm.clamp_min(torch.finfo(x.dtype).tiny) for x, norm in zip((start, end), norms, strict=True)]
+    angle = torch.acos((units[0] * units[1]).sum(-1, keepdim=True).clamp(-1, 1))
+    sine = torch.sin(angle)
+    arc = (torch.sin((1 - fraction) * angle) * units[0] + torch.sin(fraction * angle) * units[1]) / sine
+    on_sphere = torch.lerp(norms[0], norms[1], fraction) * arc
+    return torch.where(sine > 1e-3, on_sphere, torch.lerp(start, end, fraction))

@@ -5,6 +5,7 @@ field's literature. Spectral norm: Miyato et al. 2018, arXiv:1802.05957. Self-at
 arXiv:1805.08318.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -188,6 +189,8 @@ class _BatchNorm(nn.Module):
 
     momentum = 0.1
     process_group: dist.ProcessGroup | None = None  # processes whose batches are normalised as one
+    # While standing statistics are collected: (N, C, H, W) to the mean and variance (C,) that eval mode then takes.
+    observer: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
     running_mean: Tensor
     running_var: Tensor
     standing_mean: Tensor
@@ -208,7 +211,7 @@ class _BatchNorm(nn.Module):
             hidden_states = self._normalize_batch(hidden_states)
         else:
             # One multiply-add: x·s + (b - mean·s), with s = gain / sqrt(var + eps).
-            mean, var = self.statistics(row)
+            mean, var = self.statistics(row) if self.observer is None else self.observer(hidden_states)
             gain = gain * torch.rsqrt(var + self.eps)
             bias = bias - mean * gain
         gain, bias = (x[:, :, None, None].to(hidden_states.dtype) for x in (gain, bias))

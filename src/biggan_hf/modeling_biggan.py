@@ -23,7 +23,7 @@ from transformers.utils import ModelOutput, logging
 from .configuration_biggan import BigGANConfig
 from .hub import has_card, model_card, staged_save, upload_folder
 from .images import sample_sheet
-from .latents import TruncationMode, check_generators, check_truncation, sample_latents
+from .latents import TruncationMode, check_generators, check_truncation, check_truncation_mode, sample_latents
 from .layers import (
     BatchNorm2d,
     ConditionalBatchNorm2d,
@@ -518,6 +518,15 @@ class BigGANModel(BigGANPreTrainedModel):
         fraction = (truncation - table[upper - 1]) / (table[upper] - table[upper - 1])
         return StandingRow(upper - 1, upper, fraction)
 
+    def _truncation_mode(self, truncation: float | None, mode: TruncationMode | None) -> TruncationMode:
+        """How latents are drawn; refuses a mode other than that of the standing statistics that are asked for."""
+        own = self.config.truncation_mode
+        if mode is not None:
+            check_truncation_mode(mode)
+        if truncation is not None and self.config.standing_truncations and mode not in (None, own):
+            raise ValueError(f"this model's standing statistics are those of truncation_mode={own!r}, got {mode!r}")
+        return mode or own
+
     @torch.no_grad()
     def sample(
         self,
@@ -536,7 +545,7 @@ class BigGANModel(BigGANPreTrainedModel):
             class_labels: Labels; `None` draws one for each image (or none, for an unconditional model).
             num_images_per_label: Images a label, one after the other; without labels, the number of images.
             truncation: Threshold of the truncation trick (paper, section 3.1); `None` for plain N(0, 1).
-            truncation_mode: `"resample"` or `"scale"`; default the model's own.
+            truncation_mode: See `sample_latents`; default the model's own, which is that of its standing statistics.
             latents: (number of images, z_dim) in place of drawing them.
             generator: Makes the draw reproducible; one for all, or one an image.
 
@@ -545,8 +554,8 @@ class BigGANModel(BigGANPreTrainedModel):
         """
         labels = self._labels_to_sample(class_labels, num_images_per_label, generator)
         number = num_images_per_label if labels is None else len(labels)
+        mode = self._truncation_mode(truncation, truncation_mode)
         if latents is None:
-            mode = truncation_mode or self.config.truncation_mode
             latents = sample_latents(number, self.config.z_dim, truncation, mode, generator, self.device)
         elif len(latents) != number:
             raise ValueError(f"latents must be ({number}, {self.config.z_dim}), got {tuple(latents.shape)}")
@@ -643,6 +652,7 @@ class BigGANDiscriminator(BigGANPreTrainedModel):
         for stage in self.stages:
             hidden_states = stage(hidden_states)
         features = F.relu(hidden_states).sum(dim=(2, 3))  # global sum pooling
+        features = F.dropout(features, self.config.discriminator_dropout, self.training)
         logits = self.linear(features)
         if class_labels is not None:
             # Projection: the class enters by an inner product with the features.

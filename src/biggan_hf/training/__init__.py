@@ -12,7 +12,10 @@ from .run import set_up
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Trains as the command line says. What can't be is one line on standard error, and exit status 2."""
+    """
+    Trains as the command line says. What can't be is one line on standard error, and exit status 2; a collapse that
+    ended the run is exit status 3.
+    """
     logging.disable_progress_bar()  # one bar is enough: the training's own
     try:
         run = set_up(*parse_arguments(argv))
@@ -20,6 +23,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from error
     folder = train(run)
+    if run.collapsed:
+        raise SystemExit(3)
     if run.is_main and folder is not None:
         print(
             f"model, discriminator and card: {folder}\nsamples: {folder / 'samples.png'}\nlog: {folder / 'log.jsonl'}"

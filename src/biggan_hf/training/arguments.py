@@ -25,16 +25,22 @@ class ModelArguments:
     """The networks."""
 
     preset: str = _help(f"A row of the preset tables: {', '.join(PRESETS)}.", "biggan-128")
+    init_from: str | None = _help("A model, a folder or a Hub id, to fine-tune; its architecture is taken over.", None)
     config_overrides: list[str] = _help("Fields of BigGANConfig to change, as name=value with a JSON value.", [])
 
     def config(self, class_names: list[str]) -> BigGANConfig:
-        """The preset for these classes (none: unconditional), with the overrides; raises what `BigGANConfig` does."""
+        """
+        The preset (or the architecture of `init_from`) for these classes (none: unconditional), with the overrides;
+        raises what `BigGANConfig` does.
+        """
         overrides: dict[str, Any] = {"id2label": dict(enumerate(class_names))}
         for item in self.config_overrides:
             name, separator, value = item.partition("=")
             if not separator:
                 raise ValueError(f"config_overrides takes name=value, got {item!r}")
             overrides[name] = _json_or_text(value)
+        if self.init_from is not None:
+            return BigGANConfig.from_pretrained(self.init_from, **overrides)
         return BigGANConfig.preset(self.preset, **overrides)
 
 
@@ -46,6 +52,7 @@ class DataArguments:
     dataset_config_name: str | None = _help("Configuration of the data set, if it has several.", None)
     dataset_split: str = _help("Split to train on.", "train")
     image_column: str | None = _help("Column of the pictures; found by its type when there is one.", None)
+    held_out_split: str | None = _help("Split on which the stability watch tries the discriminator.", None)
     label_column: str | None = _help("Column of the labels; found by its type; 'none' trains without labels.", None)
     on_unreadable_image: Literal["skip", "error"] = _help("Skip a picture that can't be read, or stop.", "skip")
     horizontal_flip: bool = _help("Mirror a random half of the pictures.", False)
@@ -83,6 +90,11 @@ class TrainingArguments:
     orthogonality: Literal["relaxed", "full"] = _help("Without the Gram matrix's diagonal, or with it.", "relaxed")
     r1_gamma: float = _help("Strength of the R1 penalty on real pictures; the paper tried 10.", 0.0)
     r1_interval: int = _help("Generator updates between penalties, which weigh so much more.", 16)
+    sigma_clamp: float | None = _help("Clamps the generator's σ0 to this value (paper, section 4.1).", None)
+    sigma_clamp_ratio: float | None = _help("Clamps the generator's σ0 to so many times its σ1.", None)
+    diff_augment: bool = _help("Differentiable augmentation of real and fake pictures.", False)
+    freeze_discriminator_stages: int = _help("FreezeD: so many of the first stages keep their weights.", 0)
+    train_only: Literal["all", "class_embeddings"] = _help("Which weights learn.", "all")
     ema_decay: float = _help("Decay of the average of the generator's weights.", 0.9999)
     ema_start_step: int = _help("Until this step the average is a copy.", 20_000)
     mixed_precision: Literal["no", "bf16", "fp16"] | None = _help("Default: as accelerate is configured.", None)
@@ -93,6 +105,15 @@ class TrainingArguments:
 
     logging_steps: int = _help("Steps between lines of log.jsonl.", 50)
     sample_steps: int = _help("Steps between sample sheets; 0 for none.", 1_000)
+    watch_steps: int = _help("Steps between measurements of the spectra and of held-out pictures; 0: none.", 1_000)
+    on_collapse: Literal["ignore", "stop", "rollback"] = _help("What to do when the rule calls a collapse.", "stop")
+    collapse_window: int = _help("Lines of the log over which the rule averages.", 20)
+    collapse_loss_floor: float = _help("The rule's floor under the discriminator's loss.", 0.01)
+    collapse_sigma_factor: float = _help("The rule's ceiling over the generator's σ0, in medians of it.", 4.0)
+    max_rollbacks: int = _help("Collapses after which a run stops all the same.", 3)
+    rollback_learning_rate_factor: float = _help("Learning rates after a rollback, in those before.", 0.5)
+    rollback_r1_gamma: float | None = _help("R1's strength after a rollback.", None)
+    report_to: list[str] = _help("Trackers of accelerate, such as tensorboard or wandb, beside log.jsonl.", [])
     checkpointing_steps: int = _help("Steps between checkpoints; 0 for none.", 1_000)
     checkpoints_total_limit: int | None = _help("Older checkpoints beyond so many are removed.", 2)
 
@@ -101,18 +122,27 @@ class TrainingArguments:
 
     def __post_init__(self) -> None:
         counts = ("max_train_steps", "per_device_batch_size", "num_discriminator_steps", "logging_steps")
-        for name in (*counts, "r1_interval"):
+        for name in (*counts, "r1_interval", "collapse_window"):
             _require(self, name, getattr(self, name) >= 1, "at least 1")
-        for name in ("generator_orthogonality", "discriminator_orthogonality", "r1_gamma"):
+        for name in ("generator_orthogonality", "discriminator_orthogonality", "r1_gamma", "collapse_loss_floor"):
             _require(self, name, getattr(self, name) >= 0, "at least 0")
-        for name in ("seed", "ema_start_step", "sample_steps", "checkpointing_steps"):
+        intervals = ("sample_steps", "checkpointing_steps", "watch_steps")
+        for name in (*intervals, "seed", "ema_start_step", "max_rollbacks", "freeze_discriminator_stages"):
             _require(self, name, getattr(self, name) >= 0, "at least 0")
-        for name in ("generator_learning_rate", "discriminator_learning_rate", "adam_epsilon"):
+        factors = ("collapse_sigma_factor", "rollback_learning_rate_factor")
+        for name in (*factors, "generator_learning_rate", "discriminator_learning_rate", "adam_epsilon"):
             _require(self, name, getattr(self, name) > 0, "positive")
         for name in ("adam_beta1", "adam_beta2", "ema_decay"):
             _require(self, name, 0 <= getattr(self, name) < 1, "in [0, 1)")
-        for name in ("max_train_minutes", "global_batch_size", "generator_batch_size", "checkpoints_total_limit"):
+        optional = ("max_train_minutes", "global_batch_size", "generator_batch_size", "checkpoints_total_limit")
+        for name in (*optional, "sigma_clamp", "sigma_clamp_ratio", "rollback_r1_gamma"):
             _require(self, name, getattr(self, name) is None or getattr(self, name) > 0, "positive or left out")
+        forwards = self.split_discriminator or self.r1_gamma or self.rollback_r1_gamma
+        if self.gradient_checkpointing and self.power_iteration == "every_forward" and forwards:
+            raise ValueError(
+                "gradient_checkpointing recomputes with the last forward's singular vectors: with several forwards of "
+                "the discriminator (split_discriminator, r1_gamma) it needs power_iteration=once_per_update"
+            )
         if self.push_to_hub and not self.hub_model_id:
             raise ValueError("push_to_hub needs hub_model_id, the repository 'user/name' to upload to")
 

@@ -16,11 +16,15 @@ from ..latents import sample_latents
 from .steps import Batch
 
 
-def counter_generator(device: torch.device, *counters: int) -> torch.Generator:
-    """A generator seeded by a hash of the counters: neighbouring counters give unrelated streams."""
+def counter_seed(*counters: int) -> int:
+    """A hash of the counters: neighbouring counters give unrelated seeds."""
     # With their number in front, since the hash passes over zeros at the end.
     seed = np.random.SeedSequence([len(counters), *counters]).generate_state(1, np.uint64)[0]
-    return torch.Generator(device).manual_seed(int(seed) >> 1)
+    return int(seed) >> 1
+
+
+def counter_generator(device: torch.device, *counters: int) -> torch.Generator:
+    return torch.Generator(device).manual_seed(counter_seed(*counters))
 
 
 class BatchSource:
@@ -56,19 +60,29 @@ class BatchSource:
         samples_seen: int = 0,
         num_workers: int = 0,
     ):
+        self.images, self.num_workers, self.horizontal_flip = images, num_workers, horizontal_flip
         self.z_dim, self.num_labels, self.batch_size, self.device = z_dim, num_labels, batch_size, device
-        self.seed, self.rank, self.world_size = seed, rank, world_size
-        self.horizontal_flip, self.samples_seen = horizontal_flip, samples_seen
+        self.rank, self.world_size = rank, world_size
+        self.start(seed, samples_seen)
+
+    def start(self, seed: int, samples_seen: int) -> None:
+        """Goes to a place in the order of the pictures that belongs to a seed."""
+        self.seed, self.samples_seen = seed, samples_seen
         order = ShuffledBatches(
-            len(images), batch_size, seed=seed, start=samples_seen, rank=rank, world_size=world_size
+            len(self.images),
+            self.batch_size,
+            seed=seed,
+            start=samples_seen,
+            rank=self.rank,
+            world_size=self.world_size,
         )
         self._real: Iterator[dict[str, Tensor | None]] = iter(
             DataLoader(
-                images,
+                self.images,
                 batch_sampler=order,
                 collate_fn=_as_it_is,
-                num_workers=num_workers,
-                pin_memory=device.type == "cuda",
+                num_workers=self.num_workers,
+                pin_memory=self.device.type == "cuda",
             )
         )
 
@@ -87,13 +101,18 @@ class BatchSource:
         batch = next(self._real)
         pixels, labels = batch["pixel_values"], batch["class_labels"]
         assert pixels is not None
-        pixels = pixels.to(self.device, non_blocking=True).float() / 127.5 - 1
+        pixels = to_pixel_values(pixels, self.device)
         if self.horizontal_flip:
             generator = counter_generator(self.device, self.seed, self.samples_seen, self.rank)
             mirrored = torch.rand(len(pixels), 1, 1, 1, generator=generator, device=self.device) < 0.5
             pixels = torch.where(mirrored, pixels.flip(-1), pixels)
         self.samples_seen += self.batch_size * self.world_size
         return Batch(pixels, None if labels is None else labels.to(self.device, non_blocking=True))
+
+
+def to_pixel_values(pixels: Tensor, device: torch.device) -> Tensor:
+    """uint8 to [-1, 1], on the device: a quarter of the bytes travel."""
+    return pixels.to(device, non_blocking=True).float() / 127.5 - 1
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -20,21 +20,15 @@ SETTINGS = "training_settings.json"
 
 
 def save_checkpoint(
-    output_dir: Path,
-    step: int,
+    folder: Path,
     *,
     ema: BigGANModel,
     generator: BigGANModel,
     discriminator: BigGANDiscriminator,
     training_state: dict[str, Any],
-    total_limit: int | None = None,
-) -> Path:
-    """
-    Writes `checkpoint-{step}` under another name and renames it when it is whole, then removes the oldest beyond
-    `total_limit`.
-    """
-    folder = output_dir / f"checkpoint-{step}"
-    unfinished = output_dir / f"unfinished-checkpoint-{step}"
+) -> None:
+    """Writes the checkpoint under another name and renames it when it is whole."""
+    unfinished = folder.with_name(f"unfinished-{folder.name}")
     shutil.rmtree(unfinished, ignore_errors=True)
     ema.save_pretrained(unfinished)
     generator.save_pretrained(unfinished / "generator")
@@ -42,10 +36,13 @@ def save_checkpoint(
     torch.save(training_state, unfinished / TRAINING_STATE)
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)
+
+
+def rotate_checkpoints(output_dir: Path, total_limit: int | None) -> None:
+    """Removes the oldest checkpoints beyond a number."""
     if total_limit is not None:
         for old in list_checkpoints(output_dir)[:-total_limit]:
             shutil.rmtree(old)
-    return folder
 
 
 def load_training_state(folder: Path) -> dict[str, Any]:
@@ -56,10 +53,10 @@ def load_training_state(folder: Path) -> dict[str, Any]:
 def list_checkpoints(output_dir: Path) -> list[Path]:
     """Complete checkpoints, by ascending step."""
     found = [path for path in output_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
-    return sorted((path for path in found if (path / TRAINING_STATE).is_file()), key=_step_of)
+    return sorted((path for path in found if (path / TRAINING_STATE).is_file()), key=step_of)
 
 
-def _step_of(folder: Path) -> int:
+def step_of(folder: Path) -> int:
     return int(folder.name.removeprefix("checkpoint-"))
 
 

@@ -8,19 +8,28 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import broadcast
+from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..hub import model_card, upload_folder
 from ..images import sample_sheet
-from .arguments import TrainingArguments
-from .checkpoints import save_checkpoint
+from .batches import counter_seed
+from .checkpoints import rotate_checkpoints
+from .collapse import respond, save
 from .ema import update_ema
-from .run import Run, training_state
+from .plots import plot_curves, read_lines
+from .run import LOG, SPECTRA, Run
+from .stability import diagnose, held_out_accuracy
 from .steps import Rules, discriminator_step, generator_step
+
+
+CURVES = "curves.png"
 
 
 def train(run: Run) -> Path | None:
@@ -29,15 +38,15 @@ def train(run: Run) -> Path | None:
 
     Returns:
         The folder of the finished model; `None` if a signal (SIGTERM, SIGINT) ended the run, which then left a
-        checkpoint.
+        checkpoint, or a collapse did.
     """
     deadline = time.monotonic() + 60 * (run.args.max_train_minutes or float("inf"))
     with interruption() as interrupted, progress_bar(run) as progress:
         while run.global_step < run.args.max_train_steps and not should_stop(run, deadline, interrupted):
             metrics = train_step(run)
-            progress.update()
-            if run.global_step % run.args.logging_steps == 0:
-                progress.set_postfix(log_metrics(run, metrics))
+            if run.global_step % run.args.logging_steps == 0 and not report(run, metrics, progress):
+                return None
+            progress.update(run.global_step - progress.n)
             periodically(run)
         if agreed(run, interrupted.is_set()):
             interrupt(run)
@@ -47,7 +56,9 @@ def train(run: Run) -> Path | None:
 
 def train_step(run: Run) -> dict[str, Tensor]:
     """Discriminator updates, one generator update, the average: one `global_step`."""
-    micro_batches, draw, rules = range(run.accumulation_steps), 0, rules_of(run.args, run.global_step)
+    micro_batches, draw, rules = range(run.accumulation_steps), 0, rules_of(run)
+    # Augmentation and dropout draw from the global generator, which thereby depends on the counters alone, too.
+    torch.manual_seed(counter_seed(run.batch_seed, run.global_step, run.accelerator.process_index))
     for _ in range(run.args.num_discriminator_steps):
         pairs = []
         for _ in micro_batches:
@@ -57,14 +68,18 @@ def train_step(run: Run) -> dict[str, Tensor]:
     number = run.args.generator_batch_size
     latents = [run.batches.latents(run.global_step, draw + index, number) for index in micro_batches]
     metrics |= generator_step(run.players, latents, rules)
+    if run.clamp is not None:
+        run.clamp.apply()
     run.global_step += 1
     decay = run.args.ema_decay if run.global_step >= run.args.ema_start_step else 0.0
     update_ema(run.ema, run.players.bare_generator, decay)
     return metrics
 
 
-def rules_of(args: TrainingArguments, step: int) -> Rules:
-    """The rules of one step: R1 comes every so many steps, and weighs as many times more."""
+def rules_of(run: Run) -> Rules:
+    """The rules of this step: R1 comes every so many steps, and weighs as many times more."""
+    args = run.args
+    r1_gamma = args.rollback_r1_gamma if run.rollbacks and args.rollback_r1_gamma else args.r1_gamma
     return Rules(
         loss=args.loss,
         iterate_every_forward=args.power_iteration == "every_forward",
@@ -72,7 +87,8 @@ def rules_of(args: TrainingArguments, step: int) -> Rules:
         generator_orthogonality=args.generator_orthogonality,
         discriminator_orthogonality=args.discriminator_orthogonality,
         relaxed_orthogonality=args.orthogonality == "relaxed",
-        r1_gamma=0.0 if step % args.r1_interval else args.r1_gamma * args.r1_interval,
+        r1_gamma=0.0 if run.global_step % args.r1_interval else r1_gamma * args.r1_interval,
+        diff_augment=args.diff_augment,
     )
 
 
@@ -131,14 +147,48 @@ def progress_bar(run: Run) -> tqdm:
     )
 
 
-def log_metrics(run: Run, metrics: Mapping[str, Tensor]) -> dict[str, float]:
-    """Fetches the scalars, which waits for the device, and appends them to log.jsonl."""
+def report(run: Run, metrics: Mapping[str, Tensor], progress: tqdm) -> bool:
+    """
+    Fetches the scalars, which waits for the device, logs them, and asks the rule for collapses.
+
+    Returns:
+        Whether the run goes on.
+    """
     values = {name: round(float(value), 5) for name, value in metrics.items()}
+    why = None
     if run.is_main:
-        line = {"step": run.global_step, "samples_seen": run.batches.samples_seen, "time": round(time.time(), 1)}
-        with open(run.output_dir / "log.jsonl", "a", encoding="utf-8") as log:
-            log.write(json.dumps({**line, **values}) + "\n")
+        counters = {"step": run.global_step, "samples_seen": run.batches.samples_seen, "time": round(time.time(), 1)}
+        line = {**counters, **values, **measure_stability(run)}
+        append_line(run.output_dir / LOG, line)
+        progress.set_postfix({name: values[name] for name in ("discriminator_loss", "generator_loss")})
+        args = run.args
+        log = read_lines(run.output_dir / LOG)
+        why = diagnose(log, args.collapse_window, args.collapse_loss_floor, args.collapse_sigma_factor)
+    run.accelerator.log(values, run.global_step)
+    if run.args.on_collapse == "ignore" or not agreed(run, why is not None):
+        return True
+    goes_on = respond(run, why or "")
+    if run.is_main:
+        tqdm.write(f"collapse at {why}; " + (f"back to step {run.global_step}" if goes_on else "the run stops"))
+    return goes_on
+
+
+def measure_stability(run: Run) -> dict[str, float]:
+    """Every `watch_steps`: all spectra to spectra.jsonl; the largest σ0 and the held-out accuracy to the log."""
+    steps, logging = run.args.watch_steps, run.args.logging_steps
+    if not steps or run.global_step // steps == (run.global_step - logging) // steps:
+        return {}
+    spectra = {"generator": run.watch.generator.measure(), "discriminator": run.watch.discriminator.measure()}
+    append_line(run.output_dir / SPECTRA, {"step": run.global_step, **spectra})
+    values = {f"{network}_sigma0": max(s[0] for s in sigmas.values()) for network, sigmas in spectra.items() if sigmas}
+    if run.watch.held_out is not None:
+        values["held_out_accuracy"] = held_out_accuracy(run.players.bare_discriminator, run.watch.held_out)
     return values
+
+
+def append_line(path: Path, line: Mapping[str, Any]) -> None:
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
 
 
 def periodically(run: Run) -> None:
@@ -149,21 +199,28 @@ def periodically(run: Run) -> None:
     if args.sample_steps and step % args.sample_steps == 0:
         samples = run.output_dir / "samples"
         samples.mkdir(exist_ok=True)
-        sample_sheet(run.ema, seed=args.seed).save(samples / f"step-{step:07d}.png")
+        sheet = sample_sheet(run.ema, seed=args.seed)
+        sheet.save(samples / f"step-{step:07d}.png")
+        track_sheet(run, sheet)
+        plot_curves(read_lines(run.output_dir / LOG), read_lines(run.output_dir / SPECTRA), run.output_dir / CURVES)
     if args.checkpointing_steps and step % args.checkpointing_steps == 0:
         checkpoint(run)
 
 
+def track_sheet(run: Run, sheet: Image.Image) -> None:
+    """Sends a sample sheet to the trackers that take pictures."""
+    for tracker in run.accelerator.trackers:
+        if tracker.name == "tensorboard":
+            tracker.log_images({"samples": np.asarray(sheet)[None]}, run.global_step, dataformats="NHWC")
+        elif hasattr(tracker, "log_images"):
+            tracker.log_images({"samples": [sheet]}, run.global_step)
+
+
 def checkpoint(run: Run) -> Path:
-    return save_checkpoint(
-        run.output_dir,
-        run.global_step,
-        ema=run.ema,
-        generator=run.players.bare_generator,
-        discriminator=run.players.bare_discriminator,
-        training_state=training_state(run),
-        total_limit=run.args.checkpoints_total_limit,
-    )
+    folder = run.output_dir / f"checkpoint-{run.global_step}"
+    save(run, folder)
+    rotate_checkpoints(run.output_dir, run.args.checkpoints_total_limit)
+    return folder
 
 
 # The end

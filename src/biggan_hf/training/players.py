@@ -1,7 +1,9 @@
 """The two players and the average, ready for the game: new, from a checkpoint, or from a model to fine-tune."""
 
 import copy
+import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -15,16 +17,31 @@ from .replicas import replica_group_size, set_cross_replica_batch_norm
 from .steps import Players
 
 
+logger = logging.getLogger(__name__)
+
 Networks = tuple[BigGANModel, BigGANDiscriminator, BigGANModel]
 
 
 def build_players(
-    accelerator: Accelerator, config: BigGANConfig, args: TrainingArguments, checkpoint: Path | None
+    accelerator: Accelerator,
+    config: BigGANConfig,
+    args: TrainingArguments,
+    checkpoint: Path | None,
+    init_from: str | None,
 ) -> tuple[Players, BigGANModel]:
-    """Both networks with their optimisers, and the average, which stays in float32 and outside any wrapper."""
+    """
+    Both networks with their optimisers, and the average, which stays in float32 and outside any wrapper: from a
+    checkpoint, else from a model to fine-tune, else new.
+    """
     replicas = replica_group_size(args.cross_replica_batch_norm, accelerator.num_processes)
-    generator, discriminator, ema = new_networks(config) if checkpoint is None else load_networks(checkpoint)
+    if checkpoint is not None:
+        generator, discriminator, ema = load_networks(checkpoint)
+    elif init_from is not None:
+        generator, discriminator, ema = networks_to_fine_tune(init_from, config)
+    else:
+        generator, discriminator, ema = new_networks(config)
     ema = ema.to(accelerator.device).eval().requires_grad_(False)
+    freeze(generator, discriminator, args)
     for network in (generator, discriminator):
         _arrange(network.to(accelerator.device).train(), args)
     optimizers = (
@@ -52,6 +69,20 @@ def load_networks(checkpoint: Path) -> Networks:
     )
 
 
+def networks_to_fine_tune(model: str, config: BigGANConfig) -> Networks:
+    """A published generator and, where there is one, its discriminator; for another number of classes the weights of
+    the classes are new."""
+    options: dict[str, Any] = {"config": config, "ignore_mismatched_sizes": True}
+    generator = copy.deepcopy(BigGANModel.from_pretrained(model, **options))
+    ema = copy.deepcopy(generator)
+    try:
+        discriminator = copy.deepcopy(BigGANDiscriminator.from_pretrained(model, subfolder="discriminator", **options))
+    except OSError:
+        logger.warning("%s has no discriminator: a new one learns from the start", model)
+        discriminator = BigGANDiscriminator(config)
+    return generator, discriminator, ema
+
+
 def _arrange(network: BigGANModel | BigGANDiscriminator, args: TrainingArguments) -> None:
     """Memory layout, activation checkpointing and compilation, as asked; the function stays the same."""
     if args.channels_last:
@@ -62,10 +93,34 @@ def _arrange(network: BigGANModel | BigGANDiscriminator, args: TrainingArguments
         network.compile()  # in place: no wrapper, and the names of the weights stay
 
 
+def freeze(generator: BigGANModel, discriminator: BigGANDiscriminator, args: TrainingArguments) -> None:
+    """FreezeD (Mo et al. 2020, arXiv:2002.10964), or everything but what belongs to the classes."""
+    stages = discriminator.stages
+    if args.freeze_discriminator_stages >= len(stages):
+        raise ValueError(
+            f"freeze_discriminator_stages must be below {len(stages)}, the discriminator's number of stages, got "
+            f"{args.freeze_discriminator_stages}"
+        )
+    for frozen in [discriminator.input_conv, *stages] if args.freeze_discriminator_stages else []:
+        frozen.requires_grad_(frozen not in [discriminator.input_conv, *stages[: args.freeze_discriminator_stages]])
+    if args.train_only == "class_embeddings":
+        if not generator.config.num_labels:
+            raise ValueError("train_only=class_embeddings needs classes, and the data has none")
+        for network in (generator, discriminator):
+            for name, parameter in network.named_parameters():
+                parameter.requires_grad_(is_of_classes(network, name))
+
+
+def is_of_classes(network: BigGANModel | BigGANDiscriminator, name: str) -> bool:
+    """Whether a weight has a row a class: a class embedding, or a gain or bias of a network that shares none."""
+    per_layer = isinstance(network, BigGANModel) and not network.config.shared_class_embedding
+    return name == "class_embedding.weight" or (per_layer and name.endswith((".gain.weight", ".bias.weight")))
+
+
 def adam(network: nn.Module, learning_rate: float, args: TrainingArguments) -> torch.optim.Adam:
     # Fused: one kernel for all weights.
     return torch.optim.Adam(
-        network.parameters(),
+        [parameter for parameter in network.parameters() if parameter.requires_grad],
         learning_rate,
         betas=(float(args.adam_beta1), float(args.adam_beta2)),
         eps=args.adam_epsilon,

@@ -8,16 +8,22 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import set_seed
 
 from ..configuration_biggan import BigGANConfig
 from ..data import LabelledImages, load_labelled_images
 from ..modeling_biggan import BigGANModel
 from .arguments import DataArguments, ModelArguments, TrainingArguments
-from .batches import BatchSource
+from .batches import BatchSource, to_pixel_values
 from .checkpoints import SETTINGS, check_same_architecture, find_checkpoint, load_training_state
 from .players import build_players
-from .steps import Players
+from .stability import SigmaClamp, Spectra, Watch
+from .steps import Batch, Players
+
+
+LOG = "log.jsonl"
+SPECTRA = "spectra.jsonl"
 
 
 @dataclass
@@ -31,8 +37,12 @@ class Run:
     ema: BigGANModel
     batches: BatchSource
     accumulation_steps: int
+    watch: Watch
+    clamp: SigmaClamp | None
     settings: dict[str, Any]
     global_step: int = 0
+    rollbacks: int = 0
+    collapsed: bool = False
 
     @property
     def output_dir(self) -> Path:
@@ -42,12 +52,29 @@ class Run:
     def is_main(self) -> bool:
         return self.accelerator.is_main_process
 
+    @property
+    def batch_seed(self) -> int:
+        """After a rollback a run meets other latents and another order of the pictures, or it would collapse again."""
+        return self.args.seed + 1_000_003 * self.rollbacks
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Optimisers, counters, and the loss scaler of float16, as a checkpoint has them; see `training_state`."""
+        self.global_step, self.rollbacks = state["global_step"], state["rollbacks"]
+        self.players.generator_optimizer.load_state_dict(state["generator_optimizer"])
+        self.players.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
+        if self.accelerator.scaler is not None and "scaler" in state:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.batches.start(self.batch_seed, state["samples_seen"])
+
 
 def set_up(model_args: ModelArguments, data_args: DataArguments, args: TrainingArguments) -> Run:
     """Everything up to the first step. Whatever can't be raises one clear line, and nothing has been written yet."""
     resumed = find_checkpoint(Path(args.output_dir), args.resume_from_checkpoint)
+    check_trackers(args.report_to)
     accelerator = Accelerator(
         mixed_precision=args.mixed_precision,
+        log_with=args.report_to or None,
+        project_dir=args.output_dir,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
     if args.tf32:
@@ -60,39 +87,33 @@ def set_up(model_args: ModelArguments, data_args: DataArguments, args: TrainingA
         check_same_architecture(resumed, config)
 
     set_seed(args.seed)
-    players, ema = build_players(accelerator, config, args, resumed)
-    state: dict[str, Any] = {"global_step": 0, "samples_seen": 0}
-    if resumed is not None:
-        state = load_training_state(resumed)
-        restore(players, state)
-    batches = batch_source(images, config, data_args, args, accelerator, state["samples_seen"])
+    players, ema = build_players(accelerator, config, args, resumed, model_args.init_from)
+    batches = batch_source(images, config, data_args, args, accelerator)
+    watch = build_watch(players, data_args, args, config, accelerator)
+    clamps = args.sigma_clamp is not None or args.sigma_clamp_ratio is not None
+    clamp = SigmaClamp(players.bare_generator, args.sigma_clamp, args.sigma_clamp_ratio) if clamps else None
     settings: dict[str, Any] = {"num_processes": accelerator.num_processes}
     settings |= {k: v for group in (model_args, data_args, args) for k, v in dataclasses.asdict(group).items()}
-    run = Run(args, accelerator, config, players, ema, batches, accumulation_steps, settings, state["global_step"])
+    run = Run(args, accelerator, config, players, ema, batches, accumulation_steps, watch, clamp, settings)
+    if resumed is not None:
+        run.restore(load_training_state(resumed))
     if run.is_main:
         open_output(run)
+    accelerator.init_trackers("biggan_hf")
     return run
 
 
-def load_images(data_args: DataArguments, config: BigGANConfig) -> LabelledImages:
+def load_images(data_args: DataArguments, config: BigGANConfig, split: str | None = None) -> LabelledImages:
     return load_labelled_images(
         data_args.dataset_name,
         image_size=config.image_size,
         num_channels=config.num_channels,
         dataset_config_name=data_args.dataset_config_name,
-        split=data_args.dataset_split,
+        split=split or data_args.dataset_split,
         image_column=data_args.image_column,
         label_column=data_args.label_column,
         on_unreadable_image=data_args.on_unreadable_image,
     )
-
-
-def restore(players: Players, state: dict[str, Any]) -> None:
-    """Optimisers, and the loss scaler of float16, as they were."""
-    players.generator_optimizer.load_state_dict(state["generator_optimizer"])
-    players.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
-    if players.accelerator.scaler is not None and "scaler" in state:
-        players.accelerator.scaler.load_state_dict(state["scaler"])
 
 
 def training_state(run: Run) -> dict[str, Any]:
@@ -100,6 +121,7 @@ def training_state(run: Run) -> dict[str, Any]:
     state = {
         "global_step": run.global_step,
         "samples_seen": run.batches.samples_seen,
+        "rollbacks": run.rollbacks,
         "generator_optimizer": run.players.generator_optimizer.state_dict(),
         "discriminator_optimizer": run.players.discriminator_optimizer.state_dict(),
     }
@@ -114,7 +136,6 @@ def batch_source(
     data_args: DataArguments,
     args: TrainingArguments,
     accelerator: Accelerator,
-    samples_seen: int,
 ) -> BatchSource:
     return BatchSource(
         images,
@@ -126,19 +147,48 @@ def batch_source(
         world_size=accelerator.num_processes,
         device=accelerator.device,
         horizontal_flip=data_args.horizontal_flip,
-        samples_seen=samples_seen,
         num_workers=data_args.dataloader_num_workers,
     )
+
+
+def build_watch(
+    players: Players,
+    data_args: DataArguments,
+    args: TrainingArguments,
+    config: BigGANConfig,
+    accelerator: Accelerator,
+) -> Watch:
+    """The stability watch of the main process, with as many held-out pictures as one forward takes."""
+    held_out = None
+    if data_args.held_out_split is not None:
+        images = load_images(data_args, config, data_args.held_out_split)
+        batch = images.__getitems__(range(min(len(images), 4 * args.per_device_batch_size)))
+        labels = batch["class_labels"] if config.num_labels else None
+        pixels = to_pixel_values(batch["pixel_values"], accelerator.device)
+        held_out = Batch(pixels, None if labels is None else labels.to(accelerator.device))
+    return Watch(Spectra(players.bare_generator), Spectra(players.bare_discriminator), held_out)
+
+
+def check_trackers(report_to: list[str]) -> None:
+    available = [tracker.value for tracker in get_available_trackers()]
+    for name in report_to:
+        if name not in available:
+            raise ValueError(f"report_to names {name!r}, but the trackers installed here are {available or 'none'}")
 
 
 def open_output(run: Run) -> None:
     """Writes the settings; a resumed run's log goes on from the checkpoint, without what was lost after it."""
     run.output_dir.mkdir(parents=True, exist_ok=True)
     (run.output_dir / SETTINGS).write_text(json.dumps(run.settings, indent=2), encoding="utf-8")
-    log = run.output_dir / "log.jsonl"
-    if log.exists():
-        kept = [line for line in log.read_text(encoding="utf-8").splitlines() if _step(line) <= run.global_step]
-        log.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    cut_logs(run)
+
+
+def cut_logs(run: Run) -> None:
+    """Takes out of the logs what came after the step where the run goes on."""
+    for log in (run.output_dir / LOG, run.output_dir / SPECTRA):
+        if log.exists():
+            kept = [line for line in log.read_text(encoding="utf-8").splitlines() if _step(line) <= run.global_step]
+            log.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
 
 def _step(line: str) -> float:

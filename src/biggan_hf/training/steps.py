@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..augment import diff_augment
 from ..layers import SpectralNorm
 from ..losses import LOSSES, orthogonal_regularization_gradient, r1_penalty
 from ..modeling_biggan import BigGANDiscriminator, BigGANModel
@@ -56,6 +57,7 @@ class Rules:
         discriminator_orthogonality: The same of the discriminator's.
         relaxed_orthogonality: Without the diagonal, as in the paper.
         r1_gamma: γ of the R1 penalty in the discriminator's update, 0 for none.
+        diff_augment: Differentiable augmentation of whatever the discriminator sees.
     """
 
     loss: str = "hinge"
@@ -65,6 +67,7 @@ class Rules:
     discriminator_orthogonality: float = 0.0
     relaxed_orthogonality: bool = True
     r1_gamma: float = 0.0
+    diff_augment: bool = False
 
 
 def discriminator_step(
@@ -75,23 +78,28 @@ def discriminator_step(
     than pictures: the first ones are used.
 
     Returns:
-        Scalars of the last micro-batch: the loss, and the share of real and of fake pictures it told right.
+        Scalars: of the last micro-batch the loss and the share of real and of fake pictures it told right, and the
+        norm of the update's gradient.
     """
     accelerator, discriminator = players.accelerator, players.bare_discriminator
     discriminator_loss = LOSSES[rules.loss][0]
-    discriminator.requires_grad_(True)
+    _require_gradients(players.discriminator_optimizer, True)
     players.discriminator_optimizer.zero_grad()
     for index, (latents, real) in enumerate(micro_batches):
         _iterate_spectral_norms(players, rules.iterate_every_forward or index == 0)
         with _reduce_gradients(accelerator, players.discriminator, index == len(micro_batches) - 1):
             fake = _generate(players, latents, len(real.inputs), real.inputs.dtype)
+            if rules.diff_augment:
+                fake, real = (Batch(_augmented(b.inputs, rules), b.class_labels) for b in (fake, real))
             fake_logits, real_logits = _judge(players, fake, real, rules)
             loss = discriminator_loss(real_logits, fake_logits)
             penalty = _r1(players, real, rules) if rules.r1_gamma else 0.0
             accelerator.backward((loss + penalty) / len(micro_batches))
     _add_orthogonality(discriminator, rules.discriminator_orthogonality, rules.relaxed_orthogonality)
+    norm = _gradient_norm(players.discriminator_optimizer)
     players.discriminator_optimizer.step()
     return {
+        "discriminator_gradient": norm,
         "discriminator_loss": loss.detach(),
         "real_accuracy": (real_logits > 0).float().mean(),
         "fake_accuracy": (fake_logits < 0).float().mean(),
@@ -99,21 +107,39 @@ def discriminator_step(
 
 
 def generator_step(players: Players, micro_batches: Sequence[Batch], rules: Rules) -> dict[str, Tensor]:
-    """One update of the generator on the mean loss of micro-batches of latents; returns the last one's loss."""
+    """One update of the generator on micro-batches of latents; returns the last one's loss and the gradient's norm."""
     accelerator = players.accelerator
     generator_loss = LOSSES[rules.loss][1]
     # Frozen and without its wrapper: no gradient of the discriminator is computed, let alone exchanged.
-    discriminator = players.bare_discriminator.requires_grad_(False)
+    discriminator = players.bare_discriminator
+    _require_gradients(players.discriminator_optimizer, False)
     players.generator_optimizer.zero_grad()
     for index, latents in enumerate(micro_batches):
         _iterate_spectral_norms(players, rules.iterate_every_forward or index == 0)
         with _reduce_gradients(accelerator, players.generator, index == len(micro_batches) - 1):
-            fake = players.generator(latents.inputs, latents.class_labels).images
+            fake = _augmented(players.generator(latents.inputs, latents.class_labels).images, rules)
             loss = generator_loss(_precise(discriminator(fake, latents.class_labels).logits))
             accelerator.backward(loss / len(micro_batches))
     _add_orthogonality(players.bare_generator, rules.generator_orthogonality, rules.relaxed_orthogonality)
+    norm = _gradient_norm(players.generator_optimizer)
     players.generator_optimizer.step()
-    return {"generator_loss": loss.detach()}
+    return {"generator_loss": loss.detach(), "generator_gradient": norm}
+
+
+def _require_gradients(optimizer: torch.optim.Optimizer, required: bool) -> None:
+    """Of the weights that learn; what is frozen is in no optimiser."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.requires_grad_(required)
+
+
+def _gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor:
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    return torch.nn.utils.get_total_norm(gradients)
+
+
+def _augmented(images: Tensor, rules: Rules) -> Tensor:
+    return diff_augment(images) if rules.diff_augment else images
 
 
 def _iterate_spectral_norms(players: Players, iterates: bool) -> None:

@@ -1,0 +1,58 @@
+"""Differentiable augmentation of what the discriminator sees (Zhao et al. 2020, arXiv:2006.10738): pure functions."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def diff_augment(images: Tensor) -> Tensor:
+    """
+    Brightness, saturation and contrast; a shift by up to an eighth; a hole of half the size. Real and fake pictures
+    alike pass through it on their way to the discriminator, so that it cannot learn the augmentations' artefacts as
+    a sign of either, and the generator's gradient passes back through it.
+
+    Args:
+        images: (N, C, H, W) in [-1, 1].
+
+    Returns:
+        The same shape. Random numbers come from the global generator.
+    """
+    return _cutout(_translate(_color(images)))
+
+
+def _color(images: Tensor) -> Tensor:
+    brightness, saturation, contrast = torch.rand(3, len(images), 1, 1, 1, dtype=images.dtype, device=images.device)
+    images = images + (brightness - 0.5)
+    grey = images.mean(dim=1, keepdim=True)
+    images = grey + (images - grey) * 2 * saturation
+    mean = images.mean(dim=(1, 2, 3), keepdim=True)
+    return mean + (images - mean) * (contrast + 0.5)
+
+
+def _translate(images: Tensor) -> Tensor:
+    """Rolls each picture over an edge of zeros; a gather, so differentiable."""
+    number, channels, height, width = images.shape
+    rows = _shifted(number, height, height // 8, images.device)[:, None, :, None]
+    columns = _shifted(number, width, width // 8, images.device)[:, None, None, :]
+    padded = F.pad(images, (1, 1, 1, 1))
+    padded = padded.gather(2, rows.expand(-1, channels, -1, width + 2))
+    return padded.gather(3, columns.expand(-1, channels, height, -1))
+
+
+def _shifted(number: int, size: int, most: int, device: torch.device) -> Tensor:
+    """Indices (N, size) into a side padded by one on each end; outside the picture they point to the padding."""
+    shift = torch.randint(-most, most + 1, (number, 1), device=device)
+    return (torch.arange(size, device=device) + 1 + shift).clamp(0, size + 1)
+
+
+def _cutout(images: Tensor) -> Tensor:
+    number, _, height, width = images.shape
+    hole_rows, hole_columns = _hole(number, height, images.device), _hole(number, width, images.device)
+    hole = hole_rows[:, None, :, None] & hole_columns[:, None, None, :]
+    return images.masked_fill(hole, 0)
+
+
+def _hole(number: int, size: int, device: torch.device) -> Tensor:
+    """(N, size): a stretch of half the side around a random centre."""
+    centre = torch.randint(0, size + 1, (number, 1), device=device)
+    return (torch.arange(size, device=device) - centre).abs() < size / 4

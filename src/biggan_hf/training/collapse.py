@@ -1,0 +1,69 @@
+"""What is done when the rule calls a collapse: what is known is saved, and the run stops or rolls back."""
+
+import json
+from pathlib import Path
+
+from .checkpoints import list_checkpoints, load_training_state, save_checkpoint, step_of
+from .players import load_networks
+from .run import Run, cut_logs, training_state
+
+
+def respond(run: Run, why: str) -> bool:
+    """
+    Called by every process. Keeps the weights of the collapse apart, as `collapsed-{step}`, and notes it in
+    collapses.jsonl; then rolls back, if the run is told to and may still.
+
+    Returns:
+        Whether the run goes on.
+    """
+    good = last_good_checkpoint(run)
+    rolls_back = run.args.on_collapse == "rollback" and good is not None and run.rollbacks < run.args.max_rollbacks
+    if run.is_main:
+        save(run, run.output_dir / f"collapsed-{run.global_step}")
+        note = {"step": run.global_step, "why": why, "rolled_back_to": step_of(good) if good and rolls_back else None}
+        with open(run.output_dir / "collapses.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(note) + "\n")
+    run.accelerator.wait_for_everyone()
+    if rolls_back:
+        assert good is not None
+        roll_back(run, good)
+    run.accelerator.wait_for_everyone()
+    run.collapsed = not rolls_back
+    return rolls_back
+
+
+def last_good_checkpoint(run: Run) -> Path | None:
+    """The newest from before the lines that made the rule speak; if none is so old, the oldest."""
+    checkpoints = list_checkpoints(run.output_dir)
+    onset = run.global_step - run.args.collapse_window * run.args.logging_steps
+    old_enough = [folder for folder in checkpoints if step_of(folder) <= onset]
+    return old_enough[-1] if old_enough else next(iter(checkpoints), None)
+
+
+def roll_back(run: Run, good: Path) -> None:
+    """Networks, average, optimisers and counters as they were; lower learning rates, other latents and pictures."""
+    players = run.players
+    networks = (players.bare_generator, players.bare_discriminator, run.ema)
+    for network, saved in zip(networks, load_networks(good), strict=True):
+        network.load_state_dict(saved.state_dict())
+    run.restore({**load_training_state(good), "rollbacks": run.rollbacks + 1})
+    for optimizer in (players.generator_optimizer, players.discriminator_optimizer):
+        for group in optimizer.param_groups:
+            group["lr"] *= run.args.rollback_learning_rate_factor
+    if run.is_main:
+        for newer in list_checkpoints(run.output_dir):
+            if step_of(newer) > run.global_step:
+                newer.rename(newer.with_name(f"before-collapse-{step_of(newer)}"))
+        cut_logs(run)
+        save(run, good)  # so that a resumed run knows of the rollback
+
+
+def save(run: Run, folder: Path) -> None:
+    players = run.players
+    save_checkpoint(
+        folder,
+        ema=run.ema,
+        generator=players.bare_generator,
+        discriminator=players.bare_discriminator,
+        training_state=training_state(run),
+    )
