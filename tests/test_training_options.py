@@ -122,6 +122,20 @@ def test_clamped_generator_keeps_its_singular_values_down(pictures: Path, tmp_pa
     assert torch.linalg.svdvals(weight).min() < 0.75  # orthogonal at first: the clamp takes one direction a step
 
 
+def test_checkpoint_of_other_pictures_is_refused(
+    model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fewer = tmp_path / "fewer"
+    for path in list(pictures.rglob("*.png"))[:8]:
+        copy = fewer / path.relative_to(pictures)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    (checkpoint,) = list(model.glob("checkpoint-3"))
+    with pytest.raises(SystemExit):
+        main(arguments(fewer, tmp_path / "model", "--resume_from_checkpoint", str(checkpoint)))
+    assert "is of a run on 10 pictures, this data set has 8" in capsys.readouterr().err
+
+
 # Fine-tuning
 
 
@@ -185,6 +199,7 @@ def test_first_stages_of_the_discriminator_are_frozen(model: Path, pictures: Pat
         (["--train_only", "class_embeddings", "--label_column", "none"], "train_only=class_embeddings needs classes"),
         (["--report_to", "wandb"], "report_to names 'wandb'"),
         (["--cross_replica_batch_norm", "some"], "cross_replica_batch_norm must be 'off', 'on' or a number"),
+        (["--per_device_batch_size", "11"], "the data set has 10 pictures, fewer than one update takes, 11"),
         (["--r1_interval", "0"], "r1_interval must be at least 1, got 0"),
         (
             ["--gradient_checkpointing", "--power_iteration", "every_forward", "--split_discriminator"],

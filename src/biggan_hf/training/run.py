@@ -83,8 +83,10 @@ def set_up(model_args: ModelArguments, data_args: DataArguments, args: TrainingA
     with accelerator.main_process_first():
         images = load_images(data_args, model_args.config([]))
     config = model_args.config(images.class_names)
+    check_enough(images, args, accelerator.num_processes)
     if resumed is not None:
         check_same_architecture(resumed, config)
+        check_same_pictures(resumed, images)
 
     set_seed(args.seed)
     players, ema = build_players(accelerator, config, args, resumed, model_args.init_from)
@@ -101,6 +103,20 @@ def set_up(model_args: ModelArguments, data_args: DataArguments, args: TrainingA
         open_output(run)
     accelerator.init_trackers("biggan_hf")
     return run
+
+
+def check_enough(images: LabelledImages, args: TrainingArguments, num_processes: int) -> None:
+    batch = args.global_batch_size or args.per_device_batch_size * num_processes
+    if len(images) < batch:
+        raise ValueError(f"the data set has {len(images)} pictures, fewer than one update takes, {batch}")
+
+
+def check_same_pictures(checkpoint: Path, images: LabelledImages) -> None:
+    number = load_training_state(checkpoint)["num_pictures"]
+    if number != len(images):
+        raise ValueError(
+            f"the checkpoint {str(checkpoint)!r} is of a run on {number} pictures, this data set has {len(images)}"
+        )
 
 
 def load_images(data_args: DataArguments, config: BigGANConfig, split: str | None = None) -> LabelledImages:
@@ -122,6 +138,7 @@ def training_state(run: Run) -> dict[str, Any]:
         "global_step": run.global_step,
         "samples_seen": run.batches.samples_seen,
         "rollbacks": run.rollbacks,
+        "num_pictures": len(run.batches.images),
         "generator_optimizer": run.players.generator_optimizer.state_dict(),
         "discriminator_optimizer": run.players.discriminator_optimizer.state_dict(),
     }
