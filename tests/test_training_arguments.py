@@ -35,12 +35,12 @@ def test_command_line_beats_file_beats_preset(tmp_path: Path, suffix: str) -> No
     file = tmp_path / f"settings.{suffix}"
     # Without a dot, YAML takes 3e-4 for a text.
     settings: dict[str, Any] = {"preset": "cifar10", "dataset_name": "pictures", "output_dir": "out"}
-    settings |= {"generator_learning_rate": "3e-4", "seed": 5, "horizontal_flip": False}
+    settings |= {"generator_learning_rate": "3e-4", "seed": 5, "horizontal_flip": True}
     text = json.dumps(settings) if suffix == "json" else "\n".join(f"{k}: {v}" for k, v in settings.items())
     file.write_text(text, encoding="utf-8")
     model, data, training = parse_arguments([str(file), "--seed", "6"])
     assert model.preset == "cifar10" and training.num_discriminator_steps == 4  # the preset's row
-    assert training.generator_learning_rate == 3e-4 and data.horizontal_flip is False  # the file
+    assert training.generator_learning_rate == 3e-4 and data.horizontal_flip is True  # the file
     assert training.seed == 6  # the command line
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -231,18 +232,20 @@ def test_tracker_gets_scalars_and_pictures(pictures: Path, tmp_path: Path) -> No
 # Runs that are ended from outside
 
 
-def start(argv: list[str], num_processes: int = 1) -> subprocess.Popen[str]:
+def start(argv: list[str], num_processes: int = 1, machine: str = "") -> subprocess.Popen[str]:
+    """A run in processes of its own; `machine` holds more flags of the launcher."""
     command = [sys.executable, str(REPO / "train.py"), *argv]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     if num_processes > 1:
-        launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"]
-        launcher += ["--num_processes", str(num_processes), "--main_process_port", "0"]
-        command = [*launcher, "--mixed_precision", "no", "--dynamo_backend", "no", *command[1:]]
+        launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
+        launcher += ["--num_processes", str(num_processes), "--mixed_precision", "no", "--dynamo_backend", "no"]
+        launcher += (machine or "--num_machines 1 --main_process_port 0").split()
+        command = [*launcher, *command[1:]]
+    output, errors = subprocess.PIPE, subprocess.STDOUT
     # A session of its own, so that a signal reaches the launcher's children too.
     return subprocess.Popen(
-        command, env=environment, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        start_new_session=True,
-    )  # fmt: skip
+        command, env=environment, cwd=REPO, stdout=output, stderr=errors, text=True, start_new_session=True
+    )
 
 
 def wait_for_step(process: subprocess.Popen[str], output: Path, step: int) -> None:
@@ -299,6 +302,23 @@ def test_run_killed_twenty_times_ends_as_if_it_had_not_been(
     pictures: Path, tmp_path: Path, num_processes: int
 ) -> None:
     killed_and_resumed(pictures, tmp_path, kills=20, steps=60, num_processes=num_processes)
+
+
+@pytest.mark.slow
+def test_two_machines_are_as_good_as_one(pictures: Path, tmp_path: Path) -> None:
+    one = start(arguments(pictures, tmp_path / "one"), num_processes=2)
+    assert one.wait(timeout=300) == 0
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    machines = []
+    for rank in (0, 1):
+        flags = f"--num_machines 2 --machine_rank {rank} --main_process_ip 127.0.0.1 --main_process_port {port}"
+        machines.append(start(arguments(pictures, tmp_path / "two"), num_processes=2, machine=flags))
+    assert [machine.wait(timeout=300) for machine in machines] == [0, 0]
+    assert json.loads((tmp_path / "two" / "training_settings.json").read_text())["num_processes"] == 2
+    one_machine, two_machines = trained(tmp_path / "one"), trained(tmp_path / "two")
+    assert all(torch.equal(two_machines[name], weight) for name, weight in one_machine.items())
 
 
 def test_resumed_log_drops_what_came_after_the_checkpoint(pictures: Path, tmp_path: Path) -> None:

@@ -167,7 +167,6 @@ def _require(arguments: object, name: str, holds: bool, expected: str) -> None:
 _PAPER: dict[str, Any] = {"global_batch_size": 2048, "per_device_batch_size": 64}
 _BIGGAN_PYTORCH: dict[str, Any] = {
     "adam_epsilon": 1e-8,
-    "horizontal_flip": True,
     "generator_orthogonality": 0.0,
     "cross_replica_batch_norm": "off",
     "power_iteration": "every_forward",
