@@ -11,9 +11,11 @@ _datasets_cache = tempfile.TemporaryDirectory()
 os.environ["HF_DATASETS_CACHE"] = _datasets_cache.name
 
 from collections.abc import Iterator  # noqa: E402
+from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
 from fake_hub import FakeHub  # noqa: E402
+from training_runs import write_pictures  # noqa: E402
 
 
 @pytest.fixture
@@ -37,3 +39,9 @@ def fake_hub(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathF
         # Not the token of whoever runs the tests.
         monkeypatch.setenv("HF_TOKEN", "hf_dummy")
         yield hub
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten grey pictures of noise in two classes, to train on."""
+    return write_pictures(tmp_path_factory.mktemp("pictures"))

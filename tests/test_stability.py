@@ -1,6 +1,5 @@
 """The stability watch: spectra, the clamp, the rule, and what is done when it speaks."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from training_runs import arguments, read_log
 
 from biggan_hf import BigGANConfig, BigGANDiscriminator, BigGANModel
 from biggan_hf.training import main
@@ -126,23 +126,11 @@ def test_curves_are_a_picture(tmp_path: Path) -> None:
 # Runs driven to collapse on purpose: a discriminator that learns so fast that its loss falls to nothing
 
 
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    for index in range(8):
-        path = folder / "ab"[index % 2] / f"{index}.png"
-        path.parent.mkdir(exist_ok=True)
-        Image.fromarray(np.random.default_rng(index).integers(0, 256, (32, 32), np.uint8)).save(path)
-    return folder
-
-
 def collapsing(pictures: Path, output: Path, *more: str) -> list[str]:
-    argv = ["--preset", "demo", "--config_overrides", "generator_base_channels=4", "discriminator_base_channels=4"]
-    argv += ["--dataset_name", str(pictures), "--output_dir", str(output), "--max_train_steps", "200"]
-    argv += ["--per_device_batch_size", "4", "--logging_steps", "1", "--checkpointing_steps", "2"]
-    argv += ["--sample_steps", "4", "--watch_steps", "2", "--checkpoints_total_limit", "100"]
-    argv += ["--generator_learning_rate", "1e-7", "--discriminator_learning_rate", "5e-3"]
-    return [*argv, "--collapse_window", "4", "--collapse_loss_floor", "0.01", *more]
+    flags = ["--sample_steps", "4", "--watch_steps", "2", "--checkpoints_total_limit", "100"]
+    flags += ["--generator_learning_rate", "1e-7", "--discriminator_learning_rate", "5e-3"]
+    flags += ["--collapse_window", "4", "--collapse_loss_floor", "0.01"]
+    return arguments(pictures, output, *flags, *more, steps=200)
 
 
 def test_collapse_stops_a_run_and_keeps_what_is_known(pictures: Path, tmp_path: Path) -> None:
@@ -150,11 +138,11 @@ def test_collapse_stops_a_run_and_keeps_what_is_known(pictures: Path, tmp_path: 
     with pytest.raises(SystemExit) as stop:
         main(collapsing(pictures, output))
     assert stop.value.code == 3
-    (note,) = [json.loads(text) for text in (output / "collapses.jsonl").read_text(encoding="utf-8").splitlines()]
+    (note,) = read_log(output, "collapses.jsonl")
     assert "discriminator's loss averaged" in note["why"] and note["rolled_back_to"] is None
     assert BigGANModel.from_pretrained(output / f"collapsed-{note['step']}").config.num_labels == 2
     assert not (output / "model.safetensors").exists() and list(output.glob("checkpoint-*"))
-    spectra = [json.loads(text) for text in (output / "spectra.jsonl").read_text(encoding="utf-8").splitlines()]
+    spectra = read_log(output, "spectra.jsonl")
     assert spectra[0]["step"] == 2 and len(spectra[0]["generator"]["linear"]) == 3
     assert (output / "curves.png").exists()
 
@@ -164,21 +152,21 @@ def test_collapse_rolls_back_with_a_lower_rate_and_other_latents(pictures: Path,
     flags = ["--on_collapse", "rollback", "--max_rollbacks", "1", "--rollback_r1_gamma", "0.1"]
     with pytest.raises(SystemExit):
         main(collapsing(pictures, output, *flags))
-    notes = [json.loads(text) for text in (output / "collapses.jsonl").read_text(encoding="utf-8").splitlines()]
+    notes = read_log(output, "collapses.jsonl")
     assert (
         len(notes) == 2 and notes[0]["rolled_back_to"] <= notes[0]["step"] - 4 and notes[1]["rolled_back_to"] is None
     )
     state = load_training_state(output / f"checkpoint-{notes[0]['rolled_back_to']}")
     assert state["rollbacks"] == 1
     assert state["discriminator_optimizer"]["param_groups"][0]["lr"] == 2.5e-3
-    steps = [json.loads(text)["step"] for text in (output / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    steps = [line["step"] for line in read_log(output)]
     assert steps == list(range(1, len(steps) + 1))  # the log goes on from the checkpoint
 
 
 def test_not_a_number_stops_a_run(pictures: Path, tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
         main(collapsing(pictures, tmp_path / "model", "--generator_learning_rate", "1e38"))
-    note = json.loads((tmp_path / "model" / "collapses.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    note = read_log(tmp_path / "model", "collapses.jsonl")[0]
     assert "nan" in note["why"] or "inf" in note["why"]
 
 

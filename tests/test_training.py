@@ -13,30 +13,13 @@ import torch
 from fake_hub import FakeHub
 from PIL import Image
 from safetensors.torch import load_file
+from training_runs import arguments, read_log
 
 from biggan_hf import BigGANDiscriminator, BigGANModel
 from biggan_hf.training import main
 
 
 REPO = Path(__file__).parents[1]
-TINY = ["--preset", "demo", "--config_overrides", "generator_base_channels=4", "discriminator_base_channels=4"]
-SHORT = ["--per_device_batch_size", "4", "--logging_steps", "1", "--sample_steps", "2", "--checkpointing_steps", "2"]
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    random = np.random.default_rng(0)
-    for index in range(10):
-        path = folder / ("cat", "dog")[index % 2] / f"{index}.png"
-        path.parent.mkdir(exist_ok=True)
-        Image.fromarray(random.integers(0, 256, (32, 32), np.uint8)).save(path)
-    return folder
-
-
-def arguments(pictures: Path, output: Path, *more: str, steps: int = 2) -> list[str]:
-    where = ["--dataset_name", str(pictures), "--output_dir", str(output), "--max_train_steps", str(steps)]
-    return [*TINY, *SHORT, *where, *more]
 
 
 def launch(num_processes: int, argv: list[str]) -> None:
@@ -62,7 +45,7 @@ def test_launched_run_leaves_a_model_folder(pictures: Path, tmp_path: Path, num_
     launch(num_processes, arguments(pictures, output))
 
     assert json.loads((output / "training_settings.json").read_text())["num_processes"] == num_processes
-    lines = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    lines = read_log(output)
     assert [line["step"] for line in lines] == [1, 2]
     assert lines[-1]["samples_seen"] == 2 * 4 * num_processes
     assert all(np.isfinite(line["discriminator_loss"]) for line in lines)
@@ -98,8 +81,7 @@ def test_resumed_run_is_the_uninterrupted_run_to_the_bit(pictures: Path, tmp_pat
     assert whole.keys() == {name.replace("parts", "whole") for name in parts}
     for name, value in parts.items():
         assert torch.equal(value, whole[name.replace("parts", "whole")]), name
-    steps = [json.loads(line)["step"] for line in (tmp_path / "parts" / "log.jsonl").read_text().splitlines()]
-    assert steps == [1, 2, 3, 4]
+    assert [line["step"] for line in read_log(tmp_path / "parts")] == [1, 2, 3, 4]
 
 
 def test_time_limit_ends_a_run_with_a_model(pictures: Path, tmp_path: Path) -> None:

@@ -13,34 +13,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import training_runs
 from accelerate.state import AcceleratorState
-from PIL import Image
 from safetensors.torch import load_file
+from training_runs import SHORT, read_log, write_pictures
 
 from biggan_hf import BigGANModel
 from biggan_hf.training import main
 
 
 REPO = Path(__file__).parents[1]
-TINY = ["--preset", "demo", "--config_overrides", "generator_base_channels=4", "discriminator_base_channels=4"]
-TINY += ["generator_attention_resolutions=[16]", "discriminator_attention_resolutions=[16]"]
-SHORT = ["--per_device_batch_size", "4", "--logging_steps", "1", "--sample_steps", "0", "--checkpointing_steps", "2"]
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    noise = np.random.default_rng(0)
-    for index in range(10):
-        path = folder / ("cat", "dog")[index % 2] / f"{index}.png"
-        path.parent.mkdir(exist_ok=True)
-        Image.fromarray(noise.integers(0, 256, (32, 32), np.uint8)).save(path)
-    return folder
+ATTENTION = ["--config_overrides", "generator_base_channels=4", "discriminator_base_channels=4"]
+ATTENTION += ["generator_attention_resolutions=[16]", "discriminator_attention_resolutions=[16]"]
 
 
 def arguments(pictures: Path, output: Path, *more: str, steps: int = 3) -> list[str]:
-    where = ["--dataset_name", str(pictures), "--output_dir", str(output), "--max_train_steps", str(steps)]
-    return [*TINY, *SHORT, *where, *more]
+    return training_runs.arguments(pictures, output, "--sample_steps", "0", *ATTENTION, *more, steps=steps)
 
 
 def trained(folder: Path) -> dict[str, torch.Tensor]:
@@ -50,8 +38,7 @@ def trained(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def losses(folder: Path) -> list[float]:
-    lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line)["discriminator_loss"] for line in lines]
+    return [line["discriminator_loss"] for line in read_log(folder)]
 
 
 @pytest.mark.parametrize(
@@ -149,17 +136,12 @@ def model(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def three_classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("three")
-    for index in range(6):
-        path = folder / "xyz"[index % 3] / f"{index}.png"
-        path.parent.mkdir(exist_ok=True)
-        Image.fromarray(np.random.default_rng(index).integers(0, 256, (32, 32), np.uint8)).save(path)
-    return folder
+    return write_pictures(tmp_path_factory.mktemp("three"), ("x", "y", "z"), 6)
 
 
 def fine_tuning(pictures: Path, model: Path, output: Path, *more: str) -> list[str]:
     where = ["--dataset_name", str(pictures), "--output_dir", str(output), "--init_from", str(model)]
-    return [*SHORT, *where, "--max_train_steps", "1", "--ema_start_step", "100", *more]
+    return ["--preset", "demo", *SHORT, *where, "--max_train_steps", "1", "--ema_start_step", "100", *more]
 
 
 def changed(before: Path, after: Path) -> set[str]:

@@ -1,0 +1,32 @@
+"""Short training runs on small pictures of noise, for the tests of training/."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+
+TINY = ["--preset", "demo", "--config_overrides", "generator_base_channels=4", "discriminator_base_channels=4"]
+SHORT = ["--per_device_batch_size", "4", "--logging_steps", "1", "--sample_steps", "2", "--checkpointing_steps", "2"]
+
+
+def write_pictures(folder: Path, classes: tuple[str, ...] = ("cat", "dog"), number: int = 10) -> Path:
+    """A folder of grey 32-pixel noise, a sub-folder a class."""
+    noise = np.random.default_rng(len(classes))
+    for index in range(number):
+        path = folder / classes[index % len(classes)] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noise.integers(0, 256, (32, 32), np.uint8)).save(path)
+    return folder
+
+
+def arguments(pictures: Path, output: Path, *more: str, steps: int = 2) -> list[str]:
+    """The command line of a short run; what comes later wins."""
+    where = ["--dataset_name", str(pictures), "--output_dir", str(output), "--max_train_steps", str(steps)]
+    return [*TINY, *SHORT, *where, *more]
+
+
+def read_log(folder: Path, name: str = "log.jsonl") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / name).read_text(encoding="utf-8").splitlines()]
