@@ -362,7 +362,7 @@ def test_unreadable_pictures_give_way_to_the_next(
             assert torch.equal(batch["pixel_values"], expected([1, 4, 4, 4, 4]))
             assert labels_of(batch) == [0, 1, 1, 1, 1]
     assert sorted(images.unreadable) == [2, 3]
-    assert images.unreadable[2] == "unknown image format" and "truncated" in images.unreadable[3]
+    assert images.unreadable[2].endswith("2.png (row 2): unknown image format") and "truncated" in images.unreadable[3]
     for name, message in zip(["2.png (row 2)", "3.png (row 3)"], caplog.messages, strict=True):
         assert str(folder / "ant" / name) in message
 
@@ -386,7 +386,7 @@ def test_null_picture(tmp_path: Path) -> None:
     folder = write_parquet(tmp_path / "set", image=(datasets.Image(), [picture(0), None, picture(2)]))
     images = load_labelled_images(str(folder), image_size=8)
     assert torch.equal(images.__getitems__([1])["pixel_values"], expected([2]))
-    assert images.unreadable == {1: "there is no picture"}
+    assert images.unreadable == {1: "unreadable picture in row 1: there is no picture"}
 
 
 def test_nothing_readable(tmp_path: Path) -> None:

@@ -115,10 +115,11 @@ def test_held_out_accuracy_counts_what_is_taken_for_real() -> None:
 
 
 def test_curves_are_a_picture(tmp_path: Path) -> None:
-    log = [line(i, real_accuracy=0.5, eval_fid=10.0 - i) for i in range(5)]
+    log = [line(i, real_accuracy=0.5) for i in range(5)]
+    evaluations = [{"step": i, "eval_FID": 10.0 - i} for i in range(5)]
     spectra = [{"step": i, "generator": {"a": [2.0, 1.0]}, "discriminator": {"b": [1.0]}} for i in range(5)]
-    plot_curves(log, spectra, tmp_path / "curves.png")
-    plot_curves([], [], tmp_path / "empty.png")
+    plot_curves(log, spectra, evaluations, tmp_path / "curves.png")
+    plot_curves([], [], [], tmp_path / "empty.png")
     with Image.open(tmp_path / "curves.png") as image:
         assert image.width > 1000 and len(image.convert("L").getcolors() or []) > 10
 

@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
 from fake_hub import FakeHub
@@ -104,53 +106,83 @@ def test_pushed_run_comes_back_from_the_hub(pictures: Path, tmp_path: Path, fake
     BigGANDiscriminator.from_pretrained("user/cats", subfolder="discriminator")
 
 
-def test_unreadable_picture_in_the_middle_is_skipped_or_stops(pictures: Path, tmp_path: Path) -> None:
+def test_unreadable_picture_in_the_middle_is_skipped_or_stops(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "pictures"
     for path in pictures.rglob("*.png"):
         copy = folder / path.relative_to(pictures)
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(b"no picture" if path.name == "4.png" else path.read_bytes())
-    main(arguments(folder, tmp_path / "skipped", steps=3))
-    assert (tmp_path / "skipped" / "model.safetensors").exists()
-    with pytest.raises(ValueError, match="4.png"):
-        main(arguments(folder, tmp_path / "stopped", "--on_unreadable_image", "error", steps=3))
+    for workers in ("0", "2"):
+        output = tmp_path / f"skipped-{workers}"
+        main(arguments(folder, output, "--dataloader_num_workers", workers, steps=4))
+        assert (output / "model.safetensors").exists()
+        assert read_log(output)[-1]["unreadable_pictures"] == 1
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main(arguments(folder, tmp_path / "stopped", "--on_unreadable_image", "error", steps=4))
+    assert stop.value.code == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert "unreadable picture" in line and "4.png" in line
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--preset", "biggan-7"], "unknown preset 'biggan-7'"),
+        (["--preset", "biggan-7"], "unknown preset 'biggan-7'; the presets are biggan-128"),
         (["--config_overrides", "image_size=48"], "image_size must be one of 32, 64, 128, 256, 512, got 48"),
         (["--config_overrides", "z_dim=63"], "z_dim=63 does not divide into 4 equal chunks"),
         (["--config_overrides", "generator_attention_resolutions=[64]"], "names 64, but no stage"),
         (["--config_overrides", "widht=3"], "BigGANConfig has no field 'widht'"),
-        (["--config_overrides", 'z_dim="big"'], "z_dim"),
-        (["--dataset_name", "{empty}"], "empty"),
-        (["--dataset_name", "{corrupt}"], "corrupt"),
-        (["--label_column", "image"], "image"),
+        (["--config_overrides", 'z_dim="big"'], "Field 'z_dim' expected int, got str (value: 'big')"),
+        (
+            ["--config_overrides", "num_labels=5"],
+            "the classes come from the data: config_overrides can't set num_labels",
+        ),
+        (["--dataset_name", "{empty}"], "cannot load split 'train'"),
+        (["--dataset_name", "{corrupt}"], "is corrupt: none of 1 probed pictures can be read"),
+        (["--dataset_name", "{labels}"], "label column 'label' has a label 5, expected 0 to 1"),
+        (["--label_column", "image"], "label column 'image' is Image"),
         (["--global_batch_size", "10"], "global_batch_size=10 does not divide"),
         (["--resume_from_checkpoint", "nowhere"], "no training checkpoint at 'nowhere'"),
         (["--output_dir", "{used}"], "is not empty"),
+        (["--output_dir", "{used}", "--resume_from_checkpoint", "latest"], "has seed=7, this one seed=0"),
+        (["--seed", "x"], "argument --seed: invalid int value: 'x'"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(
     pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
 ) -> None:
-    for name in ("empty", "corrupt/cat", "used"):
-        (tmp_path / name).mkdir(parents=True)
+    names = {f"{{{name}}}": str(tmp_path / name) for name in ("empty", "corrupt", "labels", "used")}
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "corrupt" / "cat").mkdir(parents=True)
     (tmp_path / "corrupt" / "cat" / "0.png").write_bytes(b"no picture")
+    write_labels_out_of_range(tmp_path / "labels")
+    (tmp_path / "used").mkdir()
+    settings = {"dataset_name": str(pictures), "dataset_config_name": None, "dataset_split": "train"}
+    (tmp_path / "used" / "training_settings.json").write_text(
+        json.dumps({**settings, "label_column": None, "seed": 7})
+    )
     (tmp_path / "used" / "log.jsonl").write_text("of another run")
-    before = sorted(tmp_path.rglob("*"))
-    names = {name: str(tmp_path / name) for name in ("empty", "corrupt", "used")}
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises(SystemExit) as stop:
-        main(
-            arguments(pictures, tmp_path / "model", *(flag.format(**names) if "{" in flag else flag for flag in flags))
-        )
+        main(arguments(pictures, tmp_path / "model", *[names.get(flag, flag) for flag in flags]))
     assert stop.value.code == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and message in lines[0]
-    assert sorted(tmp_path.rglob("*")) == before
-    assert (tmp_path / "used" / "log.jsonl").read_text() == "of another run"
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def write_labels_out_of_range(folder: Path) -> None:
+    """A parquet file whose labels go beyond their names, as nothing hinders them to."""
+    pixels = Image.fromarray(np.zeros((32, 32), np.uint8))
+    features = datasets.Features(image=datasets.Image(), label=datasets.Value("int64"))
+    table = datasets.Dataset.from_dict({"image": [pixels] * 4, "label": [0, 5, 1, 0]}, features=features)
+    named = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=["u", "v"]))
+    folder.mkdir()
+    arrow = table.data.table.replace_schema_metadata(named.arrow_schema.metadata)
+    pyarrow.parquet.write_table(arrow, folder / "train.parquet")
 
 
 def test_cifar10_preset_runs_on_the_real_set(tmp_path: Path) -> None:

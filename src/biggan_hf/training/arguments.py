@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import yaml
 from transformers import HfArgumentParser
@@ -38,6 +38,8 @@ class ModelArguments:
             name, separator, value = item.partition("=")
             if not separator:
                 raise ValueError(f"config_overrides takes name=value, got {item!r}")
+            if name in ("num_labels", "num_classes", "id2label", "label2id"):
+                raise ValueError(f"the classes come from the data: config_overrides can't set {name}")
             overrides[name] = _json_or_text(value)
         if self.init_from is not None:
             return BigGANConfig.from_pretrained(self.init_from, **overrides)
@@ -105,6 +107,10 @@ class TrainingArguments:
 
     logging_steps: int = _help("Steps between lines of log.jsonl.", 50)
     sample_steps: int = _help("Steps between sample sheets; 0 for none.", 1_000)
+    evaluation_steps: int = _help("Steps between evaluations of the average; the best is kept; 0: none.", 0)
+    evaluation_extractor: str = _help("inception, lite0, a TorchScript file or module:function.", "inception")
+    evaluation_images: int = _help("Samples in an evaluation.", 10_000)
+    evaluation_allow_few_images: bool = _help("Evaluates on fewer images than the features are wide.", False)
     watch_steps: int = _help("Steps between measurements of the spectra and of held-out pictures; 0: none.", 1_000)
     on_collapse: Literal["ignore", "stop", "rollback"] = _help("What to do when the rule calls a collapse.", "stop")
     collapse_window: int = _help("Lines of the log over which the rule averages.", 20)
@@ -122,11 +128,11 @@ class TrainingArguments:
 
     def __post_init__(self) -> None:
         counts = ("max_train_steps", "per_device_batch_size", "num_discriminator_steps", "logging_steps")
-        for name in (*counts, "r1_interval", "collapse_window"):
+        for name in (*counts, "r1_interval", "collapse_window", "evaluation_images"):
             _require(self, name, getattr(self, name) >= 1, "at least 1")
         for name in ("generator_orthogonality", "discriminator_orthogonality", "r1_gamma", "collapse_loss_floor"):
             _require(self, name, getattr(self, name) >= 0, "at least 0")
-        intervals = ("sample_steps", "checkpointing_steps", "watch_steps")
+        intervals = ("sample_steps", "checkpointing_steps", "watch_steps", "evaluation_steps")
         for name in (*intervals, "seed", "ema_start_step", "max_rollbacks", "freeze_discriminator_stages"):
             _require(self, name, getattr(self, name) >= 0, "at least 0")
         factors = ("collapse_sigma_factor", "rollback_learning_rate_factor")
@@ -236,24 +242,41 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
         FileNotFoundError: No such file of settings.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    from_file = _read_settings(argv.pop(0)) if argv and argv[0].endswith((".yaml", ".yml", ".json")) else {}
-    parser = HfArgumentParser(_GROUPS, description="Trains BigGAN.", allow_abbrev=False)
-    parser.set_defaults(**from_file)
+    has_file = argv and argv[0].endswith((".yaml", ".yml", ".json"))
+    argv = [*_as_arguments(_read_settings(argv[0])), *argv[1:]] if has_file else argv
+    parser = _Parser(_GROUPS, description="Trains BigGAN.", allow_abbrev=False)
     preset = parser.parse_known_args(argv)[0].preset
     if preset not in TRAINING_PRESETS:
         raise ValueError(f"unknown preset {preset!r}; the presets are {', '.join(TRAINING_PRESETS)}")
-    parser.set_defaults(**{**TRAINING_PRESETS[preset], **from_file})
-    model, data, training = parser.parse_args_into_dataclasses(argv)
+    # What comes later wins, and everything passes the same checks.
+    model, data, training = parser.parse_args_into_dataclasses([*_as_arguments(TRAINING_PRESETS[preset]), *argv])
     for group, name in ((data, "dataset_name"), (training, "output_dir")):
         if not getattr(group, name):
             raise ValueError(f"--{name} must be given")
     return model, data, training
 
 
+class _Parser(HfArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def _as_arguments(settings: dict[str, Any]) -> list[str]:
+    """Settings as words of a command line; a setting without a value is left out."""
+    words = []
+    for name, value in settings.items():
+        if value is not None:
+            words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return words
+
+
 def _read_settings(path: str) -> dict[str, Any]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"no file of settings at {path!r}")
-    settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))  # JSON is YAML
+    try:
+        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))  # JSON is YAML
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict):
         raise ValueError(f"{path} must hold a mapping of settings, got {type(settings).__name__}")
     known = {f.name for group in _GROUPS for f in fields(group)}

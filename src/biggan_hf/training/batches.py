@@ -3,6 +3,7 @@
 Nothing here draws from a global random state, so a run that is interrupted and resumed sees what it would have seen.
 """
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,9 +12,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..data import LabelledImages, ShuffledBatches
+from ..data import ImageBatch, LabelledImages, ShuffledBatches
 from ..latents import sample_latents
 from .steps import Batch
+
+
+logger = logging.getLogger(__name__)
 
 
 def counter_seed(*counters: int) -> int:
@@ -63,6 +67,7 @@ class BatchSource:
         self.images, self.num_workers, self.horizontal_flip = images, num_workers, horizontal_flip
         self.z_dim, self.num_labels, self.batch_size, self.device = z_dim, num_labels, batch_size, device
         self.rank, self.world_size = rank, world_size
+        self.unreadable: dict[int, str] = {}
         self.start(seed, samples_seen)
 
     def start(self, seed: int, samples_seen: int) -> None:
@@ -76,7 +81,7 @@ class BatchSource:
             rank=self.rank,
             world_size=self.world_size,
         )
-        self._real: Iterator[dict[str, Tensor | None]] = iter(
+        self._real: Iterator[ImageBatch] = iter(
             DataLoader(
                 self.images,
                 batch_sampler=order,
@@ -99,15 +104,21 @@ class BatchSource:
     def pictures(self) -> Batch:
         """The next pictures (N, C, H, W) in [-1, 1] and their labels."""
         batch = next(self._real)
-        pixels, labels = batch["pixel_values"], batch["class_labels"]
-        assert pixels is not None
-        pixels = to_pixel_values(pixels, self.device)
+        labels = batch["class_labels"]
+        pixels = to_pixel_values(batch["pixel_values"], self.device)
+        self._note_unreadable(batch.get("unreadable", {}))
         if self.horizontal_flip:
             generator = counter_generator(self.device, self.seed, self.samples_seen, self.rank)
             mirrored = torch.rand(len(pixels), 1, 1, 1, generator=generator, device=self.device) < 0.5
             pixels = torch.where(mirrored, pixels.flip(-1), pixels)
         self.samples_seen += self.batch_size * self.world_size
         return Batch(pixels, None if labels is None else labels.to(self.device, non_blocking=True))
+
+    def _note_unreadable(self, rows: dict[int, str]) -> None:
+        new = {row: reason for row, reason in rows.items() if row not in self.unreadable}
+        self.unreadable.update(new)
+        for reason in new.values() if self.num_workers else ():  # without workers the data set has named them
+            logger.warning("%s; the next readable one takes its place", reason)
 
 
 def to_pixel_values(pixels: Tensor, device: torch.device) -> Tensor:

@@ -24,7 +24,8 @@ from .checkpoints import rotate_checkpoints
 from .collapse import respond, save
 from .ema import update_ema
 from .plots import plot_curves, read_lines
-from .run import LOG, SPECTRA, Run
+from .quality import keep_if_best
+from .run import EVALUATIONS, LOG, SPECTRA, Run
 from .stability import diagnose, held_out_accuracy
 from .steps import Rules, discriminator_step, generator_step
 
@@ -51,6 +52,8 @@ def train(run: Run) -> Path | None:
         if agreed(run, interrupted.is_set()):
             interrupt(run)
             return None
+        if run.is_main and run.global_step < run.args.max_train_steps:
+            tqdm.write(f"time is up at step {run.global_step} of {run.args.max_train_steps}")
         return finish(run)
 
 
@@ -156,6 +159,8 @@ def report(run: Run, metrics: Mapping[str, Tensor], progress: tqdm) -> bool:
     """
     values = {name: round(float(value), 5) for name, value in metrics.items()}
     why = None
+    if run.batches.unreadable:
+        values["unreadable_pictures"] = len(run.batches.unreadable)
     if run.is_main:
         counters = {"step": run.global_step, "samples_seen": run.batches.samples_seen, "time": round(time.time(), 1)}
         line = {**counters, **values, **measure_stability(run)}
@@ -192,8 +197,10 @@ def append_line(path: Path, line: Mapping[str, Any]) -> None:
 
 
 def periodically(run: Run) -> None:
-    """Sample sheets and checkpoints, written by the main process."""
+    """Evaluations, in which every process takes part; sample sheets and checkpoints, written by the main one."""
     args, step = run.args, run.global_step
+    if args.evaluation_steps and step % args.evaluation_steps == 0:
+        evaluate(run)
     if not run.is_main:
         return
     if args.sample_steps and step % args.sample_steps == 0:
@@ -202,9 +209,21 @@ def periodically(run: Run) -> None:
         sheet = sample_sheet(run.ema, seed=args.seed)
         sheet.save(samples / f"step-{step:07d}.png")
         track_sheet(run, sheet)
-        plot_curves(read_lines(run.output_dir / LOG), read_lines(run.output_dir / SPECTRA), run.output_dir / CURVES)
+        log, spectra, evaluations = (read_lines(run.output_dir / name) for name in (LOG, SPECTRA, EVALUATIONS))
+        plot_curves(log, spectra, evaluations, run.output_dir / CURVES)
     if args.checkpointing_steps and step % args.checkpointing_steps == 0:
         checkpoint(run)
+
+
+def evaluate(run: Run) -> None:
+    """Measures the average, logs the numbers by their labels, and keeps the best model apart."""
+    assert run.quality is not None
+    values = run.quality.measure(run.ema)
+    if run.is_main:
+        named = {f"eval_{label}": value for label, value in values.items()}
+        append_line(run.output_dir / EVALUATIONS, {"step": run.global_step, **named})
+        keep_if_best(run.output_dir, run.global_step, values, run.ema, run.players.bare_discriminator)
+    run.accelerator.log({f"eval_{label}": value for label, value in values.items()}, run.global_step)
 
 
 def track_sheet(run: Run, sheet: Image.Image) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from torch import nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
@@ -60,6 +61,13 @@ def new_networks(config: BigGANConfig) -> Networks:
 
 
 def load_networks(checkpoint: Path) -> Networks:
+    try:
+        return _load_networks(checkpoint)
+    except SafetensorError as error:
+        raise ValueError(f"the checkpoint {str(checkpoint)!r} is damaged: {error}") from error
+
+
+def _load_networks(checkpoint: Path) -> Networks:
     # Copies, since weights that were loaded lie unaligned in a mapped file, where CPU kernels round differently: a
     # resumed run would leave the uninterrupted one in the last bit.
     return (

@@ -21,25 +21,29 @@ PANELS = (
 )
 
 
-def plot_curves(log: Sequence[Mapping[str, Any]], spectra: Sequence[Mapping[str, Any]], path: Path) -> None:
+Lines = Sequence[Mapping[str, Any]]
+
+
+def plot_curves(log: Lines, spectra: Lines, evaluations: Lines, path: Path) -> None:
     """
-    Writes one PNG: losses, accuracies, gradient norms, and σ0 of every weight of both networks over the steps.
+    Writes one PNG: losses, accuracies, gradient norms, σ0 of every weight of both networks, and what evaluations
+    measured, over the steps.
 
     Args:
         log: Lines of log.jsonl.
         spectra: Lines of spectra.jsonl.
+        evaluations: Lines of evaluations.jsonl.
         path: Where the picture goes.
     """
     from matplotlib.figure import Figure  # here, so that sampling needs no plotting library
 
-    metrics = sorted({name for line in log for name in line} - {n for _, names in PANELS for n in names})
-    evaluated = [name for name in metrics if name.startswith("eval_")]
-    panels = [*PANELS, *((name, (name,)) for name in evaluated)]
+    measured = dict.fromkeys(name for line in evaluations for name in line if name != "step")
+    panels = [*PANELS, *((name.removeprefix("eval_"), (name,)) for name in measured)]
     figure = Figure(figsize=(12, 3 * ((len(panels) + 3) // 2)), layout="constrained")
     axes = figure.subplots((len(panels) + 3) // 2, 2, squeeze=False).flatten()
     for axis, (title, names) in zip(axes, panels, strict=False):
         for name in names:
-            points = [(line["step"], line[name]) for line in log if name in line]
+            points = [(line["step"], line[name]) for line in [*log, *evaluations] if name in line]
             if points:
                 axis.plot(*zip(*points, strict=True), label=name.replace("_", " "), linewidth=1)
         axis.set(title=title, xlabel="step")
@@ -49,7 +53,7 @@ def plot_curves(log: Sequence[Mapping[str, Any]], spectra: Sequence[Mapping[str,
     figure.savefig(path, dpi=110)
 
 
-def _plot_sigmas(axis: Any, network: str, spectra: Sequence[Mapping[str, Any]]) -> None:
+def _plot_sigmas(axis: Any, network: str, spectra: Lines) -> None:
     """One line a weight, as in the paper's figure 3."""
     for name in spectra[0][network] if spectra else ():
         axis.plot([line["step"] for line in spectra], [line[network][name][0] for line in spectra], linewidth=0.7)

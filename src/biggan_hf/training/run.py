@@ -13,17 +13,20 @@ from accelerate.utils import set_seed
 
 from ..configuration_biggan import BigGANConfig
 from ..data import LabelledImages, load_labelled_images
+from ..hub import create_repo
 from ..modeling_biggan import BigGANModel
 from .arguments import DataArguments, ModelArguments, TrainingArguments
 from .batches import BatchSource, to_pixel_values
 from .checkpoints import SETTINGS, check_same_architecture, find_checkpoint, load_training_state
 from .players import build_players
+from .quality import Quality
 from .stability import SigmaClamp, Spectra, Watch
 from .steps import Batch, Players
 
 
 LOG = "log.jsonl"
 SPECTRA = "spectra.jsonl"
+EVALUATIONS = "evaluations.jsonl"
 
 
 @dataclass
@@ -39,6 +42,7 @@ class Run:
     accumulation_steps: int
     watch: Watch
     clamp: SigmaClamp | None
+    quality: Quality | None
     settings: dict[str, Any]
     global_step: int = 0
     rollbacks: int = 0
@@ -87,6 +91,13 @@ def set_up(model_args: ModelArguments, data_args: DataArguments, args: TrainingA
     if resumed is not None:
         check_same_architecture(resumed, config)
         check_same_pictures(resumed, images)
+    settings: dict[str, Any] = {"num_processes": accelerator.num_processes}
+    settings |= {k: v for group in (model_args, data_args, args) for k, v in dataclasses.asdict(group).items()}
+    check_same_run(Path(args.output_dir), settings)
+    if args.push_to_hub and accelerator.is_main_process:
+        create_repo(args.hub_model_id or "")  # now, and not after weeks
+
+    quality = build_quality(images, args, accelerator)
 
     set_seed(args.seed)
     players, ema = build_players(accelerator, config, args, resumed, model_args.init_from)
@@ -94,9 +105,7 @@ def set_up(model_args: ModelArguments, data_args: DataArguments, args: TrainingA
     watch = build_watch(players, data_args, args, config, accelerator)
     clamps = args.sigma_clamp is not None or args.sigma_clamp_ratio is not None
     clamp = SigmaClamp(players.bare_generator, args.sigma_clamp, args.sigma_clamp_ratio) if clamps else None
-    settings: dict[str, Any] = {"num_processes": accelerator.num_processes}
-    settings |= {k: v for group in (model_args, data_args, args) for k, v in dataclasses.asdict(group).items()}
-    run = Run(args, accelerator, config, players, ema, batches, accumulation_steps, watch, clamp, settings)
+    run = Run(args, accelerator, config, players, ema, batches, accumulation_steps, watch, clamp, quality, settings)
     if resumed is not None:
         run.restore(load_training_state(resumed))
     if run.is_main:
@@ -109,6 +118,18 @@ def check_enough(images: LabelledImages, args: TrainingArguments, num_processes:
     batch = args.global_batch_size or args.per_device_batch_size * num_processes
     if len(images) < batch:
         raise ValueError(f"the data set has {len(images)} pictures, fewer than one update takes, {batch}")
+
+
+def check_same_run(output_dir: Path, settings: dict[str, Any]) -> None:
+    """Raises `ValueError` where the output folder holds a run that saw other batches."""
+    if not (output_dir / SETTINGS).is_file():
+        return
+    saved = json.loads((output_dir / SETTINGS).read_text(encoding="utf-8"))
+    for name in ("dataset_name", "dataset_config_name", "dataset_split", "label_column", "seed"):
+        if saved[name] != settings[name]:
+            raise ValueError(
+                f"the run in {str(output_dir)!r} has {name}={saved[name]!r}, this one {name}={settings[name]!r}"
+            )
 
 
 def check_same_pictures(checkpoint: Path, images: LabelledImages) -> None:
@@ -186,6 +207,16 @@ def build_watch(
     return Watch(Spectra(players.bare_generator), Spectra(players.bare_discriminator), held_out)
 
 
+def build_quality(images: LabelledImages, args: TrainingArguments, accelerator: Accelerator) -> Quality | None:
+    if not args.evaluation_steps:
+        return None
+    from ..evaluation import load_extractor  # here, so that a run that measures nothing needs none of its packages
+
+    extractor = load_extractor(args.evaluation_extractor, accelerator.device)
+    cache = Path(args.output_dir) / "evaluation"
+    return Quality(images, extractor, args.evaluation_images, args.evaluation_allow_few_images, cache)
+
+
 def check_trackers(report_to: list[str]) -> None:
     available = [tracker.value for tracker in get_available_trackers()]
     for name in report_to:
@@ -202,7 +233,7 @@ def open_output(run: Run) -> None:
 
 def cut_logs(run: Run) -> None:
     """Takes out of the logs what came after the step where the run goes on."""
-    for log in (run.output_dir / LOG, run.output_dir / SPECTRA):
+    for log in (run.output_dir / name for name in (LOG, SPECTRA, EVALUATIONS)):
         if log.exists():
             kept = [line for line in log.read_text(encoding="utf-8").splitlines() if _step(line) <= run.global_step]
             log.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
