@@ -50,6 +50,8 @@ def plot_curves(log: Lines, spectra: Lines, evaluations: Lines, path: Path) -> N
         axis.legend(fontsize="small") if axis.lines else None
     for axis, network in zip(axes[len(panels) :], ("generator", "discriminator"), strict=False):
         _plot_sigmas(axis, network, spectra)
+    for axis in axes[len(panels) + 2 :]:
+        axis.set_visible(False)
     figure.savefig(path, dpi=110)
 
 
