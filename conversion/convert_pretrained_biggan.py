@@ -1,0 +1,144 @@
+"""Converts a generator of pytorch-pretrained-biggan (`config.json` and `pytorch_model.bin`) to a model folder."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from architecture import Findings, find_generator, imagenet_classes, no_discriminator
+from reading import guess, load_state
+from rename import (
+    class_first,
+    fold_spectral_norm,
+    output_gain,
+    rename,
+    run_on_standing_row,
+    scalar_gamma,
+    stem_from_hwc,
+)
+from writing import Conversion, Source, add_reference, convert_and_write, parser, run
+
+
+SOURCE = Source(
+    "pytorch-pretrained-biggan",
+    "https://github.com/huggingface/pytorch-pretrained-BigGAN",
+    "A port of DeepMind's TFHub modules under the Apache 2.0 licence. DeepMind released no discriminator.",
+)
+
+MODULES = {
+    "embeddings": "class_embedding",
+    "generator.gen_z": "linear",
+    "generator.bn": "output_bn",
+    "generator.conv_to_rgb": "output_conv",
+}
+NAMES = [
+    (r"running_(mean|var)s", r"standing_\1"),
+    (r"snconv1x1_(theta|phi|g)\.(weight)", r"\1.\2"),
+    (r"snconv1x1_o_conv\.(weight)", r"o.\1"),
+    (r"(weight|bias|gamma)", r"\1"),
+]
+BLOCK_MODULES = {
+    module: ours
+    for i in range(4)
+    for module, ours in {
+        f"conv_{i}": f"conv{i + 1}",
+        f"bn_{i}": f"bn{i + 1}",
+        f"bn_{i}.scale": f"bn{i + 1}.gain",
+        f"bn_{i}.offset": f"bn{i + 1}.bias",
+    }.items()
+}
+SETTINGS = ("z_dim", "channel_width", "layers", "attention_layer_position", "eps")
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The program's `config.json`."""
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"there is no file {str(path)!r}, which a model of pytorch-pretrained-biggan has{guess(path.parent)}"
+        )
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r} is no JSON: {error}") from error
+    missing = [name for name in SETTINGS if not isinstance(settings, dict) or name not in settings]
+    if missing:
+        raise ValueError(
+            f"{str(path)!r} has no {missing[0]!r}, expected a configuration of pytorch-pretrained-biggan"
+            f"{guess(path.parent)}"
+        )
+    return settings
+
+
+def stage_modules(layers: list[list[Any]], attention: int) -> dict[str, str]:
+    """
+    The program's numbered layers and our stages, each of which ends with the layer that upsamples.
+
+    Args:
+        layers: (upsamples, input width, output width) of each layer.
+        attention: Self-attention stands before the layer of this number, as a layer of its own.
+
+    Raises:
+        ValueError: Stages of different lengths, or attention within one.
+    """
+    ends = [i + 1 for i, layer in enumerate(layers) if layer[0]]
+    depth = ends[0] if ends else 0
+    if ends != list(range(depth, len(layers) + 1, depth or 1)):
+        raise ValueError(f"the layers upsample after {ends} of {len(layers)}, expected stages of one length")
+    if 0 <= attention < len(layers) and (attention == 0 or attention % depth):
+        raise ValueError(f"self-attention before layer {attention} stands within a stage of {depth} layers")
+    modules = {}
+    for i in range(len(layers)):
+        theirs = f"generator.layers.{i + (i >= attention)}"
+        for module, ours in BLOCK_MODULES.items():
+            modules[f"{theirs}.{module}"] = f"stages.{i // depth}.blocks.{i % depth}.{ours}"
+    modules[f"generator.layers.{attention}"] = f"stages.{attention // depth - 1}.attention"
+    return modules
+
+
+def convert(args: argparse.Namespace) -> Conversion:
+    if not args.source.is_dir():
+        raise FileNotFoundError(f"there is no folder {str(args.source)!r}")
+    settings = read_settings(args.source / "config.json")
+    weights = args.source / "pytorch_model.bin"
+    findings = Findings()
+    modules = MODULES | stage_modules(settings["layers"], settings["attention_layer_position"])
+    # σ of the last convolution is that of all its channels, of which three are used.
+    state = fold_spectral_norm(load_state(weights, "a pytorch-pretrained-biggan generator"))
+    state = rename(state, modules, NAMES, {}, findings)
+    state["class_embedding.weight"] = state["class_embedding.weight"].t()
+    for name in ("output_conv.weight", "output_conv.bias"):
+        state[name] = state[name][:3].clone()
+    output_gain(state)
+    scalar_gamma(state)
+    stem_from_hwc(state)
+    class_first(state, state["class_embedding.weight"].shape[1], deep=True)
+    run_on_standing_row(state, -1)
+    find_generator(state, findings)
+    last = len(state["output_bn.standing_mean"]) - 1
+    findings.add("config.json", batch_norm_eps=float(settings["eps"]), spectral_norm_eps=float(settings["eps"]))
+    findings.add(
+        "fixed in the program", truncation_mode="scale", standing_truncations=[i / last for i in range(last + 1)]
+    )
+    findings.add("flag", standing_interpolation=args.stats_interpolation)
+    if findings.fields["num_labels"] == 1000:
+        findings.add("ImageNet", id2label=imagenet_classes())
+    no_discriminator(findings)
+    findings.remark("spectral norm is folded into the weights")
+    return Conversion(SOURCE, findings, state, None, [weights, args.source / "config.json"])
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments = parser(__doc__, "DIR", "the folder with config.json and pytorch_model.bin")
+    arguments.add_argument(
+        "--stats-interpolation",
+        choices=["linear", "mirrored"],
+        default="linear",
+        help="between two rows of statistics: right, or as that program does, with the weights of the rows exchanged "
+        "(default: %(default)s)",
+    )
+    add_reference(arguments)
+    convert_and_write(convert, arguments.parse_args(argv))
+
+
+if __name__ == "__main__":
+    run(main)

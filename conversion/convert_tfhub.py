@@ -1,0 +1,286 @@
+"""Converts a TFHub module of DeepMind, plain or deep, to a model folder.
+
+The source is the HDF5 dump that BigGAN-PyTorch's `TFHub/converter.py` writes, or the module's own folder, which
+TensorFlow reads.
+"""
+
+import argparse
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from architecture import Findings, attention_stage, find_generator, imagenet_classes, no_discriminator
+from reading import State, check_finite, check_kind, guess
+from rename import (
+    class_first,
+    fill_in_singular_values,
+    fold_power_step,
+    output_gain,
+    rename,
+    run_on_standing_row,
+    scalar_gamma,
+    stem_from_hwc,
+)
+from writing import Conversion, Source, add_reference, convert_and_write, parser, run
+
+
+SOURCE = Source(
+    "DeepMind's TFHub modules",
+    "https://tfhub.dev/deepmind",
+    "Licence: see the module's page. DeepMind released no discriminator.",
+)
+
+MODULES = {
+    "linear": "class_embedding",
+    "Generator.G_Z.G_linear": "linear",
+    "Generator.GenZ.G_linear": "linear",
+    "Generator.ScaledCrossReplicaBN": "output_bn",
+    "Generator.ScaledCrossReplicaBNbn": "output_bn",
+    "Generator.BatchNorm": "output_bn",
+    "Generator.conv_2d": "output_conv",
+    "Generator.conv_to_rgb": "output_conv",
+}
+PLAIN_BLOCK = {
+    "conv0": "conv1",
+    "conv1": "conv2",
+    "conv_sc": "conv_sc",
+    "HyperBN.gamma": "bn1.gain",
+    "HyperBN.beta": "bn1.bias",
+    "CrossReplicaBN": "bn1",
+    "HyperBN_1.gamma": "bn2.gain",
+    "HyperBN_1.beta": "bn2.bias",
+    "CrossReplicaBN_1": "bn2",
+}
+DEEP_BLOCK = {
+    module: ours
+    for i in range(4)
+    for module, ours in {
+        f"conv{i}": f"conv{i + 1}",
+        f"BatchNorm{f'_{i}' if i else ''}.scale": f"bn{i + 1}.gain",
+        f"BatchNorm{f'_{i}' if i else ''}.offset": f"bn{i + 1}.bias",
+    }.items()
+}
+NAMES = [
+    (r"(theta|phi|g)\.w", r"\1.weight"),
+    (r"(theta|phi|g)\.u0", r"\1.u0"),
+    (r"o_conv\.w", "o.weight"),
+    (r"o_conv\.u0", "o.u0"),
+    (r"w", "weight"),
+    (r"b", "bias"),
+    (r"accumulated_(mean|var)", r"running_\1"),
+    (r"(u0|gamma|beta|scale|offset)", r"\1"),
+]
+DROPPED = {
+    r".*\.u1": "the right singular vector, which follows from u0",
+    r".*\.(accumulation_counter|update_accumulators?)": "the count of accumulated statistics, which are divided by it",
+    r"global_step": "a count of training steps",
+}
+EPS = 1e-4
+DEEP_BLOCKS_PER_STAGE = 2
+# A deep module's statistics, at 51 truncations, are constants of its graph: the tensors stack_1, 3, 6, 8, 11 and so on
+# are mean and variance of each batch norm in turn.
+STACKS = [10 * i + j for i in range(100) for j in (1, 3, 6, 8)]
+
+
+# Reading
+
+
+def read_variables(source: Path) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
+    """
+    All variables by name, and the deep modules' statistics where the source has them.
+
+    Raises:
+        FileNotFoundError: There is no such file or folder.
+        ValueError: It is neither an HDF5 file nor a folder that TensorFlow wrote.
+        ImportError: The reader's package is not installed.
+    """
+    if source.is_dir():
+        return _read_folder(source)
+    if not source.is_file():
+        raise FileNotFoundError(f"there is no file or folder {str(source)!r}")
+    return _read_hdf5(source), []
+
+
+def _read_hdf5(path: Path) -> dict[str, np.ndarray]:
+    try:
+        import h5py
+    except ImportError as error:
+        raise ImportError("reading an HDF5 file needs h5py: pip install h5py") from error
+    variables: dict[str, np.ndarray] = {}
+
+    def visit(name: str, item: object) -> None:
+        if isinstance(item, h5py.Dataset):
+            variables[name] = item[()]
+
+    try:
+        with h5py.File(path, "r") as file:
+            file.visititems(visit)
+    except OSError as error:
+        raise ValueError(f"{str(path)!r} is truncated or no HDF5 file{guess(path)}") from error
+    return variables
+
+
+def _read_folder(folder: Path) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
+    indices = sorted([*folder.glob("variables/*.index"), *folder.glob("*.index")])
+    if not indices:
+        raise ValueError(
+            f"{str(folder)!r} holds no SavedModel or TensorFlow checkpoint (no .index file){guess(folder)}"
+        )
+    try:
+        import tensorflow
+    except ImportError as error:
+        raise ImportError(
+            "reading a folder of TensorFlow needs TensorFlow: pip install tensorflow, or dump the variables to HDF5"
+        ) from error
+    try:
+        reader = tensorflow.train.load_checkpoint(str(indices[-1].with_suffix("")))
+        variables = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+    except (tensorflow.errors.OpError, ValueError) as error:
+        raise ValueError(f"{str(indices[-1])!r} is truncated or no TensorFlow checkpoint") from error
+    is_module = (folder / "saved_model.pb").is_file()
+    return variables, _graph_statistics(folder) if is_module else []
+
+
+def _graph_statistics(folder: Path) -> list[np.ndarray]:
+    """The deep modules' tables of statistics, mean and variance in turn; empty for a plain module."""
+    import tensorflow
+
+    v1 = tensorflow.compat.v1
+    tables = []
+    with tensorflow.Graph().as_default() as graph, v1.Session(graph=graph) as session:
+        v1.saved_model.loader.load(session, [], str(folder))
+        for number in STACKS:
+            try:
+                tensor = graph.get_tensor_by_name(f"stack_{number}:0")
+            except KeyError:
+                break
+            tables.append(session.run(tensor))
+    return tables
+
+
+# Names and layouts
+
+
+def to_state(variables: Mapping[str, np.ndarray]) -> State:
+    """
+    PyTorch's layouts, averaged weights where there are any, `.` between modules.
+
+    A convolution (height, width, in, out) becomes (out, in, height, width), a linear map (in, out) its transpose, and
+    accumulated statistics are divided by their count.
+    """
+    state: State = {}
+    for averaged in (False, True):  # the averaged weight, of the second round, replaces the other
+        for name, value in variables.items():
+            name, tensor = name.removesuffix(":0").removeprefix("module/"), torch.from_numpy(np.array(value))
+            base = re.sub(r"/ema_[\w.]+$", "", name)
+            if (base != name) == averaged:
+                key = base.replace("/", ".")
+                state[key] = _layout(key, tensor.float() if tensor.is_floating_point() else tensor)
+    for key in [key for key in state if key.endswith((".accumulated_mean", ".accumulated_var"))]:
+        counter = state.get(key.rsplit(".", 1)[0] + ".accumulation_counter")
+        if counter is not None and counter > 0:
+            state[key] = state[key] / counter
+    return state
+
+
+def _layout(key: str, tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.ndim == 4 and key.endswith(".w"):
+        return tensor.permute(3, 2, 0, 1).contiguous()
+    if tensor.ndim == 2 and key.endswith(".w") and key != "linear.w":
+        return tensor.t().contiguous()
+    if key.endswith((".b", ".gamma", ".beta", ".scale", ".offset")):
+        return tensor.reshape(-1)
+    return tensor.reshape(1, -1) if key.endswith(".u0") else tensor
+
+
+def modules(state: State, deep: bool) -> dict[str, str]:
+    """The module's blocks are `GBlock`, `GBlock_1` …; where self-attention stands only its width tells."""
+    result = dict(MODULES)
+    found = {int(match[1] or 0) for key in state if (match := re.match(r"Generator\.GBlock(?:_(\d+))?\.", key))}
+    blocks = [f"Generator.GBlock{f'_{number}' if number else ''}" for number in sorted(found)]
+    depth = DEEP_BLOCKS_PER_STAGE if deep else 1
+    for number, block in enumerate(blocks):
+        for module, ours in (DEEP_BLOCK if deep else PLAIN_BLOCK).items():
+            result[f"{block}.{module}"] = f"stages.{number // depth}.blocks.{number % depth}.{ours}"
+    theta = state.get("Generator.attention.theta.w")
+    if theta is not None:
+        last = "conv3" if deep else "conv1"
+        outputs = [len(state[f"{block}.{last}.b"]) for block in blocks[depth - 1 :: depth]]
+        result["Generator.attention"] = f"stages.{attention_stage(outputs, theta.shape[1])}.attention"
+    return result
+
+
+def add_statistics(state: State, tables: list[np.ndarray], source: Path) -> None:
+    """Places the deep modules' tables, a mean and a variance for each batch norm in order."""
+    norms = sorted(
+        {re.sub(r"\.gain\.weight$", "", key) for key in state if key.endswith(".gain.weight")},
+        key=lambda name: [int(part) for part in re.findall(r"\d+", name)],
+    )
+    norms.append("output_bn")
+    if not tables:
+        raise ValueError(
+            f"{str(source)!r} holds no batch-norm statistics: a deep module keeps them as constants of its graph, so "
+            "give the module's folder (with saved_model.pb), which TensorFlow reads"
+        )
+    if len(tables) != 2 * len(norms):
+        raise ValueError(f"{str(source)!r} holds {len(tables)} tables of statistics, expected {2 * len(norms)}")
+    for number, norm in enumerate(norms):
+        for kind, table in zip(("mean", "var"), tables[2 * number : 2 * number + 2], strict=True):
+            state[f"{norm}.standing_{kind}"] = torch.from_numpy(np.array(table, dtype=np.float32))
+
+
+def convert_variables(
+    variables: Mapping[str, np.ndarray], tables: list[np.ndarray], source: Path, findings: Findings
+) -> State:
+    """This project's tensors, and the fields that the module implies."""
+    state = to_state(variables)
+    deep = "Generator.GenZ.G_linear.w" in state
+    check_kind(
+        [key.replace(".", "/") for key in state], "a TFHub deep generator" if deep else "a TFHub generator", source
+    )
+    check_finite(state, source)
+    state = rename(state, modules(state, deep), NAMES, DROPPED, findings)
+    output_gain(state, "scale" if deep else "gamma", "offset" if deep else "beta")
+    scalar_gamma(state)
+    stem_from_hwc(state)
+    class_first(state, state["class_embedding.weight"].shape[1], deep)
+    if deep:
+        # σ of the last convolution is that of all its channels, of which three are used.
+        state = fold_power_step(state, EPS)
+        state |= {name: state[name][:3].clone() for name in ("output_conv.weight", "output_conv.bias")}
+        findings.remark("spectral norm is folded into the weights")
+        add_statistics(state, tables, source)
+        run_on_standing_row(state, -1)
+        last = len(state["output_bn.standing_mean"]) - 1
+        findings.add("statistics", standing_truncations=[row / last for row in range(last + 1)])
+    else:
+        fill_in_singular_values(state, EPS)
+        findings.remark("statistics are those of truncation 1, the only ones among a plain module's variables")
+    find_generator(state, findings)
+    findings.add("fixed in the program", batch_norm_eps=EPS, spectral_norm_eps=EPS, truncation_mode="scale")
+    return state
+
+
+def convert(args: argparse.Namespace) -> Conversion:
+    findings = Findings()
+    variables, tables = read_variables(args.source)
+    state = convert_variables(variables, tables, args.source, findings)
+    if findings.fields["num_labels"] == 1000:
+        findings.add("ImageNet", id2label=imagenet_classes())
+    no_discriminator(findings)
+    files = (
+        [args.source] if args.source.is_file() else sorted(path for path in args.source.rglob("*") if path.is_file())
+    )
+    return Conversion(SOURCE, findings, state, None, files)
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments = parser(__doc__, "SOURCE", "biggan-128.h5, or the folder of a module or of a TensorFlow checkpoint")
+    add_reference(arguments)
+    convert_and_write(convert, arguments.parse_args(argv))
+
+
+if __name__ == "__main__":
+    run(main)

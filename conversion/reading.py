@@ -1,0 +1,213 @@
+"""Reading strangers' checkpoints: nothing in them is executed, and what a file is not is said in one line."""
+
+import codecs
+import hashlib
+import pickle
+import re
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+State = dict[str, Tensor]
+
+# Classes that checkpoints of the known programs carry beside tensors: BigGAN-PyTorch's activation, and NumPy numbers
+# where a score was stored. Unpickling them runs no code of the file's author.
+_scalar = np.float64(0).__reduce__()[0]
+HARMLESS: list[Any] = [
+    nn.ReLU,
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in ("float32", "float64", "int32", "int64", "bool")),
+    (_scalar, "numpy.core.multiarray.scalar"),
+    (_scalar, "numpy._core.multiarray.scalar"),
+]
+HARMLESS_NAMES: dict[str, Any] = {
+    "torch.nn.modules.activation.ReLU": nn.ReLU,
+    "collections.OrderedDict": OrderedDict,
+    "builtins.set": set,
+    "__builtin__.set": set,  # by Python 2's name, which old pickles use
+    "numpy.dtype": np.dtype,
+    "numpy.core.multiarray.scalar": _scalar,
+    "numpy._core.multiarray.scalar": _scalar,
+    "_codecs.encode": codecs.encode,
+}
+
+# What a state dict is: a key that it has, what has such a key, and the script for it.
+KINDS = [
+    (r"generator\.gen_z\.weight_orig", "a pytorch-pretrained-biggan generator", "convert_pretrained_biggan.py"),
+    (r"g_z\.g_linear\.weight_orig", "a generator ported by ivclab", "convert_ivclab.py"),
+    (r"linear0\.weight(_orig)?", "a StudioGAN generator", "convert_studiogan.py"),
+    (r"linear1\.weight(_orig)?", "a StudioGAN discriminator", "convert_studiogan.py"),
+    (r"shared_feat\..+", "an IC-GAN generator", None),
+    (r"(generator(_ema)?\.)?noise2feat\..+", "a mmgeneration generator", None),
+    (r"output_layer\.0\.gain", "a BigGAN-PyTorch generator", "convert_biggan_pytorch.py"),
+    (r"embed\.weight", "a BigGAN-PyTorch discriminator", "convert_biggan_pytorch.py"),
+    (r"output_bn\.gain", "a biggan_hf generator", None),
+    (r"stages\.0\.blocks\.0\.conv1\.weight", "a biggan_hf discriminator", None),
+    (r"(module/)?Generator/G_Z/.+", "a TFHub generator", "convert_tfhub.py"),
+    (r"(module/)?Generator/GenZ/.+", "a TFHub deep generator", "convert_tfhub.py"),
+]
+
+# What a folder is: a file that it has, what has such a file, and the script for it.
+FOLDERS = [
+    ("model=*-weights-step=*.pth", "a StudioGAN checkpoint", "convert_studiogan.py"),
+    ("pytorch_model.bin", "a pytorch-pretrained-biggan model", "convert_pretrained_biggan.py"),
+    ("variables/*.index", "a TFHub module", "convert_tfhub.py"),
+    ("*.index", "a TensorFlow checkpoint", "convert_tfhub.py"),
+    ("G.pth", "a BigGAN-PyTorch checkpoint", "convert_biggan_pytorch.py"),
+    ("G_*.pth", "a BigGAN-PyTorch checkpoint", "convert_biggan_pytorch.py"),
+    ("model.safetensors", "a biggan_hf model", None),
+]
+HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+
+
+def load(path: Path) -> Any:
+    """
+    The content of a file that `torch.save` wrote.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is truncated, no torch file, or holds a class that is not among `HARMLESS`.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {str(path)!r}")
+    try:
+        with torch.serialization.safe_globals(HARMLESS):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "persistent_load" in str(error):
+            return _load_old_settings(path)
+        foreign = re.search(r"GLOBAL (\S+)", str(error)) or re.search(r"class '?([\w.]+)'? ", str(error))
+        raise _refusal(path, foreign[1] if foreign else None) from error
+    # A damaged file can fail anywhere in the reader.
+    except Exception as error:
+        raise _refusal(path) from error
+
+
+def _refusal(path: Path, foreign: str | None = None) -> ValueError:
+    if foreign is None:
+        return ValueError(f"{str(path)!r} is truncated or no torch file")
+    return ValueError(
+        f"{str(path)!r} holds the class {foreign}, which is not one of the harmless classes that a checkpoint needs; "
+        "nothing in it was executed"
+    )
+
+
+class _ForeignClass(Exception):
+    pass
+
+
+class _SettingsUnpickler(pickle.Unpickler):
+    """Python's unpickler with an allow-list of exact names, for plain values and modules without tensors."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if f"{module}.{name}" not in HARMLESS_NAMES:
+            raise _ForeignClass(f"{module}.{name}")
+        return HARMLESS_NAMES[f"{module}.{name}"]
+
+    def persistent_load(self, pid: Any) -> Any:
+        """A module's class, beside which the old format keeps its source code; that is ignored."""
+        if isinstance(pid, tuple) and pid[0] == "module":
+            return pid[1]
+        raise pickle.UnpicklingError("tensors among settings")
+
+
+def _load_old_settings(path: Path) -> Any:
+    """
+    BigGAN-PyTorch's settings as torch wrote them before 1.6: the object follows a magic number, a version and the
+    machine's properties. `weights_only` refuses modules in this format, even those of harmless classes.
+    """
+    try:
+        with path.open("rb") as file:
+            *_, content = [_SettingsUnpickler(file).load() for _ in range(4)]
+        return content
+    except _ForeignClass as error:
+        raise _refusal(path, str(error)) from error
+    except Exception as error:
+        raise _refusal(path) from error
+
+
+def load_state(path: Path, expected: str) -> State:
+    """
+    A network's tensors in float32, without `module.` prefixes and out of StudioGAN's `{"state_dict": …}`.
+
+    Args:
+        path: The file.
+        expected: The kind of `KINDS` that it must be.
+
+    Raises:
+        ValueError: As for `load`; or it is something else, or a tensor is not finite.
+    """
+    content = load(path)
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    is_state = isinstance(content, Mapping) and all(isinstance(value, Tensor) for value in content.values())
+    if not is_state or not content:
+        raise ValueError(f"{str(path)!r} holds a {type(content).__name__}, expected the tensors of {expected}")
+    state = {key.removeprefix("module."): _float32(value) for key, value in content.items()}
+    check_kind(state, expected, path)
+    check_finite(state, path)
+    return state
+
+
+def _float32(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def check_kind(keys: Iterable[str], expected: str, path: Path) -> None:
+    """Raises `ValueError` with the closest guess unless the keys are those of the expected network."""
+    kind, script = recognise(keys)
+    if kind == expected:
+        return
+    found = f"looks like {kind}" if kind else "is none of the known networks"
+    scripts = {kind: script for _, kind, script in KINDS}
+    hint = f"; try {script}" if script and script != scripts[expected] else ""
+    raise ValueError(f"{str(path)!r} {found}, expected {expected}{hint}")
+
+
+def check_finite(state: State, path: Path) -> None:
+    for key, value in state.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise ValueError(f"{str(path)!r}: {key} holds NaN or infinity")
+
+
+def recognise(keys: Iterable[str]) -> tuple[str, str | None]:
+    """The kind of network that has these keys and the script that converts it; `("", None)` for none."""
+    text = "\n".join(key.removeprefix("module.") for key in keys)
+    for pattern, kind, script in KINDS:
+        if re.search(f"^{pattern}$", text, re.MULTILINE):
+            return kind, script
+    return "", None
+
+
+def recognise_source(source: Path) -> tuple[str, str | None]:
+    """What a file or folder is and the script that converts it; `("", None)` for nothing known."""
+    if source.is_dir():
+        found = (folder for folder in FOLDERS if next(source.glob(folder[0]), None))
+        _, kind, script = next(found, ("", "", None))
+        return kind, script
+    with source.open("rb") as file:
+        if file.read(len(HDF5_SIGNATURE)) == HDF5_SIGNATURE:
+            return "an HDF5 dump of a TFHub module", "convert_tfhub.py"
+    try:
+        content = load(source)
+    except ValueError:
+        return "", None
+    content = content.get("state_dict", content) if isinstance(content, Mapping) else {}
+    return recognise(map(str, content))
+
+
+def guess(source: Path) -> str:
+    """The end of a message that says what the source is not: what it looks like, where that is known."""
+    kind, script = recognise_source(source) if source.exists() else ("", None)
+    return (f"; it looks like {kind}" if kind else "") + (f", try {script}" if script else "")
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

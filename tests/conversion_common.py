@@ -1,0 +1,69 @@
+"""What the tests of conversion/ share: its scripts by name, and the original programs' checkpoints and answers."""
+
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+
+ROOT = Path(__file__).parents[1]
+FIXTURES = Path(__file__).parent / "fixtures"
+ORIGINALS = FIXTURES / "originals"
+# More original checkpoints, beside the repository where there are any.
+SHARED = ROOT.parent / "shared" / "golden"
+
+sys.path.insert(0, str(ROOT / "conversion"))
+
+import convert as convert_any  # noqa: E402, F401
+import convert_biggan_pytorch  # noqa: E402
+import convert_ivclab  # noqa: E402
+import convert_pretrained_biggan  # noqa: E402
+import convert_studiogan  # noqa: E402
+import convert_tfhub  # noqa: E402
+import export_biggan_pytorch  # noqa: E402
+import reading  # noqa: E402, F401
+import writing  # noqa: E402, F401
+
+
+SCRIPTS: dict[str, ModuleType] = {
+    f"{module.__name__}.py": module
+    for module in (
+        convert_biggan_pytorch,
+        convert_ivclab,
+        convert_pretrained_biggan,
+        convert_studiogan,
+        convert_tfhub,
+        export_biggan_pytorch,
+    )
+}
+
+
+def convert(script: ModuleType, source: Path, output: Path, *options: str) -> Path:
+    """Runs a script in this process; returns the folder that it wrote."""
+    script.main([str(source), "--output", str(output), *options])
+    return output
+
+
+def answers(folder: Path) -> dict[str, Tensor]:
+    """The original program's answers."""
+    return {key: torch.from_numpy(value) for key, value in np.load(folder / "expected.npz").items()}
+
+
+def weights(folder: Path, network: str = "") -> dict[str, Tensor]:
+    """The tensors of a model folder, of the generator or of `network="discriminator"`."""
+    return load_file(folder / network / "model.safetensors")
+
+
+def assert_equal(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+
+
+def assert_close(ours: Tensor, theirs: Tensor) -> None:
+    """To 1e-4 of the largest entry."""
+    assert ours.numel() == theirs.numel()
+    assert (ours.reshape(theirs.shape) - theirs).abs().max() <= 1e-4 * theirs.abs().max()

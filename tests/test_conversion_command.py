@@ -1,0 +1,68 @@
+"""The scripts as they are run: in a process of their own, from the root of the repository."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from common import tiny_generator
+from conversion_common import FIXTURES, ORIGINALS, ROOT, convert_any, convert_biggan_pytorch
+from test_conversion_deepmind import PLAIN, ivclab_state
+
+
+def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, f"conversion/{script}", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments"),
+    [
+        ("convert_biggan_pytorch.py", [ORIGINALS / "biggan_thin", "--weights", "ema"]),
+        ("convert_pretrained_biggan.py", [ORIGINALS / "pretrained_biggan", "--stats-interpolation", "linear"]),
+        ("convert_studiogan.py", [FIXTURES / "golden" / "studiogan_c10", "--step", "20"]),
+        ("convert.py", [ORIGINALS / "studiogan_unconditional"]),
+    ],
+)
+def test_conversions(script: str, arguments: list[object], tmp_path: Path) -> None:
+    done = run(script, *arguments, "--output", tmp_path / "model")
+    assert done.returncode == 0, done.stderr
+    assert {"config.json", "model.safetensors", "README.md"} <= {path.name for path in (tmp_path / "model").iterdir()}
+    assert done.stdout.splitlines()[-1] == str(tmp_path / "model")
+    if script == "convert.py":
+        assert "is a StudioGAN checkpoint: convert_studiogan.py" in done.stdout.splitlines()[0]
+
+
+def test_ivclab_and_export(tmp_path: Path) -> None:
+    model = tiny_generator(**PLAIN, generator_spectral_norm=False, standing_truncations=[0.5, 1.0])
+    torch.save(ivclab_state(model), tmp_path / "release.pt")
+    assert run("convert_ivclab.py", tmp_path / "release.pt", "--output", tmp_path / "model").returncode == 0
+    done = run("export_biggan_pytorch.py", tmp_path / "model", "--output", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "no D.pth: the model has no discriminator" in done.stdout
+    assert "left out the standing statistics" in done.stdout
+
+
+def test_errors_are_one_line(tmp_path: Path) -> None:
+    done = run("convert_tfhub.py", FIXTURES, "--output", tmp_path / "model")
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"convert_tfhub.py: error: {str(FIXTURES)!r} holds no SavedModel or TensorFlow checkpoint (no .index file)\n"
+    )
+    assert not (tmp_path / "model").exists()
+
+
+def test_wrong_arguments_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        convert_biggan_pytorch.main(["folder"])
+    assert exit.value.code == 2
+    error = capsys.readouterr().err
+    assert error.endswith("error: the following arguments are required: --output\n") and error.count("\n") == 1
+
+
+def test_what_no_converter_takes() -> None:
+    with pytest.raises(ValueError, match="is none of the known checkpoints"):
+        convert_any.main([str(FIXTURES / "README.md"), "--output", "model"])
+    with pytest.raises(FileNotFoundError, match="there is no file or folder"):
+        convert_any.main(["nowhere", "--output", "model"])

@@ -1,0 +1,317 @@
+"""DeepMind's modules, from TensorFlow's variables and from ivclab's port: layouts, orders and statistics."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from common import tiny_config, tiny_generator
+from conversion_common import assert_equal, convert, convert_ivclab, convert_tfhub, reading, weights, writing
+from torch import Tensor
+from torch.nn import functional as F
+
+from biggan_hf import BigGANModel
+
+
+# A plain model whose stages differ in width, as attention has to be found by its width.
+PLAIN: dict[str, Any] = {
+    "image_size": 64,
+    "z_dim": 20,
+    "generator_base_channels": 2,
+    "discriminator_base_channels": 2,
+    "generator_attention_resolutions": [32],
+    "truncation_mode": "scale",
+}
+DEEP: dict[str, Any] = {**PLAIN, "architecture": "biggan-deep", "z_dim": 7, "generator_base_channels": 4}
+DEEP["discriminator_base_channels"] = 4
+
+
+# This project's tensors in TensorFlow's layouts, written out by hand
+
+
+def hwc_rows(tensor: Tensor) -> Tensor:
+    """(C·4·4, …) to (4·4·C, …)."""
+    return tensor.reshape(-1, 4, 4, *tensor.shape[1:]).movedim(0, 2).reshape(tensor.shape)
+
+
+def latents_first(weight: Tensor, class_dim: int) -> Tensor:
+    return torch.cat([weight[:, class_dim:], weight[:, :class_dim]], dim=1)
+
+
+def tensorflow_layout(weight: Tensor) -> Tensor:
+    return weight.permute(2, 3, 1, 0) if weight.ndim == 4 else weight.t()
+
+
+def block(prefix: str, index: int) -> str:
+    return f"Generator/{prefix}" + (f"_{index}" if index else "")
+
+
+def plain_variables(model: BigGANModel) -> dict[str, np.ndarray]:
+    """The variables of a plain module, averaged and not, with statistics accumulated three times."""
+    state, class_dim = model.state_dict(), model.config.class_embedding_dim
+    variables: dict[str, Tensor] = {"linear/w/ema_b999900": state["class_embedding.weight"]}
+
+    def layer(name: str, ours: str, weight: Tensor | None = None) -> None:
+        weight = state[f"{ours}.weight"] if weight is None else weight
+        variables[f"{name}/w/ema_b999900"] = tensorflow_layout(weight)
+        variables[f"{name}/w"] = torch.zeros_like(tensorflow_layout(weight))
+        variables[f"{name}/u0"] = state[f"{ours}.u0"]
+        variables[f"{name}/u1"] = torch.ones(1, weight[0].numel())
+        if f"{ours}.bias" in state:
+            variables[f"{name}/b/ema_b999900"] = state[f"{ours}.bias"]
+
+    def statistics(name: str, ours: str) -> None:
+        variables[f"{name}/accumulation_counter"] = torch.tensor(3.0)
+        variables[f"{name}/accumulated_mean"] = 3 * state[f"{ours}.running_mean"]
+        variables[f"{name}/accumulated_var"] = 3 * state[f"{ours}.running_var"]
+
+    layer("Generator/G_Z/G_linear", "linear", hwc_rows(state["linear.weight"]))
+    variables["Generator/G_Z/G_linear/b/ema_b999900"] = hwc_rows(state["linear.bias"])
+    variables["Generator/G_Z/G_linear/u0"] = hwc_rows(state["linear.u0"][0])[None]
+    for i in range(len(model.stages)):
+        ours = f"stages.{i}.blocks.0"
+        for conv, our_conv in (("conv0", "conv1"), ("conv1", "conv2"), ("conv_sc", "conv_sc")):
+            layer(f"{block('GBlock', i)}/{conv}", f"{ours}.{our_conv}")
+        for suffix, bn in (("", "bn1"), ("_1", "bn2")):
+            for theirs, map_ in (("gamma", "gain"), ("beta", "bias")):
+                weight = latents_first(state[f"{ours}.{bn}.{map_}.weight"], class_dim)
+                layer(f"{block('GBlock', i)}/HyperBN{suffix}/{theirs}", f"{ours}.{bn}.{map_}", weight)
+            statistics(f"{block('GBlock', i)}/CrossReplicaBN{suffix}", f"{ours}.{bn}")
+    for theirs, name in (("theta", "theta"), ("phi", "phi"), ("g", "g"), ("o_conv", "o")):
+        layer(f"Generator/attention/{theirs}", f"stages.2.attention.{name}")
+    variables["Generator/attention/gamma/ema_b999900"] = state["stages.2.attention.gamma"].reshape(1)
+    for theirs, name in (("gamma", "gain"), ("beta", "bias")):
+        variables[f"Generator/ScaledCrossReplicaBN/{theirs}/ema_b999900"] = state[f"output_bn.{name}"].reshape(
+            1, 1, 1, -1
+        )
+    statistics("Generator/ScaledCrossReplicaBNbn", "output_bn")
+    layer("Generator/conv_2d", "output_conv")
+    return {f"module/{name}:0": tensor.numpy() for name, tensor in variables.items()}
+
+
+def assert_same_plain_model(tensors: dict[str, Tensor], model: BigGANModel) -> None:
+    expected = dict(model.state_dict())
+    statistics = [name for name in expected if "running_" in name]
+    for name in statistics:  # divided by three again
+        torch.testing.assert_close(tensors[name], expected[name])
+    rest = [name for name in expected if name not in statistics and not name.endswith("sv0")]
+    assert tensors.keys() == expected.keys()
+    assert_equal({name: tensors[name] for name in rest}, {name: expected[name] for name in rest})
+
+
+def test_variables_of_a_plain_module() -> None:
+    model = tiny_generator(**PLAIN)
+    findings = convert_tfhub.Findings()
+    tensors = convert_tfhub.convert_variables(plain_variables(model), [], Path("module"), findings)
+    assert_same_plain_model(tensors, model)
+    fields = ("image_size", "z_dim", "class_embedding_dim", "num_labels", "generator_base_channels", "truncation_mode")
+    assert {name: findings.fields[name] for name in fields} == {name: getattr(model.config, name) for name in fields}
+    assert findings.fields["generator_attention_resolutions"] == [32]
+    assert findings.fields["batch_norm_eps"] == 1e-4 and "output_batch_norm_eps" not in findings.fields
+
+
+def test_hdf5(tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py", reason="h5py is not installed: pip install h5py")
+    model = tiny_generator(**PLAIN)
+    with h5py.File(tmp_path / "biggan.h5", "w") as file:
+        for name, value in plain_variables(model).items():
+            if not name.endswith("/w:0"):
+                file.create_dataset(name, data=value)
+    output = convert(convert_tfhub, tmp_path / "biggan.h5", tmp_path / "model")
+    assert_same_plain_model(weights(output), model)
+    latents, labels = torch.randn(2, 20), torch.tensor([0, 4])
+    with torch.no_grad():
+        images = BigGANModel.from_pretrained(output)(latents, labels).images
+        torch.testing.assert_close(images, model(latents, labels).images, atol=1e-5, rtol=0)
+    assert reading.recognise_source(tmp_path / "biggan.h5") == ("an HDF5 dump of a TFHub module", "convert_tfhub.py")
+    content = (tmp_path / "biggan.h5").read_bytes()
+    (tmp_path / "biggan.h5").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match="truncated or no HDF5 file"):
+        convert(convert_tfhub, tmp_path / "biggan.h5", tmp_path / "other")
+
+
+def deep_variables(model: BigGANModel, last: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    """The variables of a deep module; `last` holds the weight, bias and u0 of its last, wider convolution."""
+    state, class_dim = model.state_dict(), model.config.class_embedding_dim
+    variables: dict[str, Tensor] = {"linear/w/ema_0.9999": state["class_embedding.weight"]}
+
+    def layer(name: str, weight: Tensor, u0: Tensor, bias: Tensor | None = None) -> None:
+        variables[f"{name}/w/ema_0.9999"] = tensorflow_layout(weight)
+        variables[f"{name}/u0"] = u0
+        if bias is not None:
+            variables[f"{name}/b/ema_0.9999"] = bias
+
+    stem = hwc_rows(latents_first(state["linear.weight"], class_dim))
+    layer("Generator/GenZ/G_linear", stem, hwc_rows(state["linear.u0"][0])[None], hwc_rows(state["linear.bias"]))
+    for i in range(2 * len(model.stages)):
+        ours = f"stages.{i // 2}.blocks.{i % 2}"
+        for k in range(4):
+            conv = f"{ours}.conv{k + 1}"
+            layer(f"{block('GBlock', i)}/conv{k}", state[f"{conv}.weight"], state[f"{conv}.u0"], state[f"{conv}.bias"])
+            for theirs, map_ in (("scale", "gain"), ("offset", "bias")):
+                name = f"{ours}.bn{k + 1}.{map_}"
+                norm = "BatchNorm" + (f"_{k}" if k else "")
+                weight = latents_first(state[f"{name}.weight"], class_dim)
+                layer(f"{block('GBlock', i)}/{norm}/{theirs}", weight, state[f"{name}.u0"])
+    for theirs, name in (("theta", "theta"), ("phi", "phi"), ("g", "g"), ("o_conv", "o")):
+        key = f"stages.2.attention.{name}"
+        layer(f"Generator/attention/{theirs}", state[f"{key}.weight"], state[f"{key}.u0"])
+    variables["Generator/attention/gamma/ema_0.9999"] = state["stages.2.attention.gamma"].reshape(1)
+    variables["Generator/BatchNorm/scale/ema_0.9999"] = state["output_bn.gain"]
+    variables["Generator/BatchNorm/offset/ema_0.9999"] = state["output_bn.bias"]
+    layer("Generator/conv_to_rgb", last["weight"], last["u0"], last["bias"])
+    return {name: tensor.numpy() for name, tensor in variables.items()}
+
+
+def batch_norms(model: BigGANModel) -> list[str]:
+    """All batch norms in the order of the forward pass."""
+    names = [f"stages.{i}.blocks.{j}.bn{k}" for i in range(len(model.stages)) for j in (0, 1) for k in (1, 2, 3, 4)]
+    return [*names, "output_bn"]
+
+
+def test_variables_of_a_deep_module() -> None:
+    model = tiny_generator(**DEEP)
+    last = {"weight": torch.randn(8, 8, 3, 3), "bias": torch.randn(8), "u0": torch.randn(1, 8)}
+    tables = [
+        np.random.default_rng(i).random((11, len(model.state_dict()[f"{name}.running_mean"])))
+        for i, name in enumerate(batch_norms(model))
+    ]
+    tables = [table + offset for table in tables for offset in (0, 10)]  # means, then variances, of each
+    findings = convert_tfhub.Findings()
+    tensors = convert_tfhub.convert_variables(deep_variables(model, last), tables, Path("module"), findings)
+    for name, module in model.named_modules():
+        if hasattr(module, "normalized_weight") and name != "output_conv":
+            torch.testing.assert_close(tensors[f"{name}.weight"], module.normalized_weight().detach())
+    # σ of the last convolution is that of all its eight channels.
+    matrix = last["weight"].flatten(1)
+    v = F.normalize(last["u0"] @ matrix)
+    torch.testing.assert_close(tensors["output_conv.weight"], last["weight"][:3] / (v @ matrix.t()).norm())
+    assert torch.equal(tensors["output_conv.bias"], last["bias"][:3])
+    for number, name in enumerate(batch_norms(model)):
+        for kind, table in zip(("mean", "var"), tables[2 * number : 2 * number + 2], strict=True):
+            assert torch.equal(tensors[f"{name}.standing_{kind}"], torch.tensor(table, dtype=torch.float32))
+            assert torch.equal(tensors[f"{name}.running_{kind}"], torch.tensor(table[-1], dtype=torch.float32))
+    assert findings.fields["standing_truncations"] == [row / 10 for row in range(11)]
+    assert findings.fields["generator_attention_resolutions"] == [32]
+    convert_tfhub.no_discriminator(findings)
+    assert writing.build(BigGANModel, findings.config(), tensors).config.generator_spectral_norm is False
+
+
+def test_a_deep_module_without_statistics() -> None:
+    model = tiny_generator(**DEEP)
+    last = {"weight": torch.randn(8, 8, 3, 3), "bias": torch.randn(8), "u0": torch.randn(1, 8)}
+    variables = deep_variables(model, last)
+    with pytest.raises(ValueError, match="holds no batch-norm statistics.*give the module's folder"):
+        convert_tfhub.convert_variables(variables, [], Path("biggan-deep.h5"), convert_tfhub.Findings())
+    with pytest.raises(ValueError, match="holds 3 tables of statistics, expected 66"):
+        tables = [np.zeros((2, 4))] * 3
+        convert_tfhub.convert_variables(variables, tables, Path("module"), convert_tfhub.Findings())
+
+
+def test_attention_that_fits_several_stages() -> None:
+    # At 32 pixels all stages are equally wide.
+    model = tiny_generator(generator_attention_resolutions=[16])
+    variables = plain_variables_at_32(model)
+    with pytest.raises(ValueError, match="attention of 16 channels fits 3 of the stages"):
+        convert_tfhub.convert_variables(variables, [], Path("module"), convert_tfhub.Findings())
+
+
+def plain_variables_at_32(model: BigGANModel) -> dict[str, np.ndarray]:
+    names = {f"Generator/{block}/conv1/b": np.zeros(16) for block in ("GBlock", "GBlock_1", "GBlock_2")}
+    return {**names, "Generator/attention/theta/w": np.zeros((1, 1, 16, 2)), "Generator/G_Z/x": np.zeros(1)}
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda path: None, "there is no file or folder"),
+        (lambda path: path.mkdir(), "holds no SavedModel or TensorFlow checkpoint"),
+        (lambda path: path.write_bytes(b"x" * 100), "truncated or no HDF5 file"),
+    ],
+)
+def test_sources_that_are_none(make: Any, match: str, tmp_path: Path) -> None:
+    if "HDF5" in match:
+        pytest.importorskip("h5py", reason="h5py is not installed: pip install h5py")
+    make(tmp_path / "source")
+    with pytest.raises((ValueError, OSError), match=match):
+        convert(convert_tfhub, tmp_path / "source", tmp_path / "model")
+
+
+def test_readers_that_are_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    (tmp_path / "module" / "variables").mkdir(parents=True)
+    (tmp_path / "module" / "variables" / "variables.index").write_bytes(b"")
+    with pytest.raises(ImportError, match="needs TensorFlow: pip install tensorflow"):
+        convert(convert_tfhub, tmp_path / "module", tmp_path / "model")
+    (tmp_path / "file.h5").write_bytes(b"")
+    with pytest.raises(ImportError, match="needs h5py: pip install h5py"):
+        convert(convert_tfhub, tmp_path / "file.h5", tmp_path / "model")
+
+
+# ivclab's port
+
+
+def ivclab_state(model: BigGANModel) -> dict[str, Tensor]:
+    """A file of the port. Its stored singular vectors are made so that uᵀWv = 1 / 2 for each weight."""
+    state, class_dim = model.state_dict(), model.config.class_embedding_dim
+    result: dict[str, Tensor] = {"linear.weight": state["class_embedding.weight"]}
+
+    def layer(name: str, ours: str, weight: Tensor, bias: Tensor | None = None) -> None:
+        matrix = weight.permute(0, 2, 3, 1).flatten(1) if weight.ndim == 4 else weight
+        u = torch.randn(len(matrix))
+        v = matrix.t() @ u
+        result[f"{name}.weight_orig"], result[f"{name}.weight_u"] = weight, u
+        result[f"{name}.weight_v"] = v / (2 * (u @ matrix @ v))
+        if bias is not None:
+            result[f"{name}.bias"] = bias
+
+    def statistics(name: str, ours: str) -> None:
+        result[f"{name}.standing_means"] = state[f"{ours}.standing_mean"]
+        result[f"{name}.standing_vars"] = state[f"{ours}.standing_var"]
+        result[f"{name}.running_mean"] = torch.zeros(3)
+        result[f"{name}.num_batches_tracked"] = torch.tensor(0)
+
+    layer("g_z.g_linear", "linear", hwc_rows(state["linear.weight"]), hwc_rows(state["linear.bias"]))
+    for i in range(len(model.stages)):
+        theirs, ours = "gblock" + (f"_{i}" if i else ""), f"stages.{i}.blocks.0"
+        for conv, our_conv in (("conv0", "conv1"), ("conv1", "conv2"), ("conv_sc", "conv_sc")):
+            key = f"{ours}.{our_conv}"
+            layer(f"{theirs}.{conv}", key, state[f"{key}.weight"], state[f"{key}.bias"])
+        for norm, bn in (("hyperbn", "bn1"), ("hyperbn_1", "bn2")):
+            for map_, our_map in (("gamma", "gain"), ("beta", "bias")):
+                key = f"{ours}.{bn}.{our_map}"
+                layer(f"{theirs}.{norm}.{map_}", key, latents_first(state[f"{key}.weight"], class_dim))
+            statistics(f"{theirs}.{norm}.crossreplicabn", f"{ours}.{bn}")
+    for name in ("theta", "phi", "g", "o"):
+        key = f"stages.2.attention.{name}"
+        layer(f"attention.{'o_conv' if name == 'o' else name}", key, state[f"{key}.weight"])
+    result["attention.gamma"] = state["stages.2.attention.gamma"].reshape(1)
+    result["scaledcrossreplicabn.weight"] = state["output_bn.gain"]
+    result["scaledcrossreplicabn.bias"] = state["output_bn.bias"]
+    statistics("scaledcrossreplicabn", "output_bn")
+    layer("conv_2d", "output_conv", state["output_conv.weight"], state["output_conv.bias"])
+    return result
+
+
+def test_ivclab(tmp_path: Path) -> None:
+    truncations = [row / 50 for row in range(1, 51)]
+    model = tiny_generator(**PLAIN, generator_spectral_norm=False, standing_truncations=truncations)
+    torch.save(ivclab_state(model), tmp_path / "biggan64-release.pt")
+    output = convert(convert_ivclab, tmp_path / "biggan64-release.pt", tmp_path / "model")
+    tensors, expected = weights(output), model.state_dict()
+    assert tensors.keys() == expected.keys()
+    for name, tensor in tensors.items():
+        if name.endswith("weight") and name != "class_embedding.weight":
+            torch.testing.assert_close(tensor, 2 * expected[name])
+        elif "running_" in name:
+            assert torch.equal(tensor, expected[name.replace("running_", "standing_")][-1])
+        else:
+            assert torch.equal(tensor, expected[name])
+    config = BigGANModel.from_pretrained(output).config
+    assert config.standing_truncations == truncations
+    assert config.generator_attention_resolutions == [32]
+    assert config.truncation_mode == "scale"
+    assert config.z_dim == tiny_config(**PLAIN).z_dim

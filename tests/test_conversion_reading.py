@@ -1,0 +1,548 @@
+"""What strangers' files may not do, and the one line that says what is wrong with them."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conversion_common import (
+    FIXTURES,
+    ORIGINALS,
+    SHARED,
+    answers,
+    assert_equal,
+    convert,
+    convert_ivclab,
+    reading,
+    weights,
+)
+from conversion_common import convert_biggan_pytorch as biggan_pytorch
+from conversion_common import convert_pretrained_biggan as pretrained_biggan
+from conversion_common import convert_studiogan as studiogan
+from torch import nn
+
+from biggan_hf import BigGANModel
+
+
+SHARED_CASE = ORIGINALS / "biggan_shared"
+STUDIOGAN = FIXTURES / "golden" / "studiogan_c10"
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A copy of a BigGAN-PyTorch checkpoint, to be damaged."""
+    return Path(shutil.copytree(SHARED_CASE, tmp_path / "checkpoint"))
+
+
+def change(path: Path, **changes: Any) -> None:
+    """Sets keys of a state dict; a value of `None` removes one."""
+    state = torch.load(path, weights_only=True)
+    for name, value in changes.items():
+        if value is None:
+            del state[name]
+        else:
+            state[name] = value
+    torch.save(state, path)
+
+
+def refused(source: Path, output: Path, match: str, *options: str, script: Any = biggan_pytorch) -> None:
+    """The conversion is refused with one clear line, and nothing is written."""
+    before = sorted(output.parent.iterdir())
+    with pytest.raises((ValueError, OSError), match=match) as error:
+        convert(script, source, output, *options)
+    assert "\n" not in str(error.value)
+    assert sorted(output.parent.iterdir()) == before
+
+
+# Nothing in a file is executed
+
+
+class Malicious:
+    """Unpickling it makes a folder."""
+
+    def __init__(self, target: Path):
+        self.target = target
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.target),)
+
+
+class Foreign:
+    pass
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+@pytest.mark.parametrize("name", ["G_ema.pth", "state_dict.pth", "D.pth"])
+def test_malicious_pickles_run_nothing(name: str, new_format: bool, checkpoint: Path, tmp_path: Path) -> None:
+    target = tmp_path / "executed"
+    content = {"config": {}, "x": Malicious(target)}
+    torch.save(content, checkpoint / name, _use_new_zipfile_serialization=new_format)
+    refused(
+        checkpoint, tmp_path / "model", f"{name}.*holds the class (posix|os|nt)[.]mkdir.*nothing in it was executed"
+    )
+    assert not target.exists()
+    # The file would have done it.
+    torch.load(checkpoint / name, weights_only=False)
+    assert target.exists()
+
+
+def test_foreign_classes_are_named(tmp_path: Path) -> None:
+    for content, name in ((Foreign(), f"{__name__}[.]Foreign"), (nn.Linear(1, 1), "torch.nn.modules.linear.Linear")):
+        torch.save({"x": content}, tmp_path / "file.pth")
+        with pytest.raises(ValueError, match=f"holds the class {name}"):
+            reading.load(tmp_path / "file.pth")
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+def test_harmless_classes_are_read(new_format: bool, tmp_path: Path) -> None:
+    content = {"activation": nn.ReLU(inplace=True), "best_IS": np.float64(9.2), "best_FID": np.float32(6.5), "itr": 3}
+    torch.save(content, tmp_path / "file.pth", _use_new_zipfile_serialization=new_format)
+    loaded = reading.load(tmp_path / "file.pth")
+    assert loaded["best_IS"] == 9.2 and loaded["best_FID"] == 6.5 and loaded["itr"] == 3
+    assert isinstance(loaded["activation"], nn.ReLU) and loaded["activation"].inplace
+
+
+def test_malicious_settings_of_old_files(checkpoint: Path, tmp_path: Path) -> None:
+    # With a module in it, the old format takes another way through the reader.
+    target = tmp_path / "executed"
+    content = {"config": {"G_activation": nn.ReLU(), "x": Malicious(target)}}
+    torch.save(content, checkpoint / "state_dict.pth", _use_new_zipfile_serialization=False)
+    refused(checkpoint, tmp_path / "model", "state_dict.pth' holds the class (posix|os|nt)[.]mkdir")
+    content = {"config": {"G_activation": nn.ReLU(), "x": nn.Linear(1, 1)}}
+    torch.save(content, checkpoint / "state_dict.pth", _use_new_zipfile_serialization=False)
+    refused(checkpoint, tmp_path / "model", "state_dict.pth' holds the class torch.nn.modules.linear.Linear")
+    assert not target.exists()
+
+
+def test_old_files_convert(checkpoint: Path, tmp_path: Path) -> None:
+    # As the program's users have them: written by torch 1.0.
+    plain = convert(biggan_pytorch, checkpoint, tmp_path / "plain")
+    for path in checkpoint.glob("*.pth"):
+        torch.save(torch.load(path, weights_only=False), path, _use_new_zipfile_serialization=False)
+    output = convert(biggan_pytorch, checkpoint, tmp_path / "model")
+    assert_equal(weights(output), weights(plain))
+    assert (output / "config.json").read_text() == (plain / "config.json").read_text()
+
+
+# Damaged files
+
+
+@pytest.mark.parametrize("share", [0, 0.001, 0.5, 0.999])
+@pytest.mark.parametrize("new_format", [True, False])
+def test_truncated_files(new_format: bool, share: float, checkpoint: Path, tmp_path: Path) -> None:
+    path = checkpoint / "G_ema.pth"
+    torch.save(torch.load(path, weights_only=True), path, _use_new_zipfile_serialization=new_format)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    refused(checkpoint, tmp_path / "model", "G_ema.pth' is truncated or no torch file")
+
+
+def test_a_text_file(checkpoint: Path, tmp_path: Path) -> None:
+    (checkpoint / "G_ema.pth").write_text("<!DOCTYPE html>")
+    refused(checkpoint, tmp_path / "model", "truncated or no torch file")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite(value: float, checkpoint: Path, tmp_path: Path) -> None:
+    change(checkpoint / "D.pth", **{"linear.weight": torch.full((1, 8), value)})
+    refused(checkpoint, tmp_path / "model", "D.pth': linear.weight holds NaN or infinity")
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "match"),
+    [
+        ("G_ema.pth", {"linear.bias": None}, "1 missing: linear.bias"),
+        ("G_ema.pth", {"linear.weight": None}, "linear.weight is missing"),
+        ("G_ema.pth", {"extra.weight": torch.ones(2)}, "1 of 186 tensors have no place in a BigGAN: extra.weight"),
+        ("G_ema.pth", {"linear.bias": torch.ones(3)}, r"1 of the wrong shape: linear.bias \(3,\) for \(128,\)"),
+        ("G_ema.pth", {"shared.weight": torch.ones(7)}, "class_embedding.weight has the shape"),
+        (
+            "D.pth",
+            {"blocks.3.0.conv_sc.weight": torch.ones(8, 8, 1, 1)},
+            "1 left over: stages.3.blocks.0.conv_sc.weight",
+        ),
+        ("D.pth", {"embed.weight": torch.ones(5, 8)}, "the discriminator has 5 classes, the generator 7"),
+        ("D.pth", {"blocks.3.0.conv2.bias": None}, "1 missing: stages.3.blocks.0.conv2.bias"),
+    ],
+)
+def test_shapes_that_fit_no_architecture(
+    file: str, changes: dict[str, Any], match: str, checkpoint: Path, tmp_path: Path
+) -> None:
+    change(checkpoint / file, **changes)
+    refused(checkpoint, tmp_path / "model", match)
+
+
+def test_a_number_of_stages_that_no_image_size_has(checkpoint: Path, tmp_path: Path) -> None:
+    state = torch.load(checkpoint / "G_ema.pth", weights_only=True)
+    state = {name: tensor for name, tensor in state.items() if not name.startswith("blocks.2.")}
+    torch.save(state, checkpoint / "G_ema.pth")
+    refused(checkpoint, tmp_path / "model", "a generator of 2 stages fits no image size")
+
+
+def test_settings_without_a_configuration(checkpoint: Path, tmp_path: Path) -> None:
+    torch.save({"itr": 1}, checkpoint / "state_dict.pth")
+    refused(checkpoint, tmp_path / "model", "state_dict.pth' holds no 'config'")
+
+
+# The wrong file
+
+
+def test_a_discriminator_given_as_a_generator(tmp_path: Path) -> None:
+    source = SHARED_CASE / "D.pth"
+    refused(
+        source, tmp_path / "model", "looks like a BigGAN-PyTorch discriminator, expected a BigGAN-PyTorch generator"
+    )
+
+
+def test_a_generator_in_the_place_of_the_discriminator(checkpoint: Path, tmp_path: Path) -> None:
+    shutil.copy(checkpoint / "G.pth", checkpoint / "D.pth")
+    refused(checkpoint, tmp_path / "model", "expected a BigGAN-PyTorch discriminator")
+
+
+def test_something_else_in_a_file(checkpoint: Path, tmp_path: Path) -> None:
+    torch.save([torch.ones(2)], checkpoint / "G_ema.pth")
+    refused(checkpoint, tmp_path / "model", "holds a list, expected the tensors of a BigGAN-PyTorch generator")
+    torch.save({"net.0.weight": torch.ones(2)}, checkpoint / "G_ema.pth")
+    refused(checkpoint, tmp_path / "model", "is none of the known networks, expected a BigGAN-PyTorch generator")
+
+
+@pytest.mark.parametrize(
+    ("script", "source", "match"),
+    [
+        (biggan_pytorch, STUDIOGAN, "looks like a StudioGAN checkpoint, try convert_studiogan.py"),
+        (biggan_pytorch, ORIGINALS / "pretrained_biggan", "try convert_pretrained_biggan.py"),
+        (studiogan, SHARED_CASE, "looks like a BigGAN-PyTorch checkpoint, try convert_biggan_pytorch.py"),
+        (pretrained_biggan, STUDIOGAN, "config.json'.*looks like a StudioGAN checkpoint"),
+        (
+            convert_ivclab,
+            SHARED_CASE / "G.pth",
+            "looks like a BigGAN-PyTorch generator.*try convert_biggan_pytorch.py",
+        ),
+        (biggan_pytorch, FIXTURES / "nowhere", "there is no folder"),
+        (studiogan, FIXTURES / "nowhere", "there is no folder"),
+        (pretrained_biggan, FIXTURES / "nowhere", "there is no folder"),
+        (convert_ivclab, FIXTURES / "nowhere", "there is no file"),
+        (biggan_pytorch, FIXTURES, "holds no G.pth, so it is no such checkpoint of BigGAN-PyTorch$"),
+    ],
+)
+def test_the_wrong_script(script: Any, source: Path, match: str, tmp_path: Path) -> None:
+    refused(source, tmp_path / "model", match, script=script)
+
+
+@pytest.mark.parametrize(
+    ("keys", "kind"),
+    [
+        (["shared_feat.weight", "output_layer.0.gain"], "an IC-GAN generator"),
+        (["generator_ema.noise2feat.weight_orig"], "a mmgeneration generator"),
+        (["module.output_layer.0.gain"], "a BigGAN-PyTorch generator"),
+        (["output_bn.gain", "stages.0.blocks.0.conv1.weight"], "a biggan_hf generator"),
+        (["conv.weight"], ""),
+    ],
+)
+def test_recognised_keys(keys: list[str], kind: str) -> None:
+    assert reading.recognise(keys)[0] == kind
+
+
+# The output
+
+
+def test_an_output_that_holds_something(tmp_path: Path) -> None:
+    output = tmp_path / "model"
+    output.mkdir()
+    (output / "notes.txt").write_text("mine")
+    refused(SHARED_CASE, output, "already holds something; --overwrite")
+    assert [path.name for path in output.iterdir()] == ["notes.txt"]
+    convert(biggan_pytorch, SHARED_CASE, output, "--overwrite")
+    assert (output / "notes.txt").read_text() == "mine"
+    assert_equal(weights(output), weights(convert(biggan_pytorch, SHARED_CASE, tmp_path / "other")))
+
+
+def test_an_output_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "model").write_text("mine")
+    refused(SHARED_CASE, tmp_path / "model", "is a file, expected a folder", "--overwrite")
+    assert (tmp_path / "model").read_text() == "mine"
+
+
+def test_an_empty_output_is_filled(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    convert(biggan_pytorch, SHARED_CASE, tmp_path / "model")
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == [
+        "README.md",
+        "config.json",
+        "discriminator",
+        "model.safetensors",
+    ]
+
+
+def test_a_refused_conversion_leaves_the_old_model(checkpoint: Path, tmp_path: Path) -> None:
+    output = convert(biggan_pytorch, checkpoint, tmp_path / "model")
+    before = weights(output)
+    change(checkpoint / "D.pth", **{"linear.bias": None})
+    refused(checkpoint, output, "1 missing: linear.bias", "--overwrite")
+    assert_equal(weights(output), before)
+
+
+def test_an_earlier_discriminator_does_not_stay(checkpoint: Path, tmp_path: Path) -> None:
+    output = convert(biggan_pytorch, checkpoint, tmp_path / "model")
+    (checkpoint / "D.pth").unlink()
+    convert(biggan_pytorch, checkpoint, output, "--overwrite")
+    assert not (output / "discriminator").exists()
+
+
+def test_the_card(checkpoint: Path, tmp_path: Path) -> None:
+    (checkpoint / "D.pth").unlink()
+    card = (convert(biggan_pytorch, checkpoint, tmp_path / "model") / "README.md").read_text()
+    assert card.startswith("---\n")
+    assert "[BigGAN-PyTorch](https://github.com/ajbrock/BigGAN-PyTorch), the generator's ema weights" in card
+    assert f"`G_ema.pth`: SHA-256 `{reading.sha256(checkpoint / 'G_ema.pth')}`" in card
+    assert "the source holds no discriminator" in card
+    assert "MIT licence" in card
+
+
+def test_the_reference(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reference = SHARED_CASE / "expected.npz"
+    convert(biggan_pytorch, SHARED_CASE, tmp_path / "model", "--reference", str(reference))
+    printed = capsys.readouterr().out
+    assert "images_ema: largest difference from the reference" in printed
+    assert "disc_scores: largest difference from the reference" in printed
+    wrong = answers(SHARED_CASE)
+    wrong["images_ema"] = wrong["images_ema"] + 1e-3
+    arrays: dict[str, Any] = {name: value.numpy() for name, value in wrong.items()}
+    np.savez(tmp_path / "wrong.npz", **arrays)
+    refused(SHARED_CASE, tmp_path / "other", "images_ema differs", "--reference", str(tmp_path / "wrong.npz"))
+    (tmp_path / "text.npz").write_text("text")
+    refused(SHARED_CASE, tmp_path / "other", "is no .npz file", "--reference", str(tmp_path / "text.npz"))
+    np.savez(tmp_path / "empty.npz", x=np.zeros(1))
+    refused(SHARED_CASE, tmp_path / "other", "no answer of this model", "--reference", str(tmp_path / "empty.npz"))
+
+
+def test_what_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    convert(biggan_pytorch, SHARED_CASE, tmp_path / "model")
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["z_dim", "20", "tensor", "shapes"] in lines
+    assert ["batch_norm_eps", "1e-05", "state_dict"] in lines
+    assert "left out 31 × u1:".split() in [line[:5] for line in lines]
+    assert "generator (ema): all 123 tensors in their places".split() in lines
+
+
+# BigGAN-PyTorch: which files, and variants of their content
+
+
+def renamed(checkpoint: Path, suffix: str) -> None:
+    for path in list(checkpoint.glob("*.pth")):
+        path.rename(path.with_stem(path.stem + suffix))
+
+
+@pytest.mark.parametrize("suffix", ["best0", "copy1", "ep_10"])
+def test_suffixes(suffix: str, checkpoint: Path, tmp_path: Path) -> None:
+    plain = convert(biggan_pytorch, checkpoint, tmp_path / "plain")
+    renamed(checkpoint, f"_{suffix}")
+    refused(checkpoint, tmp_path / "model", rf"there are G_.*{suffix}.pth, G_.*{suffix}.pth: choose with --suffix")
+    output = convert(biggan_pytorch, checkpoint, tmp_path / "model", "--suffix", suffix)
+    assert_equal(weights(output), weights(plain))
+    assert (output / "config.json").read_text() == (plain / "config.json").read_text()
+    # One file of that name finds its settings too.
+    alone = convert(biggan_pytorch, checkpoint / f"G_ema_{suffix}.pth", tmp_path / "alone")
+    assert_equal(weights(alone), weights(plain))
+    assert BigGANModel.from_pretrained(alone).config.spectral_norm_eps == 1e-6
+
+
+def test_weights_that_are_not_there(checkpoint: Path, tmp_path: Path) -> None:
+    (checkpoint / "G_ema.pth").unlink()
+    refused(checkpoint, tmp_path / "model", "holds no G_ema.pth.*there are G.pth", "--weights", "ema")
+    live = convert(biggan_pytorch, checkpoint, tmp_path / "live", "--weights", "live")
+    assert_equal(weights(convert(biggan_pytorch, checkpoint, tmp_path / "default")), weights(live))
+
+
+def test_a_single_file_without_settings(tmp_path: Path) -> None:
+    whole = convert(biggan_pytorch, SHARED_CASE, tmp_path / "whole")
+    folder = tmp_path / "single"
+    folder.mkdir()
+    shutil.copy(SHARED_CASE / "G_ema.pth", folder / "G_ema.pth")
+    output = convert(biggan_pytorch, folder / "G_ema.pth", tmp_path / "model")
+    config = BigGANModel.from_pretrained(output).config
+    assert_equal(weights(output), weights(whole))
+    assert not (output / "discriminator").exists()
+    # The program's own defaults.
+    assert (config.batch_norm_eps, config.spectral_norm_eps, config.output_batch_norm_eps) == (1e-5, 1e-8, 1e-5)
+    options = ["--batch_norm_eps", "1e-4", "--spectral_norm_eps", "1e-6"]
+    config = BigGANModel.from_pretrained(convert(biggan_pytorch, folder, tmp_path / "flags", *options)).config
+    assert (config.batch_norm_eps, config.spectral_norm_eps, config.output_batch_norm_eps) == (1e-4, 1e-6, 1e-5)
+
+
+def test_the_prefix_of_wrapped_networks(checkpoint: Path, tmp_path: Path) -> None:
+    plain = convert(biggan_pytorch, checkpoint, tmp_path / "plain")
+    for path in (checkpoint / "G_ema.pth", checkpoint / "D.pth"):
+        state = torch.load(path, weights_only=True)
+        torch.save({f"module.{name}": tensor for name, tensor in state.items()}, path)
+    output = convert(biggan_pytorch, checkpoint, tmp_path / "model")
+    assert_equal(weights(output), weights(plain))
+    assert_equal(weights(output, "discriminator"), weights(plain, "discriminator"))
+
+
+def test_missing_singular_values(checkpoint: Path, tmp_path: Path) -> None:
+    plain = convert(biggan_pytorch, checkpoint, tmp_path / "plain")
+    path = checkpoint / "G_ema.pth"
+    state = torch.load(path, weights_only=True)
+    torch.save({name: tensor for name, tensor in state.items() if ".sv" not in name}, path)
+    filled, original = weights(convert(biggan_pytorch, checkpoint, tmp_path / "model")), weights(plain)
+    rest = [name for name in original if not name.endswith("sv0")]
+    assert_equal({name: filled[name] for name in rest}, {name: original[name] for name in rest})
+    model = BigGANModel.from_pretrained(tmp_path / "model").eval()
+    torch.testing.assert_close(filled["linear.sv0"], model.linear.sigma().detach().reshape(1))
+
+
+def test_half_precision(checkpoint: Path, tmp_path: Path) -> None:
+    path = checkpoint / "G_ema.pth"
+    state = torch.load(path, weights_only=True)
+    torch.save({name: tensor.half() for name, tensor in state.items()}, path)
+    tensors = weights(convert(biggan_pytorch, checkpoint, tmp_path / "model"))
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+
+
+def test_latents_before_classes(checkpoint: Path, tmp_path: Path) -> None:
+    path = checkpoint / "G_ema.pth"
+    state = torch.load(path, weights_only=True)
+    width = state["shared.weight"].shape[1]
+    for name in [name for name in state if name.endswith(("gain.weight", "bias.weight"))]:
+        state[name] = torch.cat([state[name][:, width:], state[name][:, :width]], dim=1)
+    plain = convert(biggan_pytorch, checkpoint, tmp_path / "plain")
+    torch.save(state, path)
+    assert_equal(
+        weights(convert(biggan_pytorch, checkpoint, tmp_path / "zy", "--condition_order", "zy")), weights(plain)
+    )
+
+
+# StudioGAN: which files
+
+
+def studiogan_runs(folder: Path) -> Path:
+    """A run with the best weights of step 20 and the current ones of step 100, whose biases are all 1."""
+    shutil.copytree(STUDIOGAN, folder)
+    for path in list(folder.glob("model=*.pth")):
+        content = torch.load(path, weights_only=True)
+        for name, tensor in content["state_dict"].items():
+            if name.endswith(".bias"):
+                tensor.fill_(1)
+        torch.save(content, path.with_name(path.name.replace("best", "current").replace("step=20", "step=100")))
+    return folder
+
+
+def test_the_newest_step_unless_another_is_given(tmp_path: Path) -> None:
+    run = studiogan_runs(tmp_path / "run")
+    newest = weights(convert(studiogan, run, tmp_path / "newest"))
+    assert (newest["linear.bias"] == 1).all()
+    assert_equal(
+        weights(convert(studiogan, run, tmp_path / "a", "--step", "20")),
+        weights(convert(studiogan, STUDIOGAN, tmp_path / "b")),
+    )
+    refused(run, tmp_path / "model", "step=7.*there are the steps 20, 100", "--step", "7", script=studiogan)
+
+
+def test_studiogan_without_a_discriminator_and_without_a_configuration(tmp_path: Path) -> None:
+    run = studiogan_runs(tmp_path / "run")
+    for path in [*run.glob("model=D-*"), run / "config.yaml"]:
+        path.unlink()
+    output = convert(studiogan, run, tmp_path / "model")
+    assert not (output / "discriminator").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("MODEL: {backbone: stylegan2}", "backbone must be one of big_resnet,"),
+        ("MODEL: {g_act_fn: ELU}", "g_act_fn must be ReLU, got 'ELU'"),
+        ("{MODEL: {backbone: big_resnet}, DATA: [1]}", "fits no BigGAN: AttributeError"),
+        ("- 1", "has no section MODEL"),
+        ("{", "is no YAML"),
+        ("!!python/object/apply:os.mkdir [executed]", "is no YAML"),
+    ],
+)
+def test_studiogan_configurations(text: str, match: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.yaml").write_text(text)
+    refused(STUDIOGAN, tmp_path / "model", match, "--config", "run.yaml", script=studiogan)
+
+
+def test_class_names_of_studiogan(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("DATA: {name: CIFAR10}\nMODEL: {backbone: big_resnet}")
+    output = convert(studiogan, STUDIOGAN, tmp_path / "model", "--config", str(tmp_path / "run.yaml"))
+    assert list((BigGANModel.from_pretrained(output).config.id2label or {}).values())[3] == "cat"
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "reason"),
+    [
+        ("linear2.weight", torch.ones(10, 16), "a classifier or an embedding head"),
+        ("blocks.0.0.bn1.weight", torch.ones(16), "batch norms"),
+        ("linear1.bias", torch.ones(11), "an output for each class"),
+        ("embedding.weight_orig", torch.ones(20, 16), "20 class embeddings for 10 classes"),
+    ],
+)
+def test_other_discriminators_of_studiogan(
+    name: str, tensor: torch.Tensor, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(STUDIOGAN, tmp_path / "run"))
+    path = next(run.glob("model=D-*"))
+    content = torch.load(path, weights_only=True)
+    content["state_dict"][name] = tensor
+    torch.save(content, path)
+    output = convert(studiogan, run, tmp_path / "model")
+    assert f"left out {path.name}, which has {reason}" in capsys.readouterr().out
+    assert not (output / "discriminator").exists()
+
+
+def test_kept_spectral_norm(tmp_path: Path) -> None:
+    output = convert(studiogan, STUDIOGAN, tmp_path / "model", "--weights", "live", "--spectral_norm", "keep")
+    config = BigGANModel.from_pretrained(output).config
+    assert config.generator_spectral_norm and config.discriminator_spectral_norm
+    source = torch.load(next(STUDIOGAN.glob("model=G-*")), weights_only=True)["state_dict"]
+    kept = weights(output)
+    assert torch.equal(kept["linear.weight"], source["linear0.weight_orig"])
+    assert torch.equal(kept["linear.u0"], source["linear0.weight_u"][None])
+    folded = weights(convert(studiogan, STUDIOGAN, tmp_path / "folded", "--weights", "live"))
+    torch.testing.assert_close(kept["linear.weight"] / kept["linear.sv0"], folded["linear.weight"])
+
+
+# pytorch-pretrained-biggan
+
+
+def test_class_names_of_imagenet() -> None:
+    from architecture import imagenet_classes
+
+    names = imagenet_classes()
+    assert len(names) == 1000
+    assert (names[0], names[207], names[999]) == (
+        "tench, Tinca tinca",
+        "golden retriever",
+        "toilet tissue, toilet paper, bathroom tissue",
+    )
+
+
+@pytest.mark.parametrize(
+    ("layers", "attention", "match"),
+    [
+        ([[False, 16, 16], [True, 16, 8], [True, 8, 4]], 2, "expected stages of one length"),
+        ([[False, 16, 16]], 8, "expected stages of one length"),
+        ([[False, 16, 16], [True, 16, 8], [False, 8, 8], [True, 8, 4]], 3, "before layer 3 stands within a stage"),
+        ([[False, 16, 16], [True, 16, 8]], 0, "before layer 0 stands within a stage"),
+    ],
+)
+def test_layers_that_fit_no_architecture(layers: list[list[Any]], attention: int, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        pretrained_biggan.stage_modules(layers, attention)
+
+
+def test_a_configuration_that_is_no_json(tmp_path: Path) -> None:
+    source = Path(shutil.copytree(ORIGINALS / "pretrained_biggan", tmp_path / "source"))
+    (source / "config.json").write_text("{")
+    refused(source, tmp_path / "model", "config.json' is no JSON", script=pretrained_biggan)
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"{SHARED} does not exist: no training checkpoints")
+def test_optimiser_states_are_no_networks(tmp_path: Path) -> None:
+    source = SHARED / "biggan_c10_train3" / "G_optim_end.pth"
+    refused(source, tmp_path / "model", "expected the tensors of a BigGAN-PyTorch generator")
