@@ -17,8 +17,10 @@ from architecture import (
 )
 from reading import State, guess, load, load_state
 from rename import class_first, fill_in_singular_values, fold_power_step, rename, scalar_gamma
+from training_state import adam_state, counters
 from writing import Conversion, Source, add_reference, convert_and_write, parser, run
 
+from biggan_hf import BigGANDiscriminator, BigGANModel
 from biggan_hf.configuration_biggan import CIFAR10_CLASSES
 
 
@@ -229,13 +231,54 @@ def convert(args: argparse.Namespace) -> Conversion:
         discriminator = rename_discriminator(raw, findings)
         fill_in_singular_values(discriminator, fields["spectral_norm_eps"])
         find_discriminator(discriminator, findings)
-    return Conversion(SOURCE, findings, generator, discriminator, checkpoint.files, checkpoint.weights)
+    conversion = Conversion(SOURCE, findings, generator, discriminator, checkpoint.files, checkpoint.weights)
+    if args.training_state:
+        add_training_state(conversion, args, checkpoint)
+    return conversion
+
+
+def add_training_state(conversion: Conversion, args: argparse.Namespace, checkpoint: Checkpoint) -> None:
+    """
+    Makes the conversion a checkpoint to train on from: the live generator, both optimisers, the counters.
+
+    Raises:
+        ValueError: A file of the training is missing, or the weights were changed on the way.
+    """
+    if args.source.is_file() or checkpoint.counters is None or conversion.discriminator is None:
+        raise ValueError("--training_state needs a folder with G, D, state_dict and both optimisers' files")
+    if args.condition_order != "yz" or conversion.findings.fields.get("generator_spectral_norm") is False:
+        raise ValueError("--training_state needs weights as they were trained: no folding, no --condition_order zy")
+    tail = checkpoint.counters.stem.removeprefix("state_dict")
+    files = {name: args.source / f"{name}{tail}.pth" for name in ("G", "G_optim", "D_optim")}
+    missing = [path.name for path in files.values() if not path.is_file()]
+    if missing:
+        raise ValueError(f"--training_state needs {', '.join(missing)}, which {str(args.source)!r} does not hold")
+    findings = Findings()  # of a second reading, which would repeat the first one's remarks
+    live = rename_generator(load_state(files["G"], "a BigGAN-PyTorch generator"), findings)
+    fill_in_singular_values(live, conversion.findings.fields["spectral_norm_eps"])
+    judge = rename_discriminator(load_state(checkpoint.discriminator or Path(), "a BigGAN-PyTorch discriminator"), findings)
+    saved = load(checkpoint.counters)
+
+    def training_state(generator: BigGANModel, discriminator: BigGANDiscriminator) -> dict[str, Any]:
+        return {
+            **counters(saved["config"], saved["itr"]),
+            "generator_optimizer": adam_state(files["G_optim"], live, generator),
+            "discriminator_optimizer": adam_state(files["D_optim"], judge, discriminator),
+        }
+
+    conversion.live_generator, conversion.training_state = live, training_state
+    conversion.findings.remark(f"optimisers and counters: step {saved['itr']}")
 
 
 def main(argv: list[str] | None = None) -> None:
     arguments = parser(__doc__, "CHECKPOINT_DIR", "the folder with G.pth, G_ema.pth, D.pth …, or one generator file")
     arguments.add_argument("--weights", choices=["ema", "live"], help="default: ema where there is one")
     arguments.add_argument("--suffix", default="", metavar="NAME", help="what follows G_, such as best0 or copy1")
+    arguments.add_argument(
+        "--training_state",
+        action="store_true",
+        help="write a checkpoint that train.py --init_from DIR --resume_from_checkpoint DIR goes on from",
+    )
     for field, (name, default) in DEFAULT_EPS.items():
         arguments.add_argument(
             f"--{field}", type=float, metavar="EPS", help=f"default: {name} of state_dict.pth, else {default:g}"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from architecture import Findings
 from reading import State, sha256
 from rename import abbreviated
 from torch import Tensor
+from training_state import STATE_FILE
 from transformers.utils import logging
 
 from biggan_hf import BigGANConfig, BigGANDiscriminator, BigGANModel
@@ -39,7 +40,10 @@ class Source:
 
 @dataclass
 class Conversion:
-    """What a converter has read, under this project's names; `weights` is "ema" or "live"."""
+    """
+    What a converter has read, under this project's names; `weights` is "ema" or "live". With a `live_generator` and a
+    `training_state`, which is made of both networks as they train, the folder is a checkpoint to train on from.
+    """
 
     source: Source
     findings: Findings
@@ -47,6 +51,8 @@ class Conversion:
     discriminator: State | None
     files: list[Path]
     weights: str = "ema"
+    live_generator: State | None = None
+    training_state: Callable[[BigGANModel, BigGANDiscriminator], dict[str, Any]] | None = None
 
 
 # The command line
@@ -200,6 +206,8 @@ def finish(conversion: Conversion, args: argparse.Namespace) -> None:
         generator.save_pretrained(staging)
         if discriminator is not None:
             discriminator.save_pretrained(staging / "discriminator")
+        if conversion.training_state is not None:
+            write_training_state(conversion, generator.config, discriminator, staging)
         card = model_card(config) + _source_section(conversion, remarks)
         (staging / "README.md").write_text(card, encoding="utf-8")
     print(f"{conversion.source.program}: {', '.join(path.name for path in conversion.files)}")
@@ -210,6 +218,16 @@ def finish(conversion: Conversion, args: argparse.Namespace) -> None:
     if conversion.discriminator is not None:
         print(f"  discriminator: all {len(conversion.discriminator)} tensors in their places")
     print(args.output)
+
+
+def write_training_state(
+    conversion: Conversion, config: BigGANConfig, discriminator: BigGANDiscriminator | None, folder: Path
+) -> None:
+    assert conversion.training_state is not None and conversion.live_generator is not None
+    assert discriminator is not None
+    live = build(BigGANModel, config, conversion.live_generator)
+    live.save_pretrained(folder / "generator")
+    torch.save(conversion.training_state(live, discriminator), folder / STATE_FILE)
 
 
 def _source_section(conversion: Conversion, remarks: list[str]) -> str:

@@ -94,12 +94,16 @@ def _check_empty(output_dir: Path) -> None:
 
 
 def check_same_architecture(folder: Path, config: BigGANConfig) -> None:
-    """Raises `ValueError` that names the first field in which the checkpoint's networks differ from `config`."""
+    """
+    Raises `ValueError` that names the first field in which the checkpoint's networks differ from `config`. Classes
+    without names of their own, as a converted checkpoint has them, take the data's.
+    """
     saved = BigGANConfig.from_pretrained(folder)
+    passed_over = {"architectures", "dtype", "transformers_version", "label2id", "truncation_mode"}
+    if list((saved.id2label or {}).values()) == [f"LABEL_{label}" for label in range(config.num_labels or 0)]:
+        passed_over.add("id2label")
     for name in BigGANConfig.__dataclass_fields__:
-        if name in ("architectures", "dtype", "transformers_version"):
-            continue
-        if getattr(saved, name) != getattr(config, name):
+        if name not in passed_over and getattr(saved, name) != getattr(config, name):
             raise ValueError(
                 f"the checkpoint {str(folder)!r} has {name}={getattr(saved, name)!r}, this run "
                 f"{name}={getattr(config, name)!r}"

@@ -37,6 +37,8 @@ def build_players(
     replicas = replica_group_size(args.cross_replica_batch_norm, accelerator.num_processes)
     if checkpoint is not None:
         generator, discriminator, ema = load_networks(checkpoint)
+        for network in (generator, discriminator, ema):  # a converted checkpoint has no names of classes
+            network.config.id2label, network.config.label2id = config.id2label, config.label2id
     elif init_from is not None:
         generator, discriminator, ema = networks_to_fine_tune(init_from, config)
     else:

@@ -134,7 +134,7 @@ def check_same_run(output_dir: Path, settings: dict[str, Any]) -> None:
 
 def check_same_pictures(checkpoint: Path, images: LabelledImages) -> None:
     number = load_training_state(checkpoint)["num_pictures"]
-    if number != len(images):
+    if number not in (None, len(images)):  # a converted checkpoint does not know
         raise ValueError(
             f"the checkpoint {str(checkpoint)!r} is of a run on {number} pictures, this data set has {len(images)}"
         )

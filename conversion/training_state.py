@@ -1,0 +1,57 @@
+"""BigGAN-PyTorch's optimisers and counters as what a checkpoint of `train.py` holds beside its networks."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from reading import State, load
+from torch import Tensor, nn
+
+
+# The same names as in biggan_hf.training.run.training_state; a checkpoint that was converted knows no data set.
+STATE_FILE = "training_state.pt"
+
+
+def counters(settings: dict[str, Any], itr: int) -> dict[str, Any]:
+    """Steps, and the pictures that the discriminator was shown in them."""
+    defaults = {"num_D_steps": 2, "num_D_accumulations": 1, "batch_size": 64}  # the program's
+    shown = math.prod(settings.get(name, default) for name, default in defaults.items())
+    return {"global_step": itr, "samples_seen": itr * shown, "rollbacks": 0, "num_pictures": None}
+
+
+def adam_state(path: Path, renamed: State, network: nn.Module) -> dict[str, Any]:
+    """
+    The state of an Adam over the network's parameters.
+
+    Args:
+        path: `G_optim.pth` or `D_optim.pth`: moments by place in the original's list of parameters.
+        renamed: The original's state dict under this project's names, in the original's order, which is that of its
+            parameters.
+        network: The converted network.
+
+    Raises:
+        ValueError: The optimiser is of other parameters.
+    """
+    saved = load(path)
+    (group,) = saved["param_groups"]
+    ours = dict(network.named_parameters())
+    names = [name for name in renamed if name in ours]
+    if len(names) != len(group["params"]):
+        raise ValueError(f"{str(path)!r} has {len(group['params'])} parameters, the network {len(names)}")
+    moments = dict(zip(names, (saved["state"].get(place) for place in group["params"]), strict=True))
+    betas = (float(group["betas"][0]), float(group["betas"][1]))
+    adam = torch.optim.Adam(ours.values(), float(group["lr"]), betas, float(group["eps"]), fused=True).state_dict()
+    adam["state"] = {
+        place: _moments(moments[name], parameter, f"{path.name}: {name}")
+        for place, (name, parameter) in enumerate(ours.items())
+        if moments[name] is not None
+    }
+    return adam
+
+
+def _moments(saved: Any, parameter: Tensor, name: str) -> dict[str, Tensor]:
+    if saved["exp_avg"].numel() != parameter.numel():
+        raise ValueError(f"{name}: moments of {tuple(saved['exp_avg'].shape)} for {tuple(parameter.shape)}")
+    moments = {key: saved[key].float().reshape(parameter.shape) for key in ("exp_avg", "exp_avg_sq")}
+    return {"step": torch.tensor(float(saved["step"])), **moments}
