@@ -1,0 +1,31 @@
+"""Measuring a generator: FID, KID, IS, precision and recall, each with its protocol (docs/evaluation.md)."""
+
+from .extractors import FeatureExtractor, load_extractor
+from .measuring import EvaluationSettings, evaluate, evaluate_generator
+from .metrics import frechet_distance, kernel_distance, manifold_scores
+from .reports import Measure, Report, add_to_card
+from .sources import GeneratedImages, ImageArray, ImageSource, RealImages
+from .statistics import Measurements, measure, read_moments, write_moments
+
+
+__all__ = [
+    "EvaluationSettings",
+    "FeatureExtractor",
+    "GeneratedImages",
+    "ImageArray",
+    "ImageSource",
+    "Measure",
+    "Measurements",
+    "RealImages",
+    "Report",
+    "add_to_card",
+    "evaluate",
+    "evaluate_generator",
+    "frechet_distance",
+    "kernel_distance",
+    "load_extractor",
+    "manifold_scores",
+    "measure",
+    "read_moments",
+    "write_moments",
+]

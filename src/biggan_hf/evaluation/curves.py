@@ -1,0 +1,103 @@
+"""Truncation against the measures: the trade of variety for quality, as a CSV file and a figure."""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .reports import Report, write_text
+
+
+PANELS = ("fid", "is", "precision", "recall")
+
+
+def write_csv(reports: list[Report], path: Path) -> None:
+    """A row for each truncation, a column for each number; an empty cell is no truncation."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["truncation", *reports[0].values])
+    for report in reports:
+        truncation = report.protocol["samples"]["truncation"]
+        writer.writerow(["" if truncation is None else truncation, *report.values.values()])
+    write_text(text.getvalue(), path)
+
+
+def marked_points(reports: list[Report]) -> dict[str, int]:
+    """
+    The points of the curve that the paper's tables name: the least FID, the IS closest to that of the real images
+    (where it was measured), the greatest IS.
+
+    Returns:
+        Indices into `reports`, by name.
+    """
+    distances = [report["fid"] for report in reports]
+    points = {f"min {_label(reports, 'fid')}": distances.index(min(distances))}
+    if "is" in reports[0]:
+        scores, name = [report["is"] for report in reports], _label(reports, "is")
+        if "reference_is" in reports[0]:
+            gaps = [abs(report["is"] - report["reference_is"]) for report in reports]
+            points[f"{name} of the real images"] = gaps.index(min(gaps))
+        points[f"max {name}"] = scores.index(max(scores))
+    return points
+
+
+def plot_curve(reports: list[Report], path: Path) -> None:
+    """
+    Draws each measure against the truncation, and FID against IS with the marked points.
+
+    Args:
+        reports: One for each truncation, with FID.
+        path: A `.png` file.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+    from matplotlib.figure import Figure  # of the extra `eval`
+
+    reports = sorted(reports, key=_truncation)
+    keys = [key for key in PANELS if key in reports[0]]
+    panels = len(keys) + ("is" in keys)
+    figure = Figure(figsize=(3.4 * panels, 3.2), layout="constrained")
+    axes = figure.subplots(1, panels, squeeze=False)[0]
+    for axis, key in zip(axes, keys, strict=False):
+        # Evenly spaced, since "none" has no place on a scale.
+        _draw(axis, list(range(len(reports))), [report[key] for report in reports])
+        axis.set_xticks(range(len(reports)), [truncation_in_words(report) for report in reports], fontsize=7)
+        axis.set(xlabel="truncation", ylabel=_label(reports, key))
+    if "is" in keys:
+        _draw_trade(axes[-1], reports)
+    temporary = path.with_name(f".{path.name}.writing")
+    figure.savefig(temporary, format="png", dpi=150)
+    temporary.replace(path)
+
+
+def _draw(axis: Any, x: Sequence[float], y: Sequence[float]) -> None:
+    axis.plot(x, y, marker="o", markersize=3, linewidth=1, color="0.2")
+    axis.grid(alpha=0.3)
+
+
+def _draw_trade(axis: Any, reports: list[Report]) -> None:
+    """FID against IS, as in the paper."""
+    _draw(axis, [report["is"] for report in reports], [report["fid"] for report in reports])
+    # Hollow and of three sizes, since they may fall on one point.
+    for marker, size, (name, index) in zip("os^", (13, 10, 7), marked_points(reports).items(), strict=False):
+        report, text = reports[index], f"{name}: t = {truncation_in_words(reports[index])}"
+        axis.plot(report["is"], report["fid"], marker, markersize=size, fillstyle="none", label=text)
+    axis.set(xlabel=_label(reports, "is"), ylabel=_label(reports, "fid"))
+    axis.legend(fontsize=6)
+
+
+def _label(reports: list[Report], key: str) -> str:
+    return next(measure.label for measure in reports[0].measures if measure.key == key)
+
+
+def _truncation(report: Report) -> float:
+    truncation = report.protocol["samples"]["truncation"]
+    return math.inf if truncation is None else truncation
+
+
+def truncation_in_words(report: Report) -> str:
+    truncation = report.protocol["samples"]["truncation"]
+    return "none" if truncation is None else f"{truncation:g}"

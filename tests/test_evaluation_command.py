@@ -1,0 +1,169 @@
+"""`biggan-hf evaluate`: what it writes, with one process and with two, and what it refuses."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from common import tiny_generator
+from evaluation_common import TINY_SOURCE, save_pictures
+from huggingface_hub import ModelCard
+
+from biggan_hf.cli import main
+from biggan_hf.evaluation.command import PROTOCOLS
+
+
+ROOT = Path(__file__).parents[1]
+MEASURED = ["--dataset", "pictures", "--reference_images", "60", "--extractor", "own:extract"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """With a model, an extractor and a cache of its own."""
+    monkeypatch.chdir(tmp_path)
+    sys.modules.pop("own", None)
+    (tmp_path / "own.py").write_text(TINY_SOURCE)
+    save_pictures(tmp_path / "pictures", num_classes=3)
+    model = tiny_generator(num_channels=1, num_labels=3)
+    model.save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "README.md").write_text("---\nlicense: mit\n---\n\n# Mine\n")
+    with torch.no_grad():
+        model.output_conv.weight += 0.3
+    model.save_pretrained(tmp_path / "model" / "generator")
+    return tmp_path
+
+
+def evaluate(*options: str) -> None:
+    main(["evaluate", "model", *MEASURED, "--num_images", "50", "--cache_dir", "cache", *options])
+
+
+def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """The one line with which the command refuses."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        main(["evaluate", *argv])
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("biggan-hf")]
+    assert stopped.value.code == 2 and len(lines) == 1
+    return lines[0]
+
+
+def test_a_report(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluate("--output", "report.json", "--update_card", "--floor", "rest", "--save_moments", "moments.npz")
+    printed = capsys.readouterr().out
+    report = json.loads(Path("report.json").read_text())
+    values = {measure["label"]: measure["value"] for measure in report["measures"]}
+    assert list(values)[:3] == ["FD-own:extract", "KD-own:extract", "IS-own:extract"]
+    assert f"{values['FD-own:extract']:.5g}" in printed and "samples.weights" in printed
+    assert report["protocol"]["reference"]["split"] == "train" and report["protocol"]["samples"]["weights"] == "ema"
+    results = ModelCard.load("model/README.md").data.eval_results
+    assert {result.metric_name: result.metric_value for result in results} == values
+
+    # Against the moments that it wrote.
+    argv = ["evaluate", "model", "--moments", "moments.npz", "--extractor", "own:extract", "--metrics", "fid"]
+    main([*argv, "--num_images", "50", "--cache_dir", "cache", "--output", "moments.json"])
+    again = json.loads(Path("moments.json").read_text())
+    assert again["measures"][0]["value"] == pytest.approx(values["FD-own:extract"], rel=1e-9)
+
+
+def test_live_weights_are_those_of_the_checkpoint(folder: Path) -> None:
+    evaluate("--output", "ema.json")
+    evaluate("--output", "live.json", "--weights", "live")
+    ema, live = (json.loads(Path(f"{name}.json").read_text()) for name in ("ema", "live"))
+    assert live["protocol"]["samples"]["weights"] == "live"
+    assert ema["measures"][0]["value"] != live["measures"][0]["value"]
+
+
+def test_a_truncation_curve(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluate("--output", "curve.json", "--truncation", "0.3", "1", "none")
+    reports = json.loads(Path("curve.json").read_text())
+    assert [report["protocol"]["samples"]["truncation"] for report in reports] == [0.3, 1.0, None]
+    assert len(Path("curve.csv").read_text().splitlines()) == 4
+    assert Path("curve.png").read_bytes().startswith(b"\x89PNG")
+    assert "min FD-own:extract: truncation" in capsys.readouterr().out
+
+
+def test_another_program_s_samples(folder: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (50, 1, 32, 32), dtype=np.uint8)
+    np.savez("samples.npz", x=images)
+    main(["evaluate", "samples.npz", *MEASURED, "--num_images", "50", "--cache_dir", "cache", "--output", "npz.json"])
+    assert json.loads(Path("npz.json").read_text())["protocol"]["samples"]["source"] == "samples.npz"
+
+
+def test_two_processes_measure_what_one_does(folder: Path) -> None:
+    options = ["--batch_size", "8", "--metrics", "fid", "kid", "is", "prdc", "intra_class_fid", "--device", "cpu"]
+    evaluate(*options, "--output", "one.json")
+    argv = ["model", *MEASURED, "--num_images", "50", "--cache_dir", "cache2", *options, "--output", "two.json"]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1"]
+    launcher += ["--multi_gpu", "--main_process_port", "0", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}/src:."}
+    command = [*launcher, "-m", "biggan_hf.cli", "evaluate", *argv]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("| FD-own:extract ") == 1
+
+    one, two = (json.loads(Path(f"{name}.json").read_text()) for name in ("one", "two"))
+    assert (one["protocol"]["processes"], two["protocol"]["processes"]) == (1, 2)
+    values = [{measure["key"]: measure["value"] for measure in report["measures"]} for report in (one, two)]
+    assert values[0] == pytest.approx(values[1], rel=1e-6) and len(values[0]) == 9
+    assert len(list(Path("cache2").iterdir())) == 1  # the real side; nothing unfinished
+
+
+def test_what_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("report.json").write_text("precious")
+    fast = [*MEASURED, "--num_images", "50", "--cache_dir", "cache"]
+    cases = {
+        "name the real images with --dataset": ["model"],
+        "or their moments with --moments": ["model", "--dataset", "x", "--moments", "y.npz"],
+        "--floor and --save_moments need": ["model", "--moments", "y.npz", "--floor", "rest"],
+        "they need --output": ["model", *fast, "--truncation", "0.5", "1"],
+        "must be a .json file, got 'report.csv'": ["model", *fast, "--output", "report.csv"],
+        "folder 'nowhere' does not exist": ["model", *fast, "--output", "nowhere/report.json"],
+        "'report.json' exists; --overwrite": ["model", *fast, "--output", "report.json"],
+        "no local folder with a README.md": ["own.py", *fast, "--update_card"],
+        "a positive number or 'none', got '0'": ["model", *fast, "--truncation", "0"],
+        "there is no truncation": ["samples.npz", *fast, "--truncation", "0.5"],
+        "there is no file 'samples.npz'": ["samples.npz", *fast],
+        "there is no file 'y.npz'": ["model", "--moments", "y.npz", "--extractor", "own:extract"],
+        "cannot import extractor 'nothing:here'": ["model", *fast, "--extractor", "nothing:here"],
+        "pictures has 120 images, 121": ["model", *fast, "--reference_images", "121"],
+        "11 images are fewer than the 12": ["model", *fast, "--num_images", "11"],
+        "invalid choice: 'lpips'": ["model", *fast, "--metrics", "lpips"],
+        "cannot load 'missing'": ["missing", *fast],
+    }
+    for message, argv in cases.items():
+        assert message in refused(capsys, *argv)
+    assert Path("report.json").read_text() == "precious"
+
+
+def test_a_missing_package_is_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("biggan_hf.evaluation.measuring.find_spec", lambda name: None)
+    message = refused(capsys, "model", *MEASURED, "--num_images", "50", "--cache_dir", "cache")
+    assert "pip install biggan_hf[eval]" in message and "leave out 'kid'" in message
+    monkeypatch.setattr("biggan_hf.evaluation.command.find_spec", lambda name: None)
+    message = refused(capsys, "model", *MEASURED, "--truncation", "0.5", "1", "--output", "curve.json")
+    assert "a curve needs matplotlib: pip install biggan_hf[eval]" in message
+
+
+def test_the_protocol_of_biggan_pytorch(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert PROTOCOLS["biggan-pytorch"] == {"extractor": "inception-torchvision", "metrics": ["fid", "is"]}
+    # Its weights are looked for and can't be had here.
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(folder))
+    url = "http://127.0.0.1:9/inception_v3_google-0cc3c7bd.pth"
+    monkeypatch.setattr("biggan_hf.evaluation.extractors.TORCHVISION_WEIGHTS", url)
+    message = refused(capsys, "model", "--dataset", "pictures", "--protocol", "biggan-pytorch")
+    assert "cannot download http://127.0.0.1:9/inception_v3_google-0cc3c7bd.pth" in message
+
+
+def test_help_has_two_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["evaluate", "--help"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out.partition("examples:")[2].count("biggan-hf evaluate") == 2

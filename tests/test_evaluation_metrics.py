@@ -1,0 +1,236 @@
+"""The measures against closed forms, against torchmetrics and against the definitions written out."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from evaluation_common import noise_source, tiny_extractor
+from torch import Tensor, nn
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.inception import InceptionScore
+from torchmetrics.image.kid import KernelInceptionDistance
+
+from biggan_hf.evaluation import frechet_distance, kernel_distance, manifold_scores, read_moments, write_moments
+from biggan_hf.evaluation.statistics import Measurements, RunningStatistics
+
+
+def features(num_images: int, width: int, seed: int = 0, shift: float = 0.0) -> Tensor:
+    """float64, with variances over four decades, as those of pooled activations."""
+    generator = torch.Generator().manual_seed(seed)
+    scale = torch.logspace(0, -2, width, dtype=torch.float64)
+    mixed = torch.randn(num_images, width, generator=generator, dtype=torch.float64) * scale
+    turn, _ = torch.linalg.qr(torch.sin(torch.arange(width**2, dtype=torch.float64)).reshape(width, width))
+    return mixed @ turn + shift
+
+
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    return x.mean(0), torch.cov(x.T)
+
+
+# Fréchet distance
+
+
+@pytest.mark.parametrize("width", [1, 5, 64])
+def test_frechet_distance_of_gaussians_with_common_axes(width: int) -> None:
+    # Σa and Σb commute: |μa - μb|² + Σ (√a - √b)².
+    generator = torch.Generator().manual_seed(width)
+    a, b = (torch.rand(width, generator=generator, dtype=torch.float64) * 10 for _ in range(2))
+    mean_a, mean_b = (torch.randn(width, generator=generator, dtype=torch.float64) for _ in range(2))
+    axes = torch.linalg.qr(torch.randn(width, width, generator=generator, dtype=torch.float64))[0]
+    expected = ((mean_a - mean_b).square().sum() + (a.sqrt() - b.sqrt()).square().sum()).item()
+    got = frechet_distance(mean_a, axes * a @ axes.T, mean_b, axes * b @ axes.T)
+    assert got == pytest.approx(expected, rel=1e-9)
+
+
+def test_frechet_distance_of_gaussians_with_different_axes() -> None:
+    # In two dimensions tr √M = √(tr M + 2 √det M), with M = Σa Σb.
+    a = torch.tensor([[2.0, 0.5], [0.5, 1.0]], dtype=torch.float64)
+    b = torch.tensor([[1.0, -0.3], [-0.3, 3.0]], dtype=torch.float64)
+    mean_a, mean_b = torch.tensor([0.0, 1.0]).double(), torch.tensor([2.0, -1.0]).double()
+    product = a @ b
+    root_trace = math.sqrt(product.trace() + 2 * math.sqrt(torch.linalg.det(product)))
+    expected = 8 + float(a.trace() + b.trace()) - 2 * root_trace
+    assert frechet_distance(mean_a, a, mean_b, b) == pytest.approx(expected, rel=1e-12)
+    assert frechet_distance(mean_b, b, mean_a, a) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("num_images", [400, 40])  # fewer than dimensions: rounding alone would cost 1e-4
+def test_identical_sets_are_at_distance_zero(num_images: int) -> None:
+    x = 10 * features(num_images, 100)
+    assert frechet_distance(*moments(x), *moments(x)) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("num_images", [300, 30])
+def test_frechet_distance_agrees_with_torchmetrics(num_images: int) -> None:
+    real, fake = features(500, 60), features(num_images, 60, seed=1, shift=0.05)
+    metric = FrechetInceptionDistance(feature=_Features(60)).set_dtype(torch.float64)
+    metric.update(real, real=True)
+    metric.update(fake, real=False)
+    got = frechet_distance(*moments(fake), *moments(real))
+    assert got == pytest.approx(float(metric.compute()), rel=1e-6)
+
+
+class _Features(nn.Identity):
+    def __init__(self, num_features: int):
+        super().__init__()
+        self.num_features = num_features
+
+
+def test_features_of_two_extractors_have_no_distance() -> None:
+    with pytest.raises(ValueError, match="width, 3 and 4"):
+        frechet_distance(torch.zeros(3), torch.eye(3), torch.zeros(4), torch.eye(4))
+
+
+# Kernel distance
+
+
+def test_kernel_distance_agrees_with_torchmetrics_and_the_definition() -> None:
+    real, fake = features(40, 6), features(50, 6, seed=1, shift=0.3)
+    # One subset of all images: the unbiased estimate, and no draw.
+    size = 40
+    got, deviation = kernel_distance(real, fake[:size], num_subsets=3, subset_size=1000)
+
+    def kernel(x: Tensor, y: Tensor) -> Tensor:
+        return (x @ y.T / 6 + 1) ** 3
+
+    within = sum((kernel(x, x).sum() - kernel(x, x).trace()) / (size * (size - 1)) for x in (real, fake[:size]))
+    expected = float(within - 2 * kernel(real, fake[:size]).mean())
+    assert got == pytest.approx(expected, rel=1e-9) and deviation == pytest.approx(0, abs=1e-9)
+
+    metric = KernelInceptionDistance(feature=nn.Identity(), subsets=20, subset_size=10)
+    metric.update(real, real=True)
+    metric.update(fake, real=False)
+    torch.manual_seed(7)
+    mean, spread = metric.compute()
+    assert kernel_distance(real, fake, 20, 10, seed=7) == pytest.approx((float(mean), float(spread)), rel=1e-6)
+
+
+def test_kernel_distance_leaves_the_global_generator_alone() -> None:
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    kernel_distance(features(20, 4), features(20, 4, seed=1), 2, 5)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# Precision, recall, density, coverage
+
+
+@pytest.mark.parametrize("block", [7, 1024])
+def test_manifold_scores_are_what_their_papers_define(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("biggan_hf.evaluation.metrics.BLOCK", block)
+    real, fake = features(30, 3).numpy(), features(40, 3, seed=1, shift=0.4).numpy()
+
+    def distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return np.linalg.norm(x[:, None] - y[None], axis=-1)
+
+    def radii(x: np.ndarray, k: int) -> np.ndarray:
+        return np.sort(distances(x, x), axis=1)[:, k]  # the 0-th neighbour is the point itself
+
+    cross = distances(fake, real)
+    expected = {
+        "precision": (cross <= radii(real, 3)).any(1).mean(),
+        "recall": (cross <= radii(fake, 3)[:, None]).any(0).mean(),
+        "density": (cross <= radii(real, 5)).sum() / (5 * 40),
+        "coverage": (cross <= radii(real, 5)).any(0).mean(),
+    }
+    got = manifold_scores(torch.from_numpy(real), torch.from_numpy(fake))
+    assert got == pytest.approx(expected)
+    assert 0.1 < got["precision"] < 0.9 and 0.1 < got["recall"] < 0.9
+
+
+def test_manifold_scores_of_the_same_set_and_of_sets_apart() -> None:
+    x = features(50, 4)
+    same = manifold_scores(x, x)
+    assert same["precision"] == same["recall"] == same["coverage"] == 1
+    assert all(value == 0 for value in manifold_scores(x, x + 100).values())
+    with pytest.raises(ValueError, match="at least 6 images"):
+        manifold_scores(x[:5], x)
+
+
+# Sums over images
+
+
+def statistics_of(x: Tensor, logits: Tensor, *, splits: int, kept: int = 4, batch: int = 7) -> RunningStatistics:
+    extractor = tiny_extractor(num_features=x.shape[1], num_classes=logits.shape[1])
+    statistics = RunningStatistics(len(x), kept, splits, extractor)
+    for start in range(0, len(x), batch):
+        rows = range(start, min(start + batch, len(x)))
+        statistics.update(x[rows.start : rows.stop].float(), logits[rows.start : rows.stop], rows)
+    return statistics
+
+
+def test_the_mean_and_the_covariance_of_a_stream() -> None:
+    x = features(50, 8, shift=3.0).float()
+    statistics = statistics_of(x, torch.zeros(50, 2), splits=1)
+    measured = statistics.finish(noise_source(50))
+    mean, covariance = moments(x.double())
+    assert torch.allclose(measured.mean, mean, rtol=1e-12)
+    assert torch.allclose(measured.covariance, covariance, rtol=1e-10, atol=1e-14)
+    assert measured.num_images == 50
+    kept = measured.kept
+    assert kept is not None and len(kept) == 4
+    assert all((row == x).all(1).any() for row in kept)
+
+
+def test_inception_score_of_one_split_agrees_with_torchmetrics() -> None:
+    logits = 3 * torch.randn(60, 7, generator=torch.Generator().manual_seed(0))
+    metric = InceptionScore(feature=nn.Identity(), splits=1)
+    metric.update(logits.double())
+    scores = statistics_of(torch.zeros(60, 2), logits, splits=1).class_scores()
+    assert scores is not None
+    assert float(scores[0]) == pytest.approx(float(metric.compute()[0]), rel=1e-9)
+
+
+def test_inception_score_of_splits() -> None:
+    # Sure of one of c classes in turn: IS = c. Sorted by class, every split still meets all classes.
+    logits = 100 * torch.eye(4).repeat_interleave(15, 0)
+    scores = statistics_of(torch.zeros(60, 2), logits, splits=3).class_scores()
+    assert scores is not None and scores.tolist() == pytest.approx([4, 4, 4])
+    unsure = statistics_of(torch.zeros(60, 2), torch.zeros(60, 4), splits=3).class_scores()
+    assert unsure is not None and unsure.tolist() == pytest.approx([1, 1, 1])
+    # More splits than images: those without an image have no score.
+    few = statistics_of(torch.zeros(2, 2), torch.zeros(2, 4), splits=10).class_scores()
+    assert few is not None and len(few) == 2
+
+
+def test_nan_features_are_named() -> None:
+    x = torch.zeros(20, 3)
+    x[9] = math.nan
+    with pytest.raises(ValueError, match="images 7 to 13 are NaN"):
+        statistics_of(x, torch.zeros(20, 2), splits=1)
+
+
+# Files of moments
+
+
+def test_moments_files_are_those_of_biggan_pytorch(tmp_path: Path) -> None:
+    x = features(40, 5).numpy()
+    # Its calculate_inception_moments.py.
+    np.savez(tmp_path / "C10_inception_moments.npz", mu=np.mean(x, axis=0), sigma=np.cov(x, rowvar=False))
+    read = read_moments(tmp_path / "C10_inception_moments.npz")
+    assert frechet_distance(read.mean, read.covariance, *moments(torch.from_numpy(x))) == pytest.approx(0, abs=1e-9)
+
+    write_moments(Measurements({}, read.mean, read.covariance), tmp_path / "own.npz")
+    with np.load(tmp_path / "own.npz") as file:
+        assert set(file.files) == {"mu", "sigma"}
+        assert np.array_equal(file["mu"], read.mean.numpy()) and file["sigma"].shape == (5, 5)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"x": np.zeros(3)}, "has the arrays x, expected mu and sigma"),
+        ({"mu": np.zeros(3), "sigma": np.eye(4)}, r"got \(3,\) and \(4, 4\)"),
+        ({"mu": np.zeros(2), "sigma": np.full((2, 2), np.nan)}, "NaN"),
+        ({"mu": np.array([None, 1]), "sigma": np.eye(2)}, "no .npz file of arrays"),  # an object: code
+    ],
+)
+def test_what_is_no_file_of_moments(arrays: dict[str, np.ndarray], message: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "moments.npz", **arrays)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=message):
+        read_moments(tmp_path / "moments.npz")
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        read_moments(tmp_path / "missing.npz")
