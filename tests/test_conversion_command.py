@@ -10,6 +10,8 @@ from common import tiny_generator
 from conversion_common import FIXTURES, ORIGINALS, ROOT, convert_any, convert_biggan_pytorch
 from test_conversion_deepmind import PLAIN, ivclab_state
 
+from biggan_hf.cli import main
+
 
 def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, f"conversion/{script}", *map(str, arguments)]
@@ -66,3 +68,12 @@ def test_what_no_converter_takes() -> None:
         convert_any.main([str(FIXTURES / "README.md"), "--output", "model"])
     with pytest.raises(FileNotFoundError, match="there is no file or folder"):
         convert_any.main(["nowhere", "--output", "model"])
+
+
+def test_command_line_says_what_a_checkpoint_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["convert", str(ORIGINALS / "biggan_thin"), "--output", str(tmp_path / "model"), "--weights", "ema"])
+    assert "is a BigGAN-PyTorch checkpoint: convert_biggan_pytorch.py" in capsys.readouterr().out
+    assert (tmp_path / "model" / "model.safetensors").is_file()
+    with pytest.raises(SystemExit) as stop:
+        main(["convert", str(FIXTURES / "README.md"), "--output", str(tmp_path / "other")])
+    assert stop.value.code == 2 and "is none of the known checkpoints" in capsys.readouterr().err

@@ -14,19 +14,21 @@ FILES = {path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text()) for p
 
 # The parts of the package that a file may import: a file or a folder of it.
 MODEL_FILES = {"configuration_biggan", "layers", "latents", "modeling_biggan"}
-NOTHING = ("configuration_biggan", "layers", "latents", "losses", "augment", "data", "augment", "images", "hub")
+NOTHING = ("configuration_biggan", "layers", "latents", "losses", "augment", "data", "images", "media", "hub")
 MAY_IMPORT: dict[str, set[str]] = {
     **{part: set() for part in NOTHING},
     "modeling_biggan": {"configuration_biggan", "layers", "latents", "hub", "images"},
     "pipeline_biggan": {"modeling_biggan", "latents", "images"},
     "standing_stats": {"modeling_biggan", "layers", "latents"},
+    "exploring": {"pipeline_biggan", "latents"},
+    "inversion": {"modeling_biggan", "latents"},
     "training": {
         *("configuration_biggan", "modeling_biggan", "layers", "latents", "losses", "augment", "standing_stats"),
         *("data", "augment", "evaluation", "hub", "images"),
     },
-    "evaluation": {"latents"},
+    "evaluation": {"latents", "images", "data"},
 }
-ANYTHING = {"__init__", "cli"}
+ANYTHING = {"__init__", "cli", "commands"}
 
 
 def part_of(file: str) -> str:

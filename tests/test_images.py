@@ -109,3 +109,18 @@ def test_grid_names_a_bad_argument(arguments: dict[str, Any], message: str) -> N
 def test_grid_of_nothing() -> None:
     with pytest.raises(ValueError, match="at least one image"):
         image_grid(ramp(0), columns=2)
+
+
+def test_titles_stand_above_their_columns() -> None:
+    images = ramp(4, height=64, width=64)
+    plain = np.asarray(image_grid(images, 2, ["a", "b"]))
+    titled = np.asarray(image_grid(images, 2, ["a", "b"], column_labels=["one", "two"]))
+    added = len(titled) - len(plain)
+    assert 12 <= added <= 30 and titled.shape[1] == plain.shape[1]
+    assert np.array_equal(titled[added:], plain)
+    ink = np.flatnonzero((titled[:added] < 255).any(axis=(0, 2)))
+    right = plain.shape[1] - 67  # the gap between the two columns
+    for columns, middle in ((ink[ink < right], right - 33), (ink[ink > right], right + 33)):
+        assert abs(columns.mean() - middle) < 6
+    with pytest.raises(ValueError, match="got 1 column labels for 2 columns"):
+        image_grid(images, 2, column_labels=["one"])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from biggan_hf import sample_latents
-from biggan_hf.latents import check_truncation
+from biggan_hf.latents import check_truncation, interpolation_path
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -39,6 +39,22 @@ def test_scaling_is_t_times_a_normal_cut_at_two() -> None:
     assert latents.abs().max() <= 1
     assert latents.abs().max() > 0.99
     assert latents.var().item() == pytest.approx(0.25 * truncated_variance(2), rel=0.02)
+
+
+def clamped_variance(t: float) -> float:
+    """E[z²; |z| ≤ t] + t² P(|z| > t)."""
+    return normal_within(t) * truncated_variance(t) + t * t * (1 - normal_within(t))
+
+
+@pytest.mark.parametrize("truncation", [0.02, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize(("mode", "variance"), [("clamp", clamped_variance), ("normal", lambda t: t * t)])
+def test_moments_of_the_other_modes(mode: Any, variance: Any, truncation: float) -> None:
+    latents = sample_latents(2000, 100, truncation, mode=mode, generator=seeded(0))
+    assert latents.mean().item() == pytest.approx(0, abs=0.01 * truncation)
+    assert latents.var().item() == pytest.approx(variance(truncation), rel=0.02)
+    beyond = (latents.abs() >= truncation).float().mean().item()  # at ±t itself, where it is clamped
+    expected = 1 - normal_within(truncation if mode == "clamp" else 1)
+    assert beyond == pytest.approx(expected, abs=0.005)
 
 
 def test_clamping_moves_what_lies_beyond() -> None:
@@ -125,3 +141,43 @@ def test_numbers_of_numpy_are_numbers() -> None:
 def test_bad_input(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         sample_latents(**{"num_samples": 2, "z_dim": 8, "truncation": 0.5, **arguments})
+
+
+# Paths
+
+
+@pytest.mark.parametrize("spherical", [False, True])
+def test_a_path_passes_through_its_points(spherical: bool) -> None:
+    points = torch.randn(4, 50, generator=seeded(0))
+    path = interpolation_path(points, 5, spherical=spherical)
+    assert path.shape == (16, 50) and torch.equal(path[::5], points)
+    loop = interpolation_path(points, 5, spherical=spherical, closed=True)
+    assert loop.shape == (20, 50) and torch.equal(loop[:15], path[:15])
+    back = interpolation_path(points[[3, 0]], 5, spherical=spherical)
+    torch.testing.assert_close(loop[15:], back[:5])
+    assert torch.equal(interpolation_path(points, 1, spherical=spherical), points)
+
+
+def test_straight_and_round() -> None:
+    start, end = torch.zeros(2, 64).index_put_((torch.tensor([0, 1]), torch.tensor([0, 1])), torch.tensor([2.0, 4.0]))
+    straight, round_ = (interpolation_path(torch.stack([start, end]), 4, spherical=s) for s in (False, True))
+    torch.testing.assert_close(straight[2], (start + end) / 2)
+    # A right angle in four equal turns, the norm growing evenly from 2 to 4.
+    torch.testing.assert_close(round_.norm(dim=1), torch.tensor([2.0, 2.5, 3.0, 3.5, 4.0]))
+    angles = torch.atan2(round_[:, 1], round_[:, 0])
+    torch.testing.assert_close(angles, torch.linspace(0, math.pi / 2, 5))
+
+
+def test_no_arc_between_parallel_points() -> None:
+    point = torch.randn(1, 8, generator=seeded(0))
+    for other in (point, 2 * point, -point):
+        path = interpolation_path(torch.cat([point, other]), 4, spherical=True)
+        torch.testing.assert_close(path, interpolation_path(torch.cat([point, other]), 4), atol=1e-3, rtol=1e-3)
+    to_zero = interpolation_path(torch.cat([point, torch.zeros_like(point)]), 4, spherical=True)
+    assert to_zero.isfinite().all() and torch.equal(to_zero[-1], torch.zeros(8))
+
+
+@pytest.mark.parametrize(("points", "steps", "message"), [(1, 4, r"got \(1, 8\)"), (2, 0, "at least 1, got 0")])
+def test_bad_paths(points: int, steps: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        interpolation_path(torch.zeros(points, 8), steps)

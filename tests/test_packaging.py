@@ -17,7 +17,7 @@ import biggan_hf
 
 
 ROOT = Path(__file__).parents[1]
-EXTRAS = {"train", "eval", "convert", "demo", "bench", "docs", "dev"}
+EXTRAS = {"train", "eval", "convert", "video", "demo", "bench", "docs", "dev"}
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_version(metadata: dict[str, Any]) -> None:
 
 def test_typed_package_with_its_command(metadata: dict[str, Any]) -> None:
     assert {"biggan_hf", "biggan_hf.training"} <= set(metadata["packages"])
-    assert metadata["package_data"] == {"biggan_hf": ["py.typed"]}
+    assert metadata["package_data"] == {"biggan_hf": ["py.typed"], "biggan_hf.conversion": ["*.txt"]}
     assert (ROOT / "src" / "biggan_hf" / "py.typed").exists()
     assert metadata["entry_points"]["console_scripts"] == ["biggan-hf = biggan_hf.cli:main"]
 

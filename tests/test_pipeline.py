@@ -177,21 +177,118 @@ def test_an_unconditional_model(unconditional: BigGANPipeline) -> None:
             unconditional(label)
 
 
+# Mixtures and embeddings
+
+
+def test_a_mixture_is_the_weighted_sum_of_embeddings(pipe: BigGANPipeline) -> None:
+    latents = torch.randn(2, Z_DIM, generator=seeded(0))
+    mixture: Any = {"golden retriever": 0.7, 3: 0.2, "Tinca tinca": 0.05, "tench": 0.05}
+    output = pipe([mixture, "tench"], latents=latents, output_type="pt", progress_bar=False)
+    assert output.class_labels is None
+    table = pipe.model.get_parameter("class_embedding.weight").detach()
+    embeddings = torch.stack([0.7 * table[2] + 0.2 * table[3] + 0.1 * table[0], table[0]])
+    torch.testing.assert_close(pipe.embed_classes([mixture, "tench"]), embeddings)
+    expected = (pipe.model(latents, class_embeddings=embeddings).images + 1) / 2
+    torch.testing.assert_close(output.images, expected, atol=1e-5, rtol=0)
+    given = tensors(pipe, latents=latents, class_embeddings=embeddings)
+    torch.testing.assert_close(given, expected, atol=1e-5, rtol=0)
+
+
+def test_all_of_one_class_is_that_class(pipe: BigGANPipeline) -> None:
+    plain = tensors(pipe, 2, num_images_per_prompt=2, generator=seeded(0))
+    mixed = tensors(pipe, {2: 1.0, 0: 0.0}, num_images_per_prompt=2, generator=seeded(0))
+    torch.testing.assert_close(mixed, plain, atol=1e-5, rtol=0)
+    output = pipe({2: 1.0}, progress_bar=False)
+    assert output.class_labels.tolist() == [2]
+
+
+def test_mixtures_without_a_shared_embedding_are_weights() -> None:
+    pipe = BigGANPipeline(tiny_model(shared_class_embedding=False, hierarchical_latents=False))
+    assert pipe.embed_classes([{1: 0.25, 2: 0.75}]).tolist() == [[0, 0.25, 0.75, 0, 0, 0]]
+    between = tensors(pipe, {1: 0.25, 2: 0.75}, generator=seeded(0))
+    ends = [tensors(pipe, label, generator=seeded(0)) for label in (1, 2)]
+    assert all(not torch.allclose(between, end, atol=1e-3) for end in ends)
+
+
+@pytest.mark.parametrize(
+    ("mixture", "message"),
+    [
+        ({0: 0.7, 2: 0.2}, r"must sum to 1, got \{0: 0.7, 2: 0.2\}"),
+        ({}, "must sum to 1"),
+        ({0: float("nan"), 2: 1.0}, "weight of class 0 must be a number, got nan"),
+        ({0: "half", 2: 0.5}, "weight of class 0 must be a number, got 'half'"),
+        ({"goldfish": 0.5, "tench": 0.5}, "unknown class name 'goldfish'"),
+        ({0: 0.5, 6: 0.5}, "6 is outside 0 to 5"),
+    ],
+)
+def test_bad_mixtures(pipe: BigGANPipeline, mixture: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        pipe([0, mixture])
+
+
+# Memory
+
+
+def out_of_memory_beyond(model: BigGANModel, most: int, error: type[Exception], sizes: list[int]) -> Any:
+    """Makes a forward of more images than that fail as torch does where memory is short; notes the sizes tried."""
+
+    def allocate(_: Any, arguments: tuple[Any, ...]) -> None:
+        sizes.append(len(arguments[0]))
+        if sizes[-1] > most:
+            raise error("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory")
+
+    return model.register_forward_pre_hook(allocate)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError])
+def test_a_batch_that_does_not_fit_is_halved(pipe: BigGANPipeline, error: type[Exception]) -> None:
+    expected = tensors(pipe, [0, 2], num_images_per_prompt=5, generator=seeded(0))
+    sizes: list[int] = []
+    with out_of_memory_beyond(pipe.model, 3, error, sizes):
+        images = tensors(pipe, [0, 2], num_images_per_prompt=5, generator=seeded(0))
+    assert sizes == [10, 5, 2, 2, 2, 2, 2]
+    torch.testing.assert_close(images, expected, atol=1e-5, rtol=0)
+
+
+def test_where_one_image_does_not_fit_it_says_so(pipe: BigGANPipeline) -> None:
+    with out_of_memory_beyond(pipe.model, 0, torch.OutOfMemoryError, []):
+        with pytest.raises(MemoryError, match="one image of 32×32 does not fit the memory of cpu"):
+            tensors(pipe, 0, num_images_per_prompt=3)
+
+
+def test_other_errors_pass(pipe: BigGANPipeline) -> None:
+    def fail(_: Any, __: Any) -> None:
+        raise RuntimeError("something else")
+
+    with pipe.model.register_forward_pre_hook(fail), pytest.raises(RuntimeError, match="something else"):
+        tensors(pipe, 0, num_images_per_prompt=3)
+
+
+@pytest.mark.parametrize(("batch_size", "expected"), [(None, [64, 6]), (32, [32, 32, 6])])
+def test_sizes_of_batches(pipe: BigGANPipeline, batch_size: int | None, expected: list[int]) -> None:
+    sizes: list[int] = []
+    with out_of_memory_beyond(pipe.model, 100, RuntimeError, sizes):
+        tensors(pipe, 0, num_images_per_prompt=70, batch_size=batch_size)
+    assert sizes == expected
+
+
 # What comes out
 
 
-def test_output_types_are_one_picture_in_three_forms(pipe: BigGANPipeline) -> None:
+def test_output_types_are_one_picture_in_four_forms(pipe: BigGANPipeline) -> None:
     forms = {
         form: pipe(2, num_images_per_prompt=3, generator=seeded(0), output_type=form, batch_size=2)
-        for form in ("pil", "np", "pt")
+        for form in ("pil", "np", "pt", "uint8")
     }
-    as_pt, as_np, as_pil = (forms[form].images for form in ("pt", "np", "pil"))
+    as_pt, as_np, as_pil, as_uint8 = (forms[form].images for form in ("pt", "np", "pil", "uint8"))
     assert as_pt.shape == (3, 3, 32, 32) and as_pt.dtype == torch.float32
     assert 0 <= as_pt.min() < 0.4 and 0.6 < as_pt.max() <= 1
     assert as_np.shape == (3, 32, 32, 3) and as_np.dtype == np.float32
     np.testing.assert_array_equal(as_np, as_pt.permute(0, 2, 3, 1).numpy())
     assert isinstance(as_pil, list) and all(isinstance(image, Image.Image) for image in as_pil)
     levels = to_uint8(pipe.model.sample(2, 3, generator=seeded(0))).permute(0, 2, 3, 1)
+    assert as_uint8.dtype == np.uint8 and as_uint8.shape == (3, 32, 32, 3)
+    np.testing.assert_array_equal(as_uint8, np.stack([np.asarray(image) for image in as_pil]))
     for image, expected in zip(as_pil, levels, strict=True):
         assert image.mode == "RGB"
         assert np.abs(np.asarray(image).astype(int) - expected.numpy().astype(int)).max() <= 1  # a last bit may round
@@ -253,7 +350,10 @@ def test_saving_loading_and_casting(pipe: BigGANPipeline, tmp_path: Path) -> Non
         ({"truncation": float("nan")}, ValueError, "truncation.*nan"),
         ({"truncation_mode": "clip"}, ValueError, "truncation_mode.*'clip'"),
         ({"truncation_mode": "clip", "latents": torch.zeros(1, Z_DIM)}, ValueError, "truncation_mode.*'clip'"),
-        ({"output_type": "jpg"}, ValueError, "output_type.*'jpg'"),
+        ({"output_type": "jpg"}, ValueError, "output_type.*pil, np, pt, uint8.*'jpg'"),
+        ({"class_embeddings": torch.zeros(1, 8)}, ValueError, "class_labels and class_embeddings"),
+        ({"class_labels": None, "class_embeddings": torch.zeros(8)}, ValueError, r"class_embeddings.*\(8,\)"),
+        ({"class_labels": None, "class_embeddings": torch.zeros(2, 7)}, ValueError, r"\(2, 8\), got \(2, 7\)"),
         ({"latents": torch.zeros(2, Z_DIM)}, ValueError, r"\(1, 20\).*\(2, 20\)"),
         ({"latents": torch.zeros(1, 7)}, ValueError, r"\(1, 20\).*\(1, 7\)"),
         ({"num_images_per_prompt": 3, "generator": [seeded(0)] * 2}, ValueError, "3 images.*got 2"),
@@ -267,6 +367,16 @@ def test_bad_values_are_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         pipe(**{"class_labels": 0, **options})
+
+
+def test_statistics_of_another_mode_are_refused() -> None:
+    pipe = BigGANPipeline(tiny_model(standing_truncations=[0.5, 1.0]))
+    with pytest.raises(ValueError, match="those of truncation_mode='resample', got 'scale'"):
+        pipe(0, truncation=0.5, truncation_mode="scale")
+    for truncation in (0.4, 1.1):
+        with pytest.raises(ValueError, match=f"truncation={truncation} is outside"):
+            pipe(0, truncation=truncation)
+    pipe(0, truncation_mode="scale", progress_bar=False)
 
 
 def test_a_refused_call_draws_nothing() -> None:

@@ -6,6 +6,7 @@ from .configuration_biggan import BigGANConfig
 from .latents import sample_latents
 from .modeling_biggan import BigGANDiscriminator, BigGANModel
 from .pipeline_biggan import BigGANPipeline
+from .standing_stats import collect_standing_statistics
 
 
 __version__ = "0.1.0"
@@ -18,5 +19,6 @@ __all__ = [
     "BigGANDiscriminator",
     "BigGANModel",
     "BigGANPipeline",
+    "collect_standing_statistics",
     "sample_latents",
 ]

@@ -21,7 +21,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput, logging
 
 from .configuration_biggan import BigGANConfig
-from .hub import has_card, model_card, staged_save, upload_folder
+from .hub import create_repo, has_card, model_card, staged_save, upload_folder
 from .images import sample_sheet
 from .latents import TruncationMode, check_generators, check_truncation, check_truncation_mode, sample_latents
 from .layers import (
@@ -320,11 +320,12 @@ class BigGANPreTrainedModel(PreTrainedModel):
             revision: Branch to commit to.
             create_pr: Opens a pull request instead.
             max_shard_size: As for `save_pretrained`.
-            tags: Added to those of the card.
+            tags: Of a new card, beside its own.
 
         Returns:
             The commit's address.
         """
+        repo_id = create_repo(repo_id, token, private)
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, max_shard_size=max_shard_size)
             if not has_card(repo_id, token, revision):
@@ -559,10 +560,17 @@ class BigGANModel(BigGANPreTrainedModel):
             latents = sample_latents(number, self.config.z_dim, truncation, mode, generator, self.device)
         elif len(latents) != number:
             raise ValueError(f"latents must be ({number}, {self.config.z_dim}), got {tuple(latents.shape)}")
+        return self._generate(latents, labels, None, truncation)
+
+    @torch.no_grad()
+    def _generate(
+        self, latents: Tensor, labels: Tensor | None, embeddings: Tensor | None, truncation: float | None
+    ) -> Tensor:
+        """Images in eval mode."""
         was_training = self.training
         self.eval()
         try:
-            return self(latents.to(self.device), labels, truncation=truncation).images
+            return self(latents.to(self.device), labels, embeddings, truncation=truncation).images
         finally:
             self.train(was_training)
 

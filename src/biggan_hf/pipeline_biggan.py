@@ -1,10 +1,11 @@
 """From class names or ids to pictures, in the conventions of diffusers' pipelines."""
 
 import difflib
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
@@ -14,23 +15,29 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers.utils import ModelOutput
 
-from .images import to_pil
+from .images import to_pil, to_uint8
 from .latents import TruncationMode, sample_latents
 from .modeling_biggan import BigGANModel
 
 
-ClassLabels = int | str | Sequence[int | str] | Tensor
+ClassMixture = Mapping[int | str, float]
+ClassLabels = int | str | ClassMixture | Sequence[int | str | ClassMixture] | Tensor
 Generators = torch.Generator | Sequence[torch.Generator]
-OutputType = Literal["pil", "np", "pt"]
+OutputType = Literal["pil", "np", "pt", "uint8"]
+
+# Pixels of a batch, where the caller names no size: 4 images of 128 pixels on a CPU, whose caches hold no more, and
+# 256 on a GPU, if they fit.
+PIXELS_AT_A_TIME = {"cpu": 2**16, "cuda": 2**22}
 
 
 @dataclass
 class BigGANPipelineOutput(ModelOutput):
     """
     Args:
-        images: N pictures: a list of PIL images of mode "RGB" or "L", or a numpy array (N, H, W, num_channels) or a
-            tensor (N, num_channels, H, W), both float32 in [0, 1].
-        class_labels: int64 (N,); `None` for an unconditional model.
+        images: N pictures: a list of PIL images of mode "RGB" or "L" ("pil"); a numpy array (N, H, W, num_channels)
+            ("np") or a tensor (N, num_channels, H, W) ("pt"), both float32 in [0, 1]; a numpy array (N, H, W,
+            num_channels) of uint8 ("uint8").
+        class_labels: int64 (N,); `None` for an unconditional model, and where classes are mixed.
         latents: float32 (N, z_dim) as drawn or as given.
     """
 
@@ -53,6 +60,7 @@ class BigGANPipeline:
         g = torch.Generator().manual_seed(0)
         images = pipe("golden retriever", truncation=0.4, num_images_per_prompt=4, generator=g).images
         images[0].save("golden-retriever.png")
+        mixed = pipe({"goldfish": 0.7, "tiger": 0.3}, truncation=0.4).images[0]
         ```
     """
 
@@ -124,6 +132,32 @@ class BigGANPipeline:
             raise ValueError(f"unknown class name {name!r}; the ids are 0 to {len(self.id2label) - 1}")
         raise ValueError(f"unknown class name {name!r}; the closest are {', '.join(map(repr, close))}")
 
+    def embed_classes(self, class_labels: ClassLabels) -> Tensor:
+        """
+        Class embeddings, for mixing and for paths between classes.
+
+        Args:
+            class_labels: An id, a name, a mixture (weights by id or name, which sum to 1), or several of these.
+
+        Returns:
+            (number of classes, class_embedding_dim) float32, a mixture's being the weighted sum; without a shared
+            embedding (number of classes, num_labels), the weights themselves.
+
+        Raises:
+            ValueError: An unknown name, an id out of range, weights that do not sum to 1.
+        """
+        return self._embed(self._to_mixtures(class_labels))
+
+    @torch.no_grad()
+    def _embed(self, mixtures: list[dict[int, float]]) -> Tensor:
+        rows = []
+        for mixture in mixtures:
+            labels = torch.tensor([*mixture])
+            self.model._check_class_labels(labels, len(labels))
+            weights = torch.tensor([*mixture.values()], device=self.device)
+            rows.append(weights @ self.model.class_embedding(labels.to(self.device)).float())
+        return torch.stack(rows)
+
     # Generating
 
     def __call__(
@@ -131,10 +165,11 @@ class BigGANPipeline:
         class_labels: ClassLabels | None = None,
         *,
         num_images_per_prompt: int = 1,
-        batch_size: int = 16,
+        batch_size: int | None = None,
         truncation: float | None = None,
         truncation_mode: TruncationMode | None = None,
         latents: Tensor | None = None,
+        class_embeddings: Tensor | None = None,
         generator: Generators | None = None,
         output_type: OutputType = "pil",
         return_dict: bool = True,
@@ -146,77 +181,148 @@ class BigGANPipeline:
         All latents are drawn before the first image is generated: the images do not depend on the batch size.
 
         Args:
-            class_labels: Ids, names (see `get_label_ids`) or a list of both. `None`: a random class for each image,
-                or none for an unconditional model.
+            class_labels: Ids, names (see `get_label_ids`), mixtures such as `{"goldfish": 0.7, "tiger": 0.3}`, whose
+                weights sum to 1, or a list of these. `None`: a random class for each image, or none for an
+                unconditional model.
             num_images_per_prompt: Images a class; without classes, the number of images.
-            batch_size: Most images that are generated at a time.
+            batch_size: Most images that are generated at a time; default by their size. Halved whenever the device
+                runs out of memory.
             truncation: Threshold t > 0 of the truncation trick (paper, section 3.1): the smaller, the more typical
                 and the less varied. `None` for plain N(0, 1).
-            truncation_mode: `"resample"` or `"scale"`; default the model's own.
+            truncation_mode: See `sample_latents`; default the model's own, which is that of its standing statistics.
             latents: (number of images, z_dim) in place of drawing them; `truncation` then only chooses among the
                 model's standing statistics.
+            class_embeddings: (number of classes, class_embedding_dim) in place of `class_labels`, see
+                `embed_classes`.
             generator: Makes the draw reproducible. One for all images, or a list with one an image, which makes an
                 image independent of the others. CPU generators give the same latents whatever the model's device.
-            output_type: `"pil"`, `"np"` or `"pt"`, see `BigGANPipelineOutput`.
+            output_type: `"pil"`, `"np"`, `"pt"` or `"uint8"`, see `BigGANPipelineOutput`.
             return_dict: `False` for the tuple (images, class_labels, latents).
-            progress_bar: Shows the batches done.
+            progress_bar: Shows the images done.
 
         Raises:
-            ValueError: An unknown or ambiguous name, a label or an option out of range, latents of a wrong shape, a
-                wrong number of generators.
+            ValueError: An unknown or ambiguous name, a label or an option out of range, weights that do not sum to 1,
+                latents of a wrong shape, a wrong number of generators.
             TypeError: A label or a generator of another type.
+            MemoryError: Not even one image fits the device.
         """
-        label_ids = None if class_labels is None else self._to_ids(class_labels)
+        label_ids, embeddings = self._classes(class_labels, class_embeddings)
         _check_positive("num_images_per_prompt", num_images_per_prompt)
-        number = num_images_per_prompt * (1 if label_ids is None else len(label_ids))
-        self._check_options(batch_size, truncation, truncation_mode, output_type)
+        number = num_images_per_prompt * next((len(x) for x in (label_ids, embeddings) if x is not None), 1)
+        mode = self._check_options(batch_size, truncation, truncation_mode, output_type)
         self._check_draw(number, latents, generator)
 
         # The model's own way of drawing: with the same generator, the images are those of `model.sample`.
-        labels = self.model._labels_to_sample(label_ids, num_images_per_prompt, generator)
+        labels = None
+        if embeddings is None:
+            labels = self.model._labels_to_sample(label_ids, num_images_per_prompt, generator)
+        else:
+            embeddings = embeddings.to(self.device).repeat_interleave(num_images_per_prompt, dim=0)
         if latents is None:
-            mode = truncation_mode or self.model.config.truncation_mode
             latents = sample_latents(number, self.model.config.z_dim, truncation, mode, generator, self.device)
-        batches = self._generate(latents, labels, truncation, batch_size, progress_bar)
+        batches = self._generate(latents, labels, embeddings, truncation, batch_size, progress_bar)
         images = _join([_convert(batch, output_type) for batch in batches])
         if not return_dict:
             return images, labels, latents
         return BigGANPipelineOutput(images=images, class_labels=labels, latents=latents)
 
     def _generate(
-        self, latents: Tensor, labels: Tensor | None, truncation: float | None, batch_size: int, progress_bar: bool
+        self,
+        latents: Tensor,
+        labels: Tensor | None,
+        embeddings: Tensor | None,
+        truncation: float | None,
+        batch_size: int | None,
+        progress_bar: bool,
     ) -> Iterator[Tensor]:
-        for start in tqdm(range(0, len(latents), batch_size), disable=not progress_bar, unit="batch"):
-            batch = latents[start : start + batch_size]
-            if labels is None:
-                yield self.model.sample(num_images_per_label=len(batch), truncation=truncation, latents=batch)
-            else:
-                yield self.model.sample(labels[start : start + batch_size], truncation=truncation, latents=batch)
+        pixels = PIXELS_AT_A_TIME.get(self.device.type, PIXELS_AT_A_TIME["cpu"])
+        size = batch_size or max(pixels // self.model.config.image_size**2, 1)
+        done = 0
+        with tqdm(total=len(latents), disable=not progress_bar, unit="image") as bar:
+            while done < len(latents):
+                size = min(size, len(latents) - done)
+                here = slice(done, done + size)
+                batch_labels = None if labels is None else labels[here]
+                batch_embeddings = None if embeddings is None else embeddings[here]
+                images = self._generate_if_it_fits(latents[here], batch_labels, batch_embeddings, truncation)
+                if images is None:
+                    size //= 2
+                    continue
+                yield images
+                done += size
+                bar.update(size)
 
-    def _to_ids(self, class_labels: ClassLabels) -> list[int] | Tensor:
+    def _generate_if_it_fits(
+        self, latents: Tensor, labels: Tensor | None, embeddings: Tensor | None, truncation: float | None
+    ) -> Tensor | None:
+        """The images, or `None` where several at a time need more memory than there is."""
+        try:
+            return self.model._generate(latents, labels, embeddings, truncation)
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+            if len(latents) == 1:
+                side = self.model.config.image_size
+                raise MemoryError(f"one image of {side}×{side} does not fit the memory of {self.device}") from error
+        # Here, where the error and the tensors that its traceback holds are gone.
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return None
+
+    # Checking what was given
+
+    def _classes(
+        self, class_labels: ClassLabels | None, class_embeddings: Tensor | None
+    ) -> tuple[list[int] | Tensor | None, Tensor | None]:
+        """Labels, or embeddings where these were given or classes are mixed, or neither."""
+        if class_embeddings is not None and (class_embeddings.ndim != 2 or not len(class_embeddings)):
+            raise ValueError(f"class_embeddings must be (1 or more, width), got {tuple(class_embeddings.shape)}")
+        if class_labels is None:
+            return None, class_embeddings
+        if class_embeddings is not None:
+            raise ValueError("class_labels and class_embeddings are two ways to say one thing; give one of them")
         if isinstance(class_labels, Tensor):
-            ids: list[int] | Tensor = class_labels.reshape(-1)
-        elif isinstance(class_labels, Iterable) and not isinstance(class_labels, str):
-            ids = [self._to_id(label) for label in class_labels]
+            return class_labels.reshape(-1), None
+        mixtures = self._to_mixtures(class_labels)
+        if all(len(mixture) == 1 for mixture in mixtures):
+            return [label for mixture in mixtures for label in mixture], None
+        return None, self._embed(mixtures)
+
+    def _to_mixtures(self, class_labels: ClassLabels) -> list[dict[int, float]]:
+        """Weights by id, a mixture of one for a plain class."""
+        if isinstance(class_labels, Iterable) and not isinstance(class_labels, str | Mapping):
+            given = class_labels.tolist() if isinstance(class_labels, Tensor) else list(class_labels)
         else:
-            ids = [self._to_id(class_labels)]
-        if not len(ids):
+            given = [class_labels]
+        if not given:
             raise ValueError("class_labels is empty; None draws a random class for each image")
-        return ids
+        return [self._to_mixture(one) if isinstance(one, Mapping) else {self._to_id(one): 1.0} for one in given]
+
+    def _to_mixture(self, weights: Mapping[Any, Any]) -> dict[int, float]:
+        mixture: dict[int, float] = {}
+        for label, weight in weights.items():
+            if isinstance(weight, bool) or not isinstance(weight, Real) or not math.isfinite(weight):
+                raise ValueError(f"the weight of class {label!r} must be a number, got {weight!r}")
+            label_id = self._to_id(label)
+            mixture[label_id] = mixture.get(label_id, 0.0) + float(weight)
+        if abs(sum(mixture.values()) - 1) > 1e-6:
+            raise ValueError(f"the weights of a mixture must sum to 1, got {dict(weights)}")
+        return mixture
 
     def _to_id(self, label: Any) -> int:
         is_id = isinstance(label, Integral) and not isinstance(label, bool)
         return int(label) if is_id else self._label_id(label)
 
     def _check_options(
-        self, batch_size: int, truncation: float | None, mode: TruncationMode | None, output_type: OutputType
-    ) -> None:
-        _check_positive("batch_size", batch_size)
-        if mode is not None and mode not in get_args(TruncationMode):
-            raise ValueError(f"truncation_mode must be 'resample', 'scale' or None, got {mode!r}")
+        self, batch_size: int | None, truncation: float | None, mode: TruncationMode | None, output_type: OutputType
+    ) -> TruncationMode:
+        """The mode in which latents are to be drawn."""
+        if batch_size is not None:
+            _check_positive("batch_size", batch_size)
         if output_type not in get_args(OutputType):
-            raise ValueError(f"output_type must be 'pil', 'np' or 'pt', got {output_type!r}")
+            raise ValueError(f"output_type must be one of {', '.join(get_args(OutputType))}, got {output_type!r}")
         self.model._standing_row(truncation)  # refuses a truncation that is no number or has no statistics
+        return self.model._truncation_mode(truncation, mode)
 
     def _check_draw(self, number: int, latents: Tensor | None, generator: Generators | None) -> None:
         if latents is not None and latents.shape != (number, self.model.config.z_dim):
@@ -247,10 +353,17 @@ def _check_positive(name: str, value: int) -> None:
         raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
 
 
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    # On a CPU torch raises a plain RuntimeError, with a message of its allocator.
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
 def _convert(images: Tensor, output_type: OutputType) -> list[Image.Image] | np.ndarray | Tensor:
     """(N, C, H, W) in [-1, 1] to what the caller asked for."""
     if output_type == "pil":
         return to_pil(images)
+    if output_type == "uint8":
+        return to_uint8(images).permute(0, 2, 3, 1).cpu().numpy()
     images = (images.float() + 1) / 2
     return images.permute(0, 2, 3, 1).cpu().numpy() if output_type == "np" else images
 

@@ -1,0 +1,122 @@
+"""`biggan-hf interpolate`: a sheet or a film of the way from image to image."""
+
+import argparse
+from typing import TYPE_CHECKING
+
+from . import common
+
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..pipeline_biggan import BigGANPipeline
+
+
+EXAMPLES = """\
+examples:
+  biggan-hf interpolate user/biggan --classes tiger goldfish --rows 4 --output tigers-and-goldfish.png
+  biggan-hf interpolate user/biggan --over both --classes tiger goldfish daisy --loop --output loop.gif
+"""
+
+
+def add_command(commands: common.Commands) -> None:
+    parser = common.add_parser(
+        commands,
+        "interpolate",
+        run,
+        help="images along a path through latents or classes",
+        description="Generates images along a path: a sheet with a path a row (.png), or a film (.gif, .mp4).",
+        examples=EXAMPLES,
+    )
+    common.add_model_arguments(parser)
+    parser.add_argument(
+        "--over",
+        choices=["latents", "classes", "both"],
+        default="latents",
+        help="what moves; over latents, the rows take the classes in turn (default: %(default)s)",
+    )
+    common.add_classes_argument(parser, "the first ones")
+    parser.add_argument(
+        "--points",
+        type=common.positive_int,
+        metavar="N",
+        help="points of a path; over classes, the classes by default (default: 3)",
+    )
+    parser.add_argument(
+        "--steps", type=common.positive_int, default=8, metavar="N", help="from point to point (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--rows", type=common.positive_int, default=1, metavar="N", help="paths, of latents of their own (default: 1)"
+    )
+    parser.add_argument("--spherical", action="store_true", help="along great circles instead of straight lines")
+    parser.add_argument("--loop", action="store_true", help="lead back to the first point")
+    parser.add_argument(
+        "--fps", type=common.positive_int, default=16, metavar="N", help="of a film (default: %(default)s)"
+    )
+    common.add_drawing_arguments(parser)
+    common.add_output_arguments(parser, "FILE", "a .png sheet, or a .gif or .mp4 film")
+
+
+def run(args: argparse.Namespace) -> None:
+    from ..images import image_grid
+    from ..latents import check_truncation
+    from ..media import FILMS, import_av, save_png
+
+    common.check_output(args.output, [".png", *FILMS], args.overwrite)
+    check_truncation(args.truncation)
+    suffix = args.output.suffix.lower()
+    if suffix == ".mp4":
+        import_av()
+    paths = _paths(common.load_pipeline(args.model, args.device), args)  # (rows, frames, C, H, W)
+    if suffix == ".png":
+        save_png(image_grid(paths.flatten(0, 1), paths.shape[1]), args.output)
+    else:
+        columns = round(len(paths) ** 0.5)
+        frames = [image_grid(frame, columns, padding=2 if len(paths) > 1 else 0) for frame in paths.unbind(1)]
+        FILMS[suffix](frames, args.output, args.fps)
+    print(args.output)
+
+
+def _paths(pipe: "BigGANPipeline", args: argparse.Namespace) -> "Tensor":
+    import torch
+
+    from ..exploring import interpolate
+    from ..latents import sample_latents
+
+    embeddings, points = _classes(pipe, args)
+    mode = pipe.model._truncation_mode(args.truncation, args.truncation_mode)
+    generator = torch.Generator().manual_seed(args.seed)
+    num_latents = 1 if args.over == "classes" else points
+    rows = []
+    for row in range(args.rows):
+        latents = sample_latents(num_latents, pipe.model.config.z_dim, args.truncation, mode, generator, pipe.device)
+        along = embeddings
+        if embeddings is not None and args.over == "latents":
+            along = embeddings[row % len(embeddings)][None]
+        rows.append(
+            interpolate(
+                pipe,
+                latents,
+                along,
+                args.steps,
+                spherical=args.spherical,
+                closed=args.loop,
+                truncation=args.truncation,
+                batch_size=args.batch_size,
+            )
+        )
+    return torch.stack(rows)
+
+
+def _classes(pipe: "BigGANPipeline", args: argparse.Namespace) -> tuple["Tensor | None", int]:
+    """Embeddings of the classes, and the number of points of a path."""
+    points = args.points or 3
+    if not pipe.id2label:
+        if args.classes or args.over != "latents":
+            raise ValueError("this model is unconditional: a path leads over latents, without --classes")
+        return None, points
+    if args.over != "latents" and args.classes and args.points not in (None, len(args.classes)):
+        raise ValueError(f"--points {args.points} and {len(args.classes)} classes: over classes, these are the points")
+    classes = common.classes_to_sample(pipe, args.classes, default=args.rows if args.over == "latents" else points)
+    embeddings = pipe.embed_classes(classes or [])
+    return embeddings, points if args.over == "latents" else len(embeddings)

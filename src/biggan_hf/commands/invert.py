@@ -1,0 +1,94 @@
+"""`biggan-hf invert`: the latents and class embeddings that come closest to given pictures."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import common
+
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+EXAMPLES = """\
+examples:
+  biggan-hf invert user/biggan cat.png --output inverted.png
+  biggan-hf invert user/biggan cat.png dog.png --classes cat dog --latents found.npz --output inverted.png
+"""
+
+
+def add_command(commands: common.Commands) -> None:
+    parser = common.add_parser(
+        commands,
+        "invert",
+        run,
+        help="the latents that come closest to a picture",
+        description="Looks for the latents and the class embedding that generate given pictures. A row of the sheet "
+        "is a picture, the random sample that was closest to it, and what was found from there.",
+        examples=EXAMPLES,
+    )
+    common.add_model_arguments(parser)
+    parser.add_argument("pictures", nargs="+", type=Path, metavar="PICTURE", help="of the model's own size")
+    parser.add_argument(
+        "--classes", nargs="+", metavar="CLASS", help="where each begins, a name or id each (default: any)"
+    )
+    parser.add_argument(
+        "--steps", type=common.positive_int, default=300, metavar="N", help="of descent (default: %(default)s)"
+    )
+    parser.add_argument("--truncation", type=float, metavar="T", help="of the samples to begin with (default: none)")
+    parser.add_argument("--seed", type=common.seed, default=0, help="of the samples (default: %(default)s)")
+    parser.add_argument(
+        "--latents", type=Path, metavar="FILE.npz", help="also write latents, class_embeddings and errors"
+    )
+    common.add_output_arguments(parser, "FILE.png", "where the sheet goes")
+
+
+def run(args: argparse.Namespace) -> None:
+    import numpy as np
+    import torch
+
+    from ..images import image_grid
+    from ..inversion import invert
+    from ..latents import check_truncation
+    from ..media import replacing, save_png
+
+    common.check_output(args.output, [".png"], args.overwrite)
+    if args.latents:
+        common.check_output(args.latents, [".npz"], args.overwrite)
+    check_truncation(args.truncation)
+    pipe = common.load_pipeline(args.model, args.device)
+    config = pipe.model.config
+    pictures = torch.stack([_read(path, config.image_size, config.num_channels) for path in args.pictures])
+    ids = None if args.classes is None else common.class_ids(pipe, args.classes)
+    found = invert(
+        pipe.model,
+        pictures,
+        None if ids is None else torch.tensor(ids),
+        num_steps=args.steps,
+        truncation=args.truncation,
+        generator=torch.Generator().manual_seed(args.seed),
+    )
+    if args.latents:
+        arrays = {"latents": found.latents, "class_embeddings": found.class_embeddings, "errors": found.errors}
+        given: dict[str, Any] = {name: x.cpu().numpy() for name, x in arrays.items() if x is not None}
+        with replacing(args.latents) as temporary, temporary.open("wb") as file:
+            np.savez(file, **given)
+        print(args.latents)
+    sheet = torch.stack([pictures, found.starts.cpu(), found.images.cpu()], dim=1).flatten(0, 1)
+    labels = [path.stem for path in args.pictures]
+    save_png(image_grid(sheet, 3, labels, column_labels=["picture", "start", "found"]), args.output)
+    print(args.output)
+
+
+def _read(path: Path, size: int, num_channels: int) -> "Tensor":
+    """(C, H, W) in [-1, 1]."""
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    with Image.open(path) as picture:
+        if picture.size != (size, size):
+            raise ValueError(f"{str(path)!r} is {picture.width}×{picture.height}, this model's pictures {size}×{size}")
+        array = np.array(picture.convert("RGB" if num_channels == 3 else "L")).reshape(size, size, num_channels)
+    return torch.from_numpy(array).permute(2, 0, 1) / 127.5 - 1

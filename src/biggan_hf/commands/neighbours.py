@@ -1,0 +1,102 @@
+"""`biggan-hf neighbours`: samples beside the closest pictures of a data set."""
+
+import argparse
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from . import common
+
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..data import LabelledImages
+
+
+EXAMPLES = """\
+examples:
+  biggan-hf neighbours user/biggan --dataset_name uoft-cs/cifar10 --output neighbours.png
+  biggan-hf neighbours user/biggan --dataset_name path/to/pictures --classes tiger --neighbours 8 --output tigers.png
+"""
+
+PICTURES_AT_A_TIME = 256
+
+
+def add_command(commands: common.Commands) -> None:
+    parser = common.add_parser(
+        commands,
+        "neighbours",
+        run,
+        help="the closest pictures of a data set to samples",
+        description="Generates a sheet with a sample a row, and right of it the pictures of a data set that differ "
+        "least from it, pixel by pixel: a look for memorised pictures.",
+        examples=EXAMPLES,
+    )
+    common.add_model_arguments(parser)
+    parser.add_argument("--dataset_name", required=True, metavar="NAME", help="as for training: a folder or a Hub id")
+    parser.add_argument("--dataset_split", default="train", metavar="SPLIT", help="default: %(default)s")
+    common.add_classes_argument(parser, "the first 10")
+    parser.add_argument(
+        "--images_per_class",
+        type=common.positive_int,
+        default=1,
+        metavar="N",
+        help="samples a class; without classes, samples (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--neighbours", type=common.positive_int, default=5, metavar="K", help="pictures a row (default: %(default)s)"
+    )
+    common.add_drawing_arguments(parser)
+    common.add_output_arguments(parser, "FILE.png", "where the sheet goes")
+
+
+def run(args: argparse.Namespace) -> None:
+    import torch
+
+    from ..data import load_labelled_images
+    from ..exploring import nearest_neighbours
+    from ..images import image_grid
+    from ..latents import check_truncation
+    from ..media import save_png
+
+    common.check_output(args.output, [".png"], args.overwrite)
+    check_truncation(args.truncation)
+    pipe = common.load_pipeline(args.model, args.device)
+    config = pipe.model.config
+    data_set = load_labelled_images(
+        args.dataset_name,
+        image_size=config.image_size,
+        num_channels=config.num_channels,
+        split=args.dataset_split,
+        label_column="none",
+    )
+    if args.neighbours > len(data_set):
+        raise ValueError(f"--neighbours {args.neighbours}: the data set has {len(data_set)} pictures")
+    classes = common.classes_to_sample(pipe, args.classes)
+    output = pipe(
+        classes,
+        num_images_per_prompt=args.images_per_class,
+        batch_size=args.batch_size,
+        truncation=args.truncation,
+        truncation_mode=args.truncation_mode,
+        generator=torch.Generator().manual_seed(args.seed),
+        output_type="uint8",
+    )
+    samples = torch.from_numpy(output.images).permute(0, 3, 1, 2)
+    found = nearest_neighbours(samples, _batches(data_set), args.neighbours)
+    pictures = data_set.__getitems__(found.indices.flatten().tolist())["pixel_values"].unflatten(0, (len(samples), -1))
+    sheet = torch.cat([samples[:, None], pictures], dim=1)
+    labels = [label for name in common.class_names(pipe, classes) for label in [name] * args.images_per_class] or None
+    titles = ["sample", *(str(rank) for rank in range(1, args.neighbours + 1))]
+    save_png(image_grid(sheet.flatten(0, 1), len(titles), labels, column_labels=titles), args.output)
+    print(args.output)
+    nearest = ", ".join(f"{distance:.1f}" for distance in found.distances[:, 0].tolist())
+    print(f"Root mean square differences to the nearest, in grey levels of 255: {nearest}")
+
+
+def _batches(data_set: "LabelledImages") -> "Iterator[Tensor]":
+    from tqdm.auto import tqdm
+
+    for start in tqdm(range(0, len(data_set), PICTURES_AT_A_TIME), unit="batch"):
+        rows = range(start, min(start + PICTURES_AT_A_TIME, len(data_set)))
+        yield data_set.__getitems__(rows)["pixel_values"]

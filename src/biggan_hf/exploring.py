@@ -1,0 +1,177 @@
+"""Looking at what a generator has learnt: paths, truncation sweeps, grids of classes, nearest neighbours."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .latents import interpolation_path
+from .pipeline_biggan import BigGANPipeline, ClassLabels
+
+
+def interpolate(
+    pipe: BigGANPipeline,
+    latents: Tensor,
+    class_embeddings: Tensor | None = None,
+    num_steps: int = 16,
+    *,
+    spherical: bool = False,
+    closed: bool = False,
+    **options: Any,
+) -> Tensor:
+    """
+    Images along a path through latents, class embeddings, or both at once: what is one stays, what is several moves.
+
+    Args:
+        pipe: The generator.
+        latents: (K, z_dim), or (1, z_dim) to keep them.
+        class_embeddings: (K, class_embedding_dim), or (1, class_embedding_dim) to keep the class, see
+            `pipe.embed_classes`; `None` for an unconditional model.
+        num_steps: Steps from a point to the next.
+        spherical: Along great circles instead of straight lines, see `interpolation_path`.
+        closed: A loop: the last point leads back to the first, which is not repeated.
+        options: Of the pipeline: `truncation`, `batch_size`, `progress_bar`.
+
+    Returns:
+        uint8 ((K - 1) · num_steps + 1, num_channels, H, W), or (K · num_steps, …) if closed.
+
+    Raises:
+        ValueError: Numbers of points that are neither 1 nor equal, or 1 for both.
+    """
+    numbers = {len(latents), 1 if class_embeddings is None else len(class_embeddings)} - {1}
+    if len(numbers) != 1 or 0 in numbers:
+        given = f"{len(latents)} latents and {0 if class_embeddings is None else len(class_embeddings)} classes"
+        raise ValueError(f"a path needs 2 or more points, as many latents as classes or one of them, got {given}")
+    points = numbers.pop()
+    num_frames = points * num_steps if closed else (points - 1) * num_steps + 1
+
+    def along(through: Tensor) -> Tensor:
+        if len(through) == 1:
+            return through.expand(num_frames, -1)
+        return interpolation_path(through, num_steps, spherical=spherical, closed=closed)
+
+    if class_embeddings is None:
+        return _images(pipe, num_images_per_prompt=num_frames, latents=along(latents), **options)
+    return _images(pipe, class_embeddings=along(class_embeddings), latents=along(latents), **options)
+
+
+def class_grid(
+    pipe: BigGANPipeline,
+    class_labels: ClassLabels,
+    num_images: int,
+    generator: torch.Generator | None = None,
+    **options: Any,
+) -> Tensor:
+    """
+    Every class with the same latents: what latents mean apart from the class.
+
+    Args:
+        pipe: A generator with classes.
+        class_labels: K classes, as for the pipeline.
+        num_images: N, of each class.
+        generator: Of the draw.
+        options: Of the pipeline: `truncation`, `truncation_mode`, `batch_size`, `progress_bar`.
+
+    Returns:
+        uint8 (K, N, num_channels, H, W).
+    """
+    num_classes = len(pipe.embed_classes(class_labels))
+    seeds = _draw_seeds(num_images, generator)
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds * num_classes]
+    images = _images(pipe, class_labels, num_images_per_prompt=num_images, generator=generators, **options)
+    return images.unflatten(0, (num_classes, num_images))
+
+
+def truncation_sweep(
+    pipe: BigGANPipeline,
+    class_labels: ClassLabels | None,
+    truncations: Sequence[float],
+    generator: torch.Generator | None = None,
+    **options: Any,
+) -> Tensor:
+    """
+    The same draws at each truncation, as in the paper's figure 2a: every entry of the latents moves towards 0.
+
+    Args:
+        pipe: The generator.
+        class_labels: As for the pipeline, N images in all with `num_images_per_prompt`.
+        truncations: T thresholds, all within the model's standing statistics if it has some.
+        generator: Of the draw.
+        options: Of the pipeline: `num_images_per_prompt`, `truncation_mode`, `batch_size`, `progress_bar`.
+
+    Returns:
+        uint8 (N, T, num_channels, H, W).
+    """
+    for truncation in truncations:
+        pipe.model._standing_row(truncation)
+    (seed,) = _draw_seeds(1, generator)
+    columns = []
+    for truncation in truncations:
+        again = torch.Generator().manual_seed(seed)
+        columns.append(_images(pipe, class_labels, truncation=truncation, generator=again, **options))
+    return torch.stack(columns, dim=1)
+
+
+def _draw_seeds(number: int, generator: torch.Generator | None) -> list[int]:
+    drawn_on = None if generator is None else generator.device
+    return torch.randint(2**63 - 1, (number,), generator=generator, device=drawn_on).tolist()
+
+
+def _images(pipe: BigGANPipeline, *args: Any, **options: Any) -> Tensor:
+    images = pipe(*args, **{"progress_bar": False, **options}, output_type="uint8").images
+    return torch.from_numpy(images).permute(0, 3, 1, 2)
+
+
+class Neighbours(NamedTuple):
+    """
+    Args:
+        distances: (N, k), ascending: root mean square differences, of grey levels (0 to 255) or of the features.
+        indices: int64 (N, k): where the pictures stand in the data set.
+    """
+
+    distances: Tensor
+    indices: Tensor
+
+
+def nearest_neighbours(
+    images: Tensor, data_set: Iterable[Tensor], k: int = 5, features: Callable[[Tensor], Tensor] | None = None
+) -> Neighbours:
+    """
+    The pictures of a data set that are closest to given images. Samples that come much closer to a training picture
+    than held-out pictures do are memorised.
+
+    Args:
+        images: uint8 (N, C, H, W).
+        data_set: Batches of uint8 (B, C, H, W), in the data set's order; read once.
+        k: Neighbours of each image.
+        features: uint8 (B, C, H, W) to (B, D), the space in which distances are taken; default the pixels.
+
+    Raises:
+        ValueError: Fewer than k pictures, pictures of another shape, images that are not uint8.
+    """
+    if images.ndim != 4 or images.dtype != torch.uint8:
+        raise ValueError(f"images must be uint8 (N, C, H, W), got {images.dtype} of {tuple(images.shape)}")
+    described = _described(images, features)
+    distances, indices = torch.empty(len(images), 0), torch.empty(len(images), 0, dtype=torch.int64)
+    seen = 0
+    for pictures in data_set:
+        if pictures.shape[1:] != images.shape[1:]:
+            raise ValueError(f"pictures must be {tuple(images.shape[1:])}, got {tuple(pictures.shape[1:])}")
+        # Not by ‖a‖² + ‖b‖² - 2ab, whose rounding is as large as the small distances that matter here.
+        direct = "donot_use_mm_for_euclid_dist"
+        new = torch.cdist(described, _described(pictures, features), compute_mode=direct)
+        numbers = torch.arange(seen, seen + len(pictures)).expand(len(images), -1)
+        distances, indices = torch.cat([distances, new], dim=1), torch.cat([indices, numbers], dim=1)
+        distances, kept = distances.sort(dim=1, stable=True)
+        distances, indices = distances[:, :k], indices.gather(1, kept[:, :k])
+        seen += len(pictures)
+    if not 1 <= k <= seen:
+        raise ValueError(f"k must be from 1 to the {seen} pictures of the data set, got {k}")
+    return Neighbours(distances / math.sqrt(described.shape[1]), indices)
+
+
+@torch.no_grad()
+def _described(images: Tensor, features: Callable[[Tensor], Tensor] | None) -> Tensor:
+    return (images if features is None else features(images)).flatten(1).float().cpu()

@@ -1,0 +1,95 @@
+"""Pictures, films and arrays to files, each whole or not at all."""
+
+import os
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from PIL import Image
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """
+    A file beside `path` to write to, which takes its place once it is whole; a write that fails leaves what was there.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_png(image: Image.Image, path: Path) -> None:
+    with replacing(path) as temporary:
+        image.save(temporary, format="PNG", optimize=True)
+
+
+def save_gif(frames: Sequence[Image.Image], path: Path, frames_per_second: float) -> None:
+    """A GIF that repeats for ever; its clock counts hundredths of a second."""
+    with replacing(path) as temporary:
+        first, *others = frames
+        milliseconds = 1000 / frames_per_second
+        first.save(temporary, format="GIF", save_all=True, append_images=others, duration=milliseconds, loop=0)
+
+
+def save_mp4(frames: Sequence[Image.Image], path: Path, frames_per_second: float) -> None:
+    """H.264, which players everywhere know; needs PyAV."""
+    av = import_av()
+    # 4:2:0 has one colour for two by two pixels: both sides must be even.
+    width, height = (side + side % 2 for side in frames[0].size)
+    with replacing(path) as temporary, av.open(str(temporary), "w", format="mp4") as film:
+        stream = film.add_stream("libx264", rate=round(frames_per_second), options={"crf": "18"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for frame in frames:
+            canvas = Image.new("RGB", (width, height), "white")
+            canvas.paste(frame)
+            film.mux(stream.encode(av.VideoFrame.from_image(canvas)))
+        film.mux(stream.encode())
+
+
+def import_av():  # type: ignore[no-untyped-def]  # a module that need not be there
+    try:
+        import av
+    except ImportError as error:
+        raise ImportError("an .mp4 needs PyAV: pip install biggan_hf[video]; a .gif needs nothing more") from error
+    return av
+
+
+FILMS: dict[str, Callable[[Sequence[Image.Image], Path, float], None]] = {".gif": save_gif, ".mp4": save_mp4}
+
+
+def save_npz(batches: Iterable[tuple[np.ndarray, np.ndarray | None]], number: int, path: Path) -> None:
+    """
+    Images and labels for metric tools, written as they come: only a batch is in memory.
+
+    Args:
+        batches: Pairs of images, uint8 (N, H, W, C), and labels, int64 (N,) or `None`.
+        number: Images in all.
+        path: An uncompressed `.npz` that `numpy.load` opens: `x`, uint8 (number, H, W, C), and `y`, int64 (number,),
+            which is left out where there are no labels.
+    """
+    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        with archive.open("x.npy", "w", force_zip64=True) as file:
+            labels = _write_images(batches, number, file)
+        if labels:
+            with archive.open("y.npy", "w", force_zip64=True) as file:
+                np.save(file, np.concatenate(labels))
+
+
+def _write_images(
+    batches: Iterable[tuple[np.ndarray, np.ndarray | None]], number: int, file: IO[bytes]
+) -> list[np.ndarray]:
+    """Writes one .npy array; returns the labels."""
+    labels = []
+    for index, (images, batch_labels) in enumerate(batches):
+        if index == 0:
+            header = {"descr": "|u1", "fortran_order": False, "shape": (number, *images.shape[1:])}
+            np.lib.format.write_array_header_1_0(file, header)
+        file.write(np.ascontiguousarray(images).data)
+        labels += [] if batch_labels is None else [batch_labels]
+    return labels

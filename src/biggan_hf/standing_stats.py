@@ -1,0 +1,216 @@
+"""Standing statistics: what batch norm assumes of its inputs at one truncation, measured over many forward passes.
+
+Running statistics are wrong twice for sampling: they come from untruncated latents, and, in an averaged generator,
+from weights other than its own. The paper instead runs the generator about 100 times on fresh latents and aggregates
+the statistics of the batches; truncated samples need a set of statistics for each threshold.
+
+Each pass is a training-mode forward as far as batch norm goes: every layer is normalised by the statistics of the
+batch at hand, so that the inputs of the deeper layers are those of a generator that was normalised exactly. The
+weights are those of eval mode: spectral norm takes its step and does not store it.
+"""
+
+import copy
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from .latents import check_truncation, sample_latents
+from .layers import BatchNorm2d, ConditionalBatchNorm2d
+from .modeling_biggan import BigGANModel
+
+
+SUMMED_AT_A_TIME = 2**18  # on a CPU: 2 MiB of float64, which the cache holds
+
+Layers = list[BatchNorm2d | ConditionalBatchNorm2d]
+
+
+@torch.no_grad()
+def collect_standing_statistics(
+    model: BigGANModel,
+    truncations: float | Iterable[float] | None = None,
+    *,
+    num_batches: int = 100,
+    batch_size: int = 64,
+    average_batches: bool = False,
+    generator: torch.Generator | None = None,
+    progress_bar: bool = True,
+) -> None:
+    """
+    Measures the generator's standing statistics and stores them in its buffers and its config, in place of those it
+    has. `model(..., truncation=t)` and `model.sample(truncation=t)` then use them, and `save_pretrained` saves them.
+
+    Nothing else changes: parameters, singular vectors, train and eval modes, and, but for `truncations=None`, running
+    statistics stay. A call that fails changes nothing.
+
+    With torch.distributed initialised, as under Accelerate, every process must call this with the same weights; each
+    takes its share of the batches, and the first one's generator counts.
+
+    Args:
+        model: The generator itself, not its wrapper for distributed training.
+        truncations: One threshold or a table of them, each > 0, in the sense of `config.truncation_mode`. `None`:
+            plain N(0, 1), whose statistics take the place of the running ones, which untruncated samples use.
+        num_batches: Forward passes for each threshold; the paper takes about 100.
+        batch_size: Samples a pass, at least 2. They are normalised together: the larger, the closer to the limit.
+        average_batches: `False`: the variance is that of all activations of all passes. `True`: the mean of the
+            passes' variances, which leaves out how much the passes' means vary. The latter is what DeepMind's TFHub
+            modules hold (sums of batch means and of batch variances, with a counter), and what compare_gan and
+            BigGAN-PyTorch compute. The means are the same.
+        generator: Of latents and labels: the same seed gives the same bits. All thresholds see the same draws, each
+            truncated in its own way, so that a row does not depend on which others there are.
+        progress_bar: Shows the passes done, on the first process.
+
+    Raises:
+        TypeError: `model` is no `BigGANModel`.
+        ValueError: A threshold that is not positive and finite, an empty table, fewer than 1 batch or 2 samples,
+            activations that are not finite.
+    """
+    _check(model, num_batches, batch_size)
+    table = _table(truncations)
+    layers: Layers = [m for m in model.modules() if isinstance(m, BatchNorm2d | ConditionalBatchNorm2d)]
+    seeds = _draw_seeds(num_batches, generator, model.device)
+    rank, num_processes = (dist.get_rank(), dist.get_world_size()) if _is_distributed() else (0, 1)
+    own_seeds = seeds[rank::num_processes]
+
+    rows = []
+    total, silent = max(len(table), 1) * len(own_seeds), not progress_bar or rank > 0
+    with _batch_statistics(model, layers) as observed, tqdm(total=total, disable=silent, unit="batch") as bar:
+        for truncation in table or (None,):
+            moments = _Moments(sum(layer.num_features for layer in layers), model.device)
+            for seed in own_seeds:
+                _forward(model, truncation, batch_size, seed)
+                moments.add(*(torch.cat(each) for each in zip(*observed, strict=True)))
+                bar.update()
+            mean, var = moments.pooled(average_batches)
+            if not (mean.isfinite().all() and var.isfinite().all()):
+                raise ValueError(f"the activations at truncation={truncation} are not finite: no statistics")
+            rows.append((mean, var))
+    _store(model, layers, table, *(torch.stack(each) for each in zip(*rows, strict=True)))
+
+
+def _check(model: BigGANModel, num_batches: int, batch_size: int) -> None:
+    if not isinstance(model, BigGANModel):
+        raise TypeError(f"standing statistics are those of a BigGANModel, got {type(model).__name__}; unwrap it")
+    if num_batches < 1:
+        raise ValueError(f"num_batches must be at least 1, got {num_batches}")
+    if batch_size < 2:
+        raise ValueError(f"batch_size must be at least 2, since a batch is normalised as one, got {batch_size}")
+
+
+def _table(truncations: float | Iterable[float] | None) -> list[float]:
+    """The thresholds, ascending; none for plain N(0, 1)."""
+    if truncations is None:
+        return []
+    given = list(truncations) if isinstance(truncations, Iterable) else [truncations]
+    if not given:
+        raise ValueError("truncations is empty; None measures plain N(0, 1)")
+    for truncation in given:
+        if truncation is None:
+            raise ValueError("a table of truncations must hold numbers, got None; plain N(0, 1) is a call of its own")
+        check_truncation(truncation)
+    return sorted({float(truncation) for truncation in given})
+
+
+def _is_distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _draw_seeds(number: int, generator: torch.Generator | None, device: torch.device) -> list[int]:
+    """A seed a batch: what a batch holds does not depend on the process that takes it."""
+    drawn_on = "cpu" if generator is None else generator.device
+    seeds = torch.randint(2**63 - 1, (number,), generator=generator, device=drawn_on).to(device)
+    if _is_distributed():
+        dist.broadcast(seeds, src=0)
+    return seeds.tolist()
+
+
+def _forward(model: BigGANModel, truncation: float | None, batch_size: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    labels = model._labels_to_sample(None, batch_size, generator)
+    mode = model.config.truncation_mode
+    model(sample_latents(batch_size, model.config.z_dim, truncation, mode, generator, model.device), labels)
+
+
+@contextmanager
+def _batch_statistics(model: BigGANModel, layers: Layers) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Eval mode, but for batch norms that take the batch's own statistics; yields each layer's last ones."""
+    observed: list[tuple[Tensor, Tensor]] = [(torch.empty(0), torch.empty(0))] * len(layers)
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        for index, layer in enumerate(layers):
+            layer.observer = partial(_observe, observed, index)
+        yield observed
+    finally:
+        for layer in layers:
+            layer.observer = None
+        for module, training in modes.items():
+            module.training = training
+
+
+def _observe(observed: list[tuple[Tensor, Tensor]], index: int, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance (C,) over (N, H, W), of sums in float64: E[x²] - E[x]² loses nothing of note there."""
+    on_cpu = hidden_states.device.type == "cpu"
+    samples = max(SUMMED_AT_A_TIME // hidden_states[0].numel(), 1) if on_cpu else len(hidden_states)
+    sums = torch.zeros(2, hidden_states.shape[1], dtype=torch.float64, device=hidden_states.device)
+    for part in hidden_states.split(samples):
+        values = part.double()
+        sums[0] += values.sum(dim=(0, 2, 3))
+        sums[1] += values.square().sum(dim=(0, 2, 3))
+    mean, mean_square = sums / hidden_states[:, 0].numel()
+    observed[index] = mean, (mean_square - mean.square()).clamp_min(0)
+    return observed[index]
+
+
+class _Moments:
+    """
+    Mean and variance over batches of one size, from those of each batch: by the law of total variance, the variance
+    of all values is the mean of the batches' variances plus the variance of their means. Welford's update in float64;
+    Chan, Golub & LeVeque's (1979) across processes.
+    """
+
+    def __init__(self, num_channels: int, device: torch.device):
+        self.count = 0
+        # The mean of the batches' means, the mean of their variances, the sum of squares of their means about `mean`.
+        self.mean, self.within, self.between = torch.zeros(3, num_channels, dtype=torch.float64, device=device)
+
+    def add(self, mean: Tensor, var: Tensor) -> None:
+        self.count += 1
+        difference = mean - self.mean
+        self.mean += difference / self.count
+        self.within += (var - self.within) / self.count
+        self.between += difference * (mean - self.mean)
+
+    def pooled(self, average_batches: bool) -> tuple[Tensor, Tensor]:
+        """Mean and variance over the batches of all processes."""
+        mean, within, between, count = self.mean, self.within, self.between, self.count
+        if _is_distributed():
+            sums = torch.cat([self.count * self.mean, self.count * self.within, self.mean.new_tensor([self.count])])
+            dist.all_reduce(sums)
+            count = int(sums[-1])
+            mean, within = (sums[:-1] / count).chunk(2)
+            between = self.between + self.count * (self.mean - mean).square()
+            dist.all_reduce(between)
+        return mean, within if average_batches else within + between / count
+
+
+def _store(model: BigGANModel, layers: Layers, table: list[float], means: Tensor, variances: Tensor) -> None:
+    """`means` and `variances`: (rows, channels of all layers)."""
+    sizes = [layer.num_features for layer in layers]
+    columns = zip(means.split(sizes, dim=1), variances.split(sizes, dim=1), strict=True)
+    for layer, (mean, var) in zip(layers, columns, strict=True):
+        if table:
+            dtype = layer.running_mean.dtype
+            layer.register_buffer("standing_mean", mean.to(dtype).clone(memory_format=torch.contiguous_format))
+            layer.register_buffer("standing_var", var.to(dtype).clone(memory_format=torch.contiguous_format))
+        else:
+            layer.running_mean.copy_(mean[0])
+            layer.running_var.copy_(var[0])
+    if table:
+        model.config = copy.deepcopy(model.config)  # another network may have the same object
+        model.config.standing_interpolation = "linear"
+        model.config.standing_truncations = table
