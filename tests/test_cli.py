@@ -513,7 +513,7 @@ def test_a_full_disk_costs_one_line(model: str, tmp_path: Path, capsys: pytest.C
     for name, argv in commands.items():
         capsys.readouterr()
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # more than that fails, as on a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4000, hard))  # more than that fails, as on a full disk
         try:
             with pytest.raises(SystemExit):
                 main([*argv, "--output", str(tmp_path / name)])

@@ -206,6 +206,18 @@ def test_each_picture_is_on_its_own(pipe: BigGANPipeline) -> None:
     torch.testing.assert_close(together.class_embeddings[2:], alone.class_embeddings, atol=1e-4, rtol=0)
 
 
+def test_the_mode_of_the_model_stays() -> None:
+    pipe = tiny_pipe()
+    pipe.model.train()
+    before = pipe.model.output_bn.running_var.clone()
+    found = inverted(pipe, torch.zeros(1, 1, 32, 32), num_steps=1)
+    assert pipe.model.training and torch.equal(pipe.model.output_bn.running_var, before)
+    assert not found.latents.requires_grad
+    with pytest.raises(ValueError, match="truncation"):
+        inverted(pipe, torch.zeros(1, 1, 32, 32), truncation=-1.0)
+    assert pipe.model.training
+
+
 def test_a_given_class_is_where_it_begins(pipe: BigGANPipeline) -> None:
     images = pipe.model.sample([0], generator=seeded(0))
     found = inverted(pipe, images, torch.tensor([3]), num_steps=0)

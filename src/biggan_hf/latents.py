@@ -47,19 +47,19 @@ def sample_latents(
     check_generators(generator, num_samples)
     if num_samples < 0 or z_dim < 1:
         raise ValueError(f"latents are (num_samples ≥ 0, z_dim ≥ 1), got ({num_samples}, {z_dim})")
-    if isinstance(generator, Sequence):
-        return torch.cat([sample_latents(1, z_dim, truncation, mode, g, device) for g in generator])
-    drawn_on = generator.device if generator is not None else device
+    inverse = truncation is not None and mode in ("resample", "scale")
+    generators, size = (generator, 1) if isinstance(generator, Sequence) else ([generator], num_samples)
+    drawn = torch.cat([_draw(size, z_dim, inverse, g, device) for g in generators])
     if truncation is None:
-        latents = torch.randn(num_samples, z_dim, generator=generator, device=drawn_on)
+        latents = drawn
     elif mode == "resample":
-        latents = _truncated_normal(num_samples, z_dim, truncation, generator, drawn_on)
+        latents = _truncated_normal(drawn, truncation)
     elif mode == "scale":
-        latents = truncation * _truncated_normal(num_samples, z_dim, 2.0, generator, drawn_on)
+        latents = truncation * _truncated_normal(drawn, 2.0)
     elif mode == "clamp":
-        latents = torch.randn(num_samples, z_dim, generator=generator, device=drawn_on).clamp(-truncation, truncation)
+        latents = drawn.clamp(-truncation, truncation)
     else:
-        latents = truncation * torch.randn(num_samples, z_dim, generator=generator, device=drawn_on)
+        latents = truncation * drawn
     return latents.to(device)
 
 
@@ -88,19 +88,22 @@ def check_generators(generator: torch.Generator | Sequence[torch.Generator] | No
             raise TypeError(f"generator must be a torch.Generator or one a sample, got {one!r}")
 
 
-def _truncated_normal(
-    num_samples: int,
-    z_dim: int,
-    threshold: float,
-    generator: torch.Generator | None,
-    device: torch.device | str | None,
+def _draw(
+    num_samples: int, z_dim: int, uniform: bool, generator: torch.Generator | None, device: torch.device | str | None
 ) -> Tensor:
+    """Uniform on [0, 1) in double precision, or N(0, 1) in single."""
+    drawn_on = device if generator is None else generator.device
+    if uniform:
+        return torch.rand(num_samples, z_dim, generator=generator, device=drawn_on, dtype=torch.float64)
+    return torch.randn(num_samples, z_dim, generator=generator, device=drawn_on)
+
+
+def _truncated_normal(uniform: Tensor, threshold: float) -> Tensor:
     """
     N(0, 1) conditioned on |z| ≤ threshold, exact at any threshold: the inverse of the distribution function,
-    z = √2 · erf⁻¹(v · erf(threshold / √2)) with v uniform on (-1, 1). Drawing again until all entries fit has the
-    same distribution and takes 1 / erf(threshold / √2) tries an entry.
+    z = √2 · erf⁻¹((2u - 1) · erf(threshold / √2)) with u uniform on (0, 1). Drawing again until all entries fit has
+    the same distribution and takes 1 / erf(threshold / √2) tries an entry.
     """
-    uniform = torch.rand(num_samples, z_dim, generator=generator, device=device, dtype=torch.float64)
     mass = math.erf(threshold / math.sqrt(2))
     latents = math.sqrt(2) * torch.erfinv((2 * uniform - 1) * mass)
     return latents.clamp(-threshold, threshold).float()

@@ -5,7 +5,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image
@@ -52,7 +52,8 @@ def save_mp4(frames: Sequence[Image.Image], path: Path, frames_per_second: float
         film.mux(stream.encode())
 
 
-def import_av():  # type: ignore[no-untyped-def]  # a module that need not be there
+def import_av() -> Any:
+    """PyAV, which need not be there; raises `ImportError` with what to install."""
     try:
         import av
     except ImportError as error:
