@@ -206,6 +206,7 @@ DEEP = {"architecture": "biggan-deep"}
         ({"class_embedding_dim": -3}, "class_embedding_dim must be at least 1, got -3"),
         ({"generator_base_channels": 0}, "generator_base_channels must be at least 1, got 0"),
         ({"discriminator_blocks_per_stage": -1, **DEEP}, "discriminator_blocks_per_stage must be at least 1, got -1"),
+        ({"generator_blocks_per_stage": 3}, "generator_blocks_per_stage=3 is for biggan-deep: a plain stage has one"),
         ({"generator_blocks_per_stage": 0, **DEEP}, "generator_blocks_per_stage must be at least 1, got 0"),
         ({"generator_channel_multipliers": [4, 4, 4]}, r"generator_channel_multipliers must be 4 .* \[4, 4, 4\]"),
         ({"generator_channel_multipliers": []}, r"generator_channel_multipliers must be 4 .* got \[\]"),

@@ -354,6 +354,9 @@ class BigGANConfig(PreTrainedConfig):
         for name in (*widths, "generator_blocks_per_stage", "discriminator_blocks_per_stage"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("generator_blocks_per_stage", "discriminator_blocks_per_stage"):
+            if not self.is_deep and getattr(self, name) > 2:  # 2 is the default, which means nothing there
+                raise ValueError(f"{name}={getattr(self, name)} is for biggan-deep: a plain stage has one block")
         if self.num_channels not in (1, 3):
             raise ValueError(f"num_channels must be 1 (grey) or 3 (RGB), got {self.num_channels}")
         for network, table in self._default_multipliers().items():
