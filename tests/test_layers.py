@@ -17,7 +17,9 @@ from biggan_hf.layers import (
     SpectralNorm,
     StandingRow,
     conv2d,
+    conv2d_downsample,
     linear,
+    upsample_conv2d,
 )
 
 
@@ -276,3 +278,27 @@ def test_buffers_stay_in_float32_in_half_precision() -> None:
         for name, buffer in module.named_buffers():
             assert buffer.dtype == torch.float32 and torch.equal(buffer, before[name]), name
     assert next(norm.double().buffers()).dtype == torch.float64
+
+
+@pytest.mark.parametrize("sn_eps", [None, 1e-6])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(("channels", "size"), [((3, 5), (4, 6)), ((8, 2), (2, 2)), ((1, 1), (8, 4))])
+def test_convolution_with_resampling_is_the_two_after_each_other(
+    sn_eps: float | None, dtype: torch.dtype, channels: tuple[int, int], size: tuple[int, int]
+) -> None:
+    conv = conv2d(*channels, 3, sn_eps).to(dtype).eval()  # eval: no vectors are stored between the two forms
+    maps = torch.randn(2, channels[0], *size, dtype=dtype)
+    plain = {
+        upsample_conv2d: lambda x: conv(F.interpolate(x, scale_factor=2, mode="nearest")),
+        conv2d_downsample: lambda x: F.avg_pool2d(conv(x), 2),
+    }
+    for fused, reference in plain.items():
+        results = []
+        for function in (lambda x, f=fused: f(conv, x), reference):
+            x = maps.clone().requires_grad_()
+            out = function(x)
+            weights = torch.arange(out.numel(), dtype=dtype).cos().view_as(out)
+            results.append([out, *torch.autograd.grad((out * weights).sum(), [x, *conv.parameters()])])
+        tolerance = 1e-12 if dtype == torch.float64 else 1e-5
+        for ours, theirs in zip(*results, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)

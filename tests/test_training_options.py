@@ -89,7 +89,7 @@ def test_float16_trains_with_its_scaler(pictures: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_compiled_run_keeps_the_function(pictures: Path, tmp_path: Path) -> None:
     main(arguments(pictures, tmp_path / "plain"))
-    main(arguments(pictures, tmp_path / "compiled", "--compile"))
+    main(arguments(pictures, tmp_path / "compiled", "--compile", "--max_train_minutes", "60"))
     np.testing.assert_allclose(losses(tmp_path / "compiled"), losses(tmp_path / "plain"), rtol=0, atol=1e-3)
     assert trained(tmp_path / "compiled").keys() == trained(tmp_path / "plain").keys()
 
@@ -268,7 +268,8 @@ def test_sigterm_leaves_a_checkpoint_and_exits_cleanly(pictures: Path, tmp_path:
 def killed_and_resumed(pictures: Path, folder: Path, kills: int, steps: int, num_processes: int) -> None:
     """Kills a run at random moments until it has been killed so often, then compares it with one that was not."""
     dice = random.Random(0)
-    flags = ["--checkpointing_steps", "1", "--horizontal_flip", "--cross_replica_batch_norm", "on"]
+    # On pictures of noise the discriminator wins soon, which the rule would call.
+    flags = ["--checkpointing_steps", "1", "--horizontal_flip", "--on_collapse", "ignore"]
     assert start(arguments(pictures, folder / "whole", *flags, steps=steps), num_processes).wait(timeout=600) == 0
     argv = arguments(pictures, folder / "killed", *flags, "--resume_from_checkpoint", "latest", steps=steps)
     for kill in range(kills):

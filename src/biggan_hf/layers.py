@@ -146,6 +146,31 @@ def linear(in_features: int, out_features: int, sn_eps: float | None, bias: bool
     return SNLinear(in_features, out_features, bias=bias, eps=sn_eps)
 
 
+# A 3x3 convolution together with the resampling beside it: the same function in 4/9 of the multiplications, and the
+# large map between the two is never made.
+
+
+def upsample_conv2d(conv: nn.Conv2d, hidden_states: Tensor) -> Tensor:
+    """`conv(nearest-neighbour upsampling by two)`, as one transposed convolution of stride 2 with a 4x4 kernel."""
+    kernel = _spread(_weight(conv).flip(2, 3)).transpose(0, 1)
+    return F.conv_transpose2d(hidden_states, kernel, conv.bias, stride=2, padding=1)
+
+
+def conv2d_downsample(conv: nn.Conv2d, hidden_states: Tensor) -> Tensor:
+    """`average pooling by two(conv)`, as one convolution of stride 2 with a 4x4 kernel."""
+    return F.conv2d(hidden_states, _spread(_weight(conv)) / 4, conv.bias, stride=2, padding=1)
+
+
+def _spread(weight: Tensor) -> Tensor:
+    """(O, I, 3, 3) to (O, I, 4, 4): the sum of the kernel at the four places that share a pixel."""
+    rows = F.pad(weight, (0, 0, 0, 1)) + F.pad(weight, (0, 0, 1, 0))
+    return F.pad(rows, (0, 1)) + F.pad(rows, (1, 0))
+
+
+def _weight(conv: nn.Conv2d) -> Tensor:
+    return conv.normalized_weight() if isinstance(conv, SNConv2d) else conv.weight
+
+
 # Class labels as vectors
 
 

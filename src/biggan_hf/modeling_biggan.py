@@ -33,7 +33,9 @@ from .layers import (
     SpectralNorm,
     StandingRow,
     conv2d,
+    conv2d_downsample,
     linear,
+    upsample_conv2d,
 )
 
 
@@ -93,7 +95,7 @@ class BigGANGeneratorBlock(nn.Module):
     def forward(self, hidden_states: Tensor, condition: Tensor | None, row: StandingRow | None) -> Tensor:
         # A 1x1 convolution commutes with nearest-neighbour upsampling, and is a quarter of the work before it.
         shortcut = _upsample(self.conv_sc(hidden_states))
-        hidden_states = self.conv1(_upsample(F.relu(self.bn1(hidden_states, condition, row))))
+        hidden_states = upsample_conv2d(self.conv1, F.relu(self.bn1(hidden_states, condition, row)))
         hidden_states = self.conv2(F.relu(self.bn2(hidden_states, condition, row)))
         return hidden_states + shortcut
 
@@ -122,8 +124,9 @@ class BigGANDeepGeneratorBlock(nn.Module):
         hidden_states = self.conv1(F.relu(self.bn1(hidden_states, condition, row)))
         hidden_states = F.relu(self.bn2(hidden_states, condition, row))
         if self.upsample:
-            hidden_states, shortcut = _upsample(hidden_states), _upsample(shortcut)
-        hidden_states = self.conv2(hidden_states)
+            hidden_states, shortcut = upsample_conv2d(self.conv2, hidden_states), _upsample(shortcut)
+        else:
+            hidden_states = self.conv2(hidden_states)
         hidden_states = self.conv3(F.relu(self.bn3(hidden_states, condition, row)))
         hidden_states = self.conv4(F.relu(self.bn4(hidden_states, condition, row)))
         return hidden_states + shortcut
@@ -153,10 +156,12 @@ class BigGANDiscriminatorBlock(nn.Module):
         if self.preactivation:
             hidden_states = F.relu(hidden_states)
             shortcut = hidden_states if self.shortcut_relu else shortcut
-        hidden_states = self.conv2(F.relu(self.conv1(hidden_states)))
+        hidden_states = F.relu(self.conv1(hidden_states))
         if self.downsample:
             # Pooling commutes with a 1x1 convolution, which is a quarter of the work after it.
-            hidden_states, shortcut = F.avg_pool2d(hidden_states, 2), F.avg_pool2d(shortcut, 2)
+            hidden_states, shortcut = conv2d_downsample(self.conv2, hidden_states), F.avg_pool2d(shortcut, 2)
+        else:
+            hidden_states = self.conv2(hidden_states)
         return hidden_states + self.conv_sc(shortcut)
 
 
