@@ -2,9 +2,10 @@
 
 import argparse
 import importlib
+import re
 from pathlib import Path
 
-from reading import recognise_source
+from reading import load, recognise_source
 from writing import run
 
 
@@ -16,14 +17,29 @@ def main(argv: list[str] | None = None) -> None:
     if not args.source.exists():
         raise FileNotFoundError(f"there is no file or folder {str(args.source)!r}")
     kind, script = recognise_source(args.source)
+    if script is None and not kind and args.source.is_file():
+        try:
+            load(args.source)
+        except ValueError as error:
+            raise ValueError(f"{str(args.source)!r} is none of the known checkpoints: {error}") from error
     if script is None:
         what = f"is {kind}, for which there is no converter" if kind else "is none of the known checkpoints"
         raise ValueError(f"{str(args.source)!r} {what}")
     print(f"{args.source} is {kind}: {script}")
-    # These two programs keep what belongs together in a folder.
-    whole_folder = script in ("convert_studiogan.py", "convert_pretrained_biggan.py") and args.source.is_file()
-    source = args.source.parent if whole_folder else args.source
-    importlib.import_module(script.removesuffix(".py")).main([str(source), *rest])
+    source, chosen = folder_and_choice(args.source, script)
+    importlib.import_module(script.removesuffix(".py")).main([str(source), *chosen, *rest])
+
+
+def folder_and_choice(source: Path, script: str) -> tuple[Path, list[str]]:
+    """Two programs keep what belongs together in a folder: that of a file, and the options that choose the file."""
+    if not source.is_file() or script not in ("convert_studiogan.py", "convert_pretrained_biggan.py"):
+        return source, []
+    match = re.fullmatch(r"model=(G|G_ema|D)-\w+-weights-step=(\d+)", source.stem)
+    if match is None or match[1] == "D":
+        if script == "convert_studiogan.py":
+            raise ValueError(f"{str(source)!r} is no generator by its name: give the folder that it lies in")
+        return source.parent, []
+    return source.parent, ["--step", match[2], "--weights", "ema" if match[1] == "G_ema" else "live"]
 
 
 if __name__ == "__main__":

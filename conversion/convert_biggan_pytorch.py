@@ -15,7 +15,7 @@ from architecture import (
     imagenet_classes,
     no_discriminator,
 )
-from reading import State, guess, load, load_state
+from reading import State, guess, load, load_state, no_folder
 from rename import class_first, fill_in_singular_values, fold_power_step, rename, scalar_gamma
 from training_state import adam_state, counters
 from writing import Conversion, Source, add_reference, convert_and_write, parser, run
@@ -82,7 +82,7 @@ def find_checkpoint(source: Path, weights: str | None, suffix: str) -> Checkpoin
         implied = "ema" if match and match[1] else "live"
         return Checkpoint(source, None, counters if counters.is_file() else None, weights or implied)
     if not source.is_dir():
-        raise FileNotFoundError(f"there is no folder {str(source)!r}")
+        raise FileNotFoundError(no_folder(source))
     tail = f"_{suffix.removeprefix('_')}" if suffix else ""
     paths = {name: source / f"{name}{tail}.pth" for name in ("G", "G_ema", "D", "state_dict")}
     there = {name: path if path.is_file() else None for name, path in paths.items()}

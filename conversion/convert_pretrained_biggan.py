@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from architecture import Findings, find_generator, imagenet_classes, no_discriminator
-from reading import guess, load_state
+from reading import guess, load_state, no_folder
 from rename import (
     class_first,
     fold_spectral_norm,
@@ -97,7 +97,7 @@ def stage_modules(layers: list[list[Any]], attention: int) -> dict[str, str]:
 
 def convert(args: argparse.Namespace) -> Conversion:
     if not args.source.is_dir():
-        raise FileNotFoundError(f"there is no folder {str(args.source)!r}")
+        raise FileNotFoundError(no_folder(args.source))
     settings = read_settings(args.source / "config.json")
     weights = args.source / "pytorch_model.bin"
     findings = Findings()

@@ -15,7 +15,7 @@ from architecture import (
     imagenet_classes,
     no_discriminator,
 )
-from reading import State, guess, load_state
+from reading import State, guess, load_state, no_folder
 from rename import fold_spectral_norm, keep_spectral_norm, output_gain, rename, scalar_gamma
 from writing import Conversion, Source, add_reference, convert_and_write, parser, run
 
@@ -79,7 +79,7 @@ def find_checkpoint(source: Path, weights: str | None, step: int | None) -> Chec
         FileNotFoundError: No folder, or no generator in it.
     """
     if not source.is_dir():
-        raise FileNotFoundError(f"there is no folder {str(source)!r}")
+        raise FileNotFoundError(no_folder(source))
     found: dict[tuple[str, int], Path] = {}
     for path in sorted(source.glob("model=*.pth"), reverse=True):  # "current" before "best"
         match = re.fullmatch(r"model=(G|G_ema|D)-(best|current)-weights-step=(\d+)", path.stem)

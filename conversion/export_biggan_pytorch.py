@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from architecture import imagenet_classes
 from convert_biggan_pytorch import INITIALIZERS, OUTPUT_BATCH_NORM_EPS, discriminator_modules, generator_modules
-from reading import State, guess
+from reading import State, guess, load
+from training_state import STATE_FILE
 from transformers.utils import logging
 from writing import check_output, parser, replaced_folder, run
 
@@ -155,13 +156,26 @@ def load_networks(source: Path) -> tuple[BigGANModel, BigGANDiscriminator | None
         raise ValueError(f"{str(source)!r} can't be loaded: {error}") from error
 
 
+def load_live(source: Path) -> BigGANModel | None:
+    """The generator as it trains, which a training checkpoint holds beside the average; else the average is both."""
+    folder = source / "generator"
+    return load_networks(folder)[0] if folder.is_dir() else None
+
+
+def step(source: Path) -> int:
+    """Of a training checkpoint; 0 for a model."""
+    path = source / STATE_FILE
+    return int(load(path)["global_step"]) if path.is_file() else 0
+
+
 def main(argv: list[str] | None = None) -> None:
     args = parser(__doc__, "MODEL_DIR", "a folder with config.json and model.safetensors").parse_args(argv)
     check_output(args.output, args.overwrite)
     model, discriminator = load_networks(args.source)
     check_exportable(model.config)
     remarks = []
-    files: dict[str, Any] = {"G": export_generator(model), "G_ema": export_generator(model)}
+    live = load_live(args.source) or model
+    files: dict[str, Any] = {"G": export_generator(live), "G_ema": export_generator(model)}
     problem = discriminator_problem(model.config)
     if discriminator is None or problem:
         remarks.append(f"no D.pth: {problem or 'the model has no discriminator'}")
@@ -169,7 +183,14 @@ def main(argv: list[str] | None = None) -> None:
         files["D"] = export_discriminator(discriminator)
     if model.config.standing_truncations:
         remarks.append("left out the standing statistics; the running ones stay")
-    counters = {"itr": 0, "epoch": 0, "save_num": 0, "save_best_num": 0, "best_IS": 0, "best_FID": 999999}
+    counters = {
+        "itr": step(args.source),
+        "epoch": 0,
+        "save_num": 0,
+        "save_best_num": 0,
+        "best_IS": 0,
+        "best_FID": 999999,
+    }
     files["state_dict"] = {**counters, "config": settings(model.config)}
     with replaced_folder(args.output, owned="D.pth") as staging:
         for name, content in files.items():

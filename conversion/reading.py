@@ -75,7 +75,9 @@ def load(path: Path) -> Any:
         ValueError: The file is truncated, no torch file, or holds a class that is not among `HARMLESS`.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file {str(path)!r}")
+        raise FileNotFoundError(
+            f"{str(path)!r} is a folder, expected a file" if path.is_dir() else f"there is no file {str(path)!r}"
+        )
     try:
         with torch.serialization.safe_globals(HARMLESS):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -151,12 +153,20 @@ def load_state(path: Path, expected: str) -> State:
         raise ValueError(f"{str(path)!r} holds a {type(content).__name__}, expected the tensors of {expected}")
     state = {key.removeprefix("module."): _float32(value) for key, value in content.items()}
     check_kind(state, expected, path)
+    check_floats(state, path)
     check_finite(state, path)
     return state
 
 
 def _float32(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def check_floats(state: State, path: Path) -> None:
+    """Weights are floating-point numbers; counters of batches need not be."""
+    for key, value in state.items():
+        if not value.is_floating_point() and value.ndim > 0:
+            raise ValueError(f"{str(path)!r}: {key} is {value.dtype}, expected floating-point numbers")
 
 
 def check_kind(keys: Iterable[str], expected: str, path: Path) -> None:
@@ -206,6 +216,13 @@ def guess(source: Path) -> str:
     """The end of a message that says what the source is not: what it looks like, where that is known."""
     kind, script = recognise_source(source) if source.exists() else ("", None)
     return (f"; it looks like {kind}" if kind else "") + (f", try {script}" if script else "")
+
+
+def no_folder(source: Path) -> str:
+    """What is said of a source that is no folder."""
+    if source.is_file():
+        return f"{str(source)!r} is a file, expected the folder that it lies in{guess(source)}"
+    return f"there is no folder {str(source)!r}"
 
 
 def sha256(path: Path) -> str:

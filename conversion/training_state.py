@@ -54,4 +54,7 @@ def _moments(saved: Any, parameter: Tensor, name: str) -> dict[str, Tensor]:
     if saved["exp_avg"].numel() != parameter.numel():
         raise ValueError(f"{name}: moments of {tuple(saved['exp_avg'].shape)} for {tuple(parameter.shape)}")
     moments = {key: saved[key].float().reshape(parameter.shape) for key in ("exp_avg", "exp_avg_sq")}
+    for key, value in moments.items():
+        if not value.isfinite().all():
+            raise ValueError(f"{name}: {key} holds NaN or infinity")
     return {"step": torch.tensor(float(saved["step"])), **moments}

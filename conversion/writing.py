@@ -227,7 +227,13 @@ def write_training_state(
     assert discriminator is not None
     live = build(BigGANModel, config, conversion.live_generator)
     live.save_pretrained(folder / "generator")
-    torch.save(conversion.training_state(live, discriminator), folder / STATE_FILE)
+    try:
+        state = conversion.training_state(live, discriminator)
+    except (AttributeError, KeyError, IndexError, TypeError) as error:
+        raise ValueError(
+            f"the training's files are not as the program writes them: {type(error).__name__}: {error}"
+        ) from error
+    torch.save(state, folder / STATE_FILE)
 
 
 def _source_section(conversion: Conversion, remarks: list[str]) -> str:

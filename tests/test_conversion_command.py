@@ -1,5 +1,6 @@
 """The scripts as they are run: in a process of their own, from the root of the repository."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 import torch
 from common import tiny_generator
 from conversion_common import FIXTURES, ORIGINALS, ROOT, convert_any, convert_biggan_pytorch
+from safetensors.torch import load_file
 from test_conversion_deepmind import PLAIN, ivclab_state
 
 from biggan_hf.cli import main
@@ -77,3 +79,26 @@ def test_command_line_says_what_a_checkpoint_is(tmp_path: Path, capsys: pytest.C
     with pytest.raises(SystemExit) as stop:
         main(["convert", str(FIXTURES / "README.md"), "--output", str(tmp_path / "other")])
     assert stop.value.code == 2 and "is none of the known checkpoints" in capsys.readouterr().err
+
+
+def test_a_named_file_of_studiogan_is_the_one_that_is_converted(tmp_path: Path) -> None:
+    source = tmp_path / "run"
+    source.mkdir()
+    for path in (FIXTURES / "golden" / "studiogan_c10").glob("model=*.pth"):
+        for step in ("10", "20"):
+            shutil.copy(path, source / path.name.replace("step=20", f"step={step}"))
+    named = source / "model=G-best-weights-step=10.pth"
+    state = torch.load(named, weights_only=True)["state_dict"]
+    torch.save({"state_dict": {**state, "linear0.bias": state["linear0.bias"] + 1}}, named)
+    convert_any.main([str(named), "--output", str(tmp_path / "model")])
+    bias = load_file(tmp_path / "model" / "model.safetensors")["linear.bias"]
+    assert torch.equal(bias, state["linear0.bias"] + 1)
+    with pytest.raises(ValueError, match="is no generator by its name"):
+        convert_any.main([str(source / "model=D-best-weights-step=20.pth"), "--output", str(tmp_path / "other")])
+
+
+def test_damaged_files_are_named_as_such(tmp_path: Path) -> None:
+    whole = next((ORIGINALS / "biggan_thin").glob("G*.pth")).read_bytes()
+    (tmp_path / "G.pth").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="is truncated or no torch file"):
+        convert_any.main([str(tmp_path / "G.pth"), "--output", str(tmp_path / "model")])

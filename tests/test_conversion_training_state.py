@@ -3,10 +3,11 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from conversion_common import ORIGINALS, SHARED, convert, convert_biggan_pytorch
+from conversion_common import ORIGINALS, SHARED, convert, convert_biggan_pytorch, export_biggan_pytorch, reading
 from safetensors.torch import load_file
 from training_runs import write_pictures
 
@@ -70,4 +71,29 @@ def test_train_goes_on_from_it(original: Path, tmp_path: Path) -> None:
 def test_what_a_training_state_needs_is_said(tmp_path: Path) -> None:
     with pytest.raises((ValueError, FileNotFoundError), match="G_optim|--training_state needs"):
         convert(convert_biggan_pytorch, ORIGINALS / "biggan_shared", tmp_path / "out", "--training_state")
+    assert not (tmp_path / "out").exists()
+
+
+def test_exported_checkpoint_keeps_the_live_generator_and_the_step(original: Path, tmp_path: Path) -> None:
+    checkpoint = convert(convert_biggan_pytorch, original, tmp_path / "checkpoint", "--training_state")
+    exported = convert(export_biggan_pytorch, checkpoint, tmp_path / "exported")
+    for name in ("G", "G_ema", "D"):
+        theirs, ours = (torch.load(folder / f"{name}.pth", weights_only=True) for folder in (original, exported))
+        assert theirs.keys() == ours.keys() and all(torch.equal(theirs[key], ours[key]) for key in theirs), name
+    assert reading.load(exported / "state_dict.pth")["itr"] == 9
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [({"hello": torch.zeros(1)}, "not as the program writes them: KeyError"), (None, "exp_avg holds NaN or infinity")],
+)
+def test_broken_optimiser_is_one_line(original: Path, tmp_path: Path, content: Any, message: str) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(original, broken)
+    if content is None:
+        content = torch.load(original / "G_optim.pth", weights_only=True)
+        content["state"][0]["exp_avg"].fill_(torch.nan)
+    torch.save(content, broken / "G_optim.pth")
+    with pytest.raises(ValueError, match=message):
+        convert(convert_biggan_pytorch, broken, tmp_path / "out", "--training_state")
     assert not (tmp_path / "out").exists()
