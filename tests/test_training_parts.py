@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import pickle
 from pathlib import Path
 
 import numpy as np
@@ -263,7 +262,10 @@ def test_checkpoint_of_another_architecture_is_named(tmp_path: Path) -> None:
 def test_training_state_with_code_in_it_is_refused(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path, 1)
     torch.save({"global_step": _Malicious(tmp_path / "ran")}, folder / "training_state.pt")
-    with pytest.raises(pickle.UnpicklingError):
+    with pytest.raises(ValueError, match="can't be read: UnpicklingError"):
+        load_training_state(folder)
+    (folder / "training_state.pt").write_bytes(b"garbage")
+    with pytest.raises(ValueError, match="training_state.pt' can't be read"):
         load_training_state(folder)
     assert not (tmp_path / "ran").exists()
 

@@ -27,15 +27,18 @@ def save_checkpoint(
     discriminator: BigGANDiscriminator,
     training_state: dict[str, Any],
 ) -> None:
-    """Writes the checkpoint under another name and renames it when it is whole."""
-    unfinished = folder.with_name(f"unfinished-{folder.name}")
+    """Writes the checkpoint under another name and renames it when it is whole; one that is there goes last."""
+    unfinished, replaced = (folder.with_name(f"{word}-{folder.name}") for word in ("unfinished", "replaced"))
+    shutil.rmtree(replaced, ignore_errors=True)
     shutil.rmtree(unfinished, ignore_errors=True)
     ema.save_pretrained(unfinished)
     generator.save_pretrained(unfinished / "generator")
     discriminator.save_pretrained(unfinished / "discriminator")
     torch.save(training_state, unfinished / TRAINING_STATE)
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        folder.rename(replaced)
     unfinished.rename(folder)
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def rotate_checkpoints(output_dir: Path, total_limit: int | None) -> None:
@@ -46,8 +49,16 @@ def rotate_checkpoints(output_dir: Path, total_limit: int | None) -> None:
 
 
 def load_training_state(folder: Path) -> dict[str, Any]:
-    """The optimisers' states and the counters; code in the file is refused, not run."""
-    return torch.load(folder / TRAINING_STATE, map_location="cpu", weights_only=True)
+    """
+    The optimisers' states and the counters.
+
+    Raises:
+        ValueError: The file is damaged, or has code in it, which is refused and not run.
+    """
+    try:
+        return torch.load(folder / TRAINING_STATE, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file fails anywhere in the reader
+        raise ValueError(f"{str(folder / TRAINING_STATE)!r} can't be read: {type(error).__name__}: {error}") from error
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:

@@ -1,6 +1,7 @@
 """What is done when the rule calls a collapse: what is known is saved, and the run stops or rolls back."""
 
 import json
+import shutil
 from pathlib import Path
 
 from .checkpoints import list_checkpoints, load_training_state, save_checkpoint, step_of
@@ -47,13 +48,12 @@ def roll_back(run: Run, good: Path) -> None:
     for network, saved in zip(networks, load_networks(good), strict=True):
         network.load_state_dict(saved.state_dict())
     run.restore({**load_training_state(good), "rollbacks": run.rollbacks + 1})
-    for optimizer in (players.generator_optimizer, players.discriminator_optimizer):
-        for group in optimizer.param_groups:
-            group["lr"] *= run.args.rollback_learning_rate_factor
     if run.is_main:
         for newer in list_checkpoints(run.output_dir):
             if step_of(newer) > run.global_step:
-                newer.rename(newer.with_name(f"before-collapse-{step_of(newer)}"))
+                aside = newer.with_name(f"before-collapse-{step_of(newer)}")
+                shutil.rmtree(aside, ignore_errors=True)
+                newer.rename(aside)
         cut_logs(run)
         save(run, good)  # so that a resumed run knows of the rollback
 

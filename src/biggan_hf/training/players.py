@@ -82,7 +82,7 @@ def _load_networks(checkpoint: Path) -> Networks:
 def networks_to_fine_tune(model: str, config: BigGANConfig) -> Networks:
     """A published generator and, where there is one, its discriminator; for another number of classes the weights of
     the classes are new."""
-    options: dict[str, Any] = {"config": config, "ignore_mismatched_sizes": True}
+    options: dict[str, Any] = {"config": config, "ignore_mismatched_sizes": True, "dtype": torch.float32}
     generator = copy.deepcopy(BigGANModel.from_pretrained(model, **options))
     ema = copy.deepcopy(generator)
     try:
@@ -136,3 +136,13 @@ def adam(network: nn.Module, learning_rate: float, args: TrainingArguments) -> t
         eps=args.adam_epsilon,
         fused=True,
     )
+
+
+def set_adam(players: Players, args: TrainingArguments, factor: float) -> None:
+    """The arguments' settings, in place of those that a checkpoint's optimisers bring along; rates times a factor."""
+    rates = (args.generator_learning_rate, args.discriminator_learning_rate)
+    optimizers = (players.generator_optimizer, players.discriminator_optimizer)
+    for optimizer, rate in zip(optimizers, rates, strict=True):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * factor
+            group["betas"], group["eps"] = (float(args.adam_beta1), float(args.adam_beta2)), args.adam_epsilon

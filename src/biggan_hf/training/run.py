@@ -18,7 +18,7 @@ from ..modeling_biggan import BigGANModel
 from .arguments import DataArguments, ModelArguments, TrainingArguments
 from .batches import BatchSource, to_pixel_values
 from .checkpoints import SETTINGS, check_same_architecture, find_checkpoint, load_training_state
-from .players import build_players
+from .players import build_players, set_adam
 from .quality import Quality
 from .stability import SigmaClamp, Spectra, Watch
 from .steps import Batch, Players
@@ -66,6 +66,7 @@ class Run:
         self.global_step, self.rollbacks = state["global_step"], state["rollbacks"]
         self.players.generator_optimizer.load_state_dict(state["generator_optimizer"])
         self.players.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
+        set_adam(self.players, self.args, self.args.rollback_learning_rate_factor**self.rollbacks)
         if self.accelerator.scaler is not None and "scaler" in state:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.batches.start(self.batch_seed, state["samples_seen"])
@@ -95,7 +96,7 @@ def set_up(model_args: ModelArguments, data_args: DataArguments, args: TrainingA
     settings |= {k: v for group in (model_args, data_args, args) for k, v in dataclasses.asdict(group).items()}
     check_same_run(Path(args.output_dir), settings)
     if args.push_to_hub and accelerator.is_main_process:
-        create_repo(args.hub_model_id or "")  # now, and not after weeks
+        reserve_repo(args.hub_model_id or "")
 
     quality = build_quality(images, args, accelerator)
 
@@ -118,6 +119,14 @@ def check_enough(images: LabelledImages, args: TrainingArguments, num_processes:
     batch = args.global_batch_size or args.per_device_batch_size * num_processes
     if len(images) < batch:
         raise ValueError(f"the data set has {len(images)} pictures, fewer than one update takes, {batch}")
+
+
+def reserve_repo(repo_id: str) -> None:
+    """Creates the repository now, so that what hinders it is known before the training."""
+    try:
+        create_repo(repo_id)
+    except Exception as error:  # of the hub's client or of the network below it
+        raise ValueError(f"can't create the repository {repo_id!r}: {type(error).__name__}: {error}") from error
 
 
 def check_same_run(output_dir: Path, settings: dict[str, Any]) -> None:

@@ -95,8 +95,9 @@ def discriminator_step(
             loss = discriminator_loss(real_logits, fake_logits)
             penalty = _r1(players, real, rules) if rules.r1_gamma else 0.0
             accelerator.backward((loss + penalty) / len(micro_batches))
-    _add_orthogonality(discriminator, rules.discriminator_orthogonality, rules.relaxed_orthogonality)
-    norm = _gradient_norm(players.discriminator_optimizer)
+    scale = _gradient_scale(accelerator)
+    _add_orthogonality(discriminator, rules.discriminator_orthogonality * scale, rules.relaxed_orthogonality)
+    norm = _gradient_norm(players.discriminator_optimizer) / scale
     players.discriminator_optimizer.step()
     return {
         "discriminator_gradient": norm,
@@ -120,8 +121,9 @@ def generator_step(players: Players, micro_batches: Sequence[Batch], rules: Rule
             fake = _augmented(players.generator(latents.inputs, latents.class_labels).images, rules)
             loss = generator_loss(_precise(discriminator(fake, latents.class_labels).logits))
             accelerator.backward(loss / len(micro_batches))
-    _add_orthogonality(players.bare_generator, rules.generator_orthogonality, rules.relaxed_orthogonality)
-    norm = _gradient_norm(players.generator_optimizer)
+    scale = _gradient_scale(accelerator)
+    _add_orthogonality(players.bare_generator, rules.generator_orthogonality * scale, rules.relaxed_orthogonality)
+    norm = _gradient_norm(players.generator_optimizer) / scale
     players.generator_optimizer.step()
     return {"generator_loss": loss.detach(), "generator_gradient": norm}
 
@@ -131,6 +133,11 @@ def _require_gradients(optimizer: torch.optim.Optimizer, required: bool) -> None
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             parameter.requires_grad_(required)
+
+
+def _gradient_scale(accelerator: Accelerator) -> float:
+    """What float16's scaler has multiplied the gradients by, and will divide them by in the optimiser's step."""
+    return 1.0 if accelerator.scaler is None else accelerator.scaler.get_scale()
 
 
 def _gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor:
