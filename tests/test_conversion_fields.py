@@ -8,7 +8,7 @@ from common import tiny_config, tiny_discriminator, tiny_generator, tiny_inputs
 from torch.nn import functional as F
 
 from biggan_hf import BigGANDiscriminator
-from biggan_hf.layers import StandingRow
+from biggan_hf.layers import StandingRow, modulations
 from biggan_hf.modeling_biggan import (
     BigGANDeepDiscriminatorBlock,
     BigGANDeepGeneratorBlock,
@@ -59,7 +59,7 @@ def test_shortcut_relu_of_plain_blocks() -> None:
     # The first block of the network does not begin with a ReLU.
     first = BigGANDiscriminatorBlock(config, 3, 16, downsample=True, first=True).eval()
     pixels = torch.randn(2, 3, 8, 8)
-    residual = F.avg_pool2d(first.conv2(F.relu(first.conv1(pixels))), 2)
+    residual = first.conv2(F.relu(first.conv1(pixels)))  # pools
     torch.testing.assert_close(first(pixels), residual + first.conv_sc(F.avg_pool2d(pixels, 2)))
 
 
@@ -93,9 +93,10 @@ def test_projection_shortcut_of_the_generator() -> None:
     shared = {name: tensor for name, tensor in block.state_dict().items() if "conv_sc" not in name}
     plain.load_state_dict(shared)
     maps, condition = torch.randn(2, 16, 4, 4), torch.randn(2, config.condition_dim)
-    residual = plain(maps, condition, None) - F.interpolate(maps, scale_factor=2)
+    residual = plain(maps, modulations(plain.norms, condition), None) - F.interpolate(maps, scale_factor=2)
     shortcut = block.conv_sc(F.interpolate(maps, scale_factor=2))
-    torch.testing.assert_close(block(maps, condition, None), residual + shortcut)
+    out = block(maps, modulations(block.norms, condition), None)
+    torch.testing.assert_close(out, residual + shortcut)
 
 
 def test_projection_shortcut_of_the_discriminator() -> None:

@@ -1,3 +1,4 @@
+import functools
 from collections.abc import Callable
 
 import pytest
@@ -8,26 +9,17 @@ from torch.nn import functional as F
 from biggan_hf.layers import (
     BatchNorm2d,
     ConditionalBatchNorm2d,
-    MixedEmbedding,
+    Conv2d,
     OneHotLabels,
+    Resample,
     SelfAttention,
     SNConv2d,
-    SNEmbedding,
     SNLinear,
-    SpectralNorm,
     StandingRow,
     conv2d,
-    conv2d_downsample,
     linear,
-    upsample_conv2d,
+    modulations,
 )
-
-
-SPECTRAL: dict[str, Callable[[], SpectralNorm]] = {
-    "conv": lambda: SNConv2d(3, 8, 3),
-    "linear": lambda: SNLinear(12, 7),
-    "embedding": lambda: SNEmbedding(9, 6),
-}
 
 
 @pytest.fixture(autouse=True)
@@ -35,123 +27,8 @@ def seed() -> None:
     torch.manual_seed(0)
 
 
-def matrix(layer: SpectralNorm) -> Tensor:
-    return layer.weight.detach().flatten(1)
-
-
-def converged(layer: SpectralNorm) -> SpectralNorm:
-    for _ in range(500):
-        layer.train().sigma()
-    return layer
-
-
-def state(layer: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in [*layer.named_buffers()]}
-
-
-# Spectral normalisation
-
-
-@pytest.mark.parametrize("kind", SPECTRAL)
-def test_sigma_is_the_largest_singular_value(kind: str) -> None:
-    layer = converged(SPECTRAL[kind]())
-    largest = torch.linalg.svdvals(matrix(layer))[0]
-    assert torch.allclose(layer.sigma(), largest, rtol=1e-5, atol=0)
-    assert torch.allclose(layer.sv0, largest[None], rtol=1e-5, atol=0)
-    assert torch.allclose(torch.linalg.svdvals(layer.normalized_weight().flatten(1))[0], torch.ones(()), atol=1e-5)
-
-
-@pytest.mark.parametrize("kind", SPECTRAL)
-def test_gradient_of_sigma_is_u_v(kind: str) -> None:
-    layer = SPECTRAL[kind]().train()
-    (gradient,) = torch.autograd.grad(layer.sigma(), layer.weight)
-    assert torch.allclose(gradient.flatten(1), layer.u0.T @ layer.v0, atol=1e-6)
-    assert not layer.u0.requires_grad and not layer.v0.requires_grad and not layer.sv0.requires_grad
-
-
-@pytest.mark.parametrize("kind", SPECTRAL)
-def test_gradient_in_double_precision(kind: str) -> None:
-    # Where the vectors have converged, σ's dependence on them is of second order, and the whole map can be checked.
-    layer = converged(SPECTRAL[kind]().double()).eval()
-    inputs = {
-        "conv": torch.randn(2, 3, 4, 4).double(),
-        "linear": torch.randn(2, 12).double(),
-        "embedding": torch.tensor([3, 0, 3]),
-    }[kind]
-    weight = layer.weight.detach().requires_grad_()
-
-    def forward(weight: Tensor) -> Tensor:
-        return torch.func.functional_call(layer, {"weight": weight}, inputs)
-
-    assert torch.autograd.gradcheck(forward, weight, atol=1e-7, rtol=1e-6)
-
-
-def test_training_stores_the_step_that_evaluation_only_takes() -> None:
-    layer = SNLinear(12, 7)
-    before = state(layer)
-    evaluated = layer.eval().sigma()
-    assert all(torch.equal(tensor, before[name]) for name, tensor in layer.named_buffers())
-
-    trained = layer.train().sigma()
-    assert torch.equal(trained, evaluated)  # the same step from the same u0
-    v = F.normalize(before["u0"] @ matrix(layer), eps=1e-12)
-    assert torch.allclose(layer.v0, v, atol=1e-6)
-    assert torch.allclose(layer.u0, F.normalize(v @ matrix(layer).T, eps=1e-12), atol=1e-6)
-    assert torch.equal(layer.sv0, trained.detach()[None])
-    assert not torch.equal(layer.eval().sigma(), trained)  # the next step
-
-
-def test_training_without_iterating_serves_the_last_step_again() -> None:
-    layer = SNLinear(12, 7).train()
-    sigma, before = layer.sigma(), state(layer)
-    layer.iterates = False
-    assert torch.allclose(layer.sigma(), sigma, atol=1e-6)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in layer.named_buffers())
-
-
-def test_layers_compute_with_the_normalised_weight() -> None:
-    conv, dense = SNConv2d(3, 8, 3).eval(), SNLinear(12, 7).eval()
-    pixels, rows = torch.randn(2, 3, 5, 5), torch.randn(2, 12)
-    assert torch.equal(conv(pixels), F.conv2d(pixels, conv.weight / conv.sigma(), conv.bias, padding=1))
-    assert torch.equal(dense(rows), F.linear(rows, dense.weight / dense.sigma(), dense.bias))
-
-
-def test_embedding_is_a_row_of_the_normalised_table() -> None:
-    layer, labels = SNEmbedding(9, 6).eval(), torch.tensor([8, 0, 8])
-    expected = F.embedding(labels, layer.weight / layer.sigma())
-    assert torch.allclose(layer(labels), expected, atol=1e-7)
-    upstream = torch.randn(3, 6)
-    gradients = [torch.autograd.grad(out, layer.weight, upstream)[0] for out in (layer(labels), expected)]
-    assert torch.allclose(gradients[0], gradients[1], atol=1e-6)
-
-
-@pytest.mark.parametrize("training", [False, True])
-def test_sigma_stays_in_float32_under_autocast(training: bool) -> None:
-    layer, pixels = SNConv2d(3, 8, 3).train(training), torch.randn(2, 3, 5, 5)
-    expected = SNConv2d(3, 8, 3).train(training)
-    expected.load_state_dict(layer.state_dict())
-    with torch.autocast("cpu", torch.bfloat16):
-        sigma = layer.sigma()
-        assert layer(pixels).dtype == torch.bfloat16
-    assert sigma.dtype == torch.float32 and torch.equal(sigma, expected.sigma())
-    assert layer.u0.dtype == layer.sv0.dtype == torch.float32
-
-
-def test_sigma_of_a_bfloat16_weight() -> None:
-    layer = SNLinear(12, 7)
-    layer.weight.data = layer.weight.data.bfloat16()
-    assert layer.sigma().dtype == torch.float32 and layer.normalized_weight().dtype == torch.bfloat16
-
-
-def test_eps_bounds_the_norm_of_a_vanishing_vector() -> None:
-    layer = SNLinear(4, 4, eps=1e-4)
-    layer.weight.data.mul_(1e-12)
-    layer.train().sigma()
-    assert layer.v0.norm() < 1e-7 and layer.u0.isfinite().all()
-
-
 def test_factories_normalise_unless_there_is_no_eps() -> None:
-    assert type(conv2d(3, 4, 3, None)) is nn.Conv2d and type(linear(3, 4, None)) is nn.Linear
+    assert type(conv2d(3, 4, 3, None)) is Conv2d and type(linear(3, 4, None)) is nn.Linear
     sn_conv, sn_linear = conv2d(3, 4, 3, 1e-3, bias=False), linear(3, 4, 1e-3, bias=False)
     assert isinstance(sn_conv, SNConv2d) and isinstance(sn_linear, SNLinear)
     assert sn_conv.spectral_norm_eps == sn_linear.spectral_norm_eps == 1e-3
@@ -164,11 +41,9 @@ def test_factories_normalise_unless_there_is_no_eps() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
-def test_one_hot_labels_pick_rows_of_a_mixed_embedding(dtype: torch.dtype) -> None:
-    embedding, labels = MixedEmbedding(5, 3), torch.tensor([4, 0, 4], dtype=dtype)
-    weights = OneHotLabels(5)(labels).float()
-    assert torch.equal(embedding(weights), embedding.weight[labels.long()])
-    assert torch.allclose(embedding(weights[:2].mean(0, keepdim=True)), embedding.weight[[0, 4]].mean(0), atol=1e-7)
+def test_one_hot_labels_pick_rows(dtype: torch.dtype) -> None:
+    rows, labels = torch.randn(5, 3), torch.tensor([4, 0, 4], dtype=dtype)
+    assert torch.equal(OneHotLabels(5)(labels).float() @ rows, rows[labels.long()])
 
 
 # Batch norm
@@ -206,17 +81,32 @@ def test_conditional_norm_of_a_zero_condition_is_plain(training: bool, per_class
     plain = BatchNorm2d(6, eps=1e-2).train(training)
     conditional = ConditionalBatchNorm2d(6, 4, 1e-2, sn_eps, per_class).train(training)
     maps = 3 * torch.randn(2, 6, 5, 5) + 2
-    assert torch.allclose(conditional(maps, torch.zeros(2, 4)), plain(maps), atol=1e-6)
+    (modulation,) = modulations([conditional], torch.zeros(2, 4))
+    assert modulation is not None
+    assert torch.allclose(conditional(maps, modulation), plain(maps), atol=1e-6)
 
 
 @pytest.mark.parametrize("training", [False, True])
 def test_gain_and_bias_are_each_samples_own(training: bool) -> None:
     conditional = ConditionalBatchNorm2d(6, 4, 1e-2, None).train(training)
-    maps, condition = torch.randn(2, 6, 5, 5), torch.randn(2, 4)
+    maps, (gain, bias) = torch.randn(2, 6, 5, 5), torch.randn(2, 2, 6)
     normalised = BatchNorm2d(6, eps=1e-2).train(training)(maps)
-    weights = [conditional.get_parameter(f"{name}.weight") for name in ("gain", "bias")]
-    gain, bias = (F.linear(condition, weight)[:, :, None, None] for weight in weights)
-    assert torch.allclose(conditional(maps, condition), (1 + gain) * normalised + bias, atol=1e-5)
+    expected = gain[:, :, None, None] * normalised + bias[:, :, None, None]
+    assert torch.allclose(conditional(maps, (gain, bias)), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("per_class", [False, True])
+@pytest.mark.parametrize("sn_eps", [None, 1e-8])
+def test_one_product_makes_the_gains_and_biases_of_many_norms(per_class: bool, sn_eps: float | None) -> None:
+    norms = [ConditionalBatchNorm2d(width, 4, 1e-2, sn_eps, per_class).eval() for width in (6, 3, 6)]
+    condition = torch.randn(2, 4)
+    for norm, modulation in zip(norms, modulations(norms, condition), strict=True):
+        assert modulation is not None
+        for name, ours, constant in zip(("gain", "bias"), modulation, (1, 0), strict=True):
+            layer = norm.get_submodule(name)
+            expected = condition @ layer.weight if isinstance(layer, nn.Embedding) else layer(condition)
+            assert torch.allclose(ours, constant + expected, atol=1e-6)
+    assert modulations(norms, None) == [None] * 3
 
 
 def test_bfloat16_maps_meet_float32_statistics() -> None:
@@ -280,25 +170,35 @@ def test_buffers_stay_in_float32_in_half_precision() -> None:
     assert next(norm.double().buffers()).dtype == torch.float64
 
 
+RESAMPLED: dict[Resample, Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]] = {
+    "up": lambda conv, x: conv(F.interpolate(x, scale_factor=2, mode="nearest")),
+    "down": lambda conv, x: F.avg_pool2d(conv(x), 2),
+}
+
+
+@pytest.mark.parametrize("resample", RESAMPLED)
+@pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("sn_eps", [None, 1e-6])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize(("channels", "size"), [((3, 5), (4, 6)), ((8, 2), (2, 2)), ((1, 1), (8, 4))])
 def test_convolution_with_resampling_is_the_two_after_each_other(
-    sn_eps: float | None, dtype: torch.dtype, channels: tuple[int, int], size: tuple[int, int]
+    resample: Resample,
+    training: bool,
+    sn_eps: float | None,
+    dtype: torch.dtype,
+    channels: tuple[int, int],
+    size: tuple[int, int],
 ) -> None:
-    conv = conv2d(*channels, 3, sn_eps).to(dtype).eval()  # eval: no vectors are stored between the two forms
+    fused, plain = conv2d(*channels, 3, sn_eps, resample=resample).to(dtype), conv2d(*channels, 3, sn_eps).to(dtype)
+    plain.load_state_dict(fused.state_dict())
+    reference = functools.partial(RESAMPLED[resample], plain.train(training))
     maps = torch.randn(2, channels[0], *size, dtype=dtype)
-    plain = {
-        upsample_conv2d: lambda x: conv(F.interpolate(x, scale_factor=2, mode="nearest")),
-        conv2d_downsample: lambda x: F.avg_pool2d(conv(x), 2),
-    }
-    for fused, reference in plain.items():
-        results = []
-        for function in (lambda x, f=fused: f(conv, x), reference):
-            x = maps.clone().requires_grad_()
-            out = function(x)
-            weights = torch.arange(out.numel(), dtype=dtype).cos().view_as(out)
-            results.append([out, *torch.autograd.grad((out * weights).sum(), [x, *conv.parameters()])])
-        tolerance = 1e-12 if dtype == torch.float64 else 1e-5
-        for ours, theirs in zip(*results, strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+    results = []
+    for conv in (fused.train(training), plain):
+        x = maps.clone().requires_grad_()
+        out = fused(x) if conv is fused else reference(x)
+        weights = torch.arange(out.numel(), dtype=dtype).cos().view_as(out)
+        results.append([out, *torch.autograd.grad((out * weights).sum(), [x, *conv.parameters()])])
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-5
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)

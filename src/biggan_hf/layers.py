@@ -5,8 +5,8 @@ field's literature. Spectral norm: Miyato et al. 2018, arXiv:1802.05957. Self-at
 arXiv:1805.08318.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple, Self
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -14,96 +14,75 @@ from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 from torch.nn import functional as F
 
+from .kernels import KeptKernel
+from .spectral_norm import Float32Buffers, SpectralNorm, is_recomputing
 
-def _is_recomputing() -> bool:
-    """Whether this forward is activation checkpointing's second one, run from inside a backward pass.
 
-    State that a forward moves (running statistics, singular vectors) must move once, and the second forward must see
-    what the first one saw.
+Resample = Literal["up", "down"]
+
+
+# Convolutions, linear maps and embeddings, with and without spectral norm
+
+
+class Conv2d(KeptKernel, nn.Conv2d):
     """
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+    Convolution that keeps the size of the map, with nearest-neighbour upsampling by two before it (`resample="up"`)
+    or average pooling by two after it (`resample="down"`).
 
-
-class Float32Buffers(nn.Module):
-    """Keeps its buffers in float32 when the module is cast to half precision, as by `.to(torch.bfloat16)`."""
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        before = dict(self._buffers)
-        super()._apply(fn, recurse)
-        for name, buffer in self._buffers.items():
-            if buffer is not None and buffer.dtype in (torch.bfloat16, torch.float16):
-                self._buffers[name] = before[name].to(buffer.device, torch.float32)  # type: ignore[union-attr]
-        return self
-
-
-# Spectral normalisation: W / σ(W), the largest singular value estimated by one power iteration a training forward
-
-
-class SpectralNorm(Float32Buffers):
-    """
-    The part that `SNConv2d`, `SNLinear` and `SNEmbedding` share.
-
-    Buffers, float32: `u0` (1, rows), the left singular vector that the next power iteration starts from, and `sv0`
-    (1,), the last estimate of σ, for logging. `v0` (1, columns) is the right singular vector of the last training
-    forward; it is not saved. `iterates`: whether a training forward takes a step; without it the last step's vectors
-    serve again, so that the micro-batches of one update see one function.
+    A 3x3 convolution and the resampling beside it are one strided operation with a 4x4 kernel: the same function in
+    4/9 of the multiplications, and the large map between the two is never made.
     """
 
-    weight: Tensor
-    u0: Tensor
-    sv0: Tensor
-    v0: Tensor
-    spectral_norm_eps: float
-    iterates: bool = True
-
-    def _register_spectral_norm(self, eps: float) -> None:
-        rows, columns = self.weight.shape[0], self.weight[0].numel()
-        self.spectral_norm_eps = eps
-        self.register_buffer("u0", torch.randn(1, rows, dtype=torch.float32))
-        self.register_buffer("sv0", torch.ones(1, dtype=torch.float32))
-        self.register_buffer("v0", torch.zeros(1, columns, dtype=torch.float32), persistent=False)
-
-    def sigma(self) -> Tensor:
-        """
-        The estimate of the largest singular value, a scalar; its gradient u vᵀ reaches the weight alone.
-
-        In training the stepped vectors are stored. In eval mode the same step is taken and not stored.
-        """
-        steps = not self.training or (self.iterates and not _is_recomputing())
-        with torch.autocast(self.weight.device.type, enabled=False):
-            weight = self.weight.flatten(1).to(torch.promote_types(self.weight.dtype, torch.float32))
-            with torch.no_grad():
-                if steps:
-                    v = F.normalize(self.u0.to(weight.dtype) @ weight, eps=self.spectral_norm_eps)
-                else:
-                    v = self.v0.to(weight.dtype, copy=True)
-            weight_v = v @ weight.t()  # (1, rows)
-            u = F.normalize(weight_v.detach(), eps=self.spectral_norm_eps)
-            sigma = (weight_v * u).sum()
-        if self.training and steps:
-            self._store(u, v, sigma)
-        return sigma
-
-    @torch.no_grad()
-    def _store(self, u: Tensor, v: Tensor, sigma: Tensor) -> None:
-        self.u0.copy_(u)
-        self.v0.copy_(v)
-        self.sv0.copy_(sigma)
-
-    def normalized_weight(self) -> Tensor:
-        """W / σ(W), in the weight's own shape and dtype."""
-        return self.weight / self.sigma().to(self.weight.dtype)
-
-
-class SNConv2d(SpectralNorm, nn.Conv2d):
-    """Convolution of stride 1 that keeps the size of the map; the weight is normalised as an (out, in·k·k) matrix."""
-
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, bias: bool = True, eps: float = 1e-12):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        bias: bool = True,
+        resample: Resample | None = None,
+    ):
         nn.Conv2d.__init__(self, in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=bias)
-        self._register_spectral_norm(eps)
+        self.resample = resample
+
+    def arrange(self, weight: Tensor) -> Tensor:
+        """A weight (out, in, k, k) in the form in which the operation takes it, in the weight's memory format."""
+        if self.resample == "up":
+            kernel = _spread(weight.flip(2, 3)).transpose(0, 1)
+            return kernel.contiguous(memory_format=_memory_format(weight))
+        return _spread(weight) / 4 if self.resample == "down" else weight
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        return F.conv2d(hidden_states, self.normalized_weight(), self.bias, padding=self.padding)
+        if self.resample == "up":
+            return F.conv_transpose2d(hidden_states, self.kernel(), self.bias, stride=2, padding=1)
+        stride = 2 if self.resample == "down" else 1
+        return F.conv2d(hidden_states, self.kernel(), self.bias, stride=stride, padding=self.padding)
+
+
+def _spread(weight: Tensor) -> Tensor:
+    """(O, I, 3, 3) to (O, I, 4, 4): the sum of the kernel at the four places that share a pixel."""
+    rows = F.pad(weight, (0, 0, 0, 1)) + F.pad(weight, (0, 0, 1, 0))
+    return F.pad(rows, (0, 1)) + F.pad(rows, (1, 0))
+
+
+def _memory_format(weight: Tensor) -> torch.memory_format:
+    channels_last = weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
+class SNConv2d(SpectralNorm, Conv2d):
+    """`Conv2d` whose weight is normalised as an (out, in·k·k) matrix."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        bias: bool = True,
+        resample: Resample | None = None,
+        eps: float = 1e-12,
+    ):
+        Conv2d.__init__(self, in_channels, out_channels, kernel_size, bias, resample)
+        self._register_spectral_norm(eps)
 
 
 class SNLinear(SpectralNorm, nn.Linear):
@@ -114,7 +93,7 @@ class SNLinear(SpectralNorm, nn.Linear):
         self._register_spectral_norm(eps)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        return F.linear(hidden_states, self.normalized_weight(), self.bias)
+        return F.linear(hidden_states, self.kernel(), self.bias)
 
 
 class SNEmbedding(SpectralNorm, nn.Embedding):
@@ -125,18 +104,21 @@ class SNEmbedding(SpectralNorm, nn.Embedding):
         self._register_spectral_norm(eps)
 
     def forward(self, labels: Tensor) -> Tensor:
-        # Dividing the rows that were looked up is dividing the table, at the cost of a batch.
-        rows = F.embedding(labels, self.weight)
-        return rows / self.sigma().to(rows.dtype)
+        return F.embedding(labels, self.kernel())
 
 
 def conv2d(
-    in_channels: int, out_channels: int, kernel_size: int, sn_eps: float | None, bias: bool = True
-) -> nn.Conv2d:
-    """A same-size convolution, spectrally normalised unless `sn_eps` is `None`."""
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int,
+    sn_eps: float | None,
+    bias: bool = True,
+    resample: Resample | None = None,
+) -> Conv2d:
+    """A convolution, spectrally normalised unless `sn_eps` is `None`."""
     if sn_eps is None:
-        return nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=bias)
-    return SNConv2d(in_channels, out_channels, kernel_size, bias=bias, eps=sn_eps)
+        return Conv2d(in_channels, out_channels, kernel_size, bias, resample)
+    return SNConv2d(in_channels, out_channels, kernel_size, bias, resample, eps=sn_eps)
 
 
 def linear(in_features: int, out_features: int, sn_eps: float | None, bias: bool = True) -> nn.Linear:
@@ -144,31 +126,6 @@ def linear(in_features: int, out_features: int, sn_eps: float | None, bias: bool
     if sn_eps is None:
         return nn.Linear(in_features, out_features, bias=bias)
     return SNLinear(in_features, out_features, bias=bias, eps=sn_eps)
-
-
-# A 3x3 convolution together with the resampling beside it: the same function in 4/9 of the multiplications, and the
-# large map between the two is never made.
-
-
-def upsample_conv2d(conv: nn.Conv2d, hidden_states: Tensor) -> Tensor:
-    """`conv(nearest-neighbour upsampling by two)`, as one transposed convolution of stride 2 with a 4x4 kernel."""
-    kernel = _spread(_weight(conv).flip(2, 3)).transpose(0, 1)
-    return F.conv_transpose2d(hidden_states, kernel, conv.bias, stride=2, padding=1)
-
-
-def conv2d_downsample(conv: nn.Conv2d, hidden_states: Tensor) -> Tensor:
-    """`average pooling by two(conv)`, as one convolution of stride 2 with a 4x4 kernel."""
-    return F.conv2d(hidden_states, _spread(_weight(conv)) / 4, conv.bias, stride=2, padding=1)
-
-
-def _spread(weight: Tensor) -> Tensor:
-    """(O, I, 3, 3) to (O, I, 4, 4): the sum of the kernel at the four places that share a pixel."""
-    rows = F.pad(weight, (0, 0, 0, 1)) + F.pad(weight, (0, 0, 1, 0))
-    return F.pad(rows, (0, 1)) + F.pad(rows, (1, 0))
-
-
-def _weight(conv: nn.Conv2d) -> Tensor:
-    return conv.normalized_weight() if isinstance(conv, SNConv2d) else conv.weight
 
 
 # Class labels as vectors
@@ -185,13 +142,6 @@ class OneHotLabels(nn.Module):
         return F.one_hot(labels.long(), self.num_labels)
 
 
-class MixedEmbedding(nn.Embedding):
-    """An embedding looked up by weights (N, num_embeddings) instead of indices, so that classes can be mixed."""
-
-    def forward(self, weights: Tensor) -> Tensor:
-        return weights @ self.weight
-
-
 # Batch norm
 
 
@@ -201,6 +151,9 @@ class StandingRow(NamedTuple):
     lower: int
     upper: int
     fraction: float
+
+
+Modulation = tuple[Tensor, Tensor]  # gain and bias, (N, C) each
 
 
 def cross_replica_statistics(hidden_states: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Tensor, int]:
@@ -256,7 +209,7 @@ class _BatchNorm(Float32Buffers):
 
     def _normalize_batch(self, hidden_states: Tensor) -> Tensor:
         """(x - mean) / sqrt(var + eps) with the batch's own statistics, which also move the running ones."""
-        momentum = 0.0 if _is_recomputing() else self.momentum
+        momentum = 0.0 if is_recomputing() else self.momentum
         if self.process_group is None:
             running = self.running_mean, self.running_var
             return F.batch_norm(hidden_states, *running, training=True, momentum=momentum, eps=self.eps)
@@ -297,14 +250,15 @@ class BatchNorm2d(_BatchNorm):
         self.bias = nn.Parameter(torch.zeros(num_features))
 
     def forward(
-        self, hidden_states: Tensor, condition: Tensor | None = None, row: StandingRow | None = None
+        self, hidden_states: Tensor, modulation: Modulation | None = None, row: StandingRow | None = None
     ) -> Tensor:
         return self.normalize(hidden_states, self.gain[None], self.bias[None], row)
 
 
 class ConditionalBatchNorm2d(_BatchNorm):
     """
-    Batch norm whose gain 1 + G·c and bias B·c are maps of each sample's condition c (paper, appendix B).
+    Batch norm whose gain 1 + G·c and bias B·c are maps of each sample's condition c (paper, appendix B), computed
+    for several norms together by `modulations`.
 
     Args:
         num_features: Channels C.
@@ -326,14 +280,37 @@ class ConditionalBatchNorm2d(_BatchNorm):
     ):
         super().__init__(num_features, eps, num_standing)
         if per_class:
-            self.gain: nn.Module = MixedEmbedding(condition_dim, num_features)
-            self.bias: nn.Module = MixedEmbedding(condition_dim, num_features)
+            self.gain: nn.Module = nn.Embedding(condition_dim, num_features)
+            self.bias: nn.Module = nn.Embedding(condition_dim, num_features)
         else:
             self.gain = linear(condition_dim, num_features, sn_eps, bias=False)
             self.bias = linear(condition_dim, num_features, sn_eps, bias=False)
 
-    def forward(self, hidden_states: Tensor, condition: Tensor, row: StandingRow | None = None) -> Tensor:
-        return self.normalize(hidden_states, 1 + self.gain(condition), self.bias(condition), row)
+    def forward(self, hidden_states: Tensor, modulation: Modulation, row: StandingRow | None = None) -> Tensor:
+        return self.normalize(hidden_states, *modulation, row)
+
+
+def modulations(norms: Sequence[nn.Module], condition: Tensor | None) -> list[Modulation | None]:
+    """
+    What the condition (N, condition_dim) makes of every norm's gain and bias, on a GPU in one matrix product, where
+    the launch of one costs more than its work; `None` for the plain norms of a network without a condition.
+    """
+    if condition is None:
+        return [None] * len(norms)
+    maps = [_rows(norm.get_submodule(name)) for norm in norms for name in ("gain", "bias")]
+    if condition.device.type == "cpu":  # where a product costs its reading of the map, and joining maps another
+        parts = [F.linear(condition, rows) for rows in maps]
+    else:
+        parts = F.linear(condition, torch.cat(maps)).split([len(rows) for rows in maps], dim=1)
+    return [(1 + gain, bias) for gain, bias in zip(parts[::2], parts[1::2], strict=True)]
+
+
+def _rows(layer: nn.Module) -> Tensor:
+    """The map (C, condition_dim) of a gain or a bias; an embedding looked up by weights of classes is one too."""
+    if isinstance(layer, SNLinear):
+        return layer.kernel()
+    weight = layer.get_parameter("weight")
+    return weight.t() if isinstance(layer, nn.Embedding) else weight
 
 
 # Self-attention
@@ -359,5 +336,14 @@ class SelfAttention(nn.Module):
         query = self.theta(hidden_states).flatten(2).transpose(1, 2)  # (N, HW, C/8)
         key = F.max_pool2d(self.phi(hidden_states), 2).flatten(2).transpose(1, 2)  # (N, HW/4, C/8)
         value = F.max_pool2d(self.g(hidden_states), 2).flatten(2).transpose(1, 2)  # (N, HW/4, C/2)
-        attended = F.scaled_dot_product_attention(query, key, value, scale=1.0)  # (N, HW, C/2)
+        attended = _attend(query, key, value)  # (N, HW, C/2)
         return hidden_states + self.gamma * self.o(attended.transpose(1, 2).unflatten(2, (height, width)))
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """softmax(Q Kᵀ) V; on a CPU in the fused kernel, which wants one width of all three, so zeros make up for it."""
+    if query.device.type == "cpu":
+        missing = value.shape[-1] - query.shape[-1]
+        query, key = F.pad(query, (0, missing)), F.pad(key, (0, missing))
+    one_head = query.unsqueeze(1), key.unsqueeze(1), value.unsqueeze(1)
+    return F.scaled_dot_product_attention(*one_head, scale=1.0).squeeze(1)

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,20 +23,21 @@ from transformers.utils import ModelOutput, logging
 from .configuration_biggan import BigGANConfig
 from .hub import create_repo, has_card, model_card, staged_save, upload_folder
 from .images import sample_sheet
+from .kernels import kept_kernels
 from .latents import TruncationMode, check_generators, check_truncation, check_truncation_mode, sample_latents
 from .layers import (
     BatchNorm2d,
     ConditionalBatchNorm2d,
+    Modulation,
     OneHotLabels,
     SelfAttention,
     SNEmbedding,
-    SpectralNorm,
     StandingRow,
     conv2d,
-    conv2d_downsample,
     linear,
-    upsample_conv2d,
+    modulations,
 )
+from .spectral_norm import SpectralNorm, iterate_in_training
 
 
 logger = logging.get_logger(__name__)
@@ -64,6 +65,8 @@ class BigGANDiscriminatorOutput(ModelOutput):
 
 # Blocks. All resampling is by two: nearest neighbour up, average pooling down.
 
+Modulations = Sequence[Modulation | None]  # of each norm of a block, in order
+
 
 def _upsample(hidden_states: Tensor) -> Tensor:
     return F.interpolate(hidden_states, scale_factor=2, mode="nearest")
@@ -87,16 +90,20 @@ class BigGANGeneratorBlock(nn.Module):
         super().__init__()
         sn_eps = config.generator_sn_eps
         self.bn1 = _norm(config, in_channels)
-        self.conv1 = conv2d(in_channels, out_channels, 3, sn_eps)
+        self.conv1 = conv2d(in_channels, out_channels, 3, sn_eps, resample="up")
         self.bn2 = _norm(config, out_channels)
         self.conv2 = conv2d(out_channels, out_channels, 3, sn_eps)
         self.conv_sc = conv2d(in_channels, out_channels, 1, sn_eps)
 
-    def forward(self, hidden_states: Tensor, condition: Tensor | None, row: StandingRow | None) -> Tensor:
+    @property
+    def norms(self) -> list[nn.Module]:
+        return [self.bn1, self.bn2]
+
+    def forward(self, hidden_states: Tensor, modulations: Modulations, row: StandingRow | None) -> Tensor:
         # A 1x1 convolution commutes with nearest-neighbour upsampling, and is a quarter of the work before it.
         shortcut = _upsample(self.conv_sc(hidden_states))
-        hidden_states = upsample_conv2d(self.conv1, F.relu(self.bn1(hidden_states, condition, row)))
-        hidden_states = self.conv2(F.relu(self.bn2(hidden_states, condition, row)))
+        hidden_states = self.conv1(F.relu(self.bn1(hidden_states, modulations[0], row), inplace=True))
+        hidden_states = self.conv2(F.relu(self.bn2(hidden_states, modulations[1], row), inplace=True))
         return hidden_states + shortcut
 
 
@@ -112,24 +119,24 @@ class BigGANDeepGeneratorBlock(nn.Module):
         self.bn1 = _norm(config, in_channels)
         self.conv1 = conv2d(in_channels, hidden_channels, 1, sn_eps)
         self.bn2 = _norm(config, hidden_channels)
-        self.conv2 = conv2d(hidden_channels, hidden_channels, 3, sn_eps)
+        self.conv2 = conv2d(hidden_channels, hidden_channels, 3, sn_eps, resample="up" if upsample else None)
         self.bn3 = _norm(config, hidden_channels)
         self.conv3 = conv2d(hidden_channels, hidden_channels, 3, sn_eps)
         self.bn4 = _norm(config, hidden_channels)
         self.conv4 = conv2d(hidden_channels, out_channels, 1, sn_eps)
         self.conv_sc = conv2d(in_channels, out_channels, 1, sn_eps) if config.deep_projection_shortcut else None
 
-    def forward(self, hidden_states: Tensor, condition: Tensor | None, row: StandingRow | None) -> Tensor:
+    @property
+    def norms(self) -> list[nn.Module]:
+        return [self.bn1, self.bn2, self.bn3, self.bn4]
+
+    def forward(self, hidden_states: Tensor, modulations: Modulations, row: StandingRow | None) -> Tensor:
         shortcut = hidden_states[:, : self.out_channels] if self.conv_sc is None else self.conv_sc(hidden_states)
-        hidden_states = self.conv1(F.relu(self.bn1(hidden_states, condition, row)))
-        hidden_states = F.relu(self.bn2(hidden_states, condition, row))
-        if self.upsample:
-            hidden_states, shortcut = upsample_conv2d(self.conv2, hidden_states), _upsample(shortcut)
-        else:
-            hidden_states = self.conv2(hidden_states)
-        hidden_states = self.conv3(F.relu(self.bn3(hidden_states, condition, row)))
-        hidden_states = self.conv4(F.relu(self.bn4(hidden_states, condition, row)))
-        return hidden_states + shortcut
+        hidden_states = self.conv1(F.relu(self.bn1(hidden_states, modulations[0], row), inplace=True))
+        hidden_states = self.conv2(F.relu(self.bn2(hidden_states, modulations[1], row), inplace=True))
+        hidden_states = self.conv3(F.relu(self.bn3(hidden_states, modulations[2], row), inplace=True))
+        hidden_states = self.conv4(F.relu(self.bn4(hidden_states, modulations[3], row), inplace=True))
+        return hidden_states + (_upsample(shortcut) if self.upsample else shortcut)
 
 
 class BigGANDiscriminatorBlock(nn.Module):
@@ -145,7 +152,7 @@ class BigGANDiscriminatorBlock(nn.Module):
         self.downsample, self.preactivation = downsample, not first
         self.shortcut_relu = config.discriminator_shortcut_relu
         self.conv1 = conv2d(in_channels, hidden_channels, 3, sn_eps)
-        self.conv2 = conv2d(hidden_channels, out_channels, 3, sn_eps)
+        self.conv2 = conv2d(hidden_channels, out_channels, 3, sn_eps, resample="down" if downsample else None)
         if downsample or in_channels != out_channels:
             self.conv_sc: nn.Module = conv2d(in_channels, out_channels, 1, sn_eps)
         else:
@@ -156,13 +163,9 @@ class BigGANDiscriminatorBlock(nn.Module):
         if self.preactivation:
             hidden_states = F.relu(hidden_states)
             shortcut = hidden_states if self.shortcut_relu else shortcut
-        hidden_states = F.relu(self.conv1(hidden_states))
-        if self.downsample:
-            # Pooling commutes with a 1x1 convolution, which is a quarter of the work after it.
-            hidden_states, shortcut = conv2d_downsample(self.conv2, hidden_states), F.avg_pool2d(shortcut, 2)
-        else:
-            hidden_states = self.conv2(hidden_states)
-        return hidden_states + self.conv_sc(shortcut)
+        hidden_states = self.conv2(F.relu(self.conv1(hidden_states), inplace=True))
+        # Pooling commutes with a 1x1 convolution, which is a quarter of the work after it.
+        return hidden_states + self.conv_sc(F.avg_pool2d(shortcut, 2) if self.downsample else shortcut)
 
 
 class BigGANDeepDiscriminatorBlock(nn.Module):
@@ -186,15 +189,15 @@ class BigGANDeepDiscriminatorBlock(nn.Module):
     def forward(self, hidden_states: Tensor) -> Tensor:
         shortcut = F.relu(hidden_states) if self.shortcut_relu else hidden_states
         hidden_states = self.conv1(F.relu(hidden_states))
-        hidden_states = self.conv2(F.relu(hidden_states))
-        hidden_states = self.conv3(F.relu(hidden_states))
+        hidden_states = self.conv2(F.relu(hidden_states, inplace=True))
+        hidden_states = self.conv3(F.relu(hidden_states, inplace=True))
         if self.downsample:
-            hidden_states = hidden_states if self.projection else F.relu(hidden_states)
+            hidden_states = hidden_states if self.projection else F.relu(hidden_states, inplace=True)
             hidden_states, shortcut = F.avg_pool2d(hidden_states, 2), F.avg_pool2d(shortcut, 2)
         if self.conv_sc is not None:
             added = self.conv_sc(shortcut)
             shortcut = added if self.projection else torch.cat([shortcut, added], dim=1)
-        return self.conv4(F.relu(hidden_states)) + shortcut
+        return self.conv4(F.relu(hidden_states, inplace=True)) + shortcut
 
 
 # Stages: the blocks at one resolution and the self-attention that may follow them
@@ -219,8 +222,11 @@ class BigGANGeneratorStage(GradientCheckpointingLayer):
         self.attention = SelfAttention(out_channels, config.generator_sn_eps) if has_attention else nn.Identity()
 
     def forward(self, hidden_states: Tensor, condition: Tensor | None, row: StandingRow | None) -> Tensor:
-        for block in self.blocks:
-            hidden_states = block(hidden_states, condition, row)
+        blocks = cast("list[BigGANGeneratorBlock | BigGANDeepGeneratorBlock]", list(self.blocks))
+        modulated = modulations([norm for block in blocks for norm in block.norms], condition)
+        for block in blocks:
+            mine, modulated = modulated[: len(block.norms)], modulated[len(block.norms) :]
+            hidden_states = block(hidden_states, mine, row)
         return self.attention(hidden_states)
 
 
@@ -467,13 +473,17 @@ class BigGANModel(BigGANPreTrainedModel):
         row = self._standing_row(truncation)
         latents = latents.to(self.dtype)
         embeddings = self._class_vectors(latents, class_labels, class_embeddings)
-        stem, conditions = self._conditions(latents, embeddings)
+        iterate_in_training(self)
+        with kept_kernels(self):
+            images = self._images(latents, embeddings, row)
+        return (images,) if return_dict is False else BigGANModelOutput(images=images)
 
+    def _images(self, latents: Tensor, embeddings: Tensor | None, row: StandingRow | None) -> Tensor:
+        stem, conditions = self._conditions(latents, embeddings)
         hidden_states = self.linear(stem).unflatten(1, (-1, 4, 4))
         for stage, condition in zip(self.stages, conditions, strict=True):
             hidden_states = stage(hidden_states, condition, row)
-        images = torch.tanh(self.output_conv(F.relu(self.output_bn(hidden_states, None, row))))
-        return (images,) if return_dict is False else BigGANModelOutput(images=images)
+        return torch.tanh(self.output_conv(F.relu(self.output_bn(hidden_states, row=row), inplace=True))).contiguous()
 
     def _class_vectors(self, latents: Tensor, labels: Tensor | None, embeddings: Tensor | None) -> Tensor | None:
         """(N, class_embedding_dim), or (N, num_labels) without a shared embedding, or `None` without classes."""
@@ -575,7 +585,8 @@ class BigGANModel(BigGANPreTrainedModel):
         was_training = self.training
         self.eval()
         try:
-            return self(latents.to(self.device), labels, embeddings, truncation=truncation).images
+            with kept_kernels(self):  # also around a compiled forward
+                return self(latents.to(self.device), labels, embeddings, truncation=truncation).images
         finally:
             self.train(was_training)
 
@@ -661,16 +672,22 @@ class BigGANDiscriminator(BigGANPreTrainedModel):
             # The reentrant kind gives a stage's weights a gradient only if the stage's input needs one.
             pixel_values = pixel_values if pixel_values.requires_grad else pixel_values.detach().requires_grad_()
 
+        iterate_in_training(self)
+        with kept_kernels(self):
+            logits = self._logits(pixel_values, class_labels)
+        return (logits,) if return_dict is False else BigGANDiscriminatorOutput(logits=logits)
+
+    def _logits(self, pixel_values: Tensor, class_labels: Tensor | None) -> Tensor:
         hidden_states = self.input_conv(pixel_values)
         for stage in self.stages:
             hidden_states = stage(hidden_states)
         features = F.relu(hidden_states).sum(dim=(2, 3))  # global sum pooling
         features = F.dropout(features, self.config.discriminator_dropout, self.training)
         logits = self.linear(features)
-        if class_labels is not None:
-            # Projection: the class enters by an inner product with the features.
-            logits = logits + (self.class_embedding(class_labels) * features).sum(dim=1, keepdim=True)
-        return (logits,) if return_dict is False else BigGANDiscriminatorOutput(logits=logits)
+        if class_labels is None:
+            return logits
+        # Projection: the class enters by an inner product with the features.
+        return logits + (self.class_embedding(class_labels) * features).sum(dim=1, keepdim=True)
 
 
 __all__ = ["BigGANDiscriminator", "BigGANModel", "BigGANPreTrainedModel"]

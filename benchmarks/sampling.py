@@ -1,0 +1,195 @@
+"""Sampling beside pytorch-pretrained-biggan and BigGAN-PyTorch: same weights, same inputs, outputs compared first.
+
+python benchmarks/sampling.py --peers BigGAN-PyTorch --biggan_pytorch PATH --batch_sizes 1 8
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from measuring import (
+    DTYPES,
+    TOLERANCE,
+    Contestant,
+    Result,
+    compare,
+    count_flops,
+    environment,
+    matrix_product,
+    parser,
+    positive,
+    profile,
+    report,
+    require_same,
+    run,
+    set_up,
+    tensor_float32,
+    timed,
+    weigh,
+)
+from peers import (
+    BIGGAN_PYTORCH,
+    PRETRAINED_BIGGAN,
+    Pair,
+    Sample,
+    biggan_pytorch_config,
+    biggan_pytorch_pair,
+    draw,
+    pretrained_biggan_pair,
+)
+from torch import Tensor, nn
+from transformers.utils import logging
+
+from biggan_hf import BigGANConfig
+
+
+PEERS = (PRETRAINED_BIGGAN, BIGGAN_PYTORCH)
+
+Inputs = tuple[Tensor, Tensor]
+
+
+def build_pair(peer: str, args: argparse.Namespace, folder: Path) -> Pair:
+    """Both programs with one set of weights, in float32 on the CPU."""
+    if peer == BIGGAN_PYTORCH:
+        config = biggan_pytorch_config(f"biggan-{args.image_size}", args.channels)
+        return biggan_pytorch_pair(args.biggan_pytorch, config, folder)
+    overrides = {} if args.channels is None else {"generator_base_channels": args.channels}
+    return pretrained_biggan_pair(BigGANConfig.preset(f"biggan-deep-{args.image_size}", **overrides), folder)
+
+
+@torch.no_grad()
+def check_outputs(pair: Pair, device: torch.device) -> None:
+    """Compares two images of each in float32; raises `ValueError` where they show two functions."""
+    inputs = draw(pair.ours.config, 2, device)
+    networks: list[nn.Module] = [pair.ours, pair.theirs]
+    for network in networks:
+        network.to(device)
+    with tensor_float32(False):
+        ours, theirs = pair.sample_ours(pair.ours, *inputs), pair.sample_theirs(pair.theirs, *inputs)
+    require_same(ours, theirs, f"the images of biggan_hf and {pair.peer}")
+    for network in networks:
+        network.cpu()
+
+
+def arrange(network: nn.Module, dtype: torch.dtype, args: argparse.Namespace) -> nn.Module:
+    """Our network as the options ask for it."""
+    if args.channels_last:
+        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if args.compile:
+        network.compile(mode="reduce-overhead" if args.device.startswith("cuda") else None)
+    return network.to(dtype)
+
+
+def contestant(
+    name: str, network: nn.Module, sample: Sample, inputs: Inputs, setting: str, flops: int
+) -> tuple[Contestant, Tensor]:
+    """The network on the device of the inputs, weighed, and its images."""
+    latents, labels = inputs
+    device, dtype = latents.device, next(network.parameters()).dtype
+    latents = latents.to(dtype)
+
+    def build() -> Callable[[], Tensor]:
+        network.to(device)
+        return lambda: sample(network, latents, labels)
+
+    sample_once, memory = weigh(build, device)
+    number, product = len(labels), matrix_product(device, dtype)
+    ready = Contestant(name, setting, timed(sample_once, device), number, number * flops, product, memory)
+    return ready, sample_once().float().cpu()
+
+
+@torch.no_grad()
+def measure_pair(pair: Pair, args: argparse.Namespace, device: torch.device) -> list[Result]:
+    """A result a batch size, after the outputs were found to be the same."""
+    check_outputs(pair, device)
+    config = pair.ours.config
+    single = draw(config, 1)
+    flops = count_flops(lambda: pair.sample_ours(pair.ours, *single))
+    peer_flops = count_flops(lambda: pair.sample_theirs(pair.theirs, *single))
+    ours = arrange(pair.ours, DTYPES[args.dtype], args)
+    theirs = pair.theirs.to(DTYPES[args.peer_dtype])
+    what = f"sampling {config.architecture}-{config.image_size}, ch {config.generator_base_channels}"
+    is_exact = not args.tf32 and args.dtype == args.peer_dtype == "float32"
+    results = []
+    for batch_size in args.batch_sizes:
+        inputs = draw(config, batch_size, device)
+        setting, peer_setting = settings_in_words(args)
+        left, images = contestant("biggan_hf", ours, pair.sample_ours, inputs, setting, flops)
+        right, peer_images = contestant(pair.peer, theirs, pair.sample_theirs, inputs, peer_setting, peer_flops)
+        # What is timed is compared as well: exactly as fast paths and compilation leave it, or for the record.
+        tolerance = TOLERANCE if is_exact else float("inf")
+        difference = require_same(images, peer_images, f"the images of biggan_hf and {pair.peer}", tolerance)
+        results.append(compare(what, left, right, args.repeats, difference))
+        for side in (left, right) if args.profile else ():
+            print(profile(side, device))
+        ours.cpu(), theirs.cpu()
+    return results
+
+
+def settings_in_words(args: argparse.Namespace) -> tuple[str, str]:
+    tf32 = " in TF32" if args.tf32 else ""
+    options = [name for name in ("channels_last", "compile") if getattr(args, name)]
+    precisions = [f"{dtype}{tf32 if dtype == 'float32' else ''}" for dtype in (args.dtype, args.peer_dtype)]
+    return ", ".join([precisions[0], *options]), precisions[1]
+
+
+# From a checkpoint to the first image
+
+
+def measure_first_image(pair: Pair, args: argparse.Namespace, difference: float) -> Result:
+    """Both programs by turns, each time in a new process, the clock running from after the imports."""
+    config = pair.ours.config
+
+    def in_new_process(*arguments: str) -> Callable[[], float]:
+        script = Path(__file__).with_name("first_image.py")
+        shared = ["--config", str(pair.folder / "ours"), "--device", args.device]
+        command = [sys.executable, str(script), *arguments, *shared, "--threads", str(torch.get_num_threads())]
+
+        def seconds() -> float:
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                raise ValueError(f"first_image.py failed: {done.stderr.strip().splitlines()[-1]}")
+            return float(done.stdout.splitlines()[-1])
+
+        return seconds
+
+    checkout = ["--biggan_pytorch", str(args.biggan_pytorch)]
+    ours = Contestant("biggan_hf", "from_pretrained", in_new_process(str(pair.folder / "ours")), 1)
+    run_theirs = in_new_process(str(pair.folder / "theirs"), *checkout)
+    theirs = Contestant(pair.peer, "build, torch.load, load_state_dict", run_theirs, 1)
+    what = f"checkpoint to first image, {config.image_size} px, ch {config.generator_base_channels}"
+    return compare(what, ours, theirs, args.repeats, difference)
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument("--peers", nargs="+", choices=PEERS, default=PEERS, help="programs to measure beside")
+    arguments.add_argument("--biggan_pytorch", type=Path, metavar="FOLDER", help="a checkout of BigGAN-PyTorch")
+    arguments.add_argument("--batch_sizes", type=positive, nargs="+", default=[1, 8], help="images a run")
+    arguments.add_argument("--image_size", type=int, default=128, help="pixels")
+    arguments.add_argument("--channels", type=positive, help="base width (default: 96, and 128 in the deep model)")
+    arguments.add_argument("--dtype", choices=DTYPES, default="float32", help="our precision")
+    arguments.add_argument("--peer_dtype", choices=DTYPES, default="float32", help="the other program's precision")
+    arguments.add_argument("--compile", action="store_true", help="compile our network; on a GPU with CUDA graphs")
+    arguments.add_argument("--profile", action="store_true", help="print where the time of one more run goes")
+    arguments.add_argument("--channels_last", action="store_true", help="our convolutions in channels-last layout")
+    arguments.add_argument("--first_image", action="store_true", help="measure checkpoint to first image, too")
+    args = arguments.parse_args(argv)
+    device = set_up(args)
+    logging.disable_progress_bar()
+    results = []
+    for peer in args.peers:
+        with tempfile.TemporaryDirectory() as folder, tensor_float32(args.tf32):
+            pair = build_pair(peer, args, Path(folder))
+            results += measure_pair(pair, args, device)
+            if args.first_image and peer == BIGGAN_PYTORCH:
+                results.append(measure_first_image(pair, args, results[-1]["largest_difference"]))
+    report("sampling", results, environment(device, {PRETRAINED_BIGGAN} & {*args.peers}), args.json)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,133 @@
+"""The kernels that evaluation computes with: made once of a weight, and anew when the weight has changed."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+
+class Kept(NamedTuple):
+    """A kernel, and what it was made of: the tensors, which share memory and version with the layer's own, their
+    versions, and a few of the weight's values."""
+
+    kernel: Tensor
+    sources: list[Tensor]
+    versions: list[int]
+    probe: Tensor
+
+
+class KeptKernel(nn.Module):
+    """
+    A mixin in front of a layer that has a `weight` and computes with something made of it.
+
+    In eval mode and without gradients this kernel is kept: it costs the memory of another weight, and all that is
+    done to a weight (spectral norm, the form of a resampling convolution, the memory format) is done once.
+    """
+
+    weight: Tensor
+    _kept: Kept | None = None
+    _trusts_kept: bool = False
+
+    def kernel_sources(self) -> list[Tensor]:
+        """What the kernel depends on, the weight first."""
+        return [self.weight]
+
+    def normalized_weight(self) -> Tensor:
+        return self.weight
+
+    def arrange(self, weight: Tensor) -> Tensor:
+        """A weight in the form in which the layer's operation takes it."""
+        return weight
+
+    def kernel(self) -> Tensor:
+        """The normalised weight, arranged."""
+        kept = self._kept if self._trusts_kept else None
+        if not self._trusts_kept and self._can_keep():
+            _refresh([self])
+            kept = self._kept
+        return self.arrange(self.normalized_weight()) if kept is None else kept.kernel
+
+    def _can_keep(self) -> bool:
+        """Not where a gradient is wanted or the weight is another function's variable, as in `functional_call`."""
+        return (
+            not (self.training or torch.compiler.is_compiling())
+            and not (torch.is_grad_enabled() and self.weight.requires_grad)
+            and isinstance(self.weight, nn.Parameter)
+            and not self.weight.is_inference()
+            and self.weight.device.type != "meta"
+        )
+
+    def _keep(self) -> Kept:
+        sources = [tensor.detach() for tensor in self.kernel_sources()]
+        with torch.inference_mode(False), torch.no_grad():
+            kernel = self.arrange(self.normalized_weight())
+            if kernel.ndim == 4:  # the format in which convolutions are fastest, and in which they hand on the map
+                kernel = kernel.contiguous(memory_format=torch.channels_last)
+            return Kept(kernel, sources, [tensor._version for tensor in sources], self._probe().clone())
+
+    def _is_kept(self) -> bool:
+        """Whether there is a kernel, of these very tensors as they were by autograd's record of writes."""
+        return self._kept is not None and all(
+            tensor.data_ptr() == source.data_ptr() and tensor._version == version
+            for tensor, source, version in zip(self.kernel_sources(), *self._kept[1:3], strict=True)
+        )
+
+    def _probe(self) -> Tensor:
+        """Sixteen values from all over the weight, whatever its memory format, without a copy."""
+        weight = self.weight.detach()
+        number = min(weight.numel(), 16)
+        return weight.as_strided((number,), (weight.numel() // number,), weight.storage_offset())
+
+    def train(self, mode: bool = True) -> Self:
+        self._kept = None
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self._kept = None
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy, in memory or on disk, makes its own kernel."""
+        return {name: value for name, value in self.__dict__.items() if name != "_kept"}
+
+
+def _refresh(layers: Sequence[KeptKernel]) -> None:
+    """
+    Sees to it that the kernels of all layers that can keep one are those of their present weights.
+
+    Autograd's record of writes misses those of fused optimisers and through `.data`, as averages of weights are often
+    copied. These write a weight as a whole, and a few of its values tell: all layers' in one comparison, since it
+    waits for the device.
+    """
+    keeping = [layer for layer in layers if layer._can_keep()]
+    kept = [layer for layer in keeping if layer._is_kept()]
+    probes = [(layer._probe(), layer._kept.probe) for layer in kept if layer._kept is not None]
+    if probes and not torch.equal(*(torch.cat(values) for values in zip(*probes, strict=True))):
+        kept = []
+    for layer in set(layers) - set(kept):
+        layer._kept = None
+    for layer in set(keeping) - set(kept):
+        layer._kept = layer._keep()
+
+
+@contextmanager
+def kept_kernels(network: nn.Module) -> Iterator[None]:
+    """
+    A forward of a network in which the layers that keep kernels do not look again whether these are fresh: all are
+    seen to at the start. What `torch.compile` captures inside, if this is entered from outside, holds the kernels and
+    not what makes them.
+    """
+    if torch.compiler.is_compiling():
+        yield
+        return
+    layers = [m for m in network.modules() if isinstance(m, KeptKernel) and not (m.training or m._trusts_kept)]
+    _refresh(layers)
+    for layer in layers:
+        layer._trusts_kept = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._trusts_kept = False

@@ -1,0 +1,286 @@
+"""The benchmarks at sizes where they take a second: what they compare, refuse and write. No time is asserted."""
+
+import argparse
+import copy
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from common import ATTENTION, tiny_generator
+from torch import Tensor
+
+
+ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "benchmarks"))
+
+import first_image  # noqa: E402
+import measuring  # noqa: E402
+import peers  # noqa: E402
+import sampling  # noqa: E402
+import scaling  # noqa: E402
+import training  # noqa: E402
+
+
+CPU = torch.device("cpu")
+CHECKOUT = os.environ.get("BIGGAN_PYTORCH")
+needs_checkout = pytest.mark.skipif(
+    CHECKOUT is None, reason="the environment variable BIGGAN_PYTORCH names no checkout of BigGAN-PyTorch"
+)
+SIDE = {
+    *("program", "setting", "seconds", "median_seconds", "images_per_second", "flops", "tflops_per_second"),
+    *("share_of_matrix_rate", "peak_memory_bytes"),
+}
+
+
+@pytest.fixture(autouse=True)
+def small_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(measuring.MATRIX_SIZE, "cpu", 32)
+
+
+def options(**changes: Any) -> argparse.Namespace:
+    given = {
+        **{"batch_sizes": [1, 2], "dtype": "float32", "peer_dtype": "float32", "repeats": 2, "device": "cpu"},
+        **{"compile": False, "channels_last": False, "tf32": False, "profile": False},
+    }
+    return argparse.Namespace(**{**given, **changes})
+
+
+# Measuring
+
+
+def test_ratio_is_that_of_the_medians() -> None:
+    assert measuring.ratio([1.0, 2.0, 3.0], [4.0, 4.0, 12.0]) == (2.0, 2.0, 4.0)
+
+
+def test_runs_alternate_after_a_warm_up() -> None:
+    order: list[str] = []
+
+    def run(name: str) -> float:
+        order.append(name)
+        return float(len(order))
+
+    assert measuring.alternate([lambda: run("a"), lambda: run("b")], 2, "") == [[3.0, 5.0], [4.0, 6.0]]
+    assert "".join(order) == "ababab"
+
+
+def test_multiplications_and_additions_count_separately() -> None:
+    left, right = torch.ones(2, 3), torch.ones(3, 5)
+    assert measuring.count_flops(lambda: left @ right) == 2 * 2 * 3 * 5
+    query = torch.ones(1, 1, 4, 8)
+    attend = torch.nn.functional.scaled_dot_product_attention
+    assert measuring.count_flops(lambda: attend(query, query, query)) == 2 * (2 * 4 * 4 * 8)
+
+
+@pytest.mark.parametrize(
+    ("ours", "message"),
+    [
+        (torch.tensor([0.0, 1.001]), "differ by 0.001"),
+        (torch.tensor([0.0, float("nan")]), "differ by nan"),
+        (torch.zeros(3), "shapes"),
+    ],
+)
+def test_two_functions_are_refused(ours: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        measuring.require_same(ours, torch.tensor([0.0, 1.0]), "images")
+
+
+def test_constant_answers_show_nothing() -> None:
+    with pytest.raises(ValueError, match="constant"):
+        measuring.require_same(torch.ones(4), torch.ones(4), "images")
+
+
+def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ours = measuring.Contestant("a", "float32", lambda: 0.5, 4, 10**12, lambda: 4e12, 2**30)
+    theirs = measuring.Contestant("b", "bf16", lambda: 1.0, 4)
+    where = measuring.environment(CPU, ["tqdm"])
+    measuring.report("x", [measuring.compare("what", ours, theirs, 3, 0.25)], where, tmp_path / "x.json")
+    header, _, row = capsys.readouterr().out.strip().splitlines()
+    assert header.count("|") == row.count("|")
+    for cell in ("| **2.00** (2.00–2.00) |", "| 2 (50%), – |", "| 1.00 GiB, not measured |", "| 8 |", "| b: bf16 |"):
+        assert cell in row
+    content = json.loads((tmp_path / "x.json").read_text())
+    result = content["results"][0]
+    assert result["ratio"] == 2 and result["largest_difference"] == 0.25
+    assert result["ours"].keys() == result["theirs"].keys() == SIDE
+    assert result["ours"]["seconds"] == [0.5] * 3 and result["theirs"]["flops"] is None
+    assert {"device", "threads", "versions", "date", "command"} <= content["environment"].keys()
+    assert content["environment"]["versions"]["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize("script", [sampling, training, scaling])
+def test_help(script: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        script.main(["--help"])
+    assert end.value.code == 0 and "--repeats" in capsys.readouterr().out
+
+
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "kept.json").write_text("kept")
+    with pytest.raises(FileExistsError, match=r"kept\.json"):
+        scaling.main(["--device", "cpu", "--json", str(tmp_path / "kept.json")])
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        scaling.main(["--device", "cpu", "--plot", str(tmp_path / "nowhere" / "x.png")])
+    assert (tmp_path / "kept.json").read_text() == "kept"
+
+
+def test_unusable_device() -> None:
+    with pytest.raises(ValueError, match="'meta'"):
+        scaling.main(["--device", "meta"])
+
+
+# Sampling
+
+
+def pair_of_copies(tmp_path: Path) -> peers.Pair:
+    """Our own generator in the place of a peer."""
+    ours = tiny_generator(**ATTENTION)
+
+    def sample(network: Any, latents: Tensor, labels: Tensor) -> Tensor:
+        return network(latents, labels).images
+
+    return peers.Pair("copy", ours, copy.deepcopy(ours), sample, sample, tmp_path)
+
+
+def test_a_pair_is_measured_for_each_batch_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = options(dtype="bfloat16", channels_last=True, profile=True)
+    results = sampling.measure_pair(pair_of_copies(tmp_path), asked, CPU)
+    printed = capsys.readouterr().out
+    assert printed.count("# of Calls") == 4 and "copy, float32, 2 images" in printed
+    assert [result["images"] for result in results] == [1, 2]
+    one, two = (result["ours"] for result in results)
+    assert one["setting"] == "bfloat16, channels_last" and results[0]["theirs"]["setting"] == "float32"
+    assert two["flops"] == 2 * one["flops"] > 0 and len(one["seconds"]) == 2
+    assert results[0]["largest_difference"] > 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_pair_of_two_functions_is_not_measured(tmp_path: Path, dtype: str) -> None:
+    pair = pair_of_copies(tmp_path)
+    pair.theirs.get_parameter("output_bn.bias").data.add_(0.01)
+    with pytest.raises(ValueError, match="images of biggan_hf and copy differ by"):
+        sampling.measure_pair(pair, options(dtype=dtype), CPU)
+
+
+def test_pretrained_biggan(tmp_path: Path) -> None:
+    pytest.importorskip(
+        "pytorch_pretrained_biggan", reason="pytorch-pretrained-biggan, of the extra bench, is missing"
+    )
+    arguments = ["--peers", "pytorch-pretrained-biggan", "--channels", "4", "--batch_sizes", "1", "--repeats", "1"]
+    sampling.main([*arguments, "--device", "cpu", "--json", str(tmp_path / "x.json")])
+    (result,) = json.loads((tmp_path / "x.json").read_text())["results"]
+    assert result["largest_difference"] < measuring.TOLERANCE
+    assert result["theirs"]["program"] == "pytorch-pretrained-biggan"
+
+
+def test_layout_of_pretrained_biggan() -> None:
+    config = sampling.BigGANConfig.preset("biggan-deep-128")
+    settings = peers.pretrained_biggan_settings(config)
+    assert [layer[1] for layer in settings["layers"]] == [16, 16, 16, 16, 8, 8, 4, 4, 2, 2]
+    assert settings["layers"][-1] == [True, 2, 1] and settings["attention_layer_position"] == 8
+    with pytest.raises(ValueError, match="64-pixel"):
+        peers.pretrained_biggan_settings(sampling.BigGANConfig.preset("biggan-deep-64"))
+
+
+# BigGAN-PyTorch
+
+
+def test_a_checkout_leaves_no_modules_behind(tmp_path: Path) -> None:
+    (tmp_path / "BigGAN.py").write_text("import utils, common\nfrom torchvision.transforms import Anything\n")
+    (tmp_path / "utils.py").write_text("import torchvision, datasets as dset\nkinds = [dset.CIFAR10]\n")
+    (tmp_path / "common.py").write_text("is_theirs = True\n")
+    before, path = dict(sys.modules), list(sys.path)
+    (program,) = peers.import_checkout(tmp_path, "BigGAN")
+    assert program.common.is_theirs and program.utils.kinds == [object]
+    assert sys.path == path
+    assert sys.modules["common"] is before["common"]
+    assert not {"BigGAN", "utils", "torchvision"} & (sys.modules.keys() - before.keys())
+
+
+@pytest.mark.parametrize("folder", [None, Path("nowhere")])
+def test_no_checkout(folder: Path | None) -> None:
+    with pytest.raises(FileNotFoundError, match="--biggan_pytorch must be a checkout"):
+        peers.import_checkout(folder, "BigGAN")
+
+
+@needs_checkout
+def test_sampling_beside_biggan_pytorch(tmp_path: Path) -> None:
+    arguments = ["--peers", "BigGAN-PyTorch", "--biggan_pytorch", str(CHECKOUT), "--image_size", "64"]
+    arguments += ["--channels", "8", "--batch_sizes", "1", "--repeats", "1", "--device", "cpu"]
+    sampling.main([*arguments, "--json", str(tmp_path / "x.json")])
+    (result,) = json.loads((tmp_path / "x.json").read_text())["results"]
+    assert result["largest_difference"] < measuring.TOLERANCE
+    assert result["ours"]["flops"] < result["theirs"]["flops"]
+
+
+@needs_checkout
+def test_first_image(tmp_path: Path) -> None:
+    config = peers.biggan_pytorch_config("biggan-32", 8)
+    peers.write_biggan_pytorch(Path(str(CHECKOUT)), config, tmp_path, discriminator=False)
+    assert first_image.first_image(tmp_path / "ours", None, config, CPU) > 0
+    assert first_image.first_image(tmp_path / "theirs", Path(str(CHECKOUT)), config, CPU) > 0
+
+
+TRAINING = ["--preset", "cifar10", "--channels", "4", "--batch_size", "2", "--repeats", "1", "--device", "cpu"]
+
+
+@needs_checkout
+def test_training_beside_biggan_pytorch(tmp_path: Path) -> None:
+    training.main(["--biggan_pytorch", str(CHECKOUT), *TRAINING, "--json", str(tmp_path / "x.json")])
+    (result,) = json.loads((tmp_path / "x.json").read_text())["results"]
+    assert result["largest_difference"] < training.LOSS_TOLERANCE
+    assert result["images"] == 4 * 2 and result["ours"]["flops"] < result["theirs"]["flops"]
+
+
+@needs_checkout
+def test_training_with_other_losses_is_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = training.write_biggan_pytorch
+
+    def write_two_functions(checkout: Path, config: Any, folder: Path, discriminator: bool) -> None:
+        write(checkout, config, folder, discriminator)
+        path = folder / "theirs" / "D.pth"
+        state = torch.load(path)
+        state["linear.bias"] += 0.1
+        torch.save(state, path)
+
+    monkeypatch.setattr(training, "write_biggan_pytorch", write_two_functions)
+    with pytest.raises(ValueError, match="the losses of biggan_hf and BigGAN-PyTorch differ"):
+        training.main(["--biggan_pytorch", str(CHECKOUT), *TRAINING])
+
+
+# Scaling
+
+TINY = ["--channels", "4", "--image_sizes", "32", "--repeats", "1", "--device", "cpu"]
+
+
+def test_scaling(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scaling.main(
+        [*TINY, "--batch_sizes", "2", "3", "--json", str(tmp_path / "x.json"), "--plot", str(tmp_path / "x.png")]
+    )
+    rows = json.loads((tmp_path / "x.json").read_text())["results"]
+    assert [(row["what"], row["batch_size"]) for row in rows] == [
+        *(("sampling", 2), ("sampling", 3)),
+        *(("training", 2), ("training", 3)),
+    ]
+    assert all(row["seconds_per_image"] * row["batch_size"] == pytest.approx(row["seconds"][0]) for row in rows)
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+    assert len(capsys.readouterr().out.strip().splitlines()) == 2 + len(rows)
+
+
+def test_one_quantity_at_a_time() -> None:
+    given = {"image_sizes": [64, 32], "batch_sizes": [8, 1], "channels": [32], "num_processes": [1, 2]}
+    found = scaling.points(argparse.Namespace(what=["sampling"], **given))
+    places = [(p.image_size, p.batch_size, p.channels, p.num_processes) for p in found]
+    assert places == [(64, 8, 32, 1), (32, 8, 32, 1), (64, 1, 32, 1), (64, 8, 32, 2)]
+
+
+@pytest.mark.slow
+def test_scaling_over_processes(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    scaling.main([*TINY, "--batch_sizes", "2", "--num_processes", "2", "1", "--threads", "1", "--json", str(path)])
+    rows = json.loads(path.read_text())["results"]
+    assert [row["num_processes"] for row in rows] == [2, 1, 2, 1]
+    assert rows[0]["images_per_second"] * rows[0]["seconds"][0] == pytest.approx(4)
