@@ -29,6 +29,7 @@ class KeptKernel(nn.Module):
     weight: Tensor
     _kept: Kept | None = None
     _trusts_kept: bool = False
+    _packs: bool = False  # in this forward, see `packing`
 
     def kernel_sources(self) -> list[Tensor]:
         """What the kernel depends on, the weight first."""
@@ -48,6 +49,12 @@ class KeptKernel(nn.Module):
             _refresh([self])
             kept = self._kept
         return self.arrange(self.normalized_weight()) if kept is None else kept.kernel
+
+    def replace_kept(self, kernel: Tensor) -> Tensor:
+        """Keeps another form of the same kernel, in the place of the one that is kept."""
+        assert self._kept is not None
+        self._kept = self._kept._replace(kernel=kernel)
+        return kernel
 
     def _can_keep(self) -> bool:
         """Not where a gradient is wanted or the weight is another function's variable, as in `functional_call`."""
@@ -74,6 +81,9 @@ class KeptKernel(nn.Module):
             for tensor, source, version in zip(self.kernel_sources(), *self._kept[1:3], strict=True)
         )
 
+    def kernel_is_packed(self) -> bool:
+        return self._kept is not None and self._kept.kernel.is_mkldnn
+
     def _probe(self) -> Tensor:
         """Sixteen values from all over the weight, whatever its memory format, without a copy."""
         weight = self.weight.detach()
@@ -93,16 +103,17 @@ class KeptKernel(nn.Module):
         return {name: value for name, value in self.__dict__.items() if name != "_kept"}
 
 
-def _refresh(layers: Sequence[KeptKernel]) -> None:
+def _refresh(layers: Sequence[KeptKernel], packs: bool = False) -> None:
     """
-    Sees to it that the kernels of all layers that can keep one are those of their present weights.
+    Sees to it that the kernels of all layers that can keep one are those of their present weights, and packed only
+    where that serves.
 
     Autograd's record of writes misses those of fused optimisers and through `.data`, as averages of weights are often
     copied. These write a weight as a whole, and a few of its values tell: all layers' in one comparison, since it
     waits for the device.
     """
     keeping = [layer for layer in layers if layer._can_keep()]
-    kept = [layer for layer in keeping if layer._is_kept()]
+    kept = [layer for layer in keeping if layer._is_kept() and (packs or not layer.kernel_is_packed())]
     probes = [(layer._probe(), layer._kept.probe) for layer in kept if layer._kept is not None]
     if probes and not torch.equal(*(torch.cat(values) for values in zip(*probes, strict=True))):
         kept = []
@@ -123,11 +134,18 @@ def kept_kernels(network: nn.Module) -> Iterator[None]:
         yield
         return
     layers = [m for m in network.modules() if isinstance(m, KeptKernel) and not (m.training or m._trusts_kept)]
-    _refresh(layers)
+    packs = _may_pack() and network._compiled_call_impl is None
+    _refresh(layers, packs)
     for layer in layers:
-        layer._trusts_kept = True
+        layer._trusts_kept, layer._packs = True, packs
     try:
         yield
     finally:
         for layer in layers:
-            layer._trusts_kept = False
+            layer._trusts_kept = layer._packs = False
+
+
+def _may_pack() -> bool:
+    """Packed convolutions know neither gradients, nor transforms such as `vmap`, nor autocast."""
+    plain = not (torch.is_grad_enabled() or torch._C._are_functorch_transforms_active())
+    return plain and not torch.is_autocast_enabled("cpu")

@@ -15,6 +15,7 @@ from torch.distributed.nn.functional import all_reduce
 from torch.nn import functional as F
 
 from .kernels import KeptKernel
+from .packing import can_pack, pack, packed_conv2d
 from .spectral_norm import Float32Buffers, SpectralNorm, is_recomputing
 
 
@@ -33,6 +34,8 @@ class Conv2d(KeptKernel, nn.Conv2d):
     4/9 of the multiplications, and the large map between the two is never made.
     """
 
+    spread: Tensor
+
     def __init__(
         self,
         in_channels: int,
@@ -43,30 +46,42 @@ class Conv2d(KeptKernel, nn.Conv2d):
     ):
         nn.Conv2d.__init__(self, in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=bias)
         self.resample = resample
+        if resample is not None:
+            self.register_buffer("spread", spread_matrix(resample), persistent=False)
 
     def arrange(self, weight: Tensor) -> Tensor:
-        """A weight (out, in, k, k) in the form in which the operation takes it, in the weight's memory format."""
-        if self.resample == "up":
-            kernel = _spread(weight.flip(2, 3)).transpose(0, 1)
-            return kernel.contiguous(memory_format=_memory_format(weight))
-        return _spread(weight) / 4 if self.resample == "down" else weight
+        """A weight (out, in, k, k) in the form in which the operation takes it."""
+        if self.resample is None:
+            return weight
+        places, is_up = weight.flatten(2), self.resample == "up"
+        with torch.autocast(weight.device.type, enabled=False):
+            if torch.is_grad_enabled() and weight.is_contiguous():
+                kernel = (places @ self.spread.t()).unflatten(2, (4, 4))
+                return kernel.transpose(0, 1) if is_up else kernel
+            # Channel by place by channel is channels-last order of both kinds of kernel.
+            kernel = self.spread @ (places.permute(1, 2, 0) if is_up else places.mT)
+            return kernel.mT.unflatten(2, (4, 4))
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        if self.resample == "up":
-            return F.conv_transpose2d(hidden_states, self.kernel(), self.bias, stride=2, padding=1)
-        stride = 2 if self.resample == "down" else 1
-        return F.conv2d(hidden_states, self.kernel(), self.bias, stride=stride, padding=self.padding)
+        kernel, transposed = self.kernel(), self.resample == "up"
+        stride, padding = (2, 1) if self.resample else (1, self.kernel_size[0] // 2)
+        if self._packs and can_pack(kernel):
+            kernel = self.replace_kept(pack(kernel, hidden_states.shape, stride, padding, transposed))
+        if kernel.is_mkldnn:
+            return packed_conv2d(hidden_states, kernel, self.bias, stride, padding, transposed)
+        convolution = F.conv_transpose2d if transposed else F.conv2d
+        return convolution(hidden_states, kernel, self.bias, stride=stride, padding=padding)
 
 
-def _spread(weight: Tensor) -> Tensor:
-    """(O, I, 3, 3) to (O, I, 4, 4): the sum of the kernel at the four places that share a pixel."""
-    rows = F.pad(weight, (0, 0, 0, 1)) + F.pad(weight, (0, 0, 1, 0))
-    return F.pad(rows, (0, 1)) + F.pad(rows, (1, 0))
-
-
-def _memory_format(weight: Tensor) -> torch.memory_format:
-    channels_last = weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
-    return torch.channels_last if channels_last else torch.contiguous_format
+def spread_matrix(resample: Resample) -> Tensor:
+    """
+    (16, 9), from the places of a 3x3 kernel to those of the 4x4 one that is the same function with the resampling:
+    each place goes to the four with which it shares a pixel.
+    """
+    line = torch.tensor([[1.0, 0, 0], [1, 1, 0], [0, 1, 1], [0, 0, 1]])
+    if resample == "up":  # a transposed convolution runs backwards
+        line = line.flip(1)
+    return torch.kron(line, line) / (4 if resample == "down" else 1)
 
 
 class SNConv2d(SpectralNorm, Conv2d):
@@ -337,7 +352,8 @@ class SelfAttention(nn.Module):
         key = F.max_pool2d(self.phi(hidden_states), 2).flatten(2).transpose(1, 2)  # (N, HW/4, C/8)
         value = F.max_pool2d(self.g(hidden_states), 2).flatten(2).transpose(1, 2)  # (N, HW/4, C/2)
         attended = _attend(query, key, value)  # (N, HW, C/2)
-        return hidden_states + self.gamma * self.o(attended.transpose(1, 2).unflatten(2, (height, width)))
+        out = self.o(attended.transpose(1, 2).unflatten(2, (height, width))).to(hidden_states.dtype)
+        return torch.addcmul(hidden_states, out, self.gamma.to(out.dtype))
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from .latents import TruncationMode, check_generators, check_truncation, check_t
 from .layers import (
     BatchNorm2d,
     ConditionalBatchNorm2d,
+    Conv2d,
     Modulation,
     OneHotLabels,
     SelfAttention,
@@ -36,6 +37,7 @@ from .layers import (
     conv2d,
     linear,
     modulations,
+    spread_matrix,
 )
 from .spectral_norm import SpectralNorm, iterate_in_training
 
@@ -104,7 +106,7 @@ class BigGANGeneratorBlock(nn.Module):
         shortcut = _upsample(self.conv_sc(hidden_states))
         hidden_states = self.conv1(F.relu(self.bn1(hidden_states, modulations[0], row), inplace=True))
         hidden_states = self.conv2(F.relu(self.bn2(hidden_states, modulations[1], row), inplace=True))
-        return hidden_states + shortcut
+        return hidden_states.add_(shortcut)
 
 
 class BigGANDeepGeneratorBlock(nn.Module):
@@ -136,7 +138,7 @@ class BigGANDeepGeneratorBlock(nn.Module):
         hidden_states = self.conv2(F.relu(self.bn2(hidden_states, modulations[1], row), inplace=True))
         hidden_states = self.conv3(F.relu(self.bn3(hidden_states, modulations[2], row), inplace=True))
         hidden_states = self.conv4(F.relu(self.bn4(hidden_states, modulations[3], row), inplace=True))
-        return hidden_states + (_upsample(shortcut) if self.upsample else shortcut)
+        return hidden_states.add_(_upsample(shortcut) if self.upsample else shortcut)
 
 
 class BigGANDiscriminatorBlock(nn.Module):
@@ -165,7 +167,7 @@ class BigGANDiscriminatorBlock(nn.Module):
             shortcut = hidden_states if self.shortcut_relu else shortcut
         hidden_states = self.conv2(F.relu(self.conv1(hidden_states), inplace=True))
         # Pooling commutes with a 1x1 convolution, which is a quarter of the work after it.
-        return hidden_states + self.conv_sc(F.avg_pool2d(shortcut, 2) if self.downsample else shortcut)
+        return hidden_states.add_(self.conv_sc(F.avg_pool2d(shortcut, 2) if self.downsample else shortcut))
 
 
 class BigGANDeepDiscriminatorBlock(nn.Module):
@@ -197,7 +199,7 @@ class BigGANDeepDiscriminatorBlock(nn.Module):
         if self.conv_sc is not None:
             added = self.conv_sc(shortcut)
             shortcut = added if self.projection else torch.cat([shortcut, added], dim=1)
-        return self.conv4(F.relu(hidden_states, inplace=True)) + shortcut
+        return self.conv4(F.relu(hidden_states, inplace=True)).add_(shortcut)
 
 
 # Stages: the blocks at one resolution and the self-attention that may follow them
@@ -363,6 +365,8 @@ class BigGANPreTrainedModel(PreTrainedModel):
             self._init_weight(module.weight)
             if isinstance(bias := getattr(module, "bias", None), Tensor):
                 init.zeros_(bias)
+        if isinstance(module, Conv2d) and module.resample is not None:
+            init.copy_(module.spread, spread_matrix(module.resample))
         if isinstance(module, SpectralNorm):
             init.normal_(module.u0)
             init.ones_(module.sv0)

@@ -38,6 +38,11 @@ class Float32Buffers(nn.Module):
         return self
 
 
+# Up to this many values a weight is copied beside others of its shape: the copy costs less than launching two more
+# products does on a GPU.
+STACKED_WEIGHT = 2**19
+
+
 class Estimate(NamedTuple):
     """The singular vectors u (1, rows) and v (1, columns) and σ = u W vᵀ, a scalar; constants for autograd."""
 
@@ -117,7 +122,7 @@ class _DivideBySigma(torch.autograd.Function):
         weight, u, v, sigma = ctx.saved_tensors
         matrix = gradient.flatten(1).to(u.dtype)
         inner = torch.linalg.vecdot(matrix.flatten(), weight.flatten().to(u.dtype))
-        matrix = torch.addmm(matrix, (u * (-inner / sigma)).t(), v) / sigma
+        matrix = torch.addmm(matrix, (u * (-inner / sigma)).t(), v).div_(sigma)
         return matrix.to(weight.dtype).view_as(weight), None, None, None
 
 
@@ -144,12 +149,13 @@ def power_iteration(layers: Sequence[SpectralNorm]) -> None:
 def estimates(layers: Sequence[SpectralNorm], iterate: bool) -> list[Estimate]:
     """
     v ← W'u / |W'u|, u ← Wv / |Wv|, σ = u'Wv of each layer, from the stored u, or with `iterate=False` from the stored
-    v. Layers of one shape take two matrix products together.
+    v. Small layers of one shape take two matrix products together.
     """
     groups: dict[Any, list[int]] = defaultdict(list)
     for index, layer in enumerate(layers):
+        alone = index if layer.weight.numel() > STACKED_WEIGHT else None
         shape = layer.weight.shape[0], layer.weight[0].numel()
-        groups[shape, layer.weight.dtype, layer.spectral_norm_eps].append(index)
+        groups[shape, alone, layer.weight.dtype, layer.spectral_norm_eps].append(index)
     found: dict[int, Estimate] = {}
     for indices in groups.values():
         found |= zip(indices, _estimates_of_a_shape([layers[i] for i in indices], iterate), strict=True)

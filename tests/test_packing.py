@@ -1,0 +1,130 @@
+"""Networks that evaluate without gradients on a CPU, with weights in oneDNN's order."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from common import tiny_discriminator, tiny_generator, tiny_inputs
+from torch import Tensor, nn
+
+from biggan_hf import layers
+from biggan_hf.kernels import KeptKernel, kept_kernels
+
+
+Network = Any
+NETWORKS: dict[str, Callable[..., Network]] = {"generator": tiny_generator, "discriminator": tiny_discriminator}
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "deep": {"architecture": "biggan-deep"},
+    "folded": {"generator_spectral_norm": False, "discriminator_spectral_norm": False},
+}
+
+needs_packing = pytest.mark.skipif(
+    not layers.can_pack(torch.ones(1)), reason="this torch has no packed convolutions for this CPU"
+)
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def overrides(request: pytest.FixtureRequest) -> dict[str, Any]:
+    torch.manual_seed(0)
+    return ARCHITECTURES[request.param]
+
+
+@pytest.fixture(params=NETWORKS)
+def network(request: pytest.FixtureRequest, overrides: dict[str, Any]) -> Network:
+    return NETWORKS[request.param](**overrides).eval()
+
+
+def output(network: Network, *inputs: Any) -> Tensor:
+    return network(*inputs, return_dict=False)[0]
+
+
+def packed(network: nn.Module) -> list[bool]:
+    return [
+        m._kept is not None and m._kept.kernel.is_mkldnn for m in network.modules() if isinstance(m, layers.Conv2d)
+    ]
+
+
+@needs_packing
+def test_packed_is_plain(network: Network) -> None:
+    inputs = tiny_inputs(network)
+    expected = output(network, *inputs).detach()
+    with torch.no_grad():
+        for _ in range(2):
+            torch.testing.assert_close(output(network, *inputs), expected, rtol=1e-5, atol=1e-5)
+            assert all(packed(network))
+        one = [x[:1] for x in inputs if x is not None]  # a batch of another size meets the kernels as they were packed
+        torch.testing.assert_close(output(network, *one), expected[:1], rtol=1e-5, atol=1e-5)
+
+
+def test_without_packed_convolutions(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = tiny_inputs(network)
+    expected = output(network, *inputs).detach()
+    monkeypatch.setattr(layers, "can_pack", lambda kernel: False)
+    with torch.no_grad():
+        torch.testing.assert_close(output(network, *inputs), expected, rtol=1e-5, atol=1e-5)
+    assert not any(packed(network))
+
+
+@torch.no_grad()
+def test_packed_kernels_are_never_stale(network: Network) -> None:
+    inputs = tiny_inputs(network)
+    before = output(network, *inputs)
+    for parameter in network.parameters():
+        if parameter.ndim == 4:
+            parameter.add_(torch.randn_like(parameter))
+    with torch.enable_grad():
+        expected = output(network, *inputs).detach()
+    assert not torch.allclose(expected, before, atol=1e-4)
+    torch.testing.assert_close(output(network, *inputs), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_after_packing(network: Network) -> None:
+    network.requires_grad_(False)
+    inputs = tiny_inputs(network)
+    with torch.no_grad():
+        before = output(network, *inputs)
+    first = inputs[0].clone().requires_grad_()
+    out = output(network, first, *inputs[1:])
+    assert torch.autograd.grad(out.square().sum(), first)[0].any()
+    torch.testing.assert_close(out.detach(), before, rtol=1e-5, atol=1e-5)
+    assert not any(packed(network)) and all(
+        m._kept is not None for m in network.modules() if isinstance(m, KeptKernel) and m.weight.ndim == 4
+    )
+
+
+@torch.no_grad()
+def test_autocast_after_packing(network: Network) -> None:
+    inputs = tiny_inputs(network)
+    expected = output(network, *inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.allclose(output(network, *inputs).float(), expected, rtol=0.05, atol=0.2)
+
+
+@torch.no_grad()
+def test_vmap_after_packing(overrides: dict[str, Any]) -> None:
+    model = tiny_generator(**overrides).eval()
+    latents, labels = tiny_inputs(model)
+    embeddings = model.class_embedding(labels)
+    expected = output(model, latents, None, embeddings)
+
+    def single(latents: Tensor, embeddings: Tensor) -> Tensor:
+        return output(model, latents[None], None, embeddings[None])[0]
+
+    torch.testing.assert_close(torch.vmap(single)(latents, embeddings), expected, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_compiled_after_packing(network: Network) -> None:
+    inputs = tiny_inputs(network)
+    expected = output(network, *inputs)
+    network.compile(backend="aot_eager")
+    with kept_kernels(network):
+        torch.testing.assert_close(output(network, *inputs), expected, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_images_lie_in_memory_as_users_expect() -> None:
+    model = tiny_generator().eval()
+    assert output(model, *tiny_inputs(model)).is_contiguous()
