@@ -1,4 +1,5 @@
-"""Three alternating updates in float64 on one global batch, however it is split: for test_training_exact.py."""
+"""What processes of test_training_exact.py do: three alternating updates in float64 on one global batch, however it
+is split; a vote; a run whose batch norms see one process each."""
 
 import sys
 
@@ -8,8 +9,11 @@ from torch import Tensor
 
 from biggan_hf import BigGANConfig, BigGANDiscriminator, BigGANModel
 from biggan_hf.layers import BatchNorm2d, ConditionalBatchNorm2d
-from biggan_hf.training.replicas import set_cross_replica_batch_norm
+from biggan_hf.training import parse_arguments, set_up
+from biggan_hf.training.loop import train_step
+from biggan_hf.training.replicas import average_running_statistics, replica_group_size, set_cross_replica_batch_norm
 from biggan_hf.training.steps import Batch, Players, Rules, discriminator_step, generator_step
+from biggan_hf.training.stopping import Stop, Vote
 
 
 BATCH = 8
@@ -30,7 +34,7 @@ def play(accelerator: Accelerator, accumulation: int, batch_norm: str, rules: Ru
     Args:
         accelerator: Of this process.
         accumulation: Micro-batches in an update.
-        batch_norm: "fixed" statistics, or those of "one" process, or of "all".
+        batch_norm: "fixed" statistics, or those of so many processes as `replica_group_size` says.
         rules: Of the game.
     """
     players = _players(accelerator, batch_norm)
@@ -59,8 +63,9 @@ def _players(accelerator: Accelerator, batch_norm: str) -> Players:
             module.training = False
     optimizers = [torch.optim.SGD(network.parameters(), 0.01) for network in (generator, discriminator)]
     players = Players(accelerator, *accelerator.prepare(generator, discriminator, *optimizers))
-    if batch_norm == "all":
-        set_cross_replica_batch_norm(players.bare_generator, accelerator.num_processes)
+    if batch_norm != "fixed":
+        group_size = replica_group_size(batch_norm, accelerator.num_processes)
+        set_cross_replica_batch_norm(players.bare_generator, group_size)
     return players
 
 
@@ -82,21 +87,48 @@ def _keep(gradients: dict[str, Tensor], prefix: str, network: torch.nn.Module) -
         gradients[f"{prefix}.{name}"] = parameter.grad.clone()
 
 
-def main(path: str) -> None:
-    """What the two processes of a launch do: each case of the test, written by the first of them."""
+def votes(accelerator: Accelerator) -> Tensor:
+    """(processes, 6): what each hears, when the second alone wants to stop from its third call on."""
+    vote = Vote(accelerator.num_processes)
+    wanted = [Stop.INTERRUPTED if accelerator.process_index == 1 and call >= 2 else Stop.NOT for call in range(6)]
+    return accelerator.gather(torch.tensor([[vote(stop) for stop in wanted]]))
+
+
+def statistics(argv: list[str]) -> dict[str, Tensor]:
+    """The running statistics of a run after two steps, (processes, channels), and means of 0 and 1 over processes."""
+    run = set_up(*parse_arguments([*argv, "--cross_replica_batch_norm", "off"]))
+    gather, generator = run.accelerator.gather, run.players.bare_generator
+    train_step(run)
+    train_step(run)
+    networks = {"generator": generator, "ema": run.ema}
+    kept = {f"{name}.{key}": gather(value[None].contiguous()) for name, network in networks.items()
+            for key, value in network.named_buffers() if "running" in key}  # fmt: skip
+    generator.output_bn.running_mean.fill_(run.accelerator.process_index)
+    average_running_statistics(generator)
+    return {**kept, "mean": gather(generator.output_bn.running_mean[None])}
+
+
+def main(path: str, *argv: str) -> None:
+    """What the processes of a launch do: each case of the test, written by the first of them."""
     accelerator = Accelerator(cpu=True, kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
-    assert accelerator.num_processes == 2
-    penalised = Rules(r1_gamma=1.0, generator_orthogonality=1e-2, discriminator_orthogonality=1e-2)
-    results = {
-        "fixed-1": play(accelerator, 1, "fixed", Rules()),
-        "fixed-2": play(accelerator, 2, "fixed", Rules()),
-        "all-1": play(accelerator, 1, "all", Rules()),
-        "all-2": play(accelerator, 2, "all", Rules()),
-        "fixed-2-penalised": play(accelerator, 2, "fixed", penalised),
-    }
+    results = two_processes(accelerator, list(argv)) if argv else {"pairs": play(accelerator, 1, "2", Rules())}
     if accelerator.is_main_process:
         torch.save(results, path)
 
 
+def two_processes(accelerator: Accelerator, argv: list[str]) -> dict[str, dict[str, Tensor]]:
+    assert accelerator.num_processes == 2
+    penalised = Rules(r1_gamma=1.0, generator_orthogonality=1e-2, discriminator_orthogonality=1e-2)
+    return {
+        "fixed-1": play(accelerator, 1, "fixed", Rules()),
+        "fixed-2": play(accelerator, 2, "fixed", Rules()),
+        "all-1": play(accelerator, 1, "on", Rules()),
+        "all-2": play(accelerator, 2, "on", Rules()),
+        "fixed-2-penalised": play(accelerator, 2, "fixed", penalised),
+        "votes": {"heard": votes(accelerator)},
+        "statistics": statistics(argv),
+    }
+
+
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -1,5 +1,6 @@
 """From `datasets` sources to uint8 batches; the order of samples."""
 
+import dataclasses
 import functools
 import io
 import itertools
@@ -376,10 +377,35 @@ def test_the_last_picture_gives_way_to_the_first(tmp_path: Path) -> None:
 
 def test_unreadable_picture_as_an_error(tmp_path: Path) -> None:
     folder = spoil(write_folder(tmp_path / "set"))
-    images = load_labelled_images(str(folder), image_size=8, on_unreadable_image="error")
+    unknown = r"ant/2\.png \(row 2\): unknown image format"
+    with pytest.raises(ValueError, match=unknown):  # it is among those that are tried at the start
+        load_labelled_images(str(folder), image_size=8, on_unreadable_image="error")
+    images = dataclasses.replace(load_labelled_images(str(folder), image_size=8), on_unreadable_image="error")
     images.__getitems__([0, 1])
-    with pytest.raises(ValueError, match=r"ant/2\.png \(row 2\): unknown image format"):
+    with pytest.raises(ValueError, match=unknown):
         images.__getitems__([1, 2])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_picture_with_nan_is_unreadable(tmp_path: Path, value: float) -> None:
+    whole = np.full((8, 8), 7, np.float32)
+    broken = whole.copy()
+    broken[-1, -1] = value
+    assert decode_picture(encoded(Image.fromarray(whole), "TIFF"), 8, 1)[0, 0, 0] == 7
+    with pytest.raises(ValueError, match="it has values that are NaN or infinite"):
+        decode_picture(encoded(Image.fromarray(broken), "TIFF"), 8, 1)
+
+
+def test_fingerprint_tells_data_sets_apart_and_not_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = write_folder(tmp_path / "set")
+    fingerprint = load_labelled_images(str(folder), image_size=8).fingerprint
+    assert load_labelled_images("set", image_size=16, num_channels=1).fingerprint == fingerprint
+    assert load_labelled_images("set", image_size=8, label_column="none").fingerprint != fingerprint
+    picture(250).save(folder / "ant" / "2.png")
+    assert load_labelled_images("set", image_size=8).fingerprint != fingerprint
 
 
 def test_null_picture(tmp_path: Path) -> None:

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from training_runs import arguments, read_log
 
 from biggan_hf import BigGANConfig, BigGANDiscriminator, BigGANModel
-from biggan_hf.training import main
+from biggan_hf.training import main, parse_arguments, set_up
 from biggan_hf.training.checkpoints import load_training_state
+from biggan_hf.training.collapse import last_good_checkpoint
 from biggan_hf.training.plots import plot_curves
 from biggan_hf.training.stability import SigmaClamp, Spectra, diagnose, held_out_accuracy
 from biggan_hf.training.steps import Batch
@@ -85,6 +87,13 @@ def test_rule_leaves_a_healthy_run_alone() -> None:
     # A single line under the floor is no collapse, nor is a short log.
     assert diagnose([*log, line(100, discriminator_loss=0.0)], 10, 0.01, 4) is None
     assert diagnose([line(0, discriminator_loss=0.0)], 10, 0.01, 4) is None
+
+
+def test_rule_lets_the_scaler_of_float16_find_its_scale() -> None:
+    lines = [line(i, generator_gradient=math.inf, overflows_in_a_row=i + 1) for i in range(21)]
+    assert all(diagnose(lines[: i + 1], 5, 0.01, 4) is None for i in range(20))
+    assert (diagnose(lines, 5, 0.01, 4) or "").startswith("step 20: generator_gradient is inf")
+    assert diagnose([line(0, generator_loss=math.nan, overflows_in_a_row=0)], 5, 0.01, 4) is not None
 
 
 @pytest.mark.parametrize(
@@ -169,6 +178,37 @@ def test_not_a_number_stops_a_run(pictures: Path, tmp_path: Path) -> None:
         main(collapsing(pictures, tmp_path / "model", "--generator_learning_rate", "1e38"))
     note = read_log(tmp_path / "model", "collapses.jsonl")[0]
     assert "nan" in note["why"] or "inf" in note["why"]
+
+
+@pytest.mark.parametrize("flags", [["--checkpointing_steps", "0"], ["--checkpointing_steps", "4"]])
+@pytest.mark.parametrize("on_collapse", ["stop", "ignore"])
+def test_not_a_number_after_the_last_logged_line_is_never_saved(
+    pictures: Path, tmp_path: Path, flags: list[str], on_collapse: str
+) -> None:
+    output = tmp_path / "model"
+    flags = [*flags, "--logging_steps", "1000", "--sample_steps", "0", "--on_collapse", on_collapse]
+    with pytest.raises(SystemExit) as stop:
+        main(arguments(pictures, output, *flags, "--generator_learning_rate", "1e38", steps=4))
+    assert stop.value.code == 3
+    (note,) = read_log(output, "collapses.jsonl")
+    assert note["why"] == "step 4: weights are not finite"
+    assert not (output / "model.safetensors").exists() and not list(output.glob("checkpoint-*"))
+
+
+def test_rollback_passes_over_checkpoints_that_are_not_finite(pictures: Path, tmp_path: Path) -> None:
+    output = tmp_path / "model"
+    flags = ["--checkpointing_steps", "1", "--checkpoints_total_limit", "9", "--collapse_window", "1"]
+    flags += ["--on_collapse", "ignore"]
+    main(arguments(pictures, output, *flags, steps=4))
+    run = set_up(*parse_arguments(arguments(pictures, output, *flags, "--resume_from_checkpoint", "latest")))
+    found = [last_good_checkpoint(run)]
+    for step in (3, 2, 1, 4):
+        file = output / f"checkpoint-{step}" / ("generator" if step % 2 else "discriminator") / "model.safetensors"
+        weights = load_file(file)
+        weights["linear.weight"][0, 0] = math.nan
+        save_file(weights, file, metadata={"format": "pt"})
+        found.append(last_good_checkpoint(run))
+    assert [folder and folder.name for folder in found] == [*(f"checkpoint-{n}" for n in (3, 2, 1, 4)), None]
 
 
 def test_collapse_may_be_ignored(pictures: Path, tmp_path: Path) -> None:

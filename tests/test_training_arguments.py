@@ -68,6 +68,9 @@ def test_unlabelled_pictures_make_an_unconditional_model() -> None:
         (["--adam_beta1", "1", *NEEDED], r"adam_beta1 must be in \[0, 1\), got 1.0"),
         (["--generator_learning_rate", "-1", *NEEDED], "generator_learning_rate must be positive, got -1.0"),
         (["--checkpoints_total_limit", "0", *NEEDED], "checkpoints_total_limit must be positive or left out, got 0"),
+        (["--generator_learning_rate", "inf", *NEEDED], "generator_learning_rate must be finite, got inf"),
+        (["--collapse_loss_floor", "inf", *NEEDED], "collapse_loss_floor must be finite, got inf"),
+        (["--rollback_r1_gamma", "nan", *NEEDED], "rollback_r1_gamma must be finite, got nan"),
         (["--push_to_hub", *NEEDED], "push_to_hub needs hub_model_id"),
         (["missing.yaml"], "no file of settings at 'missing.yaml'"),
     ],
@@ -91,6 +94,8 @@ def test_unknown_setting_in_a_file_is_named(tmp_path: Path) -> None:
         ("per_device_batch_size: 4.5", "argument --per_device_batch_size.*: invalid int value: '4.5'"),
         ("on_collapse: foo", "argument --on_collapse.*: invalid choice: 'foo'"),
         ("ema_decay: [0.9", "is no YAML"),
+        ("seed: [1, 2]", r"must set seed to one value, got \[1, 2\]"),
+        ("image_column: {a: 1}", "must set image_column to one value, got {'a': 1}"),
         ("- a\n- b", "must hold a mapping of settings, got list"),
     ],
 )

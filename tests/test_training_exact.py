@@ -10,16 +10,25 @@ import torch
 from accelerate import Accelerator
 from exact_worker import play
 from torch import Tensor
+from training_runs import arguments
 
 from biggan_hf.training.steps import Rules
 
 
+Results = dict[str, dict[str, Tensor]]
+
+
 @pytest.fixture(scope="module")
-def two_processes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Tensor]]:
-    path = tmp_path_factory.mktemp("exact") / "gradients.pt"
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--num_processes", "2"]
-    command += ["--multi_gpu", "--main_process_port", "0", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    command += [str(Path(__file__).with_name("exact_worker.py")), str(path)]
+def two_processes(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Results:
+    folder = tmp_path_factory.mktemp("exact")
+    return launch(2, folder / "results.pt", *arguments(pictures, folder / "model"))
+
+
+def launch(num_processes: int, path: Path, *argv: str) -> Results:
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1"]
+    command += ["--num_processes", str(num_processes), "--multi_gpu", "--main_process_port", "0"]
+    command += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    command += [str(Path(__file__).with_name("exact_worker.py")), str(path), *argv]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -51,18 +60,37 @@ def test_a_power_iteration_in_every_forward_does_not_add_up() -> None:
         assert_same(one_process(4, "fixed", rules), one_process(1, "fixed", rules), 1e-3)
 
 
-def test_processes_add_up_to_the_whole_batch(two_processes: dict[str, dict[str, Tensor]]) -> None:
+def test_processes_add_up_to_the_whole_batch(two_processes: Results) -> None:
     assert_same(two_processes["fixed-1"], one_process(1, "fixed"), 1e-12)
     assert_same(two_processes["fixed-2"], one_process(1, "fixed"), 1e-12)
 
 
-def test_cross_replica_batch_norm_sees_the_batches_of_all(two_processes: dict[str, dict[str, Tensor]]) -> None:
-    assert_same(two_processes["all-1"], one_process(1, "one"), 1e-12)
+def test_cross_replica_batch_norm_sees_the_batches_of_all(two_processes: Results) -> None:
+    assert_same(two_processes["all-1"], one_process(1, "on"), 1e-12)
     # With accumulation its batch is a micro-batch of all processes, on one process as on two.
-    assert_same(two_processes["all-2"], one_process(2, "one"), 1e-12)
+    assert_same(two_processes["all-2"], one_process(2, "on"), 1e-12)
 
 
-def test_regularisers_are_exact_under_accumulation_and_processes(two_processes: dict[str, dict[str, Tensor]]) -> None:
+def test_batch_norm_in_groups_sees_the_batches_of_a_group(tmp_path: Path) -> None:
+    # Two groups of two processes with two samples each see what two micro-batches of four do, one after the other.
+    pairs, one = launch(4, tmp_path / "results.pt")["pairs"], one_process(2, "on")
+    gradients = [name for name in one if not name.startswith("buffer.")]
+    assert_same({name: pairs[name] for name in gradients}, {name: one[name] for name in gradients}, 1e-12)
+
+
+def test_running_statistics_of_processes_are_averaged(two_processes: Results) -> None:
+    statistics = two_processes["statistics"]
+    assert torch.equal(statistics.pop("mean"), torch.full_like(statistics["ema.output_bn.running_mean"], 0.5))
+    assert len(statistics) > 10
+    for name, (first, second) in statistics.items():
+        assert torch.equal(first, second) and first.std() > 0, name
+
+
+def test_all_processes_hear_of_a_stop_one_step_later(two_processes: Results) -> None:
+    assert two_processes["votes"]["heard"].tolist() == [[0, 0, 0, 3, 3, 3]] * 2
+
+
+def test_regularisers_are_exact_under_accumulation_and_processes(two_processes: Results) -> None:
     rules = Rules(r1_gamma=1.0, generator_orthogonality=1e-2, discriminator_orthogonality=1e-2)
     whole = one_process(1, "fixed", rules)
     assert_same(one_process(2, "fixed", rules), whole, 1e-12)

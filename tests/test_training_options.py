@@ -1,25 +1,34 @@
 """Options of the training run: each trains, and those that promise the same function keep it."""
 
+import contextlib
+import dataclasses
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import training_runs
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import AcceleratorState
+from PIL import Image
 from safetensors.torch import load_file
-from training_runs import SHORT, read_log, write_pictures
+from torch.utils._python_dispatch import TorchDispatchMode
+from training_runs import SHORT, files_of_at_most, read_log, write_pictures
 
 from biggan_hf import BigGANModel
-from biggan_hf.training import main
+from biggan_hf.training import main, parse_arguments, set_up, train
+from biggan_hf.training.run import Run
 
 
 REPO = Path(__file__).parents[1]
@@ -86,6 +95,72 @@ def test_float16_trains_with_its_scaler(pictures: Path, tmp_path: Path) -> None:
     assert state["scaler"]["scale"] > 0
 
 
+def run_with_scaler(argv: list[str], scale: float, backoff: float = 0.5) -> Run:
+    """In float32, with float16's scaler, which a CPU has too."""
+    run = set_up(*parse_arguments(argv))
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale, backoff_factor=backoff)
+    players = run.players
+    optimizers: list[Any] = [players.generator_optimizer, players.discriminator_optimizer]
+    generator, discriminator = (AcceleratedOptimizer(o.optimizer, scaler=scaler) for o in optimizers)
+    run.players = dataclasses.replace(players, generator_optimizer=generator, discriminator_optimizer=discriminator)
+    run.accelerator.scaler = scaler
+    return run
+
+
+def test_scaled_gradients_train_as_others_do(pictures: Path, tmp_path: Path) -> None:
+    flags = ["--generator_orthogonality", "0.01", "--discriminator_orthogonality", "0.01", "--r1_gamma", "1"]
+    main(arguments(pictures, tmp_path / "plain", *flags))
+    assert train(run_with_scaler(arguments(pictures, tmp_path / "scaled", *flags), 2.0**10))
+    plain, scaled = (read_log(tmp_path / name) for name in ("plain", "scaled"))
+    for expected, line in zip(plain, scaled, strict=True):
+        assert line.pop("overflows_in_a_row") == 0
+        assert {**line, "time": None} == {**expected, "time": None}  # a power of two rounds nothing
+
+
+def test_overflows_that_the_scaler_leaves_out_are_no_collapse(pictures: Path, tmp_path: Path) -> None:
+    # Twice the largest power of two is infinite: the first gradient overflows, and not the second.
+    run = run_with_scaler(arguments(pictures, tmp_path / "model"), 2.0**127, backoff=2.0**-100)
+    assert train(run) is not None and not run.collapsed
+    lines = read_log(tmp_path / "model")
+    assert [line["overflows_in_a_row"] for line in lines] == [1, 0, 0]
+    assert not np.isfinite(lines[0]["discriminator_gradient"])
+    trained(tmp_path / "model")
+
+
+def test_overflows_without_end_are_a_collapse(pictures: Path, tmp_path: Path) -> None:
+    run = run_with_scaler(arguments(pictures, tmp_path / "model", steps=40), 2.0**127, backoff=1 - 1e-6)
+    assert train(run) is None and run.collapsed
+    (note,) = read_log(tmp_path / "model", "collapses.jsonl")
+    assert note["step"] == 21 and "gradient is" in note["why"]
+
+
+class WaitsForTheDevice(TorchDispatchMode):
+    """Counts what would make the host wait for a GPU."""
+
+    NAMES = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.number += function.overloadpacket.__name__ in self.NAMES
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_step_that_is_not_logged_waits_for_nothing(pictures: Path, tmp_path: Path) -> None:
+    flags = ["--checkpointing_steps", "0", "--watch_steps", "1", "--r1_gamma", "1", "--r1_interval", "2"]
+    flags += ["--generator_orthogonality", "0.01", "--horizontal_flip", "--global_batch_size", "8"]
+
+    def waits(steps: int, logging_steps: int) -> int:
+        output = tmp_path / f"{steps}-{logging_steps}"
+        with WaitsForTheDevice() as counter:
+            main(arguments(pictures, output, *flags, "--logging_steps", str(logging_steps), steps=steps))
+        return counter.number
+
+    assert waits(3, 1000) == waits(6, 1000) < waits(6, 6)
+
+
 @pytest.mark.slow
 def test_compiled_run_keeps_the_function(pictures: Path, tmp_path: Path) -> None:
     main(arguments(pictures, tmp_path / "plain"))
@@ -133,6 +208,60 @@ def test_checkpoint_of_other_pictures_is_refused(
     with pytest.raises(SystemExit):
         main(arguments(fewer, tmp_path / "model", "--resume_from_checkpoint", str(checkpoint)))
     assert "is of a run on 10 pictures, this data set has 8" in capsys.readouterr().err
+    others = tmp_path / "others"
+    shutil.copytree(pictures, others)
+    path = next(others.rglob("0.png"))
+    Image.eval(Image.open(path), lambda grey: 255 - grey).save(path)
+    with pytest.raises(SystemExit):
+        main(arguments(others, tmp_path / "model", "--resume_from_checkpoint", str(checkpoint)))
+    assert "is of a run on other pictures, labels or class names than this data" in capsys.readouterr().err
+    assert not (tmp_path / "model").exists()
+
+
+def test_the_same_pictures_may_go_by_another_name(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(pictures.parent)
+    main(arguments(Path(pictures.name), tmp_path / "model"))
+    main(arguments(pictures, tmp_path / "model", "--resume_from_checkpoint", "latest", steps=4))
+    assert len(losses(tmp_path / "model")) == 4
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"seed": '])
+def test_settings_that_no_run_wrote_are_one_line(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    main(arguments(pictures, tmp_path / "model", steps=1))
+    (tmp_path / "model" / "training_settings.json").write_text(text, encoding="utf-8")
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main(arguments(pictures, tmp_path / "model", "--resume_from_checkpoint", "latest"))
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert stop.value.code == 2 and "training_settings.json' is not what a run writes" in line
+
+
+# A full disk
+
+
+def test_full_disk_is_one_line_and_loses_nothing(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "model"
+    main(arguments(pictures, output, "--checkpointing_steps", "2", steps=2))
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file() and "log" not in path.name}
+    for steps, flags in ((4, ["--checkpointing_steps", "2"]), (3, ["--checkpointing_steps", "0"])):
+        capsys.readouterr()
+        argv = arguments(pictures, output, "--resume_from_checkpoint", "latest", *flags, steps=steps)
+        with files_of_at_most(50_000), pytest.raises(SystemExit) as stop:
+            main(argv)
+        printed = capsys.readouterr().err
+        (line,) = [line for line in printed.splitlines() if line.startswith("error: ")]
+        assert stop.value.code == 2 and "File too large" in line and "Traceback" not in printed
+        after = {path: path.read_bytes() for path in before if path.name != "training_settings.json"}
+        assert after == {path: content for path, content in before.items() if path in after}
+        assert not list(output.glob("unfinished-*")) and not list(output.glob("checkpoint-[34]"))
+    main(arguments(pictures, output, "--resume_from_checkpoint", "latest", steps=4))
+    assert len(losses(output)) == 4
 
 
 # Fine-tuning
@@ -215,11 +344,21 @@ def test_tracker_gets_scalars_and_pictures(pictures: Path, tmp_path: Path) -> No
     pytest.importorskip("tensorboard", reason="needs tensorboard, which the extra dev installs")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    main(arguments(pictures, tmp_path / "model", "--report_to", "tensorboard", "--sample_steps", "2"))
+    held_out = tmp_path / "held-out"
+    shutil.copytree(pictures, held_out / "train")
+    shutil.copytree(pictures, held_out / "test")
+    next((held_out / "train").rglob("4.png")).write_bytes(b"no picture")
+    flags = ["--held_out_split", "test", "--watch_steps", "2", "--per_device_batch_size", "9"]
+    main(arguments(held_out, tmp_path / "model", "--report_to", "tensorboard", "--sample_steps", "2", *flags))
     (file,) = (tmp_path / "model").rglob("events.out.tfevents.*")
     events = EventAccumulator(str(file)).Reload()
     assert [event.step for event in events.Scalars("discriminator_loss")] == [1, 2, 3]
     assert [event.step for event in events.Images("samples")] == [2]
+    logged = [{**line, "step": None} for line in read_log(tmp_path / "model")]
+    assert {"generator_sigma0", "discriminator_sigma0", "held_out_accuracy", "unreadable_pictures"} < logged[1].keys()
+    for name in set().union(*logged) - {"step", "time"}:
+        expected = [line[name] for line in logged if name in line]
+        np.testing.assert_allclose([event.value for event in events.Scalars(name)], expected, rtol=1e-5, err_msg=name)
 
 
 # Runs that are ended from outside
@@ -235,10 +374,7 @@ def start(argv: list[str], num_processes: int = 1, machine: str = "") -> subproc
         launcher += (machine or "--num_machines 1 --main_process_port 0").split()
         command = [*launcher, *command[1:]]
     output, errors = subprocess.PIPE, subprocess.STDOUT
-    # A session of its own, so that a signal reaches the launcher's children too.
-    return subprocess.Popen(
-        command, env=environment, cwd=REPO, stdout=output, stderr=errors, text=True, start_new_session=True
-    )
+    return subprocess.Popen(command, env=environment, cwd=REPO, stdout=output, stderr=errors, text=True)
 
 
 def wait_for_step(process: subprocess.Popen[str], output: Path, step: int) -> None:
@@ -265,6 +401,28 @@ def test_sigterm_leaves_a_checkpoint_and_exits_cleanly(pictures: Path, tmp_path:
     assert len(losses(output)) == step + 1
 
 
+def test_sigterm_between_two_lines_of_the_log_stops_all_processes(pictures: Path, tmp_path: Path) -> None:
+    output = tmp_path / "model"
+    flags = ["--checkpointing_steps", "2", "--logging_steps", "1000000", "--on_collapse", "ignore"]
+    process = start(arguments(pictures, output, *flags, steps=1_000_000), num_processes=2)
+    deadline = time.monotonic() + 120
+    while not list(output.glob("checkpoint-*")) and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.1)
+    # To the launcher, as a cluster sends it: after 30 seconds of grace it would kill what still runs.
+    process.send_signal(signal.SIGTERM)
+    printed, _ = process.communicate(timeout=120)
+    assert "interrupted at step" in printed, printed[-2000:]
+
+
+def kill_all(process: subprocess.Popen[str]) -> None:
+    """The launcher and what it launched, whose sessions are their own: what was left would go on writing."""
+    launcher = psutil.Process(process.pid)
+    for member in (launcher, *launcher.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
+    process.wait(timeout=60)
+
+
 def killed_and_resumed(pictures: Path, folder: Path, kills: int, steps: int, num_processes: int) -> None:
     """Kills a run at random moments until it has been killed so often, then compares it with one that was not."""
     dice = random.Random(0)
@@ -276,8 +434,7 @@ def killed_and_resumed(pictures: Path, folder: Path, kills: int, steps: int, num
         process = start(argv, num_processes)
         wait_for_step(process, folder / "killed", 1 + kill * (steps - 1) // kills)
         time.sleep(dice.uniform(0, 0.3))
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait(timeout=60)
+        kill_all(process)
     assert start(argv, num_processes).wait(timeout=600) == 0
     for name in ("model.safetensors", "discriminator/model.safetensors"):
         whole, killed = load_file(folder / "whole" / name), load_file(folder / "killed" / name)

@@ -2,17 +2,23 @@
 
 import copy
 import dataclasses
+import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
+from training_runs import files_of_at_most
 
 from biggan_hf import BigGANConfig, BigGANDiscriminator, BigGANModel
 from biggan_hf.data import load_labelled_images
-from biggan_hf.training.batches import BatchSource, counter_generator
+from biggan_hf.training.arguments import TrainingArguments
+from biggan_hf.training.batches import BatchSource, counter_generator, to_pixel_values
 from biggan_hf.training.checkpoints import (
     check_same_architecture,
     find_checkpoint,
@@ -20,8 +26,12 @@ from biggan_hf.training.checkpoints import (
     load_training_state,
     rotate_checkpoints,
     save_checkpoint,
+    write_whole,
 )
 from biggan_hf.training.ema import update_ema
+from biggan_hf.training.loop import rules_of
+from biggan_hf.training.quality import keep_if_best
+from biggan_hf.training.stability import all_finite
 from biggan_hf.training.steps import Batch, Players, Rules, discriminator_step, generator_step
 
 
@@ -106,6 +116,31 @@ def test_discriminator_learns_to_tell_fixed_pictures_from_fakes() -> None:
     batch = [(latents(config, 8), pictures(config, 8))]
     losses = [float(discriminator_step(game, batch, Rules())["discriminator_loss"]) for _ in range(30)]
     assert losses[-1] < 0.5 < losses[0]
+
+
+def test_r1_adds_gamma_times_half_the_mean_squared_gradient() -> None:
+    config = tiny(discriminator_spectral_norm=False)  # so that another forward changes nothing
+    plain, penalised = players(config), players(config)
+    reference, (z, real) = copy.deepcopy(plain.discriminator), (latents(config, 4), pictures(config, 4))
+    discriminator_step(plain, [(z, real)], Rules())
+    discriminator_step(penalised, [(z, real)], Rules(r1_gamma=3.0))
+
+    pixels = real.inputs.clone().requires_grad_()
+    logits = reference(pixels, real.class_labels).logits
+    (slope,) = torch.autograd.grad(logits.sum(), pixels, create_graph=True)
+    penalty = 3.0 * sum(0.5 * (one**2).sum() for one in slope) / len(slope)
+    gradients = torch.autograd.grad(penalty, list(reference.parameters()), allow_unused=True)
+    after = weights(penalised.discriminator)
+    for (name, weight), gradient in zip(weights(plain.discriminator).items(), gradients, strict=True):
+        moved = 0 if gradient is None else 0.1 * gradient
+        torch.testing.assert_close(after[name], weight - moved, rtol=0, atol=1e-10, msg=name)
+
+
+def test_r1_comes_every_so_many_steps_and_weighs_as_many_times_more() -> None:
+    args = TrainingArguments(r1_gamma=10.0, r1_interval=4, rollback_r1_gamma=3.0)
+    for rollbacks, gamma in ((0, 40.0), (1, 12.0)):
+        runs: list[Any] = [SimpleNamespace(args=args, rollbacks=rollbacks, global_step=step) for step in range(6)]
+        assert [rules_of(run).r1_gamma for run in runs] == [gamma, 0, 0, 0, gamma, 0]
 
 
 def test_ema_follows_the_formula_over_weights_and_statistics() -> None:
@@ -194,17 +229,41 @@ def test_pictures_are_in_range_and_half_of_them_mirrored(tmp_path: Path) -> None
     assert 16 < mirrored < 48  # of 64
 
 
+class _Copies(TorchDispatchMode):
+    """What travels to another device, by its number format."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.formats: list[torch.dtype] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and args[0].device != result.device:
+            self.formats.append(result.dtype)
+        return result
+
+
+def test_pictures_travel_to_the_device_in_bytes() -> None:
+    pictures = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    with _Copies() as copies:
+        pixels = to_pixel_values(pictures, torch.device("meta"))
+    assert pixels.dtype == torch.float32 and copies.formats == [torch.uint8]
+
+
 # Checkpoints
+
+
+STATE: dict[str, Any] = {"samples_seen": 10, "rollbacks": 0, "num_pictures": 10}
+STATE |= {"generator_optimizer": {}, "discriminator_optimizer": {}}
 
 
 def write_checkpoint(folder: Path, step: int) -> Path:
     config = tiny()
     model = BigGANModel(config)
     checkpoint = folder / f"checkpoint-{step}"
-    state = {"global_step": step, "samples_seen": 10 * step}
-    save_checkpoint(
-        checkpoint, ema=model, generator=model, discriminator=BigGANDiscriminator(config), training_state=state
-    )
+    discriminator = BigGANDiscriminator(config)
+    state = {**STATE, "global_step": step}
+    save_checkpoint(checkpoint, ema=model, generator=model, discriminator=discriminator, training_state=state)
     return checkpoint
 
 
@@ -216,7 +275,7 @@ def test_checkpoint_is_a_model_folder_and_the_oldest_go(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-100"]
     assert BigGANModel.from_pretrained(folder).config.num_labels == 3
     assert BigGANDiscriminator.from_pretrained(folder, subfolder="discriminator").config.num_labels == 3
-    assert load_training_state(folder) == {"global_step": 100, "samples_seen": 1000}
+    assert load_training_state(folder) == {**STATE, "global_step": 100}
     assert find_checkpoint(tmp_path, "latest") == folder
     assert find_checkpoint(tmp_path, str(tmp_path / "checkpoint-10")) == tmp_path / "checkpoint-10"
 
@@ -231,6 +290,56 @@ def test_an_unfinished_checkpoint_is_not_found(tmp_path: Path, monkeypatch: pyte
     write_checkpoint(tmp_path, 2)
     assert find_checkpoint(tmp_path, "latest") == tmp_path / "checkpoint-2"
     assert not list(tmp_path.glob("unfinished-*"))
+
+
+@pytest.mark.parametrize("network", ["", "generator", "discriminator"])
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
+def test_checkpoint_without_a_network_is_not_complete(tmp_path: Path, network: str, file: str) -> None:
+    write_checkpoint(tmp_path, 1)
+    broken = write_checkpoint(tmp_path, 2)
+    (broken / network / file).unlink()
+    assert find_checkpoint(tmp_path, "latest") == tmp_path / "checkpoint-1"
+    with pytest.raises(FileNotFoundError, match=f"it has no {network}.?{file}"):
+        find_checkpoint(tmp_path, str(broken))
+
+
+def test_training_state_without_its_counters_is_named(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path, 1)
+    for state, missing in (({}, "global_step"), ([1], "global_step"), ({**STATE, "global_step": 1}, None)):
+        torch.save(state, folder / "training_state.pt")
+        if missing is None:
+            load_training_state(folder)
+        else:
+            with pytest.raises(ValueError, match=f"is no state of a training: it has no '{missing}'"):
+                load_training_state(folder)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", ["linear.weight", "output_bn.running_var", "stages.0.blocks.0.conv1.bias"])
+def test_a_single_value_makes_a_network_not_finite(name: str, value: float) -> None:
+    models = [BigGANModel(tiny()), BigGANModel(tiny())]
+    models[0].linear.weight.data.fill_(3e38)  # large is finite
+    assert all_finite(models)
+    models[1].state_dict()[name].view(-1)[-1] = value
+    assert not all_finite(models)
+
+
+def test_a_quality_that_is_no_number_is_not_the_best(tmp_path: Path) -> None:
+    networks = BigGANModel(tiny()), BigGANDiscriminator(tiny())
+    assert not keep_if_best(tmp_path, 1, {"FID": math.nan}, *networks)
+    assert keep_if_best(tmp_path, 2, {"FID": 5.0}, *networks)
+    assert not keep_if_best(tmp_path, 3, {"FID": math.nan}, *networks)
+    assert keep_if_best(tmp_path, 4, {"FID": 4.0}, *networks)
+
+
+def test_file_on_a_full_disk_stays_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    write_whole(path, "a line\n")
+    with files_of_at_most(1000), pytest.raises(OSError, match="File too large"):
+        write_whole(path, "other lines\n" * 1000)
+    assert path.read_text(encoding="utf-8") == "a line\n"
+    write_whole(path, "another\n")
+    assert path.read_text(encoding="utf-8") == "another\n" and list(tmp_path.iterdir()) == [path]
 
 
 def _full_disk(*args: object) -> None:

@@ -1,6 +1,9 @@
 """Short training runs on small pictures of noise, for the tests of training/."""
 
 import json
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,3 +40,14 @@ def arguments(pictures: Path, output: Path, *more: str, steps: int = 2) -> list[
 
 def read_log(folder: Path, name: str = "log.jsonl") -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / name).read_text(encoding="utf-8").splitlines()]
+
+
+@contextmanager
+def files_of_at_most(number: int) -> Iterator[None]:
+    """No file may grow beyond so many bytes, which fails as a full disk does, in the middle of writing."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (number, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -1,11 +1,13 @@
 """Any `datasets` source to batches of uint8 images and class labels, in a seeded order that can be resumed."""
 
+import hashlib
 import io
 import itertools
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
@@ -73,6 +75,16 @@ class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
 
     def __len__(self) -> int:
         return len(self.pictures)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of labels, class names and some spread pictures as they are stored, whatever name the source has."""
+        digest = hashlib.sha256(repr((len(self), self.class_names)).encode())
+        if self.labels is not None:
+            digest.update(self.labels.numpy().tobytes())
+        for row in _spread_rows(len(self)):
+            digest.update(_stored_bytes(self.pictures[row]["image"]))
+        return digest.hexdigest()
 
     def __getitems__(self, indices: Sequence[int]) -> ImageBatch:
         rows = self._readable(indices)
@@ -221,6 +233,8 @@ def _flatten(picture: Image.Image, mode: str) -> Image.Image:
     """The picture in 8 bits a channel and without transparency."""
     if picture.mode.startswith("I;16"):  # PIL's convert clips 16 bits instead of scaling them
         picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    if picture.mode == "F" and not np.isfinite(np.asarray(picture)).all():
+        raise ValueError("it has values that are NaN or infinite")
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
@@ -318,17 +332,35 @@ def _read_labels(source: datasets.Dataset, column: str) -> tuple[Tensor, list[st
 
 
 def _probe(images: LabelledImages, dataset_name: str) -> None:
-    """Fails early if not one of some evenly spread pictures can be read."""
-    count = min(NUM_PROBES, len(images))
-    for probe in range(count):
-        row = probe * (len(images) - 1) // max(count - 1, 1)
+    """Fails early if not one of some evenly spread pictures can be read, or one can't where none may be skipped."""
+    rows = _spread_rows(len(images))
+    if images.on_unreadable_image == "error":
+        images.__getitems__(rows)
+    for row in rows:
         cell = images.pictures[row]["image"]
         try:
             decode_picture(cell, images.image_size, images.num_channels)
             return
         except ValueError as error:
             message = f"{_picture_name(row, cell)}: {error}"
-    raise ValueError(f"dataset {dataset_name!r} is corrupt: none of {count} probed pictures can be read; {message}")
+    raise ValueError(
+        f"dataset {dataset_name!r} is corrupt: none of {len(rows)} probed pictures can be read; {message}"
+    )
+
+
+def _spread_rows(number: int) -> list[int]:
+    count = min(NUM_PROBES, number)
+    return [probe * (number - 1) // max(count - 1, 1) for probe in range(count)]
+
+
+def _stored_bytes(cell: Mapping[str, Any] | None) -> bytes:
+    """The encoded picture; nothing where there is none, which is met when it is read."""
+    if cell is None:
+        return b""
+    try:
+        return cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
+    except OSError:
+        return b""
 
 
 def _picture_name(row: int, cell: Mapping[str, Any] | None) -> str:

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers.utils import logging
 
 from ..data import UnreadablePictureError
@@ -14,8 +15,8 @@ from .run import set_up
 
 def main(argv: Sequence[str] | None = None) -> None:
     """
-    Trains as the command line says. What can't be is one line on standard error, and exit status 2; a collapse that
-    ended the run is exit status 3.
+    Trains as the command line says. What can't be is one line on standard error, and exit status 2, and so is a disk
+    that is full; a collapse that ended the run is exit status 3.
     """
     logging.disable_progress_bar()  # one bar is enough: the training's own
     try:
@@ -25,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(2) from error
     try:
         folder = train(run)
-    except UnreadablePictureError as error:  # from a worker it comes with that one's traceback in front
+    except (UnreadablePictureError, OSError, SafetensorError) as error:  # a worker's has its traceback in front
         print(f"error: {str(error).strip().splitlines()[-1]}", file=sys.stderr)
         raise SystemExit(2) from error
     if run.collapsed:

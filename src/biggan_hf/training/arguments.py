@@ -1,6 +1,7 @@
 """What a training run is told: three groups of arguments, a table of presets, and where the values come from."""
 
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -127,6 +128,9 @@ class TrainingArguments:
     hub_model_id: str | None = _help("Repository to upload to, 'user/name'.", None)
 
     def __post_init__(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            _require(self, f.name, not isinstance(value, float) or math.isfinite(value), "finite")
         counts = ("max_train_steps", "per_device_batch_size", "num_discriminator_steps", "logging_steps")
         for name in (*counts, "r1_interval", "collapse_window", "evaluation_images"):
             _require(self, name, getattr(self, name) >= 1, "at least 1")
@@ -279,10 +283,12 @@ def _read_settings(path: str) -> dict[str, Any]:
         raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict):
         raise ValueError(f"{path} must hold a mapping of settings, got {type(settings).__name__}")
-    known = {f.name for group in _GROUPS for f in fields(group)}
-    unknown = [name for name in settings if name not in known]
-    if unknown:
-        raise ValueError(f"{path} sets {unknown[0]!r}, which is no training argument; see --help")
+    known = {f.name: f.type for group in _GROUPS for f in fields(group)}
+    for name, value in settings.items():
+        if name not in known:
+            raise ValueError(f"{path} sets {name!r}, which is no training argument; see --help")
+        if isinstance(value, dict) or (isinstance(value, list) and known[name] != list[str]):
+            raise ValueError(f"{path} must set {name} to one value, got {value!r}")
     return settings
 
 

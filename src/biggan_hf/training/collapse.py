@@ -7,6 +7,7 @@ from pathlib import Path
 from .checkpoints import list_checkpoints, load_training_state, save_checkpoint, step_of
 from .players import load_networks
 from .run import Run, cut_logs, training_state
+from .stability import all_finite
 
 
 def respond(run: Run, why: str) -> bool:
@@ -34,11 +35,19 @@ def respond(run: Run, why: str) -> bool:
 
 
 def last_good_checkpoint(run: Run) -> Path | None:
-    """The newest from before the lines that made the rule speak; if none is so old, the oldest."""
+    """The newest from before the lines that made the rule speak, else the oldest; of those without NaN."""
     checkpoints = list_checkpoints(run.output_dir)
     onset = run.global_step - run.args.collapse_window * run.args.logging_steps
     old_enough = [folder for folder in checkpoints if step_of(folder) <= onset]
-    return old_enough[-1] if old_enough else next(iter(checkpoints), None)
+    by_preference = [*reversed(old_enough), *checkpoints[len(old_enough) :]]
+    return next((folder for folder in by_preference if is_good(folder)), None)
+
+
+def is_good(checkpoint: Path) -> bool:
+    try:
+        return all_finite(load_networks(checkpoint))
+    except (ValueError, OSError):  # damaged
+        return False
 
 
 def roll_back(run: Run, good: Path) -> None:

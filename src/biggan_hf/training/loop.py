@@ -2,11 +2,9 @@
 
 import json
 import re
-import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +23,11 @@ from .collapse import respond, save
 from .ema import update_ema
 from .plots import plot_curves, read_lines
 from .quality import keep_if_best
+from .replicas import average_running_statistics
 from .run import EVALUATIONS, LOG, SPECTRA, Run
-from .stability import diagnose, held_out_accuracy
+from .stability import all_finite, diagnose, held_out_accuracy
 from .steps import Rules, discriminator_step, generator_step
+from .stopping import Stop, Vote, interruption
 
 
 CURVES = "curves.png"
@@ -42,19 +42,31 @@ def train(run: Run) -> Path | None:
         checkpoint, or a collapse did.
     """
     deadline = time.monotonic() + 60 * (run.args.max_train_minutes or float("inf"))
+    vote = Vote(run.accelerator.num_processes)
     with interruption() as interrupted, progress_bar(run) as progress:
-        while run.global_step < run.args.max_train_steps and not should_stop(run, deadline, interrupted):
-            metrics = train_step(run)
-            if run.global_step % run.args.logging_steps == 0 and not report(run, metrics, progress):
+        while True:
+            stop = why_stop(run, vote, deadline, interrupted)
+            collapse = None if stop else advance(run, progress)
+            if collapse is None and (stop or is_kept(run)):
+                collapse = not_finite(run)
+            if collapse is not None and not goes_on_after(run, collapse):
                 return None
-            progress.update(run.global_step - progress.n)
-            periodically(run)
-        if agreed(run, interrupted.is_set()):
+            if collapse is None and stop:
+                break
+            if collapse is None:
+                periodically(run)
+        if stop == Stop.INTERRUPTED:
             interrupt(run)
             return None
-        if run.is_main and run.global_step < run.args.max_train_steps:
-            tqdm.write(f"time is up at step {run.global_step} of {run.args.max_train_steps}")
         return finish(run)
+
+
+def advance(run: Run, progress: tqdm) -> str | None:
+    """One step, and what the rule for collapses says if it is a logged one."""
+    metrics = train_step(run)
+    collapse = report(run, metrics, progress) if run.global_step % run.args.logging_steps == 0 else None
+    progress.update(run.global_step - progress.n)
+    return collapse
 
 
 def train_step(run: Run) -> dict[str, Tensor]:
@@ -74,9 +86,19 @@ def train_step(run: Run) -> dict[str, Tensor]:
     if run.clamp is not None:
         run.clamp.apply()
     run.global_step += 1
+    average_running_statistics(run.players.bare_generator)
     decay = run.args.ema_decay if run.global_step >= run.args.ema_start_step else 0.0
     update_ema(run.ema, run.players.bare_generator, decay)
+    if run.accelerator.scaler is not None:
+        run.overflows = count_overflows(run.overflows, metrics)
+        metrics["overflows_in_a_row"] = run.overflows
     return metrics
+
+
+def count_overflows(so_far: Tensor | float, metrics: Mapping[str, Tensor]) -> Tensor:
+    """Steps in a row in which float16 overflowed, so that its scaler left an update out; stays on the device."""
+    norm = metrics["discriminator_gradient"] + metrics["generator_gradient"]
+    return (so_far + 1) * ~norm.isfinite()
 
 
 def rules_of(run: Run) -> Rules:
@@ -98,36 +120,35 @@ def rules_of(run: Run) -> Rules:
 # When to stop
 
 
-@contextmanager
-def interruption() -> Iterator[threading.Event]:
-    """An event that SIGTERM and SIGINT set while a run goes on; a second SIGINT interrupts as usual."""
-    event = threading.Event()
-
-    def set_event(number: int, frame: object) -> None:
-        event.set()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
-        yield event
-        return
-    before = {number: signal.signal(number, set_event) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield event
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def why_stop(run: Run, vote: Vote, deadline: float, interrupted: threading.Event) -> int:
+    """A `Stop`, the same on every process."""
+    done = Stop.STEPS_ARE_DONE if run.global_step >= run.args.max_train_steps else Stop.NOT
+    mine = Stop.NOT
+    if interrupted.is_set():
+        mine = Stop.INTERRUPTED
+    elif run.global_step and time.monotonic() > deadline:
+        mine = Stop.TIME_IS_UP
+    return max(vote(mine), done)
 
 
-def should_stop(run: Run, deadline: float, interrupted: threading.Event) -> bool:
-    """
-    Whether time is up or a signal came. Several processes must stop at one step: they ask each other when the scalars
-    are fetched, which waits for the device anyway.
-    """
-    if run.global_step == 0:
-        return interrupted.is_set() if run.accelerator.num_processes == 1 else False
-    if run.accelerator.num_processes > 1 and run.global_step % run.args.logging_steps:
-        return False
-    return agreed(run, interrupted.is_set() or time.monotonic() > deadline)
+def is_kept(run: Run) -> bool:
+    """Whether the weights of this step go to a checkpoint, or may become the best."""
+    intervals = (run.args.checkpointing_steps, run.args.evaluation_steps)
+    return any(interval and run.global_step % interval == 0 for interval in intervals)
+
+
+def not_finite(run: Run) -> str | None:
+    """What the rule calls even where collapses are ignored: nothing is kept, let alone finished, with NaN in it."""
+    networks = (run.players.bare_generator, run.players.bare_discriminator, run.ema)
+    broken = agreed(run, not all_finite(networks))
+    return f"step {run.global_step}: weights are not finite" if broken else None
+
+
+def goes_on_after(run: Run, collapse: str) -> bool:
+    goes_on = respond(run, collapse)
+    if run.is_main:
+        tqdm.write(f"collapse at {collapse}; " + (f"back to step {run.global_step}" if goes_on else "the run stops"))
+    return goes_on
 
 
 def agreed(run: Run, flag: bool) -> bool:
@@ -150,32 +171,28 @@ def progress_bar(run: Run) -> tqdm:
     )
 
 
-def report(run: Run, metrics: Mapping[str, Tensor], progress: tqdm) -> bool:
+def report(run: Run, metrics: Mapping[str, Tensor], progress: tqdm) -> str | None:
     """
     Fetches the scalars, which waits for the device, logs them, and asks the rule for collapses.
 
     Returns:
-        Whether the run goes on.
+        What the rule says; on other processes than the main one an empty text, if it says something.
     """
     values = {name: round(float(value), 5) for name, value in metrics.items()}
-    why = None
     if run.batches.unreadable:
         values["unreadable_pictures"] = len(run.batches.unreadable)
+    collapse = None
     if run.is_main:
-        counters = {"step": run.global_step, "samples_seen": run.batches.samples_seen, "time": round(time.time(), 1)}
-        line = {**counters, **values, **measure_stability(run)}
-        append_line(run.output_dir / LOG, line)
+        values |= {"samples_seen": run.batches.samples_seen, **measure_stability(run)}
+        append_line(run.output_dir / LOG, {"step": run.global_step, "time": round(time.time(), 1), **values})
         progress.set_postfix({name: values[name] for name in ("discriminator_loss", "generator_loss")})
         args = run.args
         log = read_lines(run.output_dir / LOG)
-        why = diagnose(log, args.collapse_window, args.collapse_loss_floor, args.collapse_sigma_factor)
+        collapse = diagnose(log, args.collapse_window, args.collapse_loss_floor, args.collapse_sigma_factor)
     run.accelerator.log(values, run.global_step)
-    if run.args.on_collapse == "ignore" or not agreed(run, why is not None):
-        return True
-    goes_on = respond(run, why or "")
-    if run.is_main:
-        tqdm.write(f"collapse at {why}; " + (f"back to step {run.global_step}" if goes_on else "the run stops"))
-    return goes_on
+    if run.args.on_collapse == "ignore" or not agreed(run, collapse is not None):
+        return None
+    return collapse or ""
 
 
 def measure_stability(run: Run) -> dict[str, float]:
@@ -258,6 +275,8 @@ def finish(run: Run) -> Path:
     folder = run.output_dir
     run.accelerator.wait_for_everyone()
     if run.is_main:
+        if run.global_step < run.args.max_train_steps:
+            tqdm.write(f"time is up at step {run.global_step} of {run.args.max_train_steps}")
         if run.args.checkpointing_steps and run.global_step % run.args.checkpointing_steps:
             checkpoint(run)  # so that a longer run can go on from here
         run.ema.save_pretrained(folder)

@@ -132,10 +132,13 @@ def adam(network: nn.Module, learning_rate: float, args: TrainingArguments) -> t
     return torch.optim.Adam(
         [parameter for parameter in network.parameters() if parameter.requires_grad],
         learning_rate,
-        betas=(float(args.adam_beta1), float(args.adam_beta2)),
-        eps=args.adam_epsilon,
+        **_moments(args),
         fused=True,
     )
+
+
+def _moments(args: TrainingArguments) -> dict[str, Any]:
+    return {"betas": (float(args.adam_beta1), float(args.adam_beta2)), "eps": args.adam_epsilon}
 
 
 def set_adam(players: Players, args: TrainingArguments, factor: float) -> None:
@@ -144,5 +147,4 @@ def set_adam(players: Players, args: TrainingArguments, factor: float) -> None:
     optimizers = (players.generator_optimizer, players.discriminator_optimizer)
     for optimizer, rate in zip(optimizers, rates, strict=True):
         for group in optimizer.param_groups:
-            group["lr"] = rate * factor
-            group["betas"], group["eps"] = (float(args.adam_beta1), float(args.adam_beta2)), args.adam_epsilon
+            group.update(lr=rate * factor, **_moments(args))

@@ -1,5 +1,6 @@
 """Batch norm across processes: the paper's cross-replica batch norm (appendix C), which works on gloo and NCCL."""
 
+import torch
 import torch.distributed as dist
 
 from ..layers import BatchNorm2d, ConditionalBatchNorm2d
@@ -32,3 +33,21 @@ def set_cross_replica_batch_norm(generator: BigGANModel, group_size: int) -> Non
     for module in generator.modules():
         if isinstance(module, BatchNorm2d | ConditionalBatchNorm2d):
             module.process_group = group
+
+
+@torch.no_grad()
+def average_running_statistics(generator: BigGANModel) -> None:
+    """
+    Replaces the running statistics of batch norms that see less than all processes by their means over processes,
+    so that every process holds, averages, evaluates and saves one and the same generator.
+    """
+    processes = dist.get_world_size() if dist.is_initialized() else 1
+    norms = [module for module in generator.modules() if isinstance(module, BatchNorm2d | ConditionalBatchNorm2d)]
+    joined = 1 if norms[0].process_group is None else dist.get_world_size(norms[0].process_group)
+    if joined == processes:
+        return
+    statistics = [statistic for norm in norms for statistic in (norm.running_mean, norm.running_var)]
+    mean = torch.cat(statistics)
+    dist.all_reduce(mean)
+    mean /= processes
+    torch._foreach_copy_(statistics, mean.split([len(statistic) for statistic in statistics]))

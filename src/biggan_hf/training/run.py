@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import set_seed
+from torch import Tensor
 
 from ..configuration_biggan import BigGANConfig
 from ..data import LabelledImages, load_labelled_images
@@ -17,7 +18,7 @@ from ..hub import create_repo
 from ..modeling_biggan import BigGANModel
 from .arguments import DataArguments, ModelArguments, TrainingArguments
 from .batches import BatchSource, to_pixel_values
-from .checkpoints import SETTINGS, check_same_architecture, find_checkpoint, load_training_state
+from .checkpoints import SETTINGS, check_same_architecture, find_checkpoint, load_training_state, write_whole
 from .players import build_players, set_adam
 from .quality import Quality
 from .stability import SigmaClamp, Spectra, Watch
@@ -47,6 +48,7 @@ class Run:
     global_step: int = 0
     rollbacks: int = 0
     collapsed: bool = False
+    overflows: Tensor | float = 0.0  # of float16, steps in a row
 
     @property
     def output_dir(self) -> Path:
@@ -75,23 +77,17 @@ class Run:
 def set_up(model_args: ModelArguments, data_args: DataArguments, args: TrainingArguments) -> Run:
     """Everything up to the first step. Whatever can't be raises one clear line, and nothing has been written yet."""
     resumed = find_checkpoint(Path(args.output_dir), args.resume_from_checkpoint)
-    check_trackers(args.report_to)
-    accelerator = Accelerator(
-        mixed_precision=args.mixed_precision,
-        log_with=args.report_to or None,
-        project_dir=args.output_dir,
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-    )
-    if args.tf32:
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    accelerator = build_accelerator(args)
     accumulation_steps = args.accumulation_steps(accelerator.num_processes)
     with accelerator.main_process_first():
         images = load_images(data_args, model_args.config([]))
     config = model_args.config(images.class_names)
     check_enough(images, args, accelerator.num_processes)
+    state = None
     if resumed is not None:
         check_same_architecture(resumed, config)
-        check_same_pictures(resumed, images)
+        state = load_training_state(resumed)
+        check_same_pictures(resumed, state, images)
     settings: dict[str, Any] = {"num_processes": accelerator.num_processes}
     settings |= {k: v for group in (model_args, data_args, args) for k, v in dataclasses.asdict(group).items()}
     check_same_run(Path(args.output_dir), settings)
@@ -107,12 +103,24 @@ def set_up(model_args: ModelArguments, data_args: DataArguments, args: TrainingA
     clamps = args.sigma_clamp is not None or args.sigma_clamp_ratio is not None
     clamp = SigmaClamp(players.bare_generator, args.sigma_clamp, args.sigma_clamp_ratio) if clamps else None
     run = Run(args, accelerator, config, players, ema, batches, accumulation_steps, watch, clamp, quality, settings)
-    if resumed is not None:
-        run.restore(load_training_state(resumed))
+    if state is not None:
+        run.restore(state)
     if run.is_main:
         open_output(run)
     accelerator.init_trackers("biggan_hf")
     return run
+
+
+def build_accelerator(args: TrainingArguments) -> Accelerator:
+    check_trackers(args.report_to)
+    if args.tf32:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    return Accelerator(
+        mixed_precision=args.mixed_precision,
+        log_with=args.report_to or None,
+        project_dir=args.output_dir,
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
 
 
 def check_enough(images: LabelledImages, args: TrainingArguments, num_processes: int) -> None:
@@ -130,22 +138,29 @@ def reserve_repo(repo_id: str) -> None:
 
 
 def check_same_run(output_dir: Path, settings: dict[str, Any]) -> None:
-    """Raises `ValueError` where the output folder holds a run that saw other batches."""
-    if not (output_dir / SETTINGS).is_file():
+    """Raises `ValueError` where the output folder holds a run of another seed, or settings that no run wrote."""
+    path = output_dir / SETTINGS
+    if not path.is_file():
         return
-    saved = json.loads((output_dir / SETTINGS).read_text(encoding="utf-8"))
-    for name in ("dataset_name", "dataset_config_name", "dataset_split", "label_column", "seed"):
-        if saved[name] != settings[name]:
-            raise ValueError(
-                f"the run in {str(output_dir)!r} has {name}={saved[name]!r}, this one {name}={settings[name]!r}"
-            )
+    try:
+        seed = json.loads(path.read_text(encoding="utf-8"))["seed"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{str(path)!r} is not what a run writes: {type(error).__name__}: {error}") from error
+    if seed != settings["seed"]:
+        raise ValueError(f"the run in {str(output_dir)!r} has seed={seed!r}, this one seed={settings['seed']!r}")
 
 
-def check_same_pictures(checkpoint: Path, images: LabelledImages) -> None:
-    number = load_training_state(checkpoint)["num_pictures"]
-    if number not in (None, len(images)):  # a converted checkpoint does not know
+def check_same_pictures(checkpoint: Path, state: dict[str, Any], images: LabelledImages) -> None:
+    """Whatever name the data set goes by; a converted checkpoint does not know its pictures."""
+    if state["num_pictures"] not in (None, len(images)):
         raise ValueError(
-            f"the checkpoint {str(checkpoint)!r} is of a run on {number} pictures, this data set has {len(images)}"
+            f"the checkpoint {str(checkpoint)!r} is of a run on {state['num_pictures']} pictures, this data set has "
+            f"{len(images)}"
+        )
+    if state.get("pictures", images.fingerprint) != images.fingerprint:
+        raise ValueError(
+            f"the checkpoint {str(checkpoint)!r} is of a run on other pictures, labels or class names than this data "
+            "set's"
         )
 
 
@@ -169,6 +184,7 @@ def training_state(run: Run) -> dict[str, Any]:
         "samples_seen": run.batches.samples_seen,
         "rollbacks": run.rollbacks,
         "num_pictures": len(run.batches.images),
+        "pictures": run.batches.images.fingerprint,
         "generator_optimizer": run.players.generator_optimizer.state_dict(),
         "discriminator_optimizer": run.players.discriminator_optimizer.state_dict(),
     }
@@ -236,7 +252,7 @@ def check_trackers(report_to: list[str]) -> None:
 def open_output(run: Run) -> None:
     """Writes the settings; a resumed run's log goes on from the checkpoint, without what was lost after it."""
     run.output_dir.mkdir(parents=True, exist_ok=True)
-    (run.output_dir / SETTINGS).write_text(json.dumps(run.settings, indent=2), encoding="utf-8")
+    write_whole(run.output_dir / SETTINGS, json.dumps(run.settings, indent=2))
     cut_logs(run)
 
 
@@ -245,7 +261,7 @@ def cut_logs(run: Run) -> None:
     for log in (run.output_dir / name for name in (LOG, SPECTRA, EVALUATIONS)):
         if log.exists():
             kept = [line for line in log.read_text(encoding="utf-8").splitlines() if _step(line) <= run.global_step]
-            log.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            write_whole(log, "".join(line + "\n" for line in kept))
 
 
 def _step(line: str) -> float:

@@ -6,7 +6,7 @@ the discriminator's jump, and its loss falls to nothing.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -19,6 +19,9 @@ from .steps import Batch
 
 
 Log = Sequence[Mapping[str, Any]]
+
+# As many halvings take float16's scaler from its first scale, 2^16, to below one: what still overflows is no scale.
+MAX_OVERFLOWS = 20
 
 
 class Spectra:
@@ -133,11 +136,19 @@ def held_out_accuracy(discriminator: nn.Module, pictures: Batch) -> float:
     return float((logits > 0).float().mean())
 
 
+@torch.no_grad()
+def all_finite(networks: Iterable[nn.Module]) -> bool:
+    """Whether every weight and statistic is a finite number; waits for the device."""
+    largest = torch._foreach_norm([v for network in networks for v in network.state_dict().values()], math.inf)
+    return bool(torch.stack(largest).isfinite().all())
+
+
 def diagnose(log: Log, window: int, loss_floor: float, sigma_factor: float) -> str | None:
     """
     The rule. A run has gone wrong when
 
-    1. a value of the last line is not a finite number;
+    1. a value of the last line is not a finite number, unless float16 overflowed in that step and at most
+       `MAX_OVERFLOWS` in a row: its scaler leaves such an update out and tries a smaller scale;
     2. the discriminator's loss, averaged over the last `window` lines, is below `loss_floor`: it has won;
     3. the largest σ0 of the generator is above `sigma_factor` times its median over all earlier lines that have it, of
        which there must be `window`.
@@ -152,7 +163,8 @@ def diagnose(log: Log, window: int, loss_floor: float, sigma_factor: float) -> s
         A sentence that says what went wrong; `None` if nothing has.
     """
     last = log[-1]
-    for name, value in last.items():
+    overflowed = 0 < last.get("overflows_in_a_row", 0) <= MAX_OVERFLOWS
+    for name, value in {} if overflowed else last.items():
         if isinstance(value, float) and not math.isfinite(value):
             return f"step {last['step']}: {name} is {value}"
     losses = [line["discriminator_loss"] for line in log[-window:]]

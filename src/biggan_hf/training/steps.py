@@ -95,9 +95,8 @@ def discriminator_step(
             loss = discriminator_loss(real_logits, fake_logits)
             penalty = _r1(players, real, rules) if rules.r1_gamma else 0.0
             accelerator.backward((loss + penalty) / len(micro_batches))
-    scale = _gradient_scale(accelerator)
-    _add_orthogonality(discriminator, rules.discriminator_orthogonality * scale, rules.relaxed_orthogonality)
-    norm = _gradient_norm(players.discriminator_optimizer) / scale
+    _add_orthogonality(accelerator, discriminator, rules.discriminator_orthogonality, rules.relaxed_orthogonality)
+    norm = _gradient_norm(accelerator, players.discriminator_optimizer)
     players.discriminator_optimizer.step()
     return {
         "discriminator_gradient": norm,
@@ -121,9 +120,9 @@ def generator_step(players: Players, micro_batches: Sequence[Batch], rules: Rule
             fake = _augmented(players.generator(latents.inputs, latents.class_labels).images, rules)
             loss = generator_loss(_precise(discriminator(fake, latents.class_labels).logits))
             accelerator.backward(loss / len(micro_batches))
-    scale = _gradient_scale(accelerator)
-    _add_orthogonality(players.bare_generator, rules.generator_orthogonality * scale, rules.relaxed_orthogonality)
-    norm = _gradient_norm(players.generator_optimizer) / scale
+    generator = players.bare_generator
+    _add_orthogonality(accelerator, generator, rules.generator_orthogonality, rules.relaxed_orthogonality)
+    norm = _gradient_norm(accelerator, players.generator_optimizer)
     players.generator_optimizer.step()
     return {"generator_loss": loss.detach(), "generator_gradient": norm}
 
@@ -135,14 +134,15 @@ def _require_gradients(optimizer: torch.optim.Optimizer, required: bool) -> None
             parameter.requires_grad_(required)
 
 
-def _gradient_scale(accelerator: Accelerator) -> float:
-    """What float16's scaler has multiplied the gradients by, and will divide them by in the optimiser's step."""
-    return 1.0 if accelerator.scaler is None else accelerator.scaler.get_scale()
+def _scaled(accelerator: Accelerator, gradient: Tensor) -> Tensor:
+    """Times what float16's scaler multiplied the loss by, and will divide gradients by; on the device."""
+    return gradient if accelerator.scaler is None else accelerator.scaler.scale(gradient)
 
 
-def _gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor:
+def _gradient_norm(accelerator: Accelerator, optimizer: torch.optim.Optimizer) -> Tensor:
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    return torch.nn.utils.get_total_norm(gradients)
+    norm = torch.nn.utils.get_total_norm(gradients)
+    return norm / _scaled(accelerator, torch.ones_like(norm))
 
 
 def _augmented(images: Tensor, rules: Rules) -> Tensor:
@@ -198,11 +198,14 @@ def _precise(logits: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _add_orthogonality(model: BigGANModel | BigGANDiscriminator, strength: float, relaxed: bool) -> None:
+def _add_orthogonality(
+    accelerator: Accelerator, model: BigGANModel | BigGANDiscriminator, strength: float, relaxed: bool
+) -> None:
     """Adds β times the gradient of the regularisation, for every weight but the generator's shared embedding."""
     if not strength:
         return
     shared = {"class_embedding.weight"} if isinstance(model, BigGANModel) else set()
     for name, parameter in model.named_parameters():
         if parameter.ndim >= 2 and name not in shared and parameter.grad is not None:
-            parameter.grad.add_(orthogonal_regularization_gradient(parameter, relaxed), alpha=strength)
+            gradient = orthogonal_regularization_gradient(parameter, relaxed)
+            parameter.grad.add_(_scaled(accelerator, gradient), alpha=strength)

@@ -1,0 +1,129 @@
+"""
+Four iterations with other options than the golden run's, against BigGAN-PyTorch's own training function.
+
+tests/fixtures/original_options.npz was made once by that program (commit 9845943): `GAN_training_function` of its
+`train_fns.py` in float64, its `Generator` and `Discriminator` with the weights and inputs that this file draws, its
+`utils.ema`, with split_D, G_batch_size 6 beside batch_size 4, two D steps of two accumulations, two G accumulations,
+D_ortho and G_ortho 0.01, ema_decay 0.9 and ema_start 3. It holds the losses that the function returns, and of each
+tensor of G, D and G_ema in the end the norm and the product with a random direction, by name in this project.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from biggan_hf import BigGANConfig, BigGANDiscriminator, BigGANModel
+from biggan_hf.training import TrainingArguments
+from biggan_hf.training.loop import train_step
+from biggan_hf.training.players import adam
+from biggan_hf.training.run import Run
+from biggan_hf.training.steps import Batch, Players
+
+
+FIXTURE = Path(__file__).parent / "fixtures" / "original_options.npz"
+# That program labels every block of its 32-pixel discriminator 16, so its attention follows all of them.
+CONFIG = BigGANConfig.preset(
+    "biggan-32",
+    z_dim=20,
+    class_embedding_dim=12,
+    num_labels=10,
+    generator_base_channels=4,
+    discriminator_base_channels=4,
+    generator_attention_resolutions=[16],
+    discriminator_attention_resolutions=[16, 8],
+    batch_norm_eps=1e-5,
+    spectral_norm_eps=1e-6,
+)
+ARGUMENTS = TrainingArguments(
+    output_dir="unused",
+    per_device_batch_size=4,
+    generator_batch_size=6,
+    num_discriminator_steps=2,
+    generator_learning_rate=2e-4,
+    discriminator_learning_rate=5e-4,
+    power_iteration="every_forward",
+    split_discriminator=True,
+    generator_orthogonality=1e-2,
+    discriminator_orthogonality=1e-2,
+    ema_decay=0.9,
+    ema_start_step=3,
+)
+ITERATIONS, ACCUMULATION = 4, 2
+
+
+def start_weights(network: nn.Module, seed: int) -> dict[str, Tensor]:
+    """Every tensor from NumPy's legacy generator, whose stream never changes; no parameter stays at 0 or 1."""
+    random = np.random.RandomState(seed)
+    weights = {}
+    for name, value in sorted(network.state_dict().items()):
+        noise = torch.from_numpy(np.asarray(random.standard_normal(tuple(value.shape))))
+        if name.endswith("running_var"):
+            noise = 1 + 0.1 * noise.abs()
+        elif value.ndim < 2:
+            noise = 0.1 * noise + (1 if name.endswith(("gain", "sv0")) else 0)
+        weights[name] = noise
+    return weights
+
+
+class Inputs:
+    """Latents (iteration, draw, 6, 20) and pictures (iteration, draw, 4, 3, 32, 32) with labels, as a run asks."""
+
+    def __init__(self) -> None:
+        random = np.random.RandomState(2)
+        self.z = torch.from_numpy(random.standard_normal((ITERATIONS, 3 * ACCUMULATION, 6, CONFIG.z_dim)))
+        self.y = torch.from_numpy(random.randint(0, 10, self.z.shape[:3])).long()
+        self.x = torch.from_numpy(random.uniform(-1, 1, (ITERATIONS * 2 * ACCUMULATION, 4, 3, 32, 32)))
+        self.x_labels = torch.from_numpy(random.randint(0, 10, self.x.shape[:2])).long()
+        self.seen = 0
+
+    def latents(self, step: int, draw: int, number: int | None = None) -> Batch:
+        number = number or ARGUMENTS.per_device_batch_size
+        return Batch(self.z[step, draw, :number], self.y[step, draw, :number])
+
+    def pictures(self) -> Batch:
+        self.seen += 1
+        return Batch(self.x[self.seen - 1], self.x_labels[self.seen - 1])
+
+
+def tiny_run(args: TrainingArguments) -> Run:
+    """In float64, where both programs agree to rounding."""
+    generator, discriminator, ema = BigGANModel(CONFIG), BigGANDiscriminator(CONFIG), BigGANModel(CONFIG)
+    for network, seed in ((generator, 0), (discriminator, 1), (ema, 0)):
+        network.load_state_dict(start_weights(network, seed))
+    generator.double().load_state_dict(start_weights(generator, 0))
+    discriminator.double().load_state_dict(start_weights(discriminator, 1))
+    ema.double().eval().load_state_dict(start_weights(ema, 0))
+    optimizers = (
+        adam(generator.train(), args.generator_learning_rate, args),
+        adam(discriminator.train(), args.discriminator_learning_rate, args),
+    )
+    players = Players(Accelerator(cpu=True), generator, discriminator, *optimizers)
+    nothing: Any = None
+    return Run(args, players.accelerator, CONFIG, players, ema, Inputs(), ACCUMULATION, nothing, None, None, {})  # type: ignore[arg-type]
+
+
+def summary(network: nn.Module) -> np.ndarray:
+    """(tensors, 2), by name."""
+    random = np.random.RandomState(3)
+    values = []
+    for _, value in sorted(network.state_dict().items()):
+        direction = torch.from_numpy(np.asarray(random.standard_normal(tuple(value.shape))))
+        values.append([float(value.norm()), float((value * direction).sum())])
+    return np.array(values)
+
+
+def test_options_of_the_original_give_its_weights_and_losses() -> None:
+    expected = np.load(FIXTURE)
+    run = tiny_run(ARGUMENTS)
+    losses = []
+    for _ in range(ITERATIONS):
+        metrics = train_step(run)
+        losses.append([float(metrics["generator_loss"]) / ACCUMULATION, float(metrics["discriminator_loss"])])
+    np.testing.assert_allclose(losses, expected["losses"], rtol=0, atol=1e-6)
+    networks = {"generator": run.players.bare_generator, "discriminator": run.players.bare_discriminator}
+    for name, network in {**networks, "ema": run.ema}.items():
+        np.testing.assert_allclose(summary(network), expected[name], rtol=1e-6, atol=1e-6, err_msg=name)
