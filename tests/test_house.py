@@ -13,12 +13,12 @@ PACKAGE = Path(biggan_hf.__file__).parent
 FILES = {path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")}
 
 # The parts of the package that a file may import: a file or a folder of it.
-MODEL_FILES = {"configuration_biggan", "kernels", "packing", "spectral_norm", "layers", "latents", "modeling_biggan"}
-NOTHING = ("configuration_biggan", "kernels", "packing", "latents", "losses", "augment", "data", "images", "media", "hub")
+MODEL_FILES = {"configuration_biggan", "kernels", "normalization", "packing", "spectral_norm", "layers", "latents", "modeling_biggan"}
+NOTHING = ("configuration_biggan", "kernels", "normalization", "packing", "latents", "losses", "augment", "data", "images", "media", "hub")
 MAY_IMPORT: dict[str, set[str]] = {
     **{part: set() for part in NOTHING},
     "spectral_norm": {"kernels"},
-    "layers": {"kernels", "packing", "spectral_norm"},
+    "layers": {"kernels", "normalization", "packing", "spectral_norm"},
     "modeling_biggan": {"configuration_biggan", "kernels", "spectral_norm", "layers", "latents", "hub", "images"},
     "pipeline_biggan": {"modeling_biggan", "latents", "images"},
     "standing_stats": {"modeling_biggan", "layers", "latents"},

@@ -20,6 +20,7 @@ from biggan_hf.layers import (
     linear,
     modulations,
 )
+from biggan_hf.normalization import batch_normalize
 
 
 @pytest.fixture(autouse=True)
@@ -202,3 +203,27 @@ def test_convolution_with_resampling_is_the_two_after_each_other(
     tolerance = 1e-12 if dtype == torch.float64 else 1e-5
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("samples", [1, 4])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_gradient_of_batch_norm_in_double_precision(samples: int, channels_last: bool) -> None:
+    maps = (3 * torch.randn(4, 3, 2, 5, dtype=torch.float64) + 2).requires_grad_()
+    if channels_last:
+        maps = maps.detach().to(memory_format=torch.channels_last).requires_grad_()
+    gain, bias = (torch.randn(samples, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))
+
+    def function(maps: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
+        running = torch.zeros(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
+        return batch_normalize(maps, gain, bias, running, 0.1, 1e-3)
+
+    assert torch.autograd.gradcheck(function, (maps, gain, bias))
+
+
+def test_batch_norm_keeps_one_map_for_its_gradient() -> None:
+    norm = ConditionalBatchNorm2d(6, 4, 1e-2, None).train()
+    maps = torch.randn(2, 6, 5, 5, requires_grad=True)
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        norm(maps, (torch.ones(2, 6, requires_grad=True), torch.zeros(2, 6)))
+    assert {x.data_ptr() for x in kept if x.shape == maps.shape} == {maps.data_ptr()}

@@ -29,7 +29,7 @@ from biggan_hf import BigGANConfig, BigGANDiscriminator, BigGANModel, modeling_b
 
 Network = BigGANModel | BigGANDiscriminator
 NETWORKS: dict[str, Callable[..., Network]] = {"generator": tiny_generator, "discriminator": tiny_discriminator}
-FLOAT32_BUFFERS = ("running_mean", "running_var", "standing_mean", "standing_var", "u0", "sv0", "v0")
+FLOAT32_BUFFERS = ("running_mean", "running_var", "standing_mean", "standing_var", "u0", "sv0", "v0", "spread")
 
 both_networks = pytest.mark.parametrize("build", NETWORKS.values(), ids=NETWORKS)
 all_variants = pytest.mark.parametrize("overrides", VARIANTS.values(), ids=VARIANTS)

@@ -11,10 +11,10 @@ from typing import Literal, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn import functional as F
 
 from .kernels import KeptKernel
+from .normalization import batch_normalize
 from .packing import can_pack, pack, packed_conv2d
 from .spectral_norm import Float32Buffers, SpectralNorm, is_recomputing
 
@@ -53,13 +53,13 @@ class Conv2d(KeptKernel, nn.Conv2d):
         """A weight (out, in, k, k) in the form in which the operation takes it."""
         if self.resample is None:
             return weight
-        places, is_up = weight.flatten(2), self.resample == "up"
+        places, is_up, spread = weight.flatten(2), self.resample == "up", self.spread.to(weight.dtype)
         with torch.autocast(weight.device.type, enabled=False):
-            if torch.is_grad_enabled() and weight.is_contiguous():
-                kernel = (places @ self.spread.t()).unflatten(2, (4, 4))
+            if self.training and weight.is_contiguous():
+                kernel = (places @ spread.t()).unflatten(2, (4, 4))
                 return kernel.transpose(0, 1) if is_up else kernel
             # Channel by place by channel is channels-last order of both kinds of kernel.
-            kernel = self.spread @ (places.permute(1, 2, 0) if is_up else places.mT)
+            kernel = spread @ (places.permute(1, 2, 0) if is_up else places.mT)
             return kernel.mT.unflatten(2, (4, 4))
 
     def forward(self, hidden_states: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ def spread_matrix(resample: Resample) -> Tensor:
     (16, 9), from the places of a 3x3 kernel to those of the 4x4 one that is the same function with the resampling:
     each place goes to the four with which it shares a pixel.
     """
-    line = torch.tensor([[1.0, 0, 0], [1, 1, 0], [0, 1, 1], [0, 0, 1]])
+    line = torch.tensor([[1, 0, 0], [1, 1, 0], [0, 1, 1], [0, 0, 1]], dtype=torch.float32)
     if resample == "up":  # a transposed convolution runs backwards
         line = line.flip(1)
     return torch.kron(line, line) / (4 if resample == "down" else 1)
@@ -171,19 +171,6 @@ class StandingRow(NamedTuple):
 Modulation = tuple[Tensor, Tensor]  # gain and bias, (N, C) each
 
 
-def cross_replica_statistics(hidden_states: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Tensor, int]:
-    """
-    Mean and biased variance (C,) over the batches of all processes of the group, which have one size, and the number
-    of values a channel. In float32 at least, in two passes, since E[x²] - E[x]² cancels; differentiable: a gradient
-    comes back to every process's batch.
-    """
-    values = hidden_states.to(torch.promote_types(hidden_states.dtype, torch.float32))
-    replicas = dist.get_world_size(group)
-    mean = all_reduce(values.mean(dim=(0, 2, 3)), group=group) / replicas
-    var = all_reduce((values - mean[:, None, None]).square().mean(dim=(0, 2, 3)), group=group) / replicas
-    return mean, var, replicas * values[:, 0].numel()
-
-
 class _BatchNorm(Float32Buffers):
     """
     The statistics of a batch norm over (N, H, W), and how they meet a gain and a bias.
@@ -213,29 +200,14 @@ class _BatchNorm(Float32Buffers):
     def normalize(self, hidden_states: Tensor, gain: Tensor, bias: Tensor, row: StandingRow | None) -> Tensor:
         """(x - mean) / sqrt(var + eps) · gain + bias, with `gain` and `bias` (1, C) or (N, C)."""
         if self.training:
-            hidden_states = self._normalize_batch(hidden_states)
-        else:
-            # One multiply-add: x·s + (b - mean·s), with s = gain / sqrt(var + eps).
-            mean, var = self.statistics(row) if self.observer is None else self.observer(hidden_states)
-            gain = gain * torch.rsqrt(var + self.eps)
-            bias = bias - mean * gain
+            running, momentum = (self.running_mean, self.running_var), 0.0 if is_recomputing() else self.momentum
+            return batch_normalize(hidden_states, gain, bias, running, momentum, self.eps, self.process_group)
+        # One multiply-add: x·s + (b - mean·s), with s = gain / sqrt(var + eps).
+        mean, var = self.statistics(row) if self.observer is None else self.observer(hidden_states)
+        gain = gain * torch.rsqrt(var + self.eps)
+        bias = bias - mean * gain
         gain, bias = (x[:, :, None, None].to(hidden_states.dtype) for x in (gain, bias))
         return torch.addcmul(bias, hidden_states, gain)
-
-    def _normalize_batch(self, hidden_states: Tensor) -> Tensor:
-        """(x - mean) / sqrt(var + eps) with the batch's own statistics, which also move the running ones."""
-        momentum = 0.0 if is_recomputing() else self.momentum
-        if self.process_group is None:
-            running = self.running_mean, self.running_var
-            return F.batch_norm(hidden_states, *running, training=True, momentum=momentum, eps=self.eps)
-        with torch.autocast(hidden_states.device.type, enabled=False):
-            mean, var, count = cross_replica_statistics(hidden_states, self.process_group)
-            with torch.no_grad():
-                self.running_mean.lerp_(mean, momentum)
-                self.running_var.lerp_(var * count / (count - 1), momentum)  # unbiased, as F.batch_norm stores it
-            scale = torch.rsqrt(var + self.eps)
-            normalized = (hidden_states - mean[:, None, None]) * scale[:, None, None]
-        return normalized.to(hidden_states.dtype)
 
     def statistics(self, row: StandingRow | None) -> tuple[Tensor, Tensor]:
         """Mean and variance (C,) of eval mode: the running ones, or the standing ones of a truncation."""
