@@ -47,6 +47,7 @@ extras["dev"] = (
     extras["demo"]
     + extras["eval"]
     + extras["convert"]
+    + extras["video"]
     + ["setuptools", "pytest", "pytest-xdist", "ruff", "mypy", "tensorboard"]
 )
 

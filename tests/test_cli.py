@@ -4,8 +4,11 @@ import os
 import re
 import resource
 import shlex
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,7 +21,7 @@ from biggan_hf import BigGANConfig, BigGANModel, BigGANPipeline, collect_standin
 from biggan_hf.cli import build_parser, main
 from biggan_hf.commands.common import TRUNCATION_MODES
 from biggan_hf.exploring import class_grid, interpolate, truncation_sweep
-from biggan_hf.images import image_grid, to_pil
+from biggan_hf.images import image_grid, to_pil, to_uint8
 from biggan_hf.latents import TruncationMode, sample_latents
 from biggan_hf.media import save_png
 
@@ -44,6 +47,30 @@ def save_model(folder: Path, **settings: Any) -> str:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return save_model(tmp_path_factory.mktemp("model"), id2label=dict(enumerate(NAMES)))
+
+
+@contextmanager
+def batch_sizes() -> Iterator[list[int]]:
+    """Of each forward of a generator."""
+    sizes: list[int] = []
+
+    def note(module: torch.nn.Module, arguments: tuple[Any, ...]) -> None:
+        if isinstance(module, BigGANModel):
+            sizes.append(len(arguments[0]))
+
+    with torch.nn.modules.module.register_module_forward_pre_hook(note):
+        yield sizes
+
+
+@contextmanager
+def limited(what: int, most: int) -> Iterator[None]:
+    """A limit of the process, such as `resource.RLIMIT_FSIZE`: files beyond it fail as on a full disk."""
+    soft, hard = resource.getrlimit(what)
+    resource.setrlimit(what, (most, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(what, (soft, hard))
 
 
 def refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -111,6 +138,42 @@ def test_the_path_and_what_to_try_next(
     exec(compile(code, "hint", "exec"), {})
 
 
+def test_what_to_try_next_keeps_what_was_sampled(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mixture = '{"tench": 0.75, "1": 0.25}'
+    kept = ["--classes", "Tinca tinca", mixture, "--grid", "1x2", "--same_latents", "--truncation_mode", "scale"]
+    kept += ["--batch_size", "3", "--device", "cpu"]
+    argv = ["sample", model, *kept, "--seed", "7", "--output", str(tmp_path / "sheet.png")]
+    for truncation, seed in ((0.5, 7), (0.5, 8)):
+        main(argv)
+        before, (_, command, _) = vars(build_parser().parse_args(argv)), capsys.readouterr().out.splitlines()
+        _, *argv = shlex.split(command.partition(": ")[2])
+        after = vars(build_parser().parse_args(argv))
+        assert (after["truncation"], after["seed"]) == (truncation, seed)
+        assert {name for name in before if before[name] != after[name]} <= {"truncation", "seed", "output"}
+    # What was not given is not repeated.
+    main(["sample", model, "--images_per_class", "1", "--output", str(tmp_path / "other.png")])
+    names = {word for word in capsys.readouterr().out.splitlines()[1].split() if word.startswith("--")}
+    assert names == {"--images_per_class", "--truncation", "--seed", "--output"}
+
+
+def test_batch_sizes_are_kept_to(model: str, tmp_path: Path) -> None:
+    commands = {
+        "sample": (["--images_per_class", "5"], [4, 4, 2]),
+        "sweep": (["--images_per_class", "3", "--truncations", "1", "0.5"], [4, 2, 4, 2]),
+        "interpolate": (["--points", "2", "--steps", "5"], [4, 2]),
+    }
+    for command, (options, expected) in commands.items():
+        argv = [command, model, "--classes", "3", "4", *options, "--output", str(tmp_path / f"{command}.png")]
+        with batch_sizes() as sizes:
+            main([*argv, "--batch_size", "4"])
+        assert sizes == expected, command
+    with batch_sizes() as sizes:
+        main(["npz", model, "--num_images", "7", "--batch_size", "3", "--output", str(tmp_path / "samples.npz")])
+    assert sizes == [3, 3, 1]
+
+
 def test_an_existing_file_is_kept(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "sheet.png"
     output.write_bytes(b"precious")
@@ -147,6 +210,9 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
         (["--grid", "0x3"], "--grid.*'0x3'"),
         (["--grid", "2x3", "--images_per_class", "4"], "not allowed with"),
         (["--images_per_class", "0"], "--images_per_class.*'0'"),
+        (["--images_per_class", str(10**22)], f"--images_per_class.*2\\*\\*31 - 1, got '{10**22}'"),
+        (["--classes", str(10**30)], f"{10**30} is outside 0 to 11"),
+        (["--truncation", "1e300", "--truncation_mode", "scale"], "latents hold numbers that are not finite"),
         (["--batch_size", "many"], "--batch_size.*'many'"),
         (["--truncation", "0"], "truncation.*0"),
         (["--truncation", "nan"], "truncation.*nan"),
@@ -240,7 +306,7 @@ def test_the_same_latents_for_all_classes(model: str, tmp_path: Path, capsys: py
 # biggan-hf interpolate
 
 
-def test_a_sheet_of_paths(model: str, tmp_path: Path) -> None:
+def test_a_sheet_of_paths(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "paths.png"
     options = ["--rows", "2", "--steps", "3", "--points", "2", "--truncation", "0.7", "--spherical"]
     main(["interpolate", model, "--classes", "3", "4", *options, "--output", str(output)])
@@ -256,7 +322,39 @@ def test_a_sheet_of_paths(model: str, tmp_path: Path) -> None:
         )
         for label in (3, 4)
     ]
-    assert_sheet(output, image_grid(torch.cat(rows), 4))
+    titles = ["z 1", "1/3", "2/3", "z 2"]
+    assert_sheet(output, image_grid(torch.cat(rows), 4, ["crane", "class 4"], column_labels=titles))
+    assert "4/4" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "rows", "titles"),
+    [
+        (["--over", "classes", "--classes", "tench", "1"], ["1", "2"], ["tench", "1/2", "1"]),
+        (["--over", "both", "--classes", "4", "1", "--loop"], ["1", "2"], ["class 4", "1/2", "1", "1/2"]),
+        (["--points", "3"], ["tench", "crane"], ["z 1", "1/2", "z 2", "1/2", "z 3"]),
+        (["--classes", "1", "--points", "2", "--loop"], ["1", "1"], ["z 1", "1/2", "z 2", "1/2"]),
+    ],
+)
+def test_a_sheet_of_paths_is_labelled(
+    model: str, options: list[str], rows: list[str], titles: list[str], tmp_path: Path
+) -> None:
+    output = tmp_path / "paths.png"
+    main(["interpolate", model, *options, "--steps", "2", "--rows", "2", "--output", str(output)])
+    expected = image_grid(torch.zeros(2 * len(titles), 3, 32, 32), len(titles), rows, column_labels=titles)
+    with Image.open(output) as sheet:
+        assert sheet.size == expected.size
+        left, top = sheet.width - 66 * len(titles) - 2, sheet.height - 2 * 66 - 2
+        for margin in ((0, 0, sheet.width, top), (0, 0, left, sheet.height)):
+            assert sheet.crop(margin).tobytes() == expected.crop(margin).tobytes()
+
+
+def test_a_path_is_drawn_in_the_mode_that_is_asked_for(model: str, tmp_path: Path) -> None:
+    options = ["--points", "2", "--steps", "1", "--truncation", "0.3", "--truncation_mode", "scale"]
+    main(["interpolate", model, "--classes", "4", *options, "--output", str(tmp_path / "paths.png")])
+    latents = sample_latents(2, 20, 0.3, "scale", seeded(0))
+    images = BigGANModel.from_pretrained(model).sample([4, 4], latents=latents)
+    assert_sheet(tmp_path / "paths.png", image_grid(images, 2, ["class 4"], column_labels=["z 1", "z 2"]))
 
 
 @pytest.mark.parametrize(
@@ -284,6 +382,7 @@ def test_bad_paths(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str
         (["--points", "1"], "2 or more points"),
         (["--over", "both", "--classes", "tensh", "3"], "'tensh'"),
         (["--steps", "0"], "--steps"),
+        (["--fps", "101"], "from 1 to 100 frames a second, got 101"),
         (["--output", str(tmp_path / "path.avi")], r".png, .gif or .mp4 file, got .*path.avi"),
     ):
         assert re.search(message, refused(["interpolate", model, *output, *options], capsys)), options
@@ -305,9 +404,10 @@ def test_an_mp4_without_pyav_costs_one_line(
 # biggan-hf sweep
 
 
-def test_a_sweep_has_a_column_a_truncation(model: str, tmp_path: Path) -> None:
+def test_a_sweep_has_a_column_a_truncation(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "sweep.png"
     main(["sweep", model, "--classes", "3", "4", "--seed", "2", "--output", str(output)])
+    assert capsys.readouterr().err.count("4/4") >= 4
     pipe = BigGANPipeline.from_pretrained(model)
     sweep = truncation_sweep(pipe, [3, 4], [2, 1, 0.5, 0.04], seeded(2), num_images_per_prompt=2)
     labels, titles = ["crane", "", "class 4", ""], ["2", "1", "0.5", "0.04"]
@@ -349,11 +449,56 @@ def test_statistics_in_a_new_folder_and_in_place(
     main([*argv[:-1], str(tmp_path / "samples.png")])
 
     argv = ["stats", str(folder), *options, "--output", str(folder)]
-    assert "holds a model; --overwrite replaces it" in refused(argv, capsys)
+    assert "already holds something; --overwrite replaces" in refused(argv, capsys)
     main([*argv, "--average_batches", "--overwrite"])
     again = BigGANModel.from_pretrained(folder)
     assert again.config.standing_truncations == [0.5, 1.0]  # these stay, and the running ones are N(0, 1)'s
-    assert not torch.equal(again.output_bn.running_var, saved.output_bn.running_var)
+    collect_standing_statistics(saved, None, num_batches=2, batch_size=4, average_batches=True, generator=seeded(3))
+    torch.testing.assert_close(again.state_dict(), saved.state_dict())
+
+
+def test_statistics_go_where_nothing_is(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    options = ["--num_batches", "1", "--batch_size", "2", "--output", str(folder)]
+    for name in ("model.safetensors", "notes.txt"):
+        (folder / name).write_text("precious")
+        assert "already holds something" in refused(["stats", model, *options], capsys)
+        assert (folder / name).read_text() == "precious"
+        (folder / name).unlink()
+    main(["stats", model, *options])
+    (folder / "notes.txt").write_text("precious")
+    main(["stats", model, *options, "--overwrite"])
+    assert (folder / "notes.txt").read_text() == "precious"
+    BigGANModel.from_pretrained(folder)
+
+
+def _stats_of_two(rank: int, port: int, model: str, folder: str) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    options = ["--truncations", "0.5", "1", "--num_batches", "3", "--batch_size", "4"]
+    sys.stdout = open(f"{folder}/out {rank}", "w", buffering=1)
+    with batch_sizes() as sizes:
+        main(["stats", model, *options, "--output", f"{folder}/together"])
+    assert not torch.distributed.is_initialized()
+    Path(folder, f"forwards {rank}").write_text(str(len(sizes)))
+
+
+def test_two_processes_share_the_passes_and_one_writes(model: str, tmp_path: Path) -> None:
+    # As `torchrun` and `accelerate launch` start them; forked, so that nothing is imported anew.
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = (port, model, str(tmp_path))
+    torch.multiprocessing.start_processes(_stats_of_two, arguments, nprocs=2, start_method="fork")
+    # 3 batches of 2 truncations
+    assert [(tmp_path / f"forwards {rank}").read_text() for rank in (0, 1)] == ["4", "2"]
+    assert (tmp_path / "out 0").read_text().splitlines()[0] == str(tmp_path / "together")
+    assert (tmp_path / "out 1").read_text() == ""
+    expected = BigGANModel.from_pretrained(model)
+    collect_standing_statistics(expected, [0.5, 1.0], num_batches=3, batch_size=4, generator=seeded(0))
+    together = BigGANModel.from_pretrained(tmp_path / "together")
+    torch.testing.assert_close(together.state_dict(), expected.state_dict(), atol=1e-7, rtol=1e-6)
 
 
 def test_bad_statistics(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -364,6 +509,7 @@ def test_bad_statistics(model: str, tmp_path: Path, capsys: pytest.CaptureFixtur
         (["--batch_size", "1"], "at least 2"),
         (["--num_batches", "0"], "--num_batches"),
         (["--output", str(tmp_path / "file")], "is a file"),
+        (["--output", str(tmp_path / "nowhere" / "model")], "nowhere' does not exist"),
     ):
         assert message in refused(["stats", model, "--output", str(tmp_path / "out"), *options], capsys)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
@@ -392,6 +538,15 @@ def test_npz_of_random_classes_and_of_some_in_turn(
     main(["npz", model, "--num_images", "7", "--classes", "tench", "1", "4", "--output", str(output), "--overwrite"])
     with np.load(output) as loaded:
         assert loaded["y"].tolist() == [0, 2, 4, 0, 2, 4, 0]
+
+
+def test_npz_is_drawn_in_the_mode_that_is_asked_for(model: str, tmp_path: Path) -> None:
+    drawing = ["--truncation", "0.3", "--truncation_mode", "scale"]
+    main(["npz", model, "--classes", "4", "--num_images", "2", *drawing, "--output", str(tmp_path / "samples.npz")])
+    options: Any = {"truncation": 0.3, "truncation_mode": "scale", "generator": seeded(0), "output_type": "uint8"}
+    expected = BigGANPipeline.from_pretrained(model)([4, 4], **options).images
+    with np.load(tmp_path / "samples.npz") as loaded:
+        assert np.abs(loaded["x"].astype(int) - expected.astype(int)).max() <= 1
 
 
 def test_npz_without_classes(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -441,6 +596,41 @@ def test_neighbours_finds_a_copy(model: str, tmp_path: Path, capsys: pytest.Capt
     assert "nowhere" in refused([*other, "--dataset_name", "./nowhere"], capsys)
 
 
+def test_neighbours_in_a_space_of_features(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # In brightness the nearest is another picture than in pixels.
+    (tmp_path / "brightness_extractor.py").write_text(
+        "def brightness(images):\n    return images.float().mean((2, 3)).mean(1, keepdim=True)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    sample = to_uint8(BigGANModel.from_pretrained(model).sample([3], generator=seeded(5)))
+    shuffled = sample.flatten(2)[:, :, torch.randperm(32 * 32, generator=seeded(0))].view_as(sample)
+    save_pictures(tmp_path / "pictures", torch.cat([sample // 4 * 3, shuffled]))
+    argv = ["neighbours", model, "--dataset_name", "pictures", "--classes", "3", "--seed", "5", "--neighbours", "1"]
+    distances = []
+    for options in ([], ["--extractor", "brightness_extractor:brightness"]):
+        main([*argv, *options, "--output", "sheet.png", "--overwrite"])
+        line = capsys.readouterr().out.splitlines()[-1]
+        distances.append(float(line.rpartition(": ")[2]))
+        assert ("of the features of brightness_extractor:brightness" in line) == bool(options)
+    assert distances[0] > 5 and distances[1] < 0.5
+    other = [*argv, "--output", "other.png", "--extractor"]
+    assert "unknown extractor 'eyes'" in refused([*other, "eyes"], capsys)
+    assert not (tmp_path / "other.png").exists()
+
+
+def test_inversion_begins_at_truncated_samples(model: str, tmp_path: Path) -> None:
+    pictures = save_pictures(tmp_path, BigGANModel.from_pretrained(model).sample([3, 4], generator=seeded(5)))
+    found, options = tmp_path / "found.npz", ["--steps", "1", "--batch_size", "1"]
+    argv = ["invert", model, *pictures, *options, "--output", str(tmp_path / "sheet.png"), "--latents", str(found)]
+    with batch_sizes() as sizes:
+        main([*argv, "--truncation", "0.01"])
+    assert set(sizes) == {1}
+    with np.load(found) as loaded:  # one step moves an entry by 0.1 at most
+        assert np.abs(loaded["latents"]).max() <= 0.111
+
+
 def test_a_picture_is_inverted(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pipe = BigGANPipeline.from_pretrained(model)
     images = pipe.model.sample([3, 4], generator=seeded(5))
@@ -465,6 +655,8 @@ def test_a_picture_is_inverted(model: str, tmp_path: Path, capsys: pytest.Captur
     with Image.open(output) as sheet:
         assert sheet.height > 2 * 66 and sheet.width > 3 * 66
 
+    two_classes = ["invert", "missing", pictures[0], "--classes", "3", "4", "--output", str(tmp_path / "other.png")]
+    assert "--classes takes one a picture: got 2 for 1 pictures" in refused(two_classes, capsys)
     small = tmp_path / "small.png"
     Image.new("RGB", (28, 30)).save(small)
     argv = ["invert", model, str(small), "--output", str(tmp_path / "other.png")]
@@ -511,16 +703,59 @@ def test_a_full_disk_costs_one_line(model: str, tmp_path: Path, capsys: pytest.C
         "model": ["stats", model, "--num_batches", "1", "--batch_size", "2"],
     }
     for name, argv in commands.items():
+        output = str(tmp_path / name)
         capsys.readouterr()
-        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4000, hard))  # more than that fails, as on a full disk
-        try:
-            with pytest.raises(SystemExit):
-                main([*argv, "--output", str(tmp_path / name)])
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        assert "File too large" in capsys.readouterr().err.splitlines()[-1]
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+        with limited(resource.RLIMIT_FSIZE, 4000), pytest.raises(SystemExit):
+            main([*argv, "--output", output])
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert line.startswith(f"biggan-hf: error: cannot write '{output}': ") and "File too large" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_short_memory_costs_one_line(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    commands = {
+        "film.gif": ["interpolate", model, "--steps", "2000000000"],
+        "model": ["stats", model, "--batch_size", "60000"],
+    }
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    for name, argv in commands.items():
+        capsys.readouterr()
+        with limited(resource.RLIMIT_AS, used + 2**28), pytest.raises(SystemExit) as stopped:
+            main([*argv, "--output", str(tmp_path / name)])
+        assert stopped.value.code == 2
+        assert capsys.readouterr().err.splitlines()[-1] == OUT_OF_MEMORY
+    assert list(tmp_path.iterdir()) == []
+
+
+OUT_OF_MEMORY = "biggan-hf: error: out of memory; a smaller --batch_size or fewer images may fit"
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (MemoryError(), OUT_OF_MEMORY),
+        (MemoryError("one image\ndoes not fit"), "biggan-hf: error: one image does not fit"),
+        (RuntimeError("could not create a primitive"), OUT_OF_MEMORY),
+    ],
+)
+def test_errors_that_tell_of_short_memory(
+    error: Exception, line: str, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    argv = ["stats", model, "--output", str(tmp_path / "model")]
+    with torch.nn.modules.module.register_module_forward_pre_hook(fail), pytest.raises(SystemExit):
+        main(argv)
+    assert capsys.readouterr().err.splitlines()[-1] == line
+
+
+def test_other_errors_are_no_mistake_of_the_user(model: str, tmp_path: Path) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("a bug")
+
+    with torch.nn.modules.module.register_module_forward_pre_hook(fail), pytest.raises(RuntimeError, match="a bug"):
+        main(["stats", model, "--output", str(tmp_path / "model")])
 
 
 def test_modes_are_those_of_the_latents() -> None:

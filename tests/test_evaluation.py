@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from common import tiny_generator
 from evaluation_common import noise, noise_source, save_pictures, tiny_extractor
 from huggingface_hub import ModelCard
@@ -24,13 +28,18 @@ from biggan_hf.evaluation import (
     RealImages,
     add_to_card,
     evaluate,
+    evaluate_all,
     evaluate_generator,
+    kernel_distance,
     load_extractor,
+    manifold_scores,
     measure,
     statistics,
 )
-from biggan_hf.evaluation.curves import marked_points, plot_curve, write_csv
-from biggan_hf.evaluation.reports import Measure, Report, write_json
+from biggan_hf.evaluation.curves import draw_curve, marked_points, plot_curve, write_csv
+from biggan_hf.evaluation.extractors import STANDARD_DIGEST
+from biggan_hf.evaluation.measuring import label
+from biggan_hf.evaluation.reports import BEGIN, Measure, Report, flatten, write_json
 from biggan_hf.images import to_uint8
 
 
@@ -119,6 +128,18 @@ def test_real_images(pictures: LabelledImages, folder: Path) -> None:
     assert set(pictures.labels[seven.rows].tolist()) == {7} and 2 < len(seven) < 12
     assert len({source.fingerprint for source in (everyone, some, others, rest, seven)}) == 5
     assert RealImages(open_pictures(folder), 60).fingerprint == some.fingerprint
+    smaller = load_labelled_images(str(folder), image_size=16, num_channels=1)
+    assert RealImages(smaller, 60).fingerprint != some.fingerprint
+
+
+def test_real_images_tell_how_they_are_stored_and_what_was_done_to_them(
+    pictures: LabelledImages, folder: Path
+) -> None:
+    as_they_are = RealImages(pictures).description
+    assert (as_they_are["stored"], as_they_are["conversion"]) == ("grey images of 32×32 px", None)
+    converted = RealImages(load_labelled_images(str(folder), image_size=16, num_channels=3)).description
+    assert converted["stored"] == "grey images of 32×32 px" and converted["num_channels"] == 3
+    assert converted["conversion"] == "centre square, Lanczos to 16 px, grey repeated to RGB"
 
 
 def test_too_few_real_images_are_told(pictures: LabelledImages) -> None:
@@ -134,7 +155,7 @@ def test_another_program_s_samples(tmp_path: Path) -> None:
     np.savez(tmp_path / "nhwc.npz", x=images.permute(0, 2, 3, 1).numpy())
     for name in ("nchw", "nhwc"):
         assert torch.equal(everything(ImageArray.from_npz(tmp_path / f"{name}.npz", 5)), images[:5])
-    with pytest.raises(ValueError, match="holds 6 images, 7 were asked for"):
+    with pytest.raises(ValueError, match="holds 6 images, 7 were asked for: .*--num_images 6"):
         ImageArray.from_npz(tmp_path / "nchw.npz", 7)
     np.savez(tmp_path / "floats.npz", x=images.float().numpy())
     with pytest.raises(ValueError, match="uint8 images .* got torch.float32"):
@@ -163,10 +184,19 @@ class Counted(ImageArray):
         return super().__getitems__(indices)
 
 
-def same(a: Any, b: Any) -> bool:
+def same(a: Any, b: Any, rtol: float = 0.0) -> bool:
     return all(
-        torch.equal(getattr(a, name), getattr(b, name)) for name in ("mean", "covariance", "class_scores", "kept")
+        torch.allclose(getattr(a, name), getattr(b, name), rtol=rtol, atol=rtol)
+        for name in ("mean", "covariance", "class_scores", "kept")
     )
+
+
+def interrupted(source: Counted, stop_after: int, *args: Any, **options: Any) -> None:
+    """Measures until so many images more were asked for."""
+    source.stop_after = source.asked + stop_after
+    with pytest.raises(KeyboardInterrupt):
+        measure(source, *args, **options)
+    source.stop_after = None
 
 
 def test_a_finished_pass_is_looked_up_and_an_unfinished_one_goes_on(
@@ -178,11 +208,8 @@ def test_a_finished_pass_is_looked_up_and_an_unfinished_one_goes_on(
     monkeypatch.setattr(statistics, "SAVE_SECONDS", 0.0)  # after each batch
 
     source = Counted(noise(50))
-    source.stop_after = 24
-    with pytest.raises(KeyboardInterrupt):
-        measure(source, extractor, cache_dir=tmp_path, **options)
+    interrupted(source, 24, extractor, cache_dir=tmp_path, **options)
     assert source.asked == 24 and len(list(tmp_path.iterdir())) == 1
-    source.stop_after = None
     assert same(measure(source, extractor, cache_dir=tmp_path, **options), expected)
     assert source.asked == 50 and len(list(tmp_path.iterdir())) == 1
 
@@ -191,14 +218,76 @@ def test_a_finished_pass_is_looked_up_and_an_unfinished_one_goes_on(
     # Another extractor, other pictures, another choice: another pass.
     measure(source, tiny_extractor(digest="other"), cache_dir=tmp_path, **options)
     measure(noise_source(50, seed=1), extractor, cache_dir=tmp_path, **options)
-    measure(source, extractor, cache_dir=tmp_path, **{**options, "num_kept": 11})
-    assert source.asked == 150 and len(list(tmp_path.iterdir())) == 4
+    for change in ({"num_kept": 11}, {"num_splits": 4}, {"covariance": False}):
+        measure(source, extractor, cache_dir=tmp_path, **{**options, **change})
+    assert source.asked == 250 and len(list(tmp_path.iterdir())) == 6
 
 
-def test_a_pass_that_is_not_to_be_kept_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(statistics, "SAVE_SECONDS", 0.0)
-    measure(noise_source(20), tiny_extractor(), batch_size=8, cache_dir=tmp_path, keep_cached=False)
+def test_an_unfinished_pass_is_saved_once_a_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = iter(range(0, 10**6, 25))
+    monkeypatch.setattr(statistics.time, "monotonic", lambda: float(next(seconds)))
+    source = Counted(noise(50))
+    interrupted(source, 16, tiny_extractor(), cache_dir=tmp_path, batch_size=8)
     assert list(tmp_path.iterdir()) == []
+    interrupted(source, 32, tiny_extractor(), cache_dir=tmp_path, batch_size=8)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_an_unfinished_pass_goes_on_only_in_the_same_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "SAVE_SECONDS", 0.0)
+    extractor, source = tiny_extractor(), Counted(noise(50))
+    expected = measure(noise_source(50), extractor, num_kept=10, batch_size=8)
+    options: dict[str, Any] = {"num_kept": 10, "cache_dir": tmp_path}
+    interrupted(source, 24, extractor, batch_size=8, **options)
+    assert same(measure(source, extractor, batch_size=10, **options), expected, rtol=1e-5)
+
+    for file in tmp_path.iterdir():
+        file.unlink()
+    # Now the first process of two, which takes every other batch.
+    with monkeypatch.context() as patch:
+        patch.setattr(statistics, "num_processes", lambda: 2)
+        patch.setattr(statistics, "_main_decides", lambda answer, device: answer)
+        interrupted(source, 16, extractor, batch_size=8, **options)
+    assert len(list(tmp_path.iterdir())) == 1
+    assert same(measure(source, extractor, batch_size=8, **options), expected, rtol=1e-5)
+
+
+def test_a_save_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
+    class Broken:
+        def cpu(self) -> Any:
+            return lambda: None  # which can't be saved
+
+    file = tmp_path / "pass.pt"
+    statistics._save({"total": torch.ones(3)}, file)
+    before = file.read_bytes()
+    with pytest.raises(Exception, match="pickle|local object"):
+        statistics._save({"total": torch.zeros(3), "outer": Broken()}, file)  # type: ignore[dict-item]
+    assert file.read_bytes() == before and list(tmp_path.iterdir()) == [file]
+
+
+def test_two_evaluations_at_once_share_a_cache(tmp_path: Path) -> None:
+    file = tmp_path / "pass.pt"
+    code = "import sys, torch; from pathlib import Path; from biggan_hf.evaluation.statistics import _save; "
+    code += "_save({'total': torch.ones(3)}, Path(sys.argv[1]))"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+
+    class SavedByAnotherMeanwhile:
+        def cpu(self) -> Any:
+            return self
+
+        def __reduce__(self) -> Any:
+            subprocess.run([sys.executable, "-c", code, str(file)], env=environment, check=True, timeout=300)
+            return int, ()
+
+    statistics._save({"total": SavedByAnotherMeanwhile()}, file)  # type: ignore[dict-item]
+    assert torch.load(file, weights_only=False) == {"total": 0} and list(tmp_path.iterdir()) == [file]
+    statistics.forget([tmp_path / "removed by the other one.pt"])
+
+
+def test_a_pass_shows_its_progress(capsys: pytest.CaptureFixture[str]) -> None:
+    measure(noise_source(20), tiny_extractor(), title="real images")
+    shown = capsys.readouterr().err
+    assert "real images: 100%" in shown and "20/20" in shown and "img/s" in shown
 
 
 def test_a_broken_cache_is_named(tmp_path: Path) -> None:
@@ -232,16 +321,85 @@ def test_identical_sets() -> None:
     assert report["is"] == report["reference_is"]
 
 
+def test_measures_are_those_of_the_measurements() -> None:
+    options: dict[str, Any] = {"num_kept": 40, "num_splits": 2}
+    real, fake = (measure(noise_source(60, seed), tiny_extractor(), **options) for seed in (1, 0))
+    report = evaluate(noise_source(60), noise_source(60, 1), tiny_extractor(), FEW)
+    measures = {one.key: one for one in report.measures}
+    assert real.kept is not None and fake.kept is not None and fake.class_scores is not None
+    assert (measures["kid"].value, measures["kid"].deviation) == kernel_distance(real.kept, fake.kept, 5, 20)
+    scores = fake.class_scores.numpy()
+    assert measures["is"].value == pytest.approx(scores.mean(), rel=1e-12)
+    assert measures["is"].deviation == pytest.approx(scores.std(), rel=1e-12)
+    assert report["precision"] == manifold_scores(real.kept, fake.kept)["precision"]
+
+
+@pytest.mark.parametrize(
+    ("metrics", "covariance", "kept"),
+    [(("fid",), True, False), (("kid",), False, True), (("is",), False, False), (("fid", "prdc"), True, True)],
+)
+def test_only_what_is_needed_is_stored(metrics: tuple[str, ...], covariance: bool, kept: bool, tmp_path: Path) -> None:
+    settings = replace(FEW, metrics=metrics, cache_dir=tmp_path)
+    evaluate(noise_source(40), noise_source(40, 1), tiny_extractor(), settings)
+    (file,) = tmp_path.iterdir()
+    stored = torch.load(file, weights_only=True)
+    assert ("outer" in stored, "kept" in stored) == (covariance, kept)
+
+
+def test_an_interrupted_curve_measures_nothing_twice(tmp_path: Path) -> None:
+    settings = replace(FEW, cache_dir=tmp_path)
+    samples, reference, floor = [Counted(noise(40, s)) for s in (0, 1)], Counted(noise(40, 2)), Counted(noise(40, 3))
+    samples[1].stop_after = 0
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_all(samples, reference, tiny_extractor(), settings, floor)
+    samples[1].stop_after = None
+    reports = evaluate_all(samples, reference, tiny_extractor(), settings, floor)
+    assert [source.asked for source in (*samples, reference, floor)] == [40] * 4
+    assert len(list(tmp_path.iterdir())) == 2  # the real sides
+    assert reports[0].values == evaluate(samples[0], reference, tiny_extractor(), FEW, floor).values
+
+
+def test_an_interrupted_intra_class_fid_goes_on(pictures: LabelledImages, tmp_path: Path) -> None:
+    model, reference = tiny_generator(num_channels=1, num_labels=10), RealImages(pictures)
+    seen: list[int] = []
+
+    def function(images: Tensor) -> Any:
+        if len(seen) == 7:
+            seen.append(0)
+            raise KeyboardInterrupt
+        seen.append(len(images))
+        return tiny_extractor().function(images)
+
+    settings = replace(FEW, metrics=("intra_class_fid",), allow_few_images=True, cache_dir=tmp_path)
+    samples, extractor = GeneratedImages(model, 20), tiny_extractor(function=function)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(samples, reference, extractor, settings)
+    evaluate(samples, reference, extractor, settings)
+    assert sum(seen) == 240  # each class of both sides once, and no pass over all of them
+    assert len(list(tmp_path.iterdir())) == 10
+
+
 def test_names_of_numbers_bear_the_extractor() -> None:
     settings = replace(FEW, metrics=("fid", "kid", "is", "prdc"))
     other = evaluate(noise_source(40), noise_source(40, 1), tiny_extractor(), settings, noise_source(40, 2)).values
-    of_reference, floor = " of the real images", ", real against real"
+    of_reference, of_floor, floor = " of the real images (noise 1)", " of the floor (noise 2)", ", real against real"
     manifold = ["precision-{}", "recall-{}", "density-{}", "coverage-{}"]
-    names = ["FD-{}", "KD-{}", "IS-{}", "IS-{}" + of_reference, *manifold, "FD-{}" + floor, "KD-{}" + floor]
+    names = ["FD-{}", "KD-{}", "IS-{}", "IS-{}" + of_reference, "IS-{}" + of_floor]
+    names += [*manifold, "FD-{}" + floor, "KD-{}" + floor]
     assert list(other) == [name.format("tiny") for name in names]
-    standard = evaluate(noise_source(40), noise_source(40, 1), tiny_extractor(name="Inception"), settings).values
-    assert list(standard) == ["FID", "KID", "IS", "IS" + of_reference, *(n.format("Inception") for n in manifold)]
     assert all(math.isfinite(value) for value in other.values())
+    # FID is what the published weights give, whatever they are called.
+    standard = tiny_extractor(name="Inception", digest=STANDARD_DIGEST)
+    values = evaluate(noise_source(40), noise_source(40, 1), standard, settings).values
+    assert list(values) == ["FID", "KID", "IS", "IS" + of_reference, *(n.format("Inception") for n in manifold)]
+    assert label("intra_class_fid", standard) == "intra-class FID"
+    impostor = tiny_extractor(name="Inception")
+    assert [label(key, impostor) for key in ("fid", "kid", "is")] == ["FD-Inception", "KD-Inception", "IS-Inception"]
+
+
+def test_a_smaller_floor_says_so() -> None:
+    values = evaluate(noise_source(40), noise_source(40, 1), tiny_extractor(), FEW, noise_source(30, 2)).values
+    assert {"FD-tiny, real against real with 30 images", "KD-tiny, real against real with 30 images"} <= set(values)
 
 
 def test_the_protocol_says_all_that_the_numbers_depend_on(pictures: LabelledImages) -> None:
@@ -268,12 +426,19 @@ def test_the_protocol_says_all_that_the_numbers_depend_on(pictures: LabelledImag
         "split": "train",
         "num_images": 50,
         "chosen": "at random, seed 0",
-        "resize": "centre square, Lanczos to 32 px",
+        "stored": "grey images of 32×32 px",
+        "conversion": None,
         "image_size": 32,
         "num_channels": 1,
     }
-    extractor = protocol["extractor"]
-    assert (extractor["name"], extractor["resize"], extractor["grey"]) == ("tiny", "none", "repeated to RGB")
+    assert protocol["extractor"] == {
+        "name": "tiny",
+        "sha256": "tiny",
+        "resize": "none",
+        "probe": [],
+        "grey": "repeated to RGB",
+        "precision": "float32 without TF32, sums in float64",
+    }
     assert protocol["floor"]["num_images"] == 20
     assert protocol["kid"] == "5 subsets of 20" and protocol["is"] == "2 splits"
     assert protocol["features_of"].startswith("40 real images and 30 samples")
@@ -292,7 +457,7 @@ def test_the_report_as_json_and_as_a_table(tmp_path: Path) -> None:
     write_json([report, report], tmp_path / "two.json")
     assert json.loads((tmp_path / "two.json").read_text()) == [stored, stored]
     lines = report.table().splitlines()
-    assert lines[2].split("|")[1:3] == [f" {'FD-tiny':29}"[: len(lines[2].split("|")[1])], lines[2].split("|")[2]]
+    assert lines[2].split("|")[1].strip() == "FD-tiny" and len({len(line) for line in lines[:5]}) == 1
     assert f"{report['fid']:.5g}" in lines[2] and any("samples.num_images" in line and "40" in line for line in lines)
     assert " ± " in lines[3]  # KID's deviation over its subsets
 
@@ -305,15 +470,80 @@ def test_the_card_of_a_model(tmp_path: Path) -> None:
     reports = [evaluate(noise_source(40, s), noise_source(40, 9), tiny_extractor(), FEW) for s in (0, 1)]
     for report in reports:  # the second takes the first one's place
         add_to_card(report, card, "mine")
+        if report is reports[0]:
+            card.write_text(card.read_text() + "\n## After\n\nMore words.\n")
     text, loaded = card.read_text(), ModelCard.load(card)
     assert loaded.data.license == "mit" and loaded.data.tags == ["gan"]
-    assert text.count("My words.") == 1 and text.count("## Evaluation") == 1
+    assert text.count("My words.") == text.count("More words.") == text.count("## Evaluation") == 1
+    assert text.index("My words.") < text.index("## Evaluation") < text.index("More words.")
     results = {result.metric_name: result for result in loaded.data.eval_results}
     assert results["FD-tiny"].metric_value == reports[1]["fid"] and results["FD-tiny"].metric_type == "fd-tiny"
-    assert results["FD-tiny"].metric_args["samples.num_images"] == 40
-    assert results["FD-tiny"].dataset_name == "noise 9"
+    assert results["FD-tiny"].metric_args == {k: v for k, v in flatten(report.protocol).items() if v is not None}
+    assert len(results) == len(loaded.data.eval_results) == len(report.measures)
+    assert (results["FD-tiny"].dataset_name, results["FD-tiny"].dataset_split) == ("noise 9", None)
     with pytest.raises(FileNotFoundError, match="no card"):
         add_to_card(report, tmp_path / "missing.md", "mine")
+
+
+OTHERS = """\
+---
+license: mit
+model-index:
+- name: theirs
+  results:
+  - task: {type: image-generation}
+    dataset: {type: imagenet, name: ImageNet}
+    metrics:
+    - {type: fid, name: FID, value: 8.7}
+- name: mine
+  results:
+  - task: {type: unconditional-image-generation}
+    dataset: {type: cifar10, name: cifar10, split: train}
+    metrics:
+    - {type: fid, name: FID, value: 9.9, verified: true}
+---
+# Mine
+"""
+
+
+def test_the_card_keeps_the_results_of_others_and_of_other_protocols(tmp_path: Path) -> None:
+    card = tmp_path / "README.md"
+    card.write_text(OTHERS)
+
+    def add(truncation: float | None, value: float, day: str = "2026-01-01") -> None:
+        protocol = {"reference": {"source": "cifar10", "split": "train"}, "samples": {"truncation": truncation}}
+        add_to_card(Report([Measure("fid", "FID", value)], {**protocol, "date": day}), card, "mine")
+
+    add(None, 4.0)
+    add(0.5, 5.0)
+    add(0.5, 6.0, day="2026-02-02")
+    index = yaml.safe_load(card.read_text().split("---")[1])["model-index"]
+    metrics = {e["name"]: [m for result in e["results"] for m in result["metrics"]] for e in index}
+    assert metrics["theirs"] == [{"type": "fid", "name": "FID", "value": 8.7}]
+    assert [metric["value"] for metric in metrics["mine"]] == [9.9, 4.0, 6.0] and metrics["mine"][0]["verified"]
+    splits = {result.metric_value: result.dataset_split for result in ModelCard.load(card).data.eval_results}
+    assert splits == {8.7: None, 9.9: "train", 4.0: "train", 6.0: "train"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            "---\nlicense: mit\nmodel-index:\n- name: x\n  results: 3\n---\n# Mine\n",
+            "the model-index of .* is invalid",
+        ),
+        ("---\n- a: [\n---\n# Mine\n", "the metadata of .* is no YAML"),
+        ("---\n- a\n---\n# Mine\n", "must be a mapping, got a list"),
+        (f"# Mine\n{BEGIN}\nMy words.\n", "without .* after it"),
+    ],
+)
+def test_a_card_that_numbers_can_t_be_added_to_stays_as_it_is(content: str, message: str, tmp_path: Path) -> None:
+    card = tmp_path / "README.md"
+    card.write_text(content)
+    report = Report([Measure("fid", "FID", 1.0)], {"reference": {"source": "cifar10"}})
+    with pytest.raises(ValueError, match=message):
+        add_to_card(report, card, "mine")
+    assert card.read_text() == content
 
 
 # Curves
@@ -321,7 +551,7 @@ def test_the_card_of_a_model(tmp_path: Path) -> None:
 
 def points(values: list[tuple[float | None, float, float]]) -> list[Report]:
     """From (truncation, FID, IS)."""
-    real = Measure("reference_is", "IS of the real images", 9)
+    real = Measure("reference_is", "IS of the real images (train)", 9)
     return [
         Report([Measure("fid", "FID", fid), Measure("is", "IS", score), real], {"samples": {"truncation": truncation}})
         for truncation, fid, score in values
@@ -330,16 +560,42 @@ def points(values: list[tuple[float | None, float, float]]) -> list[Report]:
 
 def test_a_truncation_curve(tmp_path: Path) -> None:
     curve = points([(None, 12.0, 5.0), (0.2, 30.0, 11.0), (0.5, 10.0, 10.0), (0.8, 9.0, 8.5)])
-    assert marked_points(curve) == {"min FID": 3, "IS of the real images": 3, "max IS": 1}
+    assert marked_points(curve) == {"min FID": 3, "IS of the real images (train)": 3, "max IS": 1}
     write_csv(curve, tmp_path / "curve.csv")
     lines = (tmp_path / "curve.csv").read_text().splitlines()
-    assert lines[:3] == ["truncation,FID,IS,IS of the real images", ",12.0,5.0,9", "0.2,30.0,11.0,9"]
+    assert lines[0] == "truncation,FID,IS,IS of the real images (train),marked"
+    assert lines[1:3] == [",12.0,5.0,9,", "0.2,30.0,11.0,9,max IS"]
+    assert lines[4] == "0.8,9.0,8.5,9,min FID; IS of the real images (train)"
     plot_curve(curve, tmp_path / "curve.png")
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+    # With a floor, it is the IS of that one: the paper's is of the validation split.
+    validation = Measure("floor_is", "IS of the floor (validation)", 10.2)
+    with_floor = [Report([*report.measures, validation], report.protocol) for report in curve]
+    assert marked_points(with_floor) == {"min FID": 3, "IS of the floor (validation)": 2, "max IS": 1}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["curve.csv", "curve.png"]
+
+
+def test_a_figure_of_a_curve() -> None:
+    curve = points([(None, 12.0, 5.0), (0.2, 30.0, 11.0), (0.5, 10.0, 10.0), (0.8, 9.0, 8.5)])
+    fid, score, trade = draw_curve(curve).axes
+    assert [tick.get_text() for tick in fid.get_xticklabels()] == ["0.2", "0.5", "0.8", "none"]
+    assert list(fid.lines[0].get_ydata()) == [30, 10, 9, 12] and list(score.lines[0].get_ydata()) == [11, 10, 8.5, 5]
+    assert (trade.get_xlabel(), trade.get_ylabel()) == ("IS", "FID")
+    assert list(trade.lines[0].get_xdata()) == [11, 10, 8.5, 5] and list(trade.lines[0].get_ydata()) == [30, 10, 9, 12]
+    marked = [(list(line.get_xdata()), line.get_label().split(":")[0]) for line in trade.lines[1:]]
+    assert marked == [([8.5], "min FID"), ([8.5], "IS of the real images (train)"), ([11], "max IS")]
+
+
+def test_a_curve_of_what_there_is(tmp_path: Path) -> None:
+    curve = points([(0.2, 30.0, 11.0), (None, 12.0, 5.0)])
     only_fid = [Report(report.measures[:1], report.protocol) for report in curve]
-    assert marked_points(only_fid) == {"min FID": 3}
-    plot_curve(only_fid, tmp_path / "fid.png")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["curve.csv", "curve.png", "fid.png"]
+    only_is = [Report(report.measures[1:2], report.protocol) for report in curve]
+    assert marked_points(only_fid) == {"min FID": 1} and marked_points(only_is) == {"max IS": 0}
+    for reports in (only_fid, only_is):
+        plot_curve(reports, tmp_path / "curve.png")
+        assert len(draw_curve(reports).axes) == 1
+    only_kid = [Report([Measure("kid", "KID", 0.1)], report.protocol) for report in curve]
+    assert marked_points(only_kid) == {} and [axis.get_ylabel() for axis in draw_curve(only_kid).axes] == ["KID"]
 
 
 # What it is for
@@ -403,9 +659,9 @@ def test_intra_class_fid_is_the_mean_over_classes(pictures: LabelledImages) -> N
     report = evaluate(GeneratedImages(model, 20, seed=2), reference, tiny_extractor(), settings)
     only_fid = replace(settings, metrics=("fid",))
     of_classes = []
-    for label in range(10):
-        real = reference.of_class(label)
-        samples = GeneratedImages(model, 20, seed=2).of_class(label, len(real))
+    for class_label in range(10):
+        real = reference.of_class(class_label)
+        samples = GeneratedImages(model, 20, seed=2).of_class(class_label, len(real))
         of_classes.append(evaluate(samples, real, tiny_extractor(), only_fid)["fid"])
     assert report["intra_class_fid"] == pytest.approx(np.mean(of_classes), rel=1e-6)
     assert report.measures[0].deviation == pytest.approx(np.std(of_classes), rel=1e-6)
@@ -416,7 +672,7 @@ def test_a_training_loop_gets_numbers(pictures: LabelledImages, tmp_path: Path) 
     model = tiny_generator(num_channels=1).train()
     settings = replace(FEW, metrics=("fid", "is"), cache_dir=tmp_path)
     numbers = evaluate_generator(model, pictures, tiny_extractor(), num_images=30, settings=settings)
-    assert list(numbers) == ["FD-tiny", "IS-tiny", "IS-tiny of the real images"]
+    assert list(numbers) == ["FD-tiny", "IS-tiny", "IS-tiny of the real images (images)"]
     assert model.training and len(list(tmp_path.iterdir())) == 1
     assert evaluate_generator(model, pictures, tiny_extractor(), num_images=30, settings=settings) == numbers
 
@@ -442,6 +698,7 @@ def test_sets_that_do_not_fit_are_refused_before_the_first_image(pictures: Label
     refused(samples, reference, "floor: 11 images are fewer", floor=noise_source(11))
     refused(samples, reference, "gives no logits", extractor=tiny_extractor(num_classes=0))
     refused(samples, reference, "needs a generator with classes", metrics=("intra_class_fid",))
+    refused(samples, reference, "a floor is one of", floor=noise_source(40), metrics=("prdc",))
     assert samples.asked == reference.asked == 0
     evaluate(noise_source(11), noise_source(11, 1), tiny_extractor(), replace(FEW, allow_few_images=True))
 
@@ -468,8 +725,32 @@ def test_moments_give_fid_only() -> None:
     refused(samples, moments, "gives only 'fid'")
     report = evaluate(samples, moments, extractor, replace(FEW, metrics=("fid", "is")))
     assert report["fid"] == evaluate(samples, whole, extractor, FEW)["fid"] and "reference_is" not in report
+    assert list(report.values)[0] == "FD-tiny"
     narrow = replace(moments, mean=torch.zeros(3), covariance=torch.eye(3))
     refused(samples, narrow, "width 3, extractor 'tiny' of 12: it was measured with another one", metrics=("fid",))
+
+
+def test_moments_of_another_extractor_are_refused_and_of_an_unknown_one_not_called_fid() -> None:
+    standard = tiny_extractor(name="Inception", digest=STANDARD_DIGEST, probe=(1.0, 2.0))
+    samples, only_fid = noise_source(40), replace(FEW, metrics=("fid",))
+    moments = replace(measure(noise_source(40, 1), standard), kept=None)
+    assert list(evaluate(samples, moments, standard, only_fid).values) == ["FID"]
+    for change in ({"name": "other"}, {"digest": "other"}, {"resize": "other"}, {"probe": (1.0, 2.1)}):
+        other = replace(standard, **change)
+        refused(
+            samples, moments, "was measured with extractor Inception .* not with", extractor=other, metrics=("fid",)
+        )
+    foreign = replace(moments, extractor=None)
+    labels = list(evaluate(samples, foreign, standard, only_fid).values)
+    assert labels == ["FD-Inception (reference of an unknown extractor)"]
+    uncovered = replace(moments, covariance=None)
+    refused(samples, uncovered, "no covariance", extractor=standard, metrics=("fid",))
+
+
+def test_a_cache_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("precious")
+    with pytest.raises(ValueError, match="cache' is a file, expected a folder"):
+        EvaluationSettings(cache_dir=tmp_path / "cache")
 
 
 def test_nan_features_end_the_measurement() -> None:

@@ -13,8 +13,8 @@ from common import tiny_generator
 from evaluation_common import TINY_SOURCE, save_pictures
 from huggingface_hub import ModelCard
 
-from biggan_hf.cli import main
-from biggan_hf.evaluation.command import PROTOCOLS
+from biggan_hf.cli import build_parser, main
+from biggan_hf.commands.evaluate import PROTOCOLS
 
 
 ROOT = Path(__file__).parents[1]
@@ -63,10 +63,65 @@ def test_a_report(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert {result.metric_name: result.metric_value for result in results} == values
 
     # Against the moments that it wrote.
-    argv = ["evaluate", "model", "--moments", "moments.npz", "--extractor", "own:extract", "--metrics", "fid"]
-    main([*argv, "--num_images", "50", "--cache_dir", "cache", "--output", "moments.json"])
+    argv = ["--moments", "moments.npz", "--num_images", "50", "--cache_dir", "cache", "--metrics", "fid"]
+    main(["evaluate", "model", *argv, "--extractor", "own:extract", "--output", "moments.json"])
     again = json.loads(Path("moments.json").read_text())
     assert again["measures"][0]["value"] == pytest.approx(values["FD-own:extract"], rel=1e-9)
+    assert again["measures"][0]["label"] == "FD-own:extract"
+    reference = again["protocol"]["reference"]
+    assert (reference["source"], reference["split"], reference["num_images"]) == ("pictures", "train", 60)
+    # With another extractor, or after a change of the code, they are no reference.
+    Path("other.py").write_text(TINY_SOURCE.replace("255", "128"))
+    message = refused(capsys, "model", *argv, "--extractor", "other:extract")
+    assert "was measured with extractor own:extract" in message and "not with other:extract" in message
+
+
+def test_options_reach_what_they_are_for(folder: Path) -> None:
+    source = TINY_SOURCE.replace("    return", "    open('sizes', 'a').write(f'{len(images)} ')\n    return")
+    Path("own.py").write_text(source)
+    options = ["--seed", "7", "--truncation", "0.5", "--truncation_mode", "clamp", "--batch_size", "25"]
+    sizes = ["--kid_subsets", "7", "--kid_subset_size", "11", "--is_splits", "3", "--num_kept", "30"]
+    evaluate("--output", "report.json", *options, *sizes)
+    protocol = json.loads(Path("report.json").read_text())["protocol"]
+    samples = protocol["samples"]
+    assert (samples["seed"], samples["truncation"], samples["truncation_mode"]) == (7, 0.5, "clamp")
+    assert Path("sizes").read_text().split() == ["2", "25", "25", "10", "25", "25"]  # tried, 60 real ones, 50 samples
+    assert protocol["kid"] == "7 subsets of 11" and protocol["is"] == "3 splits"
+    assert protocol["features_of"].startswith("30 real images and 30 samples")
+
+
+def test_defaults() -> None:
+    args = build_parser().parse_args(["evaluate", "model", "--dataset", "x"])
+    assert (args.num_images, args.seed, args.truncation, args.split, args.weights) == (
+        50_000,
+        0,
+        [None],
+        "train",
+        "ema",
+    )
+    assert (args.kid_subsets, args.kid_subset_size, args.is_splits, args.num_kept) == (100, 1_000, 10, 10_000)
+
+
+def test_pictures_unlike_the_samples_are_converted_only_on_request(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = [*MEASURED, "--num_images", "50", "--cache_dir", "cache"]
+    tiny_generator(num_labels=3).save_pretrained("rgb")
+    message = refused(capsys, "rgb", *argv)
+    assert "samples are RGB images of 32×32 px, pictures holds grey images of 32×32 px: --convert" in message
+    np.savez("small.npz", x=np.zeros((50, 1, 16, 16), np.uint8))
+    message = refused(capsys, "small.npz", *argv)
+    assert "samples are grey images of 16×16 px, pictures holds grey images of 32×32 px: --convert" in message
+    main(["evaluate", "rgb", *argv, "--convert", "--output", "report.json"])
+    reference = json.loads(Path("report.json").read_text())["protocol"]["reference"]
+    assert reference["stored"] == "grey images of 32×32 px" and reference["conversion"] == "grey repeated to RGB"
+
+
+def test_a_curve_without_fid(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluate("--output", "curve.json", "--truncation", "0.3", "none", "--metrics", "is", "prdc")
+    assert Path("curve.png").read_bytes().startswith(b"\x89PNG")
+    assert Path("curve.csv").read_text().splitlines()[0].endswith(",marked")
+    assert "max IS-own:extract: truncation" in capsys.readouterr().out
 
 
 def test_live_weights_are_those_of_the_checkpoint(folder: Path) -> None:
@@ -109,11 +164,15 @@ def test_two_processes_measure_what_one_does(folder: Path) -> None:
     assert (one["protocol"]["processes"], two["protocol"]["processes"]) == (1, 2)
     values = [{measure["key"]: measure["value"] for measure in report["measures"]} for report in (one, two)]
     assert values[0] == pytest.approx(values[1], rel=1e-6) and len(values[0]) == 9
-    assert len(list(Path("cache2").iterdir())) == 1  # the real side; nothing unfinished
+    assert len(list(Path("cache2").iterdir())) == 4  # the real side and its classes; no samples, nothing unfinished
 
 
 def test_what_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("report.json").write_text("precious")
+    Path("failing.py").write_text("def extract(images):\n    raise RuntimeError('boom')\n")
+    Path("broken").mkdir()
+    Path("broken/README.md").write_text("---\n- a: [\n---\n# Mine\n")
+    np.savez("few.npz", x=np.zeros((4, 1, 32, 32), np.uint8))
     fast = [*MEASURED, "--num_images", "50", "--cache_dir", "cache"]
     cases = {
         "name the real images with --dataset": ["model"],
@@ -125,6 +184,13 @@ def test_what_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
         "'report.json' exists; --overwrite": ["model", *fast, "--output", "report.json"],
         "no local folder with a README.md": ["own.py", *fast, "--update_card"],
         "a positive number or 'none', got '0'": ["model", *fast, "--truncation", "0"],
+        "integer from 0 to 2**63 - 1, got '-1'": ["model", *fast, "--seed", "-1"],
+        "cache 'own.py' is a file": ["model", *fast, "--cache_dir", "own.py"],
+        "--save_moments needs the metric 'fid'": ["model", *fast, "--save_moments", "m.npz", "--metrics", "is"],
+        "the metadata of 'broken/README.md' is no YAML": ["broken", *fast, "--update_card"],
+        "all images of pictures are in use": ["model", *fast, "--reference_images", "120", "--floor", "rest"],
+        "--num_images 4": ["few.npz", *fast],
+        "fails on uint8 images (2, 3, 32, 32): RuntimeError: boom": ["model", *fast, "--extractor", "failing:extract"],
         "there is no truncation": ["samples.npz", *fast, "--truncation", "0.5"],
         "there is no file 'samples.npz'": ["samples.npz", *fast],
         "there is no file 'y.npz'": ["model", "--moments", "y.npz", "--extractor", "own:extract"],
@@ -145,7 +211,7 @@ def test_a_missing_package_is_one_line(
     monkeypatch.setattr("biggan_hf.evaluation.measuring.find_spec", lambda name: None)
     message = refused(capsys, "model", *MEASURED, "--num_images", "50", "--cache_dir", "cache")
     assert "pip install biggan_hf[eval]" in message and "leave out 'kid'" in message
-    monkeypatch.setattr("biggan_hf.evaluation.command.find_spec", lambda name: None)
+    monkeypatch.setattr("biggan_hf.commands.evaluate.find_spec", lambda name: None)
     message = refused(capsys, "model", *MEASURED, "--truncation", "0.5", "1", "--output", "curve.json")
     assert "a curve needs matplotlib: pip install biggan_hf[eval]" in message
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from evaluation_common import TINY_SOURCE, noise
+from evaluation_common import TINY_SOURCE, noise, tiny_extractor
 from torch import Tensor, nn
 
 from biggan_hf.evaluation import extractors, load_extractor
@@ -20,6 +20,7 @@ from biggan_hf.evaluation.inception import (
     tensorflow_inception,
     torchvision_inception,
 )
+from biggan_hf.evaluation.measuring import label
 
 
 # Inception
@@ -120,9 +121,23 @@ def test_local_weights_are_checked_and_loaded(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(extractors, "TENSORFLOW_WEIGHTS", f"https://example.org/weights-{prefix}.pth")
     extractor = load_extractor("inception", weights=path)
     assert (extractor.name, extractor.num_features, extractor.num_classes) == ("Inception", 2048, 1008)
+    assert extractor.digest == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert not extractor.is_standard  # neither the graph nor the beginning of a checksum makes these weights FID's
+    monkeypatch.setattr(extractors, "STANDARD_DIGEST", extractor.digest)
     assert extractor.is_standard
     features, _ = extractor(pictures())
     assert summary(features) == pytest.approx([0.218449, 0.316862, 0.309042, 0.806833], rel=1e-4)
+
+
+@torch.no_grad()
+def test_the_older_weights_of_torchvision_are_taken_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert extractors.OLD_TORCHVISION_PREFIX == "1a9a5a14"
+    path, prefix = save_weights(seeded(torchvision_inception()), tmp_path)
+    monkeypatch.setattr(extractors, "OLD_TORCHVISION_PREFIX", prefix)
+    extractor = load_extractor("inception-torchvision", weights=path)
+    features, logits = extractor(pictures())
+    assert summary(features) == pytest.approx([0.218344, 0.299267, 0.300678, 0.782972], rel=1e-4)
+    assert logits is not None and summary(logits) == pytest.approx([1.74796, -1.00871, -0.00237989, 1.46157], rel=1e-4)
 
 
 def test_weights_of_another_network_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,10 +223,11 @@ class _Pooled(nn.Module):
 
 
 def test_torchscript(tmp_path: Path) -> None:
-    path = tmp_path / "pooled.pt"
+    path = tmp_path / "Inception.pt"
     torch.jit.script(_Pooled()).save(path)
     extractor = load_extractor(str(path))
-    assert (extractor.name, extractor.num_features, extractor.num_classes) == ("pooled", 3, 0)
+    assert (extractor.name, extractor.num_features, extractor.num_classes) == ("Inception.pt", 3, 0)
+    assert not extractor.is_standard and label("fid", extractor) == "FD-Inception.pt"
     features, logits = extractor(noise(4))
     assert torch.allclose(features, noise(4).float().mean((2, 3))) and logits is None
     with pytest.raises(FileNotFoundError, match="missing.pt"):
@@ -219,6 +235,9 @@ def test_torchscript(tmp_path: Path) -> None:
     (tmp_path / "broken.pt").write_bytes(b"no archive")
     with pytest.raises(ValueError, match="is no TorchScript file"):
         load_extractor(str(tmp_path / "broken.pt"))
+    torch.jit.script(nn.Conv2d(3, 4, 3)).save(tmp_path / "floats.pt")
+    with pytest.raises(ValueError, match=r"'floats.pt' fails on uint8 images \(2, 3, 64, 64\): .*RuntimeError.*type"):
+        load_extractor(str(tmp_path / "floats.pt"))
 
 
 def test_a_function_of_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,6 +252,70 @@ def test_a_function_of_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             load_extractor(name)
     with pytest.raises(ValueError, match="unknown extractor 'resnet'; expected inception,"):
         load_extractor("resnet")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("def extract(:", "cannot import extractor 'failing:extract': SyntaxError"),
+        ("1 / 0", "cannot import extractor 'failing:extract': ZeroDivisionError"),
+        ("def extract(x): raise RuntimeError('boom')", r"fails on uint8 images \(2, 3, 64, 64\): RuntimeError: boom"),
+        ("extract = 3", "fails on uint8 images .* TypeError"),
+        ("def extract(x): return x.float().mean((2, 3)) / 0", "returns NaN or infinite features"),
+    ],
+)
+def test_an_extractor_that_fails_is_one_line(
+    source: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sys.modules.pop("failing", None)
+    Path("failing.py").write_text(source)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_extractor("failing:extract")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_extractor_is_tried_on_images_of_the_given_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("flattening.py").write_text("import torch\ndef extract(x): return x.float().flatten(1) @ torch.eye(768, 5)\n")
+    assert load_extractor("flattening:extract", image_size=16).num_features == 5
+    with pytest.raises(ValueError, match="'flattening:extract' fails on"):
+        load_extractor("flattening:extract")
+
+
+def test_the_fingerprint_follows_weights_that_a_function_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("reading.py").write_text(
+        "import torch\ndef extract(x): return x.float().mean((2, 3)) @ torch.load('w.pth')\n"
+    )
+    loaded = []
+    for weight in (torch.eye(3), 1.01 * torch.eye(3), torch.eye(3) * (1 + 1e-6)):
+        torch.save(weight, "w.pth")
+        loaded.append(load_extractor("reading:extract"))
+    assert loaded[0].digest == loaded[1].digest and loaded[0].fingerprint != loaded[1].fingerprint
+    assert not loaded[0].is_the_same(loaded[1].identity)
+    assert loaded[0].is_the_same(loaded[2].identity)  # another device's rounding
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_features_are_computed_without_tf32(allowed: bool) -> None:
+    switches = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before, seen = [switch.allow_tf32 for switch in switches], []
+
+    def function(images: Tensor) -> Tensor:
+        seen.append([switch.allow_tf32 for switch in switches])
+        return images.float().mean((2, 3))
+
+    try:
+        for switch in switches:
+            switch.allow_tf32 = allowed
+        tiny_extractor(function=function)(noise(2))
+        assert seen == [[False, False]] and [switch.allow_tf32 for switch in switches] == [allowed, allowed]
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.allow_tf32 = value
 
 
 def test_the_fingerprint_follows_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,7 +334,5 @@ def test_the_fingerprint_follows_the_code(tmp_path: Path, monkeypatch: pytest.Mo
     "images", [torch.zeros(2, 3, 8, 8), torch.zeros(2, 4, 8, 8).byte(), torch.zeros(3, 8, 8).byte()]
 )
 def test_only_grey_and_rgb_bytes_are_measured(images: Tensor) -> None:
-    from evaluation_common import tiny_extractor
-
     with pytest.raises(ValueError, match="uint8"):
         tiny_extractor()(images)

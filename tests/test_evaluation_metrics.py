@@ -145,6 +145,9 @@ def test_manifold_scores_of_the_same_set_and_of_sets_apart() -> None:
     same = manifold_scores(x, x)
     assert same["precision"] == same["recall"] == same["coverage"] == 1
     assert all(value == 0 for value in manifold_scores(x, x + 100).values())
+    # Far from the origin, too, where squares lose the distances to rounding.
+    y = features(40, 4, seed=1)
+    assert manifold_scores(x + 1e8, y + 1e8) == pytest.approx(manifold_scores(x, y), abs=0.05)
     with pytest.raises(ValueError, match="at least 6 images"):
         manifold_scores(x[:5], x)
 
@@ -164,14 +167,16 @@ def statistics_of(x: Tensor, logits: Tensor, *, splits: int, kept: int = 4, batc
 def test_the_mean_and_the_covariance_of_a_stream() -> None:
     x = features(50, 8, shift=3.0).float()
     statistics = statistics_of(x, torch.zeros(50, 2), splits=1)
-    measured = statistics.finish(noise_source(50))
+    measured = statistics.finish(noise_source(50), tiny_extractor())
     mean, covariance = moments(x.double())
     assert torch.allclose(measured.mean, mean, rtol=1e-12)
+    assert measured.covariance is not None
     assert torch.allclose(measured.covariance, covariance, rtol=1e-10, atol=1e-14)
     assert measured.num_images == 50
     kept = measured.kept
     assert kept is not None and len(kept) == 4
     assert all((row == x).all(1).any() for row in kept)
+    assert not torch.equal(kept, x[:4])  # of a sorted set the first would be one class
 
 
 def test_inception_score_of_one_split_agrees_with_torchmetrics() -> None:
@@ -195,6 +200,16 @@ def test_inception_score_of_splits() -> None:
     assert few is not None and len(few) == 2
 
 
+def test_what_is_not_asked_for_is_not_gathered() -> None:
+    statistics = RunningStatistics(20, 0, 1, tiny_extractor(), covariance=False)
+    assert sum(tensor.numel() for tensor in statistics.sums.values()) < 12**2
+    statistics.update(torch.rand(20, 12), torch.rand(20, 5), range(20))
+    measured = statistics.finish(noise_source(20), tiny_extractor())
+    assert measured.covariance is None and measured.kept is None and measured.class_scores is not None
+    with pytest.raises(ValueError, match="no covariance"):
+        write_moments(measured, "moments.npz")
+
+
 def test_nan_features_are_named() -> None:
     x = torch.zeros(20, 3)
     x[9] = math.nan
@@ -210,12 +225,18 @@ def test_moments_files_are_those_of_biggan_pytorch(tmp_path: Path) -> None:
     # Its calculate_inception_moments.py.
     np.savez(tmp_path / "C10_inception_moments.npz", mu=np.mean(x, axis=0), sigma=np.cov(x, rowvar=False))
     read = read_moments(tmp_path / "C10_inception_moments.npz")
+    assert read.covariance is not None and read.extractor is None and read.num_images is None
     assert frechet_distance(read.mean, read.covariance, *moments(torch.from_numpy(x))) == pytest.approx(0, abs=1e-9)
 
-    write_moments(Measurements({}, read.mean, read.covariance), tmp_path / "own.npz")
+    identity = tiny_extractor().identity
+    description = {"source": "cifar10", "split": "train"}
+    written = Measurements(description, read.mean, read.covariance, 40, (3, 32, 32), extractor=identity)
+    write_moments(written, tmp_path / "own.npz")
     with np.load(tmp_path / "own.npz") as file:
-        assert set(file.files) == {"mu", "sigma"}
         assert np.array_equal(file["mu"], read.mean.numpy()) and file["sigma"].shape == (5, 5)
+    again = read_moments(tmp_path / "own.npz")
+    assert (again.num_images, again.image_shape, again.extractor) == (40, (3, 32, 32), identity)
+    assert again.description == {**description, "moments": str(tmp_path / "own.npz")}
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -225,6 +246,7 @@ def test_moments_files_are_those_of_biggan_pytorch(tmp_path: Path) -> None:
         ({"x": np.zeros(3)}, "has the arrays x, expected mu and sigma"),
         ({"mu": np.zeros(3), "sigma": np.eye(4)}, r"got \(3,\) and \(4, 4\)"),
         ({"mu": np.zeros(2), "sigma": np.full((2, 2), np.nan)}, "NaN"),
+        ({"mu": np.zeros(2), "sigma": np.eye(2), "protocol": np.array("{}")}, "protocol that can't be read"),
         ({"mu": np.array([None, 1]), "sigma": np.eye(2)}, "no .npz file of arrays"),  # an object: code
     ],
 )

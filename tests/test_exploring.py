@@ -103,6 +103,9 @@ def test_numbers_of_points_must_agree(pipe: BigGANPipeline, num_latents: int, nu
 def test_every_class_has_the_same_latents(pipe: BigGANPipeline) -> None:
     grid = class_grid(pipe, [0, 2, {0: 0.5, 2: 0.5}], 5, seeded(3), truncation=0.7)
     assert grid.shape == (3, 5, 1, 32, 32)
+    with pipe.model.class_embedding.register_forward_pre_hook(lambda *_: pytest.fail("embedded only to be counted")):
+        with pytest.raises(ValueError, match="truncation"):
+            class_grid(pipe, [0, 2], 5, seeded(3), truncation=-1.0)
     one = class_grid(pipe, 2, 5, seeded(3), truncation=0.7)
     assert_same_pictures(grid[1], one[0])
     assert (grid[1, 0].int() - grid[1, 1].int()).abs().max() > 1  # but one is not like another
@@ -206,6 +209,34 @@ def test_each_picture_is_on_its_own(pipe: BigGANPipeline) -> None:
     torch.testing.assert_close(together.class_embeddings[2:], alone.class_embeddings, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("labels", [None, torch.tensor([3, 1, 3, 3, 1])])
+def test_batches_of_pictures_and_of_candidates(pipe: BigGANPipeline, labels: Tensor | None) -> None:
+    images = pipe.model.sample([0, 1, 2, 3, 0], generator=seeded(0))
+    expected = inverted(pipe, images, labels, num_steps=3)
+    sizes: list[int] = []
+    with pipe.model.register_forward_pre_hook(lambda _, arguments: sizes.append(len(arguments[0]))):
+        found = inverted(pipe, images, labels, num_steps=3, batch_size=4)
+    # 16 candidates, for all pictures or for each class that is given; 3 steps of 4 pictures and of 1; what comes out.
+    candidates = [4] * (4 if labels is None else 8)
+    assert sizes == [*candidates, 4, 4, 4, 1, 1, 1, 4, 1, 4, 1]
+    for name in ("latents", "class_embeddings", "images", "starts", "errors", "moved"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), atol=1e-4, rtol=1e-4)
+
+
+def test_the_rate_falls_along_a_cosine(pipe: BigGANPipeline) -> None:
+    images = pipe.model.sample([0, 1], generator=seeded(0))
+    start, end = (inverted(pipe, images, num_steps=n, learning_rate=0.1).latents for n in (0, 2))
+    # An entry whose gradient keeps its sign and size moves by the rate in each step: by 0.1, then by 0.05.
+    assert 0.147 < (end - start).abs().max() < 0.1503
+
+
+def test_the_bar_counts_the_steps(pipe: BigGANPipeline, capsys: pytest.CaptureFixture[str]) -> None:
+    inverted(pipe, torch.zeros(3, 1, 32, 32), num_steps=4, batch_size=2)
+    assert capsys.readouterr().err == ""
+    inverted(pipe, torch.zeros(3, 1, 32, 32), num_steps=4, batch_size=2, progress_bar=True)
+    assert "8/8" in capsys.readouterr().err
+
+
 def test_the_mode_of_the_model_stays() -> None:
     pipe = tiny_pipe()
     pipe.model.train()
@@ -255,7 +286,9 @@ def test_truncated_candidates_and_their_statistics() -> None:
         (torch.full((1, 1, 32, 32), 255.0), {}, r"lie in \[-1, 1\], got 255 to 255"),
         (torch.full((1, 1, 32, 32), torch.nan), {}, r"lie in \[-1, 1\]"),
         (torch.zeros(1, 1, 32, 32), {"class_labels": torch.tensor([4])}, "4 is outside 0 to 3"),
-        (torch.zeros(1, 1, 32, 32), {"num_steps": -1}, "got -1 and 16"),
+        (torch.zeros(1, 1, 32, 32), {"num_steps": -1}, "got -1, 16 and 16"),
+        (torch.zeros(1, 1, 32, 32), {"num_candidates": 0}, "got 60, 0 and 16"),
+        (torch.zeros(1, 1, 32, 32), {"batch_size": 0}, "got 60, 16 and 0"),
         (torch.zeros(1, 1, 32, 32), {"truncation": 0.0}, "truncation"),
     ],
 )
@@ -282,6 +315,35 @@ def test_a_gif_repeats_with_its_frames(tmp_path: Path) -> None:
             (frame.info["duration"], frame.convert("L").getpixel((3, 3))) for frame in ImageSequence.Iterator(film)
         ]
     assert shown == [(50, 40 * index) for index in range(6)]
+
+
+@pytest.mark.parametrize("frames_per_second", [16, 30, 60, 100])
+def test_a_gif_keeps_time(frames_per_second: int, tmp_path: Path) -> None:
+    save_gif(frames() * 10, tmp_path / "film.gif", frames_per_second)
+    with Image.open(tmp_path / "film.gif") as film:
+        durations = [frame.info["duration"] for frame in ImageSequence.Iterator(film)]
+    assert len(durations) == 60 and min(durations) > 0
+    assert abs(sum(durations) - 1000 * 60 / frames_per_second) <= 5
+
+
+@pytest.mark.parametrize("save", [save_gif, save_mp4])
+@pytest.mark.parametrize("frames_per_second", [0, 101])
+def test_frames_per_second_have_bounds(save: Any, frames_per_second: int, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"from 1 to 100 frames a second, got {frames_per_second}"):
+        save(frames(), tmp_path / "film", frames_per_second)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_mp4_is_close_to_its_source(tmp_path: Path) -> None:
+    av = pytest.importorskip("av", reason="PyAV, of the extra biggan_hf[video], is not installed")
+    coarse = torch.rand(4, 1, 8, 8, generator=seeded(0)).expand(-1, 3, -1, -1)  # grey: colours are kept at half size
+    pictures = torch.nn.functional.interpolate(coarse, size=64, mode="bicubic").clamp(0, 1) * 2 - 1
+    save_mp4(to_pil(pictures), tmp_path / "film.mp4", 10)
+    with av.open(str(tmp_path / "film.mp4")) as film:
+        shown = np.stack([frame.to_ndarray(format="rgb24") for frame in film.decode(video=0)])
+    source = to_uint8(pictures).permute(0, 2, 3, 1).numpy()
+    assert shown.shape == source.shape
+    assert np.abs(shown.astype(float) - source).mean() < 2.5
 
 
 def test_an_mp4_has_its_frames(tmp_path: Path) -> None:
@@ -333,7 +395,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path, pipe: BigGANPipeli
     }
     for name, write in writers.items():
         (tmp_path / name).write_bytes(b"precious")
-        with files_of_at_most(1000), pytest.raises(OSError):
+        with files_of_at_most(1000), pytest.raises(OSError, match=f"cannot write '.*/{name}': File too large"):
             write(tmp_path / name)
         assert (tmp_path / name).read_bytes() == b"precious"
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(writers)

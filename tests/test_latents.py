@@ -1,4 +1,5 @@
 import math
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,20 @@ def test_resampling_is_the_truncated_normal(truncation: float) -> None:
     assert latents.var().item() == pytest.approx(truncated_variance(truncation), rel=0.02)
     inner = (latents.abs() <= truncation / 2).float().mean().item()
     assert inner == pytest.approx(normal_within(truncation / 2) / normal_within(truncation), abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("mode", "threshold", "factor"), [("resample", 0.02, 1), ("resample", 8, 1), ("scale", 2, 0.3)]
+)
+def test_the_distribution_function_is_inverted_in_double_precision(mode: Any, threshold: float, factor: float) -> None:
+    truncation = factor if mode == "scale" else threshold
+    latents = sample_latents(100, 10, truncation, mode, seeded(0))
+    normal = NormalDist()
+    below = normal.cdf(-threshold)
+    uniform = torch.rand(100, 10, generator=seeded(0), dtype=torch.float64)
+    expected = [factor * normal.inv_cdf(below + u * (1 - 2 * below)) for u in uniform.flatten().tolist()]
+    # Single precision rounds by up to 6e-8, at the end, and by as much again where it is scaled.
+    torch.testing.assert_close(latents.flatten(), torch.tensor(expected), rtol=2e-7, atol=1e-9 * truncation)
 
 
 def test_scaling_is_t_times_a_normal_cut_at_two() -> None:
@@ -166,6 +181,14 @@ def test_straight_and_round() -> None:
     torch.testing.assert_close(round_.norm(dim=1), torch.tensor([2.0, 2.5, 3.0, 3.5, 4.0]))
     angles = torch.atan2(round_[:, 1], round_[:, 0])
     torch.testing.assert_close(angles, torch.linspace(0, math.pi / 2, 5))
+
+
+def test_a_small_angle_is_still_an_arc() -> None:
+    angle = 0.01
+    points = torch.tensor([[1.0, 0.0], [math.cos(angle), math.sin(angle)]], dtype=torch.float64)
+    path = interpolation_path(points, 2, spherical=True)
+    expected = torch.tensor([math.cos(angle / 2), math.sin(angle / 2)], dtype=torch.float64)
+    torch.testing.assert_close(path[1], expected, atol=1e-10, rtol=0)  # a straight line's middle is off by 1.25e-5
 
 
 def test_no_arc_between_parallel_points() -> None:

@@ -159,6 +159,26 @@ def test_attention_is_softmax_and_matrix_products(sn_eps: float | None) -> None:
     assert not torch.allclose(layer(maps), maps, atol=1e-2)
 
 
+def saved_for_the_gradient(run: Callable[[], object]) -> list[Tensor]:
+    kept: list[Tensor] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        run()
+    return kept
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_attention_does_not_keep_the_matrix_of_all_pairs(channels_last: bool) -> None:
+    layer, maps = SelfAttention(64, None), torch.randn(1, 64, 32, 32)
+    maps = maps.to(memory_format=torch.channels_last) if channels_last else maps
+    kept = saved_for_the_gradient(lambda: layer(maps))
+    assert max(tensor.numel() for tensor in kept) < 1024 * 256  # positions by pooled positions
+
+
 def test_buffers_stay_in_float32_in_half_precision() -> None:
     layer, norm = SNConv2d(4, 8, 3), BatchNorm2d(4, eps=1e-4, num_standing=2)
     norm.running_var.copy_(torch.rand(4) + 1e-5)
@@ -223,7 +243,6 @@ def test_gradient_of_batch_norm_in_double_precision(samples: int, channels_last:
 def test_batch_norm_keeps_one_map_for_its_gradient() -> None:
     norm = ConditionalBatchNorm2d(6, 4, 1e-2, None).train()
     maps = torch.randn(2, 6, 5, 5, requires_grad=True)
-    kept: list[Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
-        norm(maps, (torch.ones(2, 6, requires_grad=True), torch.zeros(2, 6)))
+    modulation = torch.ones(2, 6, requires_grad=True), torch.zeros(2, 6)
+    kept = saved_for_the_gradient(lambda: norm(maps, modulation))
     assert {x.data_ptr() for x in kept if x.shape == maps.shape} == {maps.data_ptr()}

@@ -128,3 +128,13 @@ def test_compiled_after_packing(network: Network) -> None:
 def test_images_lie_in_memory_as_users_expect() -> None:
     model = tiny_generator().eval()
     assert output(model, *tiny_inputs(model)).is_contiguous()
+
+
+def test_sampling_makes_no_kernel_twice() -> None:
+    model = tiny_generator().eval()
+    model.sample([0])
+    kernels = [module._kept for module in model.modules() if isinstance(module, KeptKernel)]
+    assert all(kernels)
+    model.sample([1])
+    now = [module._kept for module in model.modules() if isinstance(module, KeptKernel)]
+    assert all(a is not None and b is not None and a.kernel is b.kernel for a, b in zip(kernels, now, strict=True))

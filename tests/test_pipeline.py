@@ -1,5 +1,6 @@
 """Names to ids, options, and that a picture depends on nothing but its latents and its class."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from biggan_hf import BigGANConfig, BigGANModel, BigGANPipeline
+from biggan_hf import BigGANConfig, BigGANModel, BigGANPipeline, collect_standing_statistics
 from biggan_hf.images import to_uint8
 
 
@@ -194,6 +195,32 @@ def test_a_mixture_is_the_weighted_sum_of_embeddings(pipe: BigGANPipeline) -> No
     torch.testing.assert_close(given, expected, atol=1e-5, rtol=0)
 
 
+def test_weights_sum_to_one_but_for_rounding(pipe: BigGANPipeline) -> None:
+    thirds: Any = {0: 0.333333333, 1: 0.333333333, 2: 0.333333333}
+    table = pipe.model.get_parameter("class_embedding.weight").detach()
+    torch.testing.assert_close(pipe.embed_classes(thirds), table[:3].mean(0, keepdim=True))
+
+
+def test_negative_weights_lead_beyond_a_class(pipe: BigGANPipeline) -> None:
+    table = pipe.model.get_parameter("class_embedding.weight").detach()
+    beyond = pipe.embed_classes({"tench": 1.5, 2: -0.5})
+    torch.testing.assert_close(beyond, (table[0] + 0.5 * (table[0] - table[2]))[None])
+    images = tensors(pipe, {"tench": 1.5, 2: -0.5}, generator=seeded(0))
+    torch.testing.assert_close(images, tensors(pipe, class_embeddings=beyond, generator=seeded(0)))
+
+
+def test_arrays_and_numbers_of_numpy(pipe: BigGANPipeline) -> None:
+    latents = torch.randn(4, Z_DIM, generator=seeded(0))
+    expected = tensors(pipe, [1, 2], num_images_per_prompt=2, latents=latents)
+    counts: Any = {"num_images_per_prompt": np.int64(2), "batch_size": np.int32(3)}
+    for array in (latents.numpy(), latents.double().numpy()):
+        torch.testing.assert_close(tensors(pipe, [1, 2], latents=array, **counts), expected, atol=1e-5, rtol=0)
+    embeddings = pipe.embed_classes([1, 2]).numpy()
+    images = tensors(pipe, class_embeddings=embeddings, latents=latents, **counts)
+    torch.testing.assert_close(images, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(pipe.embed_classes(torch.tensor(2)), torch.from_numpy(embeddings[1:]))
+
+
 def test_all_of_one_class_is_that_class(pipe: BigGANPipeline) -> None:
     plain = tensors(pipe, 2, num_images_per_prompt=2, generator=seeded(0))
     mixed = tensors(pipe, {2: 1.0, 0: 0.0}, num_images_per_prompt=2, generator=seeded(0))
@@ -214,6 +241,7 @@ def test_mixtures_without_a_shared_embedding_are_weights() -> None:
     ("mixture", "message"),
     [
         ({0: 0.7, 2: 0.2}, r"must sum to 1, got \{0: 0.7, 2: 0.2\}"),
+        ({0: 0.5, 2: 0.49999}, "must sum to 1"),
         ({}, "must sum to 1"),
         ({0: float("nan"), 2: 1.0}, "weight of class 0 must be a number, got nan"),
         ({0: "half", 2: 0.5}, "weight of class 0 must be a number, got 'half'"),
@@ -229,19 +257,32 @@ def test_bad_mixtures(pipe: BigGANPipeline, mixture: Any, message: str) -> None:
 # Memory
 
 
-def out_of_memory_beyond(model: BigGANModel, most: int, error: type[Exception], sizes: list[int]) -> Any:
+def out_of_memory_beyond(model: BigGANModel, most: int, error: Exception, sizes: list[int]) -> Any:
     """Makes a forward of more images than that fail as torch does where memory is short; notes the sizes tried."""
 
     def allocate(_: Any, arguments: tuple[Any, ...]) -> None:
         sizes.append(len(arguments[0]))
         if sizes[-1] > most:
-            raise error("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory")
+            raise error
 
     return model.register_forward_pre_hook(allocate)
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError])
-def test_a_batch_that_does_not_fit_is_halved(pipe: BigGANPipeline, error: type[Exception]) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA ran short"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("could not create a primitive"),
+        RuntimeError("could not create a memory object"),
+        RuntimeError("could not execute a primitive"),
+        RuntimeError("std::bad_alloc"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        MemoryError(),
+    ],
+)
+def test_a_batch_that_does_not_fit_is_halved(pipe: BigGANPipeline, error: Exception) -> None:
     expected = tensors(pipe, [0, 2], num_images_per_prompt=5, generator=seeded(0))
     sizes: list[int] = []
     with out_of_memory_beyond(pipe.model, 3, error, sizes):
@@ -251,7 +292,7 @@ def test_a_batch_that_does_not_fit_is_halved(pipe: BigGANPipeline, error: type[E
 
 
 def test_where_one_image_does_not_fit_it_says_so(pipe: BigGANPipeline) -> None:
-    with out_of_memory_beyond(pipe.model, 0, torch.OutOfMemoryError, []):
+    with out_of_memory_beyond(pipe.model, 0, torch.OutOfMemoryError(), []):
         with pytest.raises(MemoryError, match="one image of 32×32 does not fit the memory of cpu"):
             tensors(pipe, 0, num_images_per_prompt=3)
 
@@ -267,9 +308,61 @@ def test_other_errors_pass(pipe: BigGANPipeline) -> None:
 @pytest.mark.parametrize(("batch_size", "expected"), [(None, [64, 6]), (32, [32, 32, 6])])
 def test_sizes_of_batches(pipe: BigGANPipeline, batch_size: int | None, expected: list[int]) -> None:
     sizes: list[int] = []
-    with out_of_memory_beyond(pipe.model, 100, RuntimeError, sizes):
+    with out_of_memory_beyond(pipe.model, 100, RuntimeError(), sizes):
         tensors(pipe, 0, num_images_per_prompt=70, batch_size=batch_size)
     assert sizes == expected
+
+
+# Compiled
+
+
+@pytest.mark.parametrize("overrides", [{}, {"id2label": None, "num_labels": 0}, {"standing_truncations": [0.5, 1.0]}])
+def test_compiled_once_for_any_number_of_images(overrides: dict[str, Any]) -> None:
+    torch._dynamo.reset()  # what was compiled before in this process
+    plain, compiled = (BigGANPipeline(tiny_model(**overrides)) for _ in range(2))
+    graphs: list[Any] = []
+
+    def backend(graph: Any, _: Any) -> Any:
+        graphs.append(graph)
+        return graph
+
+    assert compiled.compile(backend=backend) is compiled
+    classes = [0, 2] if plain.id2label else None
+    truncation = 0.7 if overrides.get("standing_truncations") else None
+    options: Any = {"truncation": truncation, "batch_size": 3}
+    for per_class in (4, 1, 3):  # 8, 2 and 6 images with classes
+        images, expected = (
+            tensors(pipe, classes, num_images_per_prompt=per_class, generator=seeded(1), **options)
+            for pipe in (compiled, plain)
+        )
+        assert images.shape == expected.shape
+        torch.testing.assert_close(images, expected, atol=1e-5, rtol=0)
+    assert len(graphs) == 1
+
+    # The graph holds no copy of the weights.
+    for pipe in (compiled, plain):
+        with torch.no_grad():
+            pipe.model.get_parameter("output_conv.weight").neg_()
+    images, again = (tensors(pipe, classes, generator=seeded(1), **options) for pipe in (compiled, plain))
+    torch.testing.assert_close(images, again, atol=1e-5, rtol=0)
+    assert not torch.allclose(images[0], expected[0], atol=0.1) and len(graphs) == 1
+
+
+def test_a_compiled_batch_that_does_not_fit_is_halved(pipe: BigGANPipeline) -> None:
+    compiled = BigGANPipeline(tiny_model()).compile(backend="eager")
+    sizes: list[int] = []
+
+    def allocate(module: Any, arguments: tuple[Any, ...]) -> None:
+        if module is compiled.model:
+            sizes.append(len(arguments[0]))
+            if sizes[-1] > 3:
+                raise MemoryError
+
+    with torch.nn.modules.module.register_module_forward_pre_hook(allocate):
+        images = tensors(compiled, 0, num_images_per_prompt=5, batch_size=4, generator=seeded(0))
+    assert sizes == [4, 2, 2, 2]
+    expected = tensors(pipe, 0, num_images_per_prompt=5, generator=seeded(0))
+    torch.testing.assert_close(images, expected, atol=1e-5, rtol=0)
 
 
 # What comes out
@@ -339,6 +432,7 @@ def test_saving_loading_and_casting(pipe: BigGANPipeline, tmp_path: Path) -> Non
         ({"class_labels": []}, ValueError, "empty"),
         ({"class_labels": 6}, ValueError, "6 is outside 0 to 5"),
         ({"class_labels": [0, -1]}, ValueError, "-1 is outside"),
+        ({"class_labels": 10**30}, ValueError, f"{10**30} is outside 0 to 5"),
         ({"class_labels": 1.5}, TypeError, "1.5"),
         ({"class_labels": True}, TypeError, "True"),
         ({"class_labels": [None]}, TypeError, "None"),
@@ -356,7 +450,16 @@ def test_saving_loading_and_casting(pipe: BigGANPipeline, tmp_path: Path) -> Non
         ({"class_labels": None, "class_embeddings": torch.zeros(2, 7)}, ValueError, r"\(2, 8\), got \(2, 7\)"),
         ({"latents": torch.zeros(2, Z_DIM)}, ValueError, r"\(1, 20\).*\(2, 20\)"),
         ({"latents": torch.zeros(1, 7)}, ValueError, r"\(1, 20\).*\(1, 7\)"),
-        ({"num_images_per_prompt": 3, "generator": [seeded(0)] * 2}, ValueError, "3 images.*got 2"),
+        ({"latents": np.zeros((1, 7))}, ValueError, r"\(1, 20\).*\(1, 7\)"),
+        ({"latents": "noise"}, ValueError, "latents must be a tensor or an array of numbers, got 'noise'"),
+        ({"latents": torch.full((1, Z_DIM), torch.nan)}, ValueError, "latents hold numbers that are not finite"),
+        ({"truncation": 1e300, "truncation_mode": "scale"}, ValueError, "latents hold numbers that are not finite"),
+        (
+            {"class_labels": None, "class_embeddings": np.full((1, 8), np.inf)},
+            ValueError,
+            "class_embeddings hold numbers that are not finite",
+        ),
+        ({"num_images_per_prompt": 3, "generator": [seeded(0)] * 2}, ValueError, "3.*got 2"),
         ({"class_labels": None, "num_images_per_prompt": 3, "generator": [seeded(0)] * 2}, ValueError, "3.*got 2"),
         ({"generator": 0}, TypeError, "generator.*0"),
         ({"generator": [0]}, TypeError, "generator.*0"),
@@ -385,3 +488,22 @@ def test_a_refused_call_draws_nothing() -> None:
     with pytest.raises(ValueError, match="truncation=0.1"):
         pipe(num_images_per_prompt=2, truncation=0.1, generator=generator)
     assert torch.equal(generator.get_state(), before)
+
+
+# The documentation
+
+
+def test_what_the_documentation_prints_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = dict(
+        enumerate(["T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Boot"])
+    )
+    tiny_model(id2label=names).save_pretrained(tmp_path / "fashion-biggan")
+    monkeypatch.chdir(tmp_path)
+    defaults = collect_standing_statistics.__wrapped__.__kwdefaults__  # type: ignore[attr-defined]
+    monkeypatch.setitem(defaults, "num_batches", 1)
+    text = (Path(__file__).parents[1] / "docs" / "sampling.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 3 and ".compile()" in blocks[2]
+    variables: dict[str, Any] = {}
+    for block in blocks:
+        exec(compile(block.replace(".compile()", ".compile(backend='eager')"), "docs/sampling.md", "exec"), variables)

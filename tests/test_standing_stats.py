@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from biggan_hf import BigGANConfig, BigGANModel, collect_standing_statistics, sample_latents
 from biggan_hf.layers import BatchNorm2d, ConditionalBatchNorm2d, SpectralNorm
+from biggan_hf.standing_stats import _observe
 
 
 SETTINGS: dict[str, Any] = {
@@ -141,6 +142,24 @@ def test_latents_are_truncated_in_the_models_sense_and_labels_are_drawn() -> Non
         assert set(torch.cat([call[1] for call in calls]).tolist()) == set(range(5))
 
 
+@pytest.mark.parametrize("value", [0.1, 1000.1, 1e-3, -7.7])
+def test_a_constant_channel_has_no_negative_variance(value: float) -> None:
+    # E[x²] - E[x]² of equal numbers is a rounding error of either sign.
+    variances = []
+    for size in range(2, 60):
+        observed: list[Any] = [None]
+        _observe(observed, 0, torch.full((size, 1, 5, 5), value))
+        variances.append(observed[0][1])
+    assert 0 <= min(variances) and max(variances) < 1e-12 * value**2
+
+
+def test_the_bar_counts_the_passes(capsys: pytest.CaptureFixture[str]) -> None:
+    collect(tiny_model(), [0.5, 1.0])
+    assert capsys.readouterr().err == ""
+    collect(tiny_model(), [0.5, 1.0], progress_bar=True)
+    assert "6/6" in capsys.readouterr().err
+
+
 def test_sampling_uses_them() -> None:
     # With the statistics of one batch, eval mode repeats that batch's training-mode images.
     model = tiny_model()
@@ -260,8 +279,9 @@ def test_a_mirrored_table_is_replaced_by_one_that_is_not() -> None:
 def _one_of_two(rank: int, rendezvous: str, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
     model = tiny_model()
-    collect(model, [0.5, 1.0], seed=rank)  # the first process's generator counts
-    torch.save(rows(model), f"{folder}/{rank}")
+    with calls_of(model) as calls:
+        collect(model, [0.5, 1.0], seed=rank)  # the first process's generator counts
+    torch.save((rows(model), len(calls)), f"{folder}/{rank}")
     dist.destroy_process_group()
 
 
@@ -271,7 +291,8 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
     torch.multiprocessing.start_processes(_one_of_two, arguments, nprocs=2, start_method="fork")
     model = tiny_model()
     collect(model, [0.5, 1.0])
-    first, second = (torch.load(tmp_path / str(rank)) for rank in (0, 1))
+    (first, first_calls), (second, second_calls) = (torch.load(tmp_path / str(rank)) for rank in (0, 1))
+    assert (first_calls, second_calls) == (4, 2)  # of 3 batches of 2 truncations
     assert torch.equal(first, second)
     torch.testing.assert_close(first, rows(model), atol=1e-7, rtol=1e-6)
 

@@ -3,9 +3,7 @@
 import argparse
 from typing import NoReturn
 
-from .commands import convert, interpolate, invert, neighbours, npz, sample, stats, sweep
-from .commands.common import load_pipeline
-from .evaluation.command import add_command as add_evaluate
+from .commands import convert, evaluate, interpolate, invert, neighbours, npz, sample, stats, sweep
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -14,8 +12,15 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     try:
         args.run(args)
-    except (ImportError, MemoryError, OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         parser.error(" ".join(str(error).split()))
+    except (MemoryError, RuntimeError) as error:
+        from .pipeline_biggan import is_out_of_memory  # here, since it takes torch
+
+        if not is_out_of_memory(error):
+            raise
+        told = " ".join(str(error).split()) if isinstance(error, MemoryError) else ""
+        parser.error(told or "out of memory; a smaller --batch_size or fewer images may fit")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -31,9 +36,8 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (sample, interpolate, sweep, npz, neighbours, invert, stats, convert):
+    for command in (sample, interpolate, sweep, npz, neighbours, invert, stats, convert, evaluate):
         command.add_command(commands)
-    add_evaluate(commands, load_pipeline)
     return parser
 
 

@@ -77,7 +77,7 @@ def class_grid(
     Returns:
         uint8 (K, N, num_channels, H, W).
     """
-    num_classes = len(pipe.embed_classes(class_labels))
+    num_classes = len(pipe._to_mixtures(class_labels))
     seeds = _draw_seeds(num_images, generator)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds * num_classes]
     images = _images(pipe, class_labels, num_images_per_prompt=num_images, generator=generators, **options)

@@ -1,5 +1,7 @@
 """Inversion: the latents and the class embedding with which a generator comes closest to a given picture."""
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +43,7 @@ def invert(
     path_weight: float = 0.01,
     truncation: float | None = None,
     generator: torch.Generator | None = None,
+    batch_size: int = 16,
     progress_bar: bool = True,
 ) -> Inversion:
     """
@@ -58,20 +61,26 @@ def invert(
         path_weight: Strength of the second term.
         truncation: Of the candidates, and of the standing statistics.
         generator: Of the candidates.
+        batch_size: Most candidates, or pictures on their way, at a time.
         progress_bar: Shows the steps done and the mean error.
 
     Raises:
         ValueError: Images or labels of another shape or range, an option out of range.
     """
-    _check(model, images, class_labels, num_steps, num_candidates)
+    _check(model, images, class_labels, num_steps, num_candidates, batch_size)
     images = images.to(model.device, torch.float32)
+    number_of_batches = math.ceil(len(images) / batch_size)
     was_training = model.training
     model.eval()
     try:
-        starts = _best_candidates(model, images, class_labels, num_candidates, truncation, generator)
-        points = _descend(model, images, starts, num_steps, learning_rate, path_weight, truncation, progress_bar)
-        with torch.no_grad():
-            first, last = (_generate(model, x, truncation) for x in (starts, points))
+        starts = _best_candidates(model, images, class_labels, num_candidates, truncation, generator, batch_size)
+        with tqdm(total=number_of_batches * num_steps, disable=not progress_bar, unit="step") as bar:
+            ends = [
+                _descend(model, own, batch, num_steps, learning_rate, path_weight, truncation, bar)
+                for own, *batch in _batches([images, *starts], batch_size)
+            ]
+        points = [torch.cat(each) for each in zip(*ends, strict=True)]
+        first, last = (_generate_all(model, x, truncation, batch_size) for x in (starts, points))
     finally:
         model.train(was_training)
     return Inversion(
@@ -85,7 +94,12 @@ def invert(
 
 
 def _check(
-    model: BigGANModel, images: Tensor, class_labels: Tensor | None, num_steps: int, num_candidates: int
+    model: BigGANModel,
+    images: Tensor,
+    class_labels: Tensor | None,
+    num_steps: int,
+    num_candidates: int,
+    batch_size: int,
 ) -> None:
     expected = (model.config.num_channels, model.config.image_size, model.config.image_size)
     if images.ndim != 4 or tuple(images.shape[1:]) != expected or not images.is_floating_point() or not len(images):
@@ -97,11 +111,13 @@ def _check(
         raise ValueError(f"images must lie in [-1, 1], got {images.min():.3g} to {images.max():.3g}")
     if class_labels is not None:
         model._check_class_labels(class_labels, len(images))
-    if num_steps < 0 or num_candidates < 1:
-        raise ValueError(f"expected num_steps ≥ 0 and num_candidates ≥ 1, got {num_steps} and {num_candidates}")
+    if num_steps < 0 or num_candidates < 1 or batch_size < 1:
+        raise ValueError(
+            f"expected num_steps ≥ 0, num_candidates ≥ 1 and batch_size ≥ 1, got {num_steps}, {num_candidates} and "
+            f"{batch_size}"
+        )
 
 
-@torch.no_grad()
 def _best_candidates(
     model: BigGANModel,
     images: Tensor,
@@ -109,18 +125,39 @@ def _best_candidates(
     number: int,
     truncation: float | None,
     generator: torch.Generator | None,
+    batch_size: int,
 ) -> list[Tensor]:
     """Latents (N, z_dim) and, with classes, embeddings (N, width): the closest to each picture of `number` samples."""
     mode = model.config.truncation_mode
     latents = sample_latents(number, model.config.z_dim, truncation, mode, generator, model.device)
     drawn = model._labels_to_sample(None, number, generator)
-    best = []
-    for index, image in enumerate(images):
-        labels = drawn if class_labels is None else class_labels[index].expand(number).to(model.device)
-        points = [latents] if labels is None else [latents, model.class_embedding(labels).float()]
-        closest = _mean_square(_generate(model, points, truncation) - image).argmin()
-        best.append([x[closest] for x in points])
-    return [torch.stack(each) for each in zip(*best, strict=True)]
+    if drawn is None or class_labels is None:
+        return _closest(model, images, latents, drawn, truncation, batch_size)
+    of_class = {
+        label: _closest(model, images, latents, torch.full_like(drawn, label), truncation, batch_size)
+        for label in set(class_labels.tolist())
+    }
+    own = [[x[index] for x in of_class[label]] for index, label in enumerate(class_labels.tolist())]
+    return [torch.stack(each) for each in zip(*own, strict=True)]
+
+
+@torch.no_grad()
+def _closest(
+    model: BigGANModel,
+    images: Tensor,
+    latents: Tensor,
+    labels: Tensor | None,
+    truncation: float | None,
+    batch_size: int,
+) -> list[Tensor]:
+    """The candidate that is closest to each picture; each candidate is generated once."""
+    points = [latents] if labels is None else [latents, model.class_embedding(labels).float()]
+    errors = [
+        torch.stack([_mean_square(candidates - image) for image in images])
+        for candidates in (_generate(model, batch, truncation) for batch in _batches(points, batch_size))
+    ]
+    closest = torch.cat(errors, dim=1).argmin(dim=1)
+    return [x[closest] for x in points]
 
 
 def _descend(
@@ -131,13 +168,13 @@ def _descend(
     learning_rate: float,
     path_weight: float,
     truncation: float | None,
-    progress_bar: bool,
+    bar: tqdm,
 ) -> list[Tensor]:
     points = [start.clone().requires_grad_() for start in starts]
     optimizer = torch.optim.Adam(points, lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(num_steps, 1))
-    with torch.enable_grad(), tqdm(range(num_steps), disable=not progress_bar, unit="step") as bar:
-        for _ in bar:
+    with torch.enable_grad():
+        for _ in range(num_steps):
             errors = _mean_square(_generate(model, points, truncation) - images)
             way = sum(_mean_square(x - start) for x, start in zip(points, starts, strict=True))
             # A sum over pictures, none of which sees another's gradient; the weights get none.
@@ -147,7 +184,17 @@ def _descend(
             optimizer.step()
             schedule.step()
             bar.set_postfix(error=f"{errors.mean().item():.4f}", refresh=False)
+            bar.update()
     return [x.detach() for x in points]
+
+
+def _batches(tensors: list[Tensor], size: int) -> Iterator[list[Tensor]]:
+    return map(list, zip(*(x.split(size) for x in tensors), strict=True))
+
+
+@torch.no_grad()
+def _generate_all(model: BigGANModel, points: list[Tensor], truncation: float | None, batch_size: int) -> Tensor:
+    return torch.cat([_generate(model, batch, truncation) for batch in _batches(points, batch_size)])
 
 
 def _generate(model: BigGANModel, points: list[Tensor], truncation: float | None) -> Tensor:

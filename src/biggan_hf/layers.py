@@ -329,9 +329,12 @@ class SelfAttention(nn.Module):
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """softmax(Q Kᵀ) V; on a CPU in the fused kernel, which wants one width of all three, so zeros make up for it."""
+    """
+    softmax(Q Kᵀ) V, in a fused kernel, which does not make the matrix of all pairs of positions, where there is one. It
+    wants values that lie side by side, and on a CPU one width of all three, so zeros make up for it.
+    """
     if query.device.type == "cpu":
         missing = value.shape[-1] - query.shape[-1]
         query, key = F.pad(query, (0, missing)), F.pad(key, (0, missing))
-    one_head = query.unsqueeze(1), key.unsqueeze(1), value.unsqueeze(1)
-    return F.scaled_dot_product_attention(*one_head, scale=1.0).squeeze(1)
+    query, key, value = (x.contiguous().unsqueeze(1) for x in (query, key, value))  # one head
+    return F.scaled_dot_product_attention(query, key, value, scale=1.0).squeeze(1)

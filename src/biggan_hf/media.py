@@ -4,6 +4,7 @@ import os
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,12 +15,15 @@ from PIL import Image
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """
-    A file beside `path` to write to, which takes its place once it is whole; a write that fails leaves what was there.
+    A file beside `path` to write to, which takes its place once it is whole; a write that fails leaves what was there,
+    and raises an `OSError` that names `path`.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield temporary
         temporary.replace(path)
+    except OSError as error:
+        raise OSError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -29,16 +33,25 @@ def save_png(image: Image.Image, path: Path) -> None:
         image.save(temporary, format="PNG", optimize=True)
 
 
+def check_frames_per_second(frames_per_second: float) -> None:
+    """Raises `ValueError` outside 1 to 100, since a GIF's clock counts hundredths of a second."""
+    if not 1 <= frames_per_second <= 100:
+        raise ValueError(f"a film has from 1 to 100 frames a second, got {frames_per_second}")
+
+
 def save_gif(frames: Sequence[Image.Image], path: Path, frames_per_second: float) -> None:
-    """A GIF that repeats for ever; its clock counts hundredths of a second."""
+    """A GIF that repeats for ever; each frame ends at the hundredth of a second that is closest to its time."""
+    check_frames_per_second(frames_per_second)
+    ends = [round(100 * index / frames_per_second) for index in range(len(frames) + 1)]
+    milliseconds = [10 * (end - start) for start, end in pairwise(ends)]
     with replacing(path) as temporary:
         first, *others = frames
-        milliseconds = 1000 / frames_per_second
         first.save(temporary, format="GIF", save_all=True, append_images=others, duration=milliseconds, loop=0)
 
 
 def save_mp4(frames: Sequence[Image.Image], path: Path, frames_per_second: float) -> None:
     """H.264, which players everywhere know; needs PyAV."""
+    check_frames_per_second(frames_per_second)
     av = import_av()
     # 4:2:0 has one colour for two by two pixels: both sides must be even.
     width, height = (side + side % 2 for side in frames[0].size)

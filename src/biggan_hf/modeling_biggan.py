@@ -587,12 +587,14 @@ class BigGANModel(BigGANPreTrainedModel):
     ) -> Tensor:
         """Images in eval mode."""
         was_training = self.training
-        self.eval()
+        if was_training:  # else the kernels that were made last time serve again
+            self.eval()
         try:
             with kept_kernels(self):  # also around a compiled forward
                 return self(latents.to(self.device), labels, embeddings, truncation=truncation).images
         finally:
-            self.train(was_training)
+            if was_training:
+                self.train()
 
     def _labels_to_sample(
         self,

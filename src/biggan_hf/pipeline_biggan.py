@@ -16,8 +16,8 @@ from tqdm.auto import tqdm
 from transformers.utils import ModelOutput
 
 from .images import to_pil, to_uint8
-from .latents import TruncationMode, sample_latents
-from .modeling_biggan import BigGANModel
+from .latents import TruncationMode, check_generators, sample_latents
+from .modeling_biggan import BigGANModel, check_label_range
 
 
 ClassMixture = Mapping[int | str, float]
@@ -28,6 +28,18 @@ OutputType = Literal["pil", "np", "pt", "uint8"]
 # Pixels of a batch, where the caller names no size: 4 images of 128 pixels on a CPU, whose caches hold no more, and
 # 256 on a GPU, if they fit.
 PIXELS_AT_A_TIME = {"cpu": 2**16, "cuda": 2**22}
+
+# What the messages of plain RuntimeErrors have in them where memory is short: torch's allocator and oneDNN on a CPU,
+# the C++ library, the libraries of CUDA.
+OUT_OF_MEMORY = (
+    "DefaultCPUAllocator",
+    "could not create a primitive",
+    "could not create a memory",
+    "could not execute a primitive",
+    "bad_alloc",
+    "out of memory",
+    "ALLOC_FAILED",
+)
 
 
 @dataclass
@@ -81,6 +93,16 @@ class BigGANPipeline:
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Moves or casts the model in place, as `torch.nn.Module.to`: a device, a dtype or both."""
         self.model.to(*args, **kwargs)
+        return self
+
+    def compile(self, **kwargs: Any) -> Self:
+        """
+        Compiles the model in place, as `torch.nn.Module.compile`; `mode="reduce-overhead"` for CUDA graphs.
+
+        From then on every batch has the full `batch_size`, a smaller one being filled up with images that are thrown
+        away: one graph serves them all. A truncation that was not used before, or another batch size, compiles again.
+        """
+        self.model.compile(**kwargs)
         return self
 
     @property
@@ -137,7 +159,8 @@ class BigGANPipeline:
         Class embeddings, for mixing and for paths between classes.
 
         Args:
-            class_labels: An id, a name, a mixture (weights by id or name, which sum to 1), or several of these.
+            class_labels: An id, a name, a mixture (weights by id or name, which sum to 1; some may be negative, which
+                leads beyond a class, away from another), or several of these.
 
         Returns:
             (number of classes, class_embedding_dim) float32, a mixture's being the weighted sum; without a shared
@@ -168,8 +191,8 @@ class BigGANPipeline:
         batch_size: int | None = None,
         truncation: float | None = None,
         truncation_mode: TruncationMode | None = None,
-        latents: Tensor | None = None,
-        class_embeddings: Tensor | None = None,
+        latents: Tensor | np.ndarray | None = None,
+        class_embeddings: Tensor | np.ndarray | None = None,
         generator: Generators | None = None,
         output_type: OutputType = "pil",
         return_dict: bool = True,
@@ -202,15 +225,18 @@ class BigGANPipeline:
 
         Raises:
             ValueError: An unknown or ambiguous name, a label or an option out of range, weights that do not sum to 1,
-                latents of a wrong shape, a wrong number of generators.
+                latents of a wrong shape or, on a CPU, not finite, a wrong number of generators.
             TypeError: A label or a generator of another type.
             MemoryError: Not even one image fits the device.
         """
-        label_ids, embeddings = self._classes(class_labels, class_embeddings)
+        latents = _as_tensor("latents", latents)
+        label_ids, embeddings = self._classes(class_labels, _as_tensor("class_embeddings", class_embeddings))
         _check_positive("num_images_per_prompt", num_images_per_prompt)
         number = num_images_per_prompt * next((len(x) for x in (label_ids, embeddings) if x is not None), 1)
         mode = self._check_options(batch_size, truncation, truncation_mode, output_type)
-        self._check_draw(number, latents, generator)
+        if latents is not None and latents.shape != (number, self.model.config.z_dim):
+            raise ValueError(f"latents must be ({number}, {self.model.config.z_dim}), got {tuple(latents.shape)}")
+        check_generators(generator, number)
 
         # The model's own way of drawing: with the same generator, the images are those of `model.sample`.
         labels = None
@@ -220,6 +246,7 @@ class BigGANPipeline:
             embeddings = embeddings.to(self.device).repeat_interleave(num_images_per_prompt, dim=0)
         if latents is None:
             latents = sample_latents(number, self.model.config.z_dim, truncation, mode, generator, self.device)
+        _check_finite(latents=latents, class_embeddings=embeddings)
         batches = self._generate(latents, labels, embeddings, truncation, batch_size, progress_bar)
         images = _join([_convert(batch, output_type) for batch in batches])
         if not return_dict:
@@ -237,20 +264,21 @@ class BigGANPipeline:
     ) -> Iterator[Tensor]:
         pixels = PIXELS_AT_A_TIME.get(self.device.type, PIXELS_AT_A_TIME["cpu"])
         size = batch_size or max(pixels // self.model.config.image_size**2, 1)
-        done = 0
-        with tqdm(total=len(latents), disable=not progress_bar, unit="image") as bar:
-            while done < len(latents):
-                size = min(size, len(latents) - done)
-                here = slice(done, done + size)
-                batch_labels = None if labels is None else labels[here]
-                batch_embeddings = None if embeddings is None else embeddings[here]
-                images = self._generate_if_it_fits(latents[here], batch_labels, batch_embeddings, truncation)
+        total, done = len(latents), 0
+        is_compiled = self.model._compiled_call_impl is not None
+        with tqdm(total=total, disable=not progress_bar, unit="image") as bar:
+            while done < total:
+                if not is_compiled:
+                    size = min(size, total - done)
+                ids, vectors = (None if x is None else _rows(x, done, size) for x in (labels, embeddings))
+                images = self._generate_if_it_fits(_rows(latents, done, size), ids, vectors, truncation)
                 if images is None:
                     size //= 2
                     continue
+                images = images[: total - done]
                 yield images
-                done += size
-                bar.update(size)
+                done += len(images)
+                bar.update(len(images))
 
     def _generate_if_it_fits(
         self, latents: Tensor, labels: Tensor | None, embeddings: Tensor | None, truncation: float | None
@@ -258,8 +286,8 @@ class BigGANPipeline:
         """The images, or `None` where several at a time need more memory than there is."""
         try:
             return self.model._generate(latents, labels, embeddings, truncation)
-        except RuntimeError as error:
-            if not _is_out_of_memory(error):
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
                 raise
             if len(latents) == 1:
                 side = self.model.config.image_size
@@ -291,7 +319,7 @@ class BigGANPipeline:
     def _to_mixtures(self, class_labels: ClassLabels) -> list[dict[int, float]]:
         """Weights by id, a mixture of one for a plain class."""
         if isinstance(class_labels, Iterable) and not isinstance(class_labels, str | Mapping):
-            given = class_labels.tolist() if isinstance(class_labels, Tensor) else list(class_labels)
+            given = class_labels.reshape(-1).tolist() if isinstance(class_labels, Tensor) else list(class_labels)
         else:
             given = [class_labels]
         if not given:
@@ -310,8 +338,11 @@ class BigGANPipeline:
         return mixture
 
     def _to_id(self, label: Any) -> int:
-        is_id = isinstance(label, Integral) and not isinstance(label, bool)
-        return int(label) if is_id else self._label_id(label)
+        if not isinstance(label, Integral) or isinstance(label, bool):
+            return self._label_id(label)
+        if self.model.config.num_labels:
+            check_label_range([int(label)], self.model.config.num_labels)
+        return int(label)
 
     def _check_options(
         self, batch_size: int | None, truncation: float | None, mode: TruncationMode | None, output_type: OutputType
@@ -323,16 +354,6 @@ class BigGANPipeline:
             raise ValueError(f"output_type must be one of {', '.join(get_args(OutputType))}, got {output_type!r}")
         self.model._standing_row(truncation)  # refuses a truncation that is no number or has no statistics
         return self.model._truncation_mode(truncation, mode)
-
-    def _check_draw(self, number: int, latents: Tensor | None, generator: Generators | None) -> None:
-        if latents is not None and latents.shape != (number, self.model.config.z_dim):
-            raise ValueError(f"latents must be ({number}, {self.model.config.z_dim}), got {tuple(latents.shape)}")
-        generators = generator if isinstance(generator, Sequence) else [generator] * number
-        for one in generators:
-            if not isinstance(one, torch.Generator | None):
-                raise TypeError(f"generator must be a torch.Generator or a list of them, got {one!r}")
-        if len(generators) != number:
-            raise ValueError(f"{number} images need one generator or a list of {number}, got {len(generators)}")
 
 
 def _normalized(name: str) -> str:
@@ -349,13 +370,36 @@ def _index_names(id2label: Mapping[int, str]) -> dict[str, list[int]]:
 
 
 def _check_positive(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    # On a CPU torch raises a plain RuntimeError, with a message of its allocator.
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+def _as_tensor(name: str, given: Any) -> Tensor | None:
+    try:
+        return None if given is None else torch.as_tensor(given)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be a tensor or an array of numbers, got {given!r}") from error
+
+
+def _check_finite(**given: Tensor | None) -> None:
+    # On a GPU the look would cost a wait, and what is not finite shows in the images.
+    for name, values in given.items():
+        if values is not None and values.device.type == "cpu" and not values.isfinite().all():
+            raise ValueError(f"{name} hold numbers that are not finite")
+
+
+def _rows(given: Tensor, start: int, number: int) -> Tensor:
+    """`number` rows from `start`; the last one again, where there are fewer."""
+    rows = given[start : start + number]
+    missing = number - len(rows)
+    return torch.cat([rows, rows[-1:].expand(missing, *rows.shape[1:])]) if missing else rows
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of Python, torch or a library of its tells that memory is short."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(message in str(error) for message in OUT_OF_MEMORY)
 
 
 def _convert(images: Tensor, output_type: OutputType) -> list[Image.Image] | np.ndarray | Tensor:

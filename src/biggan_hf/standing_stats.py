@@ -47,8 +47,9 @@ def collect_standing_statistics(
     Nothing else changes: parameters, singular vectors, train and eval modes, and, but for `truncations=None`, running
     statistics stay. A call that fails changes nothing.
 
-    With torch.distributed initialised, as under Accelerate, every process must call this with the same weights; each
-    takes its share of the batches, and the first one's generator counts.
+    Where torch.distributed is initialised, as `accelerate.Accelerator()` does under `accelerate launch`, every process
+    must call this with the same weights; each takes its share of the batches, and the first one's generator counts.
+    Where it is not, a process does all of them itself.
 
     Args:
         model: The generator itself, not its wrapper for distributed training.
@@ -57,9 +58,10 @@ def collect_standing_statistics(
         num_batches: Forward passes for each threshold; the paper takes about 100.
         batch_size: Samples a pass, at least 2. They are normalised together: the larger, the closer to the limit.
         average_batches: `False`: the variance is that of all activations of all passes. `True`: the mean of the
-            passes' variances, which leaves out how much the passes' means vary. The latter is what DeepMind's TFHub
-            modules hold (sums of batch means and of batch variances, with a counter), and what compare_gan and
-            BigGAN-PyTorch compute. The means are the same.
+            passes' variances, which leaves out how much the passes' means vary. The paper aggregates means and
+            variances over the passes and does not say how. The latter is what DeepMind's TFHub modules hold (sums of
+            batch means and of batch variances, with a counter), and what compare_gan and BigGAN-PyTorch compute. The
+            means are the same.
         generator: Of latents and labels: the same seed gives the same bits. All thresholds see the same draws, each
             truncated in its own way, so that a row does not depend on which others there are.
         progress_bar: Shows the passes done, on the first process.

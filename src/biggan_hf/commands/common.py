@@ -77,8 +77,8 @@ def add_output_arguments(parser: argparse.ArgumentParser, metavar: str, help: st
 
 
 def positive_int(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text!r}")
+    if not text.isdecimal() or not 1 <= int(text) < 2**31:
+        raise argparse.ArgumentTypeError(f"must be an integer from 1 to 2**31 - 1, got {text!r}")
     return int(text)
 
 
@@ -147,7 +147,7 @@ def class_ids(pipe: "BigGANPipeline", given: list[str]) -> list[int]:
     for one in classes_to_sample(pipe, given) or []:
         if isinstance(one, dict):
             raise ValueError(f"--classes takes names and ids here and no mixture, got {one}")
-        ids.append(one if isinstance(one, int) else pipe.get_label_ids(one)[0])
+        ids.append(pipe._to_id(one))
     return ids
 
 

@@ -60,16 +60,20 @@ def add_command(commands: common.Commands) -> None:
 def run(args: argparse.Namespace) -> None:
     from ..images import image_grid
     from ..latents import check_truncation
-    from ..media import FILMS, import_av, save_png
+    from ..media import FILMS, check_frames_per_second, import_av, save_png
 
     common.check_output(args.output, [".png", *FILMS], args.overwrite)
     check_truncation(args.truncation)
+    check_frames_per_second(args.fps)
     suffix = args.output.suffix.lower()
     if suffix == ".mp4":
         import_av()
-    paths = _paths(common.load_pipeline(args.model, args.device), args)  # (rows, frames, C, H, W)
+    pipe = common.load_pipeline(args.model, args.device)
+    classes, points = _points(pipe, args)
+    paths = _paths(pipe, classes, points, args)  # (rows, frames, C, H, W)
     if suffix == ".png":
-        save_png(image_grid(paths.flatten(0, 1), paths.shape[1]), args.output)
+        rows, titles = _labels(common.class_names(pipe, classes), points, args)
+        save_png(image_grid(paths.flatten(0, 1), paths.shape[1], rows, column_labels=titles), args.output)
     else:
         columns = round(len(paths) ** 0.5)
         frames = [image_grid(frame, columns, padding=2 if len(paths) > 1 else 0) for frame in paths.unbind(1)]
@@ -77,13 +81,15 @@ def run(args: argparse.Namespace) -> None:
     print(args.output)
 
 
-def _paths(pipe: "BigGANPipeline", args: argparse.Namespace) -> "Tensor":
+def _paths(
+    pipe: "BigGANPipeline", classes: "list[common.Class] | None", points: int, args: argparse.Namespace
+) -> "Tensor":
     import torch
 
     from ..exploring import interpolate
     from ..latents import sample_latents
 
-    embeddings, points = _classes(pipe, args)
+    embeddings = None if classes is None else pipe.embed_classes(classes)
     mode = pipe.model._truncation_mode(args.truncation, args.truncation_mode)
     generator = torch.Generator().manual_seed(args.seed)
     num_latents = 1 if args.over == "classes" else points
@@ -103,13 +109,14 @@ def _paths(pipe: "BigGANPipeline", args: argparse.Namespace) -> "Tensor":
                 closed=args.loop,
                 truncation=args.truncation,
                 batch_size=args.batch_size,
+                progress_bar=True,
             )
         )
     return torch.stack(rows)
 
 
-def _classes(pipe: "BigGANPipeline", args: argparse.Namespace) -> tuple["Tensor | None", int]:
-    """Embeddings of the classes, and the number of points of a path."""
+def _points(pipe: "BigGANPipeline", args: argparse.Namespace) -> "tuple[list[common.Class] | None, int]":
+    """The classes, and the number of points of a path."""
     points = args.points or 3
     if not pipe.id2label:
         if args.classes or args.over != "latents":
@@ -118,5 +125,14 @@ def _classes(pipe: "BigGANPipeline", args: argparse.Namespace) -> tuple["Tensor 
     if args.over != "latents" and args.classes and args.points not in (None, len(args.classes)):
         raise ValueError(f"--points {args.points} and {len(args.classes)} classes: over classes, these are the points")
     classes = common.classes_to_sample(pipe, args.classes, default=args.rows if args.over == "latents" else points)
-    embeddings = pipe.embed_classes(classes or [])
-    return embeddings, points if args.over == "latents" else len(embeddings)
+    return classes, points if args.over == "latents" else len(classes or [])
+
+
+def _labels(names: list[str], points: int, args: argparse.Namespace) -> tuple[list[str], list[str]]:
+    """Left of each row its class or the number of its latents, above each column its point or the way to the next."""
+    over_latents = args.over == "latents"
+    at_points = [f"z {point + 1}" for point in range(points)] if over_latents else names
+    between = [f"{step}/{args.steps}" for step in range(1, args.steps)]
+    titles = [title for point in at_points for title in [point, *between]]
+    rows = [names[row % len(names)] if over_latents and names else str(row + 1) for row in range(args.rows)]
+    return rows, titles if args.loop else titles[: len(titles) - len(between)]

@@ -39,6 +39,13 @@ def add_command(commands: common.Commands) -> None:
     parser.add_argument("--truncation", type=float, metavar="T", help="of the samples to begin with (default: none)")
     parser.add_argument("--seed", type=common.seed, default=0, help="of the samples (default: %(default)s)")
     parser.add_argument(
+        "--batch_size",
+        type=common.positive_int,
+        default=16,
+        metavar="N",
+        help="most pictures or samples at a time (default: %(default)s)",
+    )
+    parser.add_argument(
         "--latents", type=Path, metavar="FILE.npz", help="also write latents, class_embeddings and errors"
     )
     common.add_output_arguments(parser, "FILE.png", "where the sheet goes")
@@ -57,6 +64,8 @@ def run(args: argparse.Namespace) -> None:
     if args.latents:
         common.check_output(args.latents, [".npz"], args.overwrite)
     check_truncation(args.truncation)
+    if args.classes and len(args.classes) != len(args.pictures):
+        raise ValueError(f"--classes takes one a picture: got {len(args.classes)} for {len(args.pictures)} pictures")
     pipe = common.load_pipeline(args.model, args.device)
     config = pipe.model.config
     pictures = torch.stack([_read(path, config.image_size, config.num_channels) for path in args.pictures])
@@ -68,6 +77,7 @@ def run(args: argparse.Namespace) -> None:
         num_steps=args.steps,
         truncation=args.truncation,
         generator=torch.Generator().manual_seed(args.seed),
+        batch_size=args.batch_size,
     )
     if args.latents:
         arrays = {"latents": found.latents, "class_embeddings": found.class_embeddings, "errors": found.errors}

@@ -29,7 +29,7 @@ def add_command(commands: common.Commands) -> None:
         run,
         help="the closest pictures of a data set to samples",
         description="Generates a sheet with a sample a row, and right of it the pictures of a data set that differ "
-        "least from it, pixel by pixel: a look for memorised pictures.",
+        "least from it, pixel by pixel or in the features of a network: a look for memorised pictures.",
         examples=EXAMPLES,
     )
     common.add_model_arguments(parser)
@@ -46,6 +46,12 @@ def add_command(commands: common.Commands) -> None:
     parser.add_argument(
         "--neighbours", type=common.positive_int, default=5, metavar="K", help="pictures a row (default: %(default)s)"
     )
+    parser.add_argument(
+        "--extractor",
+        metavar="NAME",
+        help="compare features: lite0, inception, inception-torchvision, a TorchScript file or module:function "
+        "(default: the pixels)",
+    )
     common.add_drawing_arguments(parser)
     common.add_output_arguments(parser, "FILE.png", "where the sheet goes")
 
@@ -54,6 +60,7 @@ def run(args: argparse.Namespace) -> None:
     import torch
 
     from ..data import load_labelled_images
+    from ..evaluation import load_extractor
     from ..exploring import nearest_neighbours
     from ..images import image_grid
     from ..latents import check_truncation
@@ -62,6 +69,7 @@ def run(args: argparse.Namespace) -> None:
     common.check_output(args.output, [".png"], args.overwrite)
     check_truncation(args.truncation)
     pipe = common.load_pipeline(args.model, args.device)
+    extractor = None if args.extractor is None else load_extractor(args.extractor, pipe.device)
     config = pipe.model.config
     data_set = load_labelled_images(
         args.dataset_name,
@@ -83,15 +91,17 @@ def run(args: argparse.Namespace) -> None:
         output_type="uint8",
     )
     samples = torch.from_numpy(output.images).permute(0, 3, 1, 2)
-    found = nearest_neighbours(samples, _batches(data_set), args.neighbours)
+    features = None if extractor is None else lambda images: extractor(images)[0]
+    found = nearest_neighbours(samples, _batches(data_set), args.neighbours, features)
     pictures = data_set.__getitems__(found.indices.flatten().tolist())["pixel_values"].unflatten(0, (len(samples), -1))
     sheet = torch.cat([samples[:, None], pictures], dim=1)
     labels = [label for name in common.class_names(pipe, classes) for label in [name] * args.images_per_class] or None
     titles = ["sample", *(str(rank) for rank in range(1, args.neighbours + 1))]
     save_png(image_grid(sheet.flatten(0, 1), len(titles), labels, column_labels=titles), args.output)
     print(args.output)
-    nearest = ", ".join(f"{distance:.1f}" for distance in found.distances[:, 0].tolist())
-    print(f"Root mean square differences to the nearest, in grey levels of 255: {nearest}")
+    unit = "in grey levels of 255" if extractor is None else f"of the features of {extractor.name}"
+    nearest = ", ".join(f"{distance:.3g}" for distance in found.distances[:, 0].tolist())
+    print(f"Root mean square differences to the nearest, {unit}: {nearest}")
 
 
 def _batches(data_set: "LabelledImages") -> "Iterator[Tensor]":

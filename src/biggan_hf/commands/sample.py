@@ -19,6 +19,9 @@ examples:
 """
 
 
+IMAGES_PER_CLASS = 10
+
+
 def add_command(commands: common.Commands) -> None:
     parser = common.add_parser(
         commands,
@@ -34,7 +37,7 @@ def add_command(commands: common.Commands) -> None:
     sizes.add_argument(
         "--images_per_class",
         type=common.positive_int,
-        default=10,
+        default=IMAGES_PER_CLASS,
         metavar="N",
         help="images a row; without classes, the side of the square (default: %(default)s)",
     )
@@ -94,10 +97,33 @@ def _grid(text: str) -> tuple[int, int]:
 
 def _next_command(pipe: "BigGANPipeline", args: argparse.Namespace) -> str:
     """Another truncation, one that the model has statistics for; or another seed where truncation has been tried."""
-    if args.truncation is None:
+    truncation, seed = args.truncation, args.seed
+    if truncation is None:
+        intent = "More typical, less varied"
         truncation = min(pipe.model.config.standing_truncations, key=lambda t: abs(t - 0.5), default=0.5)
-        intent, option, value = "More typical, less varied", "--truncation", truncation
+        output = args.output.with_stem(f"{args.output.stem}-{truncation}")
     else:
-        intent, option, value = "Other images", f"--truncation {args.truncation} --seed", args.seed + 1
-    output = args.output.with_stem(f"{args.output.stem}-{value}")
-    return f"{intent}: biggan-hf sample {shlex.quote(args.model)} {option} {value} --output {shlex.quote(str(output))}"
+        intent, seed = "Other images", (seed + 1) % 2**63
+        output = args.output.with_stem(f"{args.output.stem}-{seed}")
+    command = [*_what_is_sampled(args), "--truncation", truncation, "--seed", seed, "--output", output]
+    return f"{intent}: biggan-hf sample {shlex.join(map(str, command))}"
+
+
+def _what_is_sampled(args: argparse.Namespace) -> list[str]:
+    """The arguments that the next command keeps."""
+    kept = [args.model]
+    if args.device:
+        kept += ["--device", args.device]
+    if args.classes:
+        kept += ["--classes", *args.classes]
+    if args.grid:
+        kept += ["--grid", "{}x{}".format(*args.grid)]
+    elif args.images_per_class != IMAGES_PER_CLASS:
+        kept += ["--images_per_class", str(args.images_per_class)]
+    if args.same_latents:
+        kept += ["--same_latents"]
+    if args.truncation_mode:
+        kept += ["--truncation_mode", args.truncation_mode]
+    if args.batch_size:
+        kept += ["--batch_size", str(args.batch_size)]
+    return kept

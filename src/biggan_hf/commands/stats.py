@@ -2,9 +2,15 @@
 
 import argparse
 import shlex
+import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import common
+
+
+if TYPE_CHECKING:
+    from ..modeling_biggan import BigGANModel
 
 
 EXAMPLES = """\
@@ -21,7 +27,7 @@ def add_command(commands: common.Commands) -> None:
         run,
         help="measure standing statistics for truncations",
         description="Measures batch norm's standing statistics, for each truncation or for plain N(0, 1), and saves "
-        "the generator with them.",
+        "the generator with them. Processes of `accelerate launch` or `torchrun` share the passes.",
         examples=EXAMPLES,
     )
     common.add_model_arguments(parser)
@@ -54,27 +60,28 @@ def add_command(commands: common.Commands) -> None:
 
 def run(args: argparse.Namespace) -> None:
     import torch
-    from safetensors import SafetensorError
 
+    from ..evaluation.statistics import process_rank
     from ..latents import check_truncation
     from ..standing_stats import collect_standing_statistics
+    from .evaluate import processes
 
     _check_folder(args.output, args.overwrite)
     for truncation in args.truncations or []:
         check_truncation(truncation)
-    model = common.load_pipeline(args.model, args.device).model
-    collect_standing_statistics(
-        model,
-        args.truncations,
-        num_batches=args.num_batches,
-        batch_size=args.batch_size,
-        average_batches=args.average_batches,
-        generator=torch.Generator().manual_seed(args.seed),
-    )
-    try:
-        model.save_pretrained(args.output)
-    except SafetensorError as error:  # what a full disk raises there
-        raise OSError(f"cannot write {str(args.output)!r}: {error}") from error
+    with processes(args):
+        model = common.load_pipeline(args.model, args.device).model
+        collect_standing_statistics(
+            model,
+            args.truncations,
+            num_batches=args.num_batches,
+            batch_size=args.batch_size,
+            average_batches=args.average_batches,
+            generator=torch.Generator().manual_seed(args.seed),
+        )
+        if process_rank() > 0:
+            return
+    _save(model, args.output)
     print(args.output)
     option = f" --truncation {args.truncations[0]}" if args.truncations else ""
     print(f"Use them: biggan-hf sample {shlex.quote(str(args.output))}{option} --output samples.png")
@@ -83,5 +90,19 @@ def run(args: argparse.Namespace) -> None:
 def _check_folder(folder: Path, overwrite: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"the output {str(folder)!r} is a file, expected a folder")
-    if (folder / "config.json").exists() and not overwrite:
-        raise FileExistsError(f"{str(folder)!r} holds a model; --overwrite replaces it")
+    if not folder.parent.is_dir():
+        raise FileNotFoundError(f"the output's folder {str(folder.parent)!r} does not exist")
+    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+        raise FileExistsError(f"{str(folder)!r} already holds something; --overwrite replaces the generator in it")
+
+
+def _save(model: "BigGANModel", folder: Path) -> None:
+    from safetensors import SafetensorError
+
+    existed = folder.exists()
+    try:
+        model.save_pretrained(folder)
+    except (OSError, SafetensorError) as error:  # the latter is what a full disk raises
+        if not existed:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise OSError(f"cannot write {str(folder)!r}: {error}") from error

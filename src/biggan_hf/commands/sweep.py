@@ -73,6 +73,7 @@ def run(args: argparse.Namespace) -> None:
         num_images_per_prompt=args.images_per_class,
         truncation_mode=args.truncation_mode,
         batch_size=args.batch_size,
+        progress_bar=True,
     )
     names = common.class_names(pipe, classes)
     rows = [label for name in names for label in [name, *[""] * (args.images_per_class - 1)]] or None

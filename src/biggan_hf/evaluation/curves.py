@@ -5,60 +5,78 @@ import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ..media import replacing
 from .reports import Report, write_text
 
 
-PANELS = ("fid", "is", "precision", "recall")
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PANELS = ("fid", "kid", "is", "precision", "recall", "intra_class_fid")
 
 
 def write_csv(reports: list[Report], path: Path) -> None:
-    """A row for each truncation, a column for each number; an empty cell is no truncation."""
+    """
+    A row for each truncation, a column for each number, and which of the marked points it is; an empty first cell is
+    no truncation.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["truncation", *reports[0].values])
-    for report in reports:
+    writer.writerow(["truncation", *reports[0].values, "marked"])
+    points = marked_points(reports)
+    for row, report in enumerate(reports):
         truncation = report.protocol["samples"]["truncation"]
-        writer.writerow(["" if truncation is None else truncation, *report.values.values()])
+        marked = "; ".join(name for name, index in points.items() if index == row)
+        writer.writerow(["" if truncation is None else truncation, *report.values.values(), marked])
     write_text(text.getvalue(), path)
 
 
 def marked_points(reports: list[Report]) -> dict[str, int]:
     """
-    The points of the curve that the paper's tables name: the least FID, the IS closest to that of the real images
-    (where it was measured), the greatest IS.
+    The points of the curve that the paper's tables name, of what was measured: the least FID, the IS closest to that
+    of real images, the greatest IS. The real images are those of the floor, which may be the validation split as in
+    the paper, else the reference.
 
     Returns:
         Indices into `reports`, by name.
     """
-    distances = [report["fid"] for report in reports]
-    points = {f"min {_label(reports, 'fid')}": distances.index(min(distances))}
+    points = {}
+    if "fid" in reports[0]:
+        distances = [report["fid"] for report in reports]
+        points[f"min {_label(reports, 'fid')}"] = distances.index(min(distances))
     if "is" in reports[0]:
-        scores, name = [report["is"] for report in reports], _label(reports, "is")
-        if "reference_is" in reports[0]:
-            gaps = [abs(report["is"] - report["reference_is"]) for report in reports]
-            points[f"{name} of the real images"] = gaps.index(min(gaps))
-        points[f"max {name}"] = scores.index(max(scores))
+        scores = [report["is"] for report in reports]
+        real = next((key for key in ("floor_is", "reference_is") if key in reports[0]), None)
+        if real is not None:
+            gaps = [abs(report["is"] - report[real]) for report in reports]
+            points[_label(reports, real)] = gaps.index(min(gaps))
+        points[f"max {_label(reports, 'is')}"] = scores.index(max(scores))
     return points
 
 
 def plot_curve(reports: list[Report], path: Path) -> None:
     """
-    Draws each measure against the truncation, and FID against IS with the marked points.
-
     Args:
-        reports: One for each truncation, with FID.
+        reports: One for each truncation.
         path: A `.png` file.
 
     Raises:
         ImportError: matplotlib is missing.
     """
+    with replacing(path) as temporary:
+        draw_curve(reports).savefig(temporary, format="png", dpi=150)
+
+
+def draw_curve(reports: list[Report]) -> "Figure":
+    """Each measure against the truncation, and FID against IS with the marked points, of what was measured."""
     from matplotlib.figure import Figure  # of the extra `eval`
 
     reports = sorted(reports, key=_truncation)
     keys = [key for key in PANELS if key in reports[0]]
-    panels = len(keys) + ("is" in keys)
+    trade = "fid" in keys and "is" in keys
+    panels = len(keys) + trade
     figure = Figure(figsize=(3.4 * panels, 3.2), layout="constrained")
     axes = figure.subplots(1, panels, squeeze=False)[0]
     for axis, key in zip(axes, keys, strict=False):
@@ -66,11 +84,9 @@ def plot_curve(reports: list[Report], path: Path) -> None:
         _draw(axis, list(range(len(reports))), [report[key] for report in reports])
         axis.set_xticks(range(len(reports)), [truncation_in_words(report) for report in reports], fontsize=7)
         axis.set(xlabel="truncation", ylabel=_label(reports, key))
-    if "is" in keys:
+    if trade:
         _draw_trade(axes[-1], reports)
-    temporary = path.with_name(f".{path.name}.writing")
-    figure.savefig(temporary, format="png", dpi=150)
-    temporary.replace(path)
+    return figure
 
 
 def _draw(axis: Any, x: Sequence[float], y: Sequence[float]) -> None:

@@ -3,10 +3,10 @@
 import contextlib
 import hashlib
 import importlib
-import inspect
 import io
+import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ from .inception import (
 )
 
 
-STANDARD = "Inception"  # the one extractor whose numbers are called FID, KID and IS
+# The one extractor whose numbers are called FID, KID and IS, by the SHA-256 of its weights.
+STANDARD_DIGEST = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 EXTRACTORS = ("inception", "inception-torchvision", "lite0")
 
 # The name of a weight file ends in the first digits of its SHA-256.
@@ -35,6 +36,8 @@ TORCHVISION_WEIGHTS = "https://download.pytorch.org/models/inception_v3_google-0
 OLD_TORCHVISION_PREFIX = "1a9a5a14"  # the file that torchvision served in BigGAN-PyTorch's days
 
 LITE0_SIZE = 112  # px
+PROBE_SIZE = 64  # px
+PROBE_TOLERANCE = 1e-3  # relative: devices round differently
 
 Features = Tensor | tuple[Tensor, Tensor]
 
@@ -45,7 +48,7 @@ class FeatureExtractor:
     What turns images into the numbers that are compared.
 
     Args:
-        name: Part of every measure's label; `"Inception"` is the standard.
+        name: Part of every measure's label.
         function: uint8 (N, 3, H, W) on `device` to features (N, num_features), or to a pair of them and logits
             (N, num_classes).
         digest: SHA-256 of the file of weights or code.
@@ -53,6 +56,7 @@ class FeatureExtractor:
         device: Where `function` computes.
         num_features: Width of the features.
         num_classes: Width of the logits; 0 where there are none, and then there is no Inception Score.
+        probe: What it makes of two fixed images, in a few numbers: it follows weights that no file of ours names.
     """
 
     name: str
@@ -62,15 +66,29 @@ class FeatureExtractor:
     device: torch.device
     num_features: int
     num_classes: int
+    probe: tuple[float, ...] = ()
 
     @property
     def is_standard(self) -> bool:
-        return self.name == STANDARD
+        return self.digest == STANDARD_DIGEST
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that the features depend on, as JSON values."""
+        return {"name": self.name, "sha256": self.digest, "resize": self.resize, "probe": list(self.probe)}
 
     @property
     def fingerprint(self) -> str:
         """Of all that the features depend on, for the cache."""
-        return hashlib.sha256(f"{self.name}|{self.digest}|{self.resize}".encode()).hexdigest()
+        parts = [self.name, self.digest, self.resize, *map(str, self.probe)]
+        return hashlib.sha256("|".join(parts).encode()).hexdigest()
+
+    def is_the_same(self, identity: Mapping[str, Any]) -> bool:
+        """Whether the features are those of the extractor with this identity, up to rounding."""
+        mine, probe = self.identity, identity.get("probe", [])
+        same = all(identity.get(key) == mine[key] for key in ("name", "sha256", "resize"))
+        close = (math.isclose(a, b, rel_tol=PROBE_TOLERANCE) for a, b in zip(self.probe, probe, strict=False))
+        return same and len(probe) == len(self.probe) and all(close)
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -85,11 +103,29 @@ class FeatureExtractor:
             raise ValueError(
                 f"images must be uint8 (N, 1 or 3, H, W), got {images.dtype} of shape {tuple(images.shape)}"
             )
-        return _as_pair(self.function(images.to(self.device, non_blocking=True).expand(-1, 3, -1, -1)))
+        with _without_tf32():
+            return _as_pair(self.function(images.to(self.device, non_blocking=True).expand(-1, 3, -1, -1)))
+
+
+@contextlib.contextmanager
+def _without_tf32() -> Iterator[None]:
+    """TF32 keeps 10 bits of a factor, and would make numbers depend on the GPU."""
+    switches: list[Any] = [torch.backends.cudnn, torch.backends.cuda.matmul]
+    before = [switch.allow_tf32 for switch in switches]
+    try:
+        for switch in switches:
+            switch.allow_tf32 = False
+        yield
+    finally:
+        for switch, allowed in zip(switches, before, strict=True):
+            switch.allow_tf32 = allowed
 
 
 def load_extractor(
-    name: str, device: torch.device | str = "cpu", weights: str | Path | None = None
+    name: str,
+    device: torch.device | str = "cpu",
+    weights: str | Path | None = None,
+    image_size: int = PROBE_SIZE,
 ) -> FeatureExtractor:
     """
     Args:
@@ -99,9 +135,10 @@ def load_extractor(
         device: Where it computes.
         weights: A local file with the weights of one of the Inceptions; by default they are looked for where torch
             keeps downloads, and downloaded there.
+        image_size: px; an extractor of one's own is tried on such images.
 
     Raises:
-        ValueError: No such extractor, weights of a wrong checksum, no download possible.
+        ValueError: No such extractor, weights of a wrong checksum, no download possible, an extractor that fails.
         FileNotFoundError: No such file.
         ImportError: A package is missing.
     """
@@ -111,7 +148,7 @@ def load_extractor(
     if name == "inception":
         path = find_weights(TENSORFLOW_WEIGHTS, weights)
         network = _load_inception(tensorflow_inception(), path)
-        return _make(STANDARD, network, preprocess_tensorflow, "TensorFlow 1 bilinear to 299 px", path, device)
+        return _make("Inception", network, preprocess_tensorflow, "TensorFlow 1 bilinear to 299 px", path, device)
     if name == "inception-torchvision":
         path = find_weights(TORCHVISION_WEIGHTS, weights, (OLD_TORCHVISION_PREFIX,))
         network = _load_inception(torchvision_inception(), path)
@@ -120,9 +157,9 @@ def load_extractor(
     if name == "lite0":
         return _load_lite0(device)
     if Path(name).suffix in (".pt", ".ts"):
-        return _load_torchscript(Path(name), device)
+        return _load_torchscript(Path(name), device, image_size)
     if ":" in name:
-        return _load_function(name, device)
+        return _load_function(name, device, image_size)
     raise ValueError(
         f"unknown extractor {name!r}; expected {', '.join(EXTRACTORS)}, a TorchScript file .pt or .ts, or "
         f"module:function"
@@ -244,36 +281,48 @@ def preprocess_lite0(images: Tensor) -> Tensor:
     return (resized.clamp(0, 255) - 127) / 128
 
 
-def _load_torchscript(path: Path, device: torch.device) -> FeatureExtractor:
+def _load_torchscript(path: Path, device: torch.device, image_size: int) -> FeatureExtractor:
     if not path.is_file():
         raise FileNotFoundError(f"there is no TorchScript file {str(path)!r}")
     try:
         network = torch.jit.load(path, map_location=device).eval()
     except RuntimeError as error:
         raise ValueError(f"{str(path)!r} is no TorchScript file: {str(error).splitlines()[0]}") from error
-    return _probed(path.stem, network, file_digest(path), "its own", device)
+    # With its ending, so that it can't pass for one of ours.
+    return _probed(path.name, network, file_digest(path), "its own", device, image_size)
 
 
-def _load_function(name: str, device: torch.device) -> FeatureExtractor:
+def _load_function(name: str, device: torch.device, image_size: int) -> FeatureExtractor:
     module_name, _, attribute = name.partition(":")
     sys.path.insert(0, str(Path.cwd()))  # as with `python -m`
     try:
         module = importlib.import_module(module_name)
         function = getattr(module, attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"cannot import extractor {name!r}: {error}") from error
+    except Exception as error:  # a module may raise anything
+        raise ValueError(f"cannot import extractor {name!r}: {_reason(error)}") from error
     finally:
         sys.path.pop(0)
-    digest = hashlib.sha256(inspect.getsource(module).encode()).hexdigest()
-    return _probed(name, function, digest, "its own", device)
+    file = getattr(module, "__file__", None)
+    digest = file_digest(Path(file)) if file else hashlib.sha256(name.encode()).hexdigest()
+    return _probed(name, function, digest, "its own", device, image_size)
 
 
 def _probed(
-    name: str, function: Callable[[Tensor], Features], digest: str, resize: str, device: torch.device
+    name: str,
+    function: Callable[[Tensor], Features],
+    digest: str,
+    resize: str,
+    device: torch.device,
+    image_size: int = PROBE_SIZE,
 ) -> FeatureExtractor:
-    """The extractor, once two grey images have shown that it keeps to the protocol."""
-    with torch.inference_mode():
-        output = function(torch.full((2, 3, 64, 64), 128, dtype=torch.uint8, device=device))
+    """The extractor, once two fixed images have shown that it keeps to the protocol."""
+    shape = (2, 3, image_size, image_size)
+    images = torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    try:
+        with torch.inference_mode(), _without_tf32():
+            output = function(images.to(device))
+    except Exception as error:  # so may a function
+        raise ValueError(f"extractor {name!r} fails on uint8 images {shape}: {_reason(error)}") from error
     try:
         features, logits = _as_pair(output)
         if features.shape[:-1] != (2,) or (logits is not None and logits.shape[:-1] != (2,)):
@@ -282,13 +331,28 @@ def _probed(
         raise ValueError(
             f"extractor {name!r} must return features (N, d), or those and logits (N, classes), got {_shape(output)}"
         ) from error
+    probe = tuple(value for part in (features, logits) if part is not None for value in _in_few_numbers(part))
+    if not all(map(math.isfinite, probe)):
+        raise ValueError(f"extractor {name!r} returns NaN or infinite features of uint8 images {shape}")
     num_classes = 0 if logits is None else logits.shape[1]
-    return FeatureExtractor(name, function, digest, resize, device, features.shape[1], num_classes)
+    return FeatureExtractor(name, function, digest, resize, device, features.shape[1], num_classes, probe)
+
+
+def _in_few_numbers(features: Tensor) -> list[float]:
+    """A fixed combination of an image's features, (N, d) to N numbers: another network has others."""
+    wave = torch.sin(1.0 + torch.arange(features.shape[1], dtype=torch.float64))
+    return [float(f"{value:.4g}") for value in features.double().cpu() @ wave]
 
 
 def _as_pair(output: Features) -> tuple[Tensor, Tensor | None]:
     features, logits = (output, None) if isinstance(output, Tensor) else output
     return features.float(), None if logits is None else logits.float()
+
+
+def _reason(error: Exception) -> str:
+    """In a line; TorchScript tells its reason last."""
+    lines = [line for line in str(error).splitlines() if line.strip()] or [""]
+    return f"{type(error).__name__}: {lines[-1] if 'TorchScript' in lines[0] else lines[0]}".strip()
 
 
 def _shape(output: Any) -> str:

@@ -3,7 +3,7 @@
 import datetime
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -18,7 +18,7 @@ from .extractors import FeatureExtractor
 from .metrics import DENSITY_NEIGHBOURS, NEIGHBOURS, frechet_distance, kernel_distance, manifold_scores
 from .reports import Measure, Report
 from .sources import GeneratedImages, ImageSource, RealImages
-from .statistics import Measurements, measure, num_processes, process_rank
+from .statistics import Measurements, forget, measure, num_processes, process_rank
 
 
 if TYPE_CHECKING:
@@ -41,6 +41,9 @@ class EvaluationSettings:
         is_splits: Parts of the set for each of which there is an IS.
         allow_few_images: Measures a Fréchet distance on fewer images than the features are wide.
         cache_dir: Keeps the real side's statistics, and lets an interrupted evaluation go on. `None` for neither.
+
+    What no metric needs is not gathered: products of features serve the Fréchet distances, single ones KID and
+    precision to coverage.
     """
 
     metrics: tuple[str, ...] = ("fid", "kid", "is", "prdc")
@@ -61,6 +64,28 @@ class EvaluationSettings:
         for name in ("batch_size", "num_kept", "kid_subsets", "kid_subset_size", "is_splits"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.cache_dir is not None and self.cache_dir.exists() and not self.cache_dir.is_dir():
+            raise ValueError(f"the cache {str(self.cache_dir)!r} is a file, expected a folder")
+
+    @property
+    def keeps_features(self) -> bool:
+        return not {"kid", "prdc"}.isdisjoint(self.metrics)
+
+    @property
+    def takes_whole_sets(self) -> bool:
+        """Whether a pass over all images is needed, and not only one over each class."""
+        return set(self.metrics) != {"intra_class_fid"}
+
+    @property
+    def pass_options(self) -> dict[str, Any]:
+        """For `measure`."""
+        return {
+            "num_kept": self.num_kept if self.keeps_features else 0,
+            "num_splits": self.is_splits,
+            "covariance": "fid" in self.metrics,
+            "batch_size": self.batch_size,
+            "cache_dir": self.cache_dir,
+        }
 
 
 def evaluate(
@@ -86,24 +111,35 @@ def evaluate(
             can't give.
         ImportError: torchmetrics is missing, for KID.
     """
-    _check(samples, reference, floor, extractor, settings)
-    real = measure_real(reference, extractor, settings)
-    fake = measure(
-        samples,
-        extractor,
-        num_kept=settings.num_kept,
-        num_splits=settings.is_splits,
-        batch_size=settings.batch_size,
-        cache_dir=settings.cache_dir,
-        keep_cached=False,
-        title="samples",
-    )
+    return evaluate_all([samples], reference, extractor, settings, floor)[0]
+
+
+def evaluate_all(
+    samples: Sequence[ImageSource],
+    reference: ImageSource | Measurements,
+    extractor: FeatureExtractor,
+    settings: EvaluationSettings = EvaluationSettings(),  # noqa: B008  # frozen
+    floor: ImageSource | None = None,
+) -> list[Report]:
+    """
+    As [`evaluate`], for several sets of samples such as those of a truncation curve: the real side is measured once,
+    and with a `cache_dir` finished passes are kept until all sets are measured.
+    """
+    for source in samples:
+        _check(source, reference, floor, extractor, settings)
+    real = measure_real(reference, extractor, settings) if settings.takes_whole_sets else None
     other = None if floor is None else measure_real(floor, extractor, settings, "floor")
-    within = _class_distances(samples, reference, extractor, settings)
-    protocol = _protocol(real, fake, extractor, settings)
-    if other is not None:
-        protocol["floor"] = other.description
-    return _from_main(lambda: Report([*_compare(real, fake, other, extractor, settings), *within], protocol))
+    reports, files = [], list[Path | None]()
+    for source in samples:
+        protocol = _protocol(source, reference, floor, extractor, settings)
+        fake = None
+        if real is not None:
+            fake = measure(source, extractor, **settings.pass_options, title="samples")
+            files.append(fake.file)
+        within = _class_distances(source, reference, extractor, settings, files)
+        reports.append(_report(real, fake, other, within, protocol, extractor, settings))
+    forget(file for file in files if file is not None)
+    return reports
 
 
 def evaluate_generator(
@@ -143,18 +179,28 @@ def measure_real(
     """The real side, from the cache where it is there."""
     if isinstance(source, Measurements):
         return source
-    return measure(
-        source,
-        extractor,
-        num_kept=settings.num_kept,
-        num_splits=settings.is_splits,
-        batch_size=settings.batch_size,
-        cache_dir=settings.cache_dir,
-        title=title,
-    )
+    return measure(source, extractor, **settings.pass_options, title=title)
 
 
 # Measures
+
+
+def _report(
+    real: Measurements | None,
+    fake: Measurements | None,
+    floor: Measurements | None,
+    within: list[Measure],
+    protocol: dict[str, Any],
+    extractor: FeatureExtractor,
+    settings: EvaluationSettings,
+) -> Report:
+    """Computed by the main process, had by all."""
+
+    def compute() -> Report:
+        compared = [] if real is None or fake is None else _compare(real, fake, floor, extractor, settings)
+        return Report([*compared, *within], protocol)
+
+    return _from_main(compute)
 
 
 def _compare(
@@ -166,16 +212,20 @@ def _compare(
 ) -> list[Measure]:
     measures = _distances(real, fake, extractor, settings)
     if "is" in settings.metrics:
-        measures.append(_inception_score(fake, "is", label("is", extractor)))
-        if real.class_scores is not None:
-            measures.append(_inception_score(real, "reference_is", f"{label('is', extractor)} of the real images"))
+        name = label("is", extractor)
+        measures.append(_inception_score(fake, "is", name))
+        for key, what, others in (("reference_is", "real images", real), ("floor_is", "floor", floor)):
+            if others is not None and others.class_scores is not None:
+                split = others.description.get("split") or others.description["source"]
+                measures.append(_inception_score(others, key, f"{name} of the {what} ({split})"))
     if "prdc" in settings.metrics:
         assert real.kept is not None and fake.kept is not None
         scores = manifold_scores(real.kept, fake.kept)
         measures += [Measure(key, label(key, extractor), value) for key, value in scores.items()]
     if floor is not None:
+        number = "" if floor.num_images == fake.num_images else f" with {floor.num_images} images"
         measures += [
-            replace(distance, key=f"floor_{distance.key}", label=f"{distance.label}, real against real")
+            replace(distance, key=f"floor_{distance.key}", label=f"{distance.label}, real against real{number}")
             for distance in _distances(real, floor, extractor, settings)
         ]
     return measures
@@ -186,8 +236,9 @@ def _distances(
 ) -> list[Measure]:
     measures = []
     if "fid" in settings.metrics:
+        assert real.covariance is not None and fake.covariance is not None
         distance = frechet_distance(fake.mean, fake.covariance, real.mean.to(fake.mean), real.covariance.to(fake.mean))
-        measures.append(Measure("fid", label("fid", extractor), distance))
+        measures.append(Measure("fid", label("fid", extractor, real.extractor is not None), distance))
     if "kid" in settings.metrics:
         assert real.kept is not None and fake.kept is not None
         mean, deviation = kernel_distance(real.kept, fake.kept, settings.kid_subsets, settings.kid_subset_size)
@@ -206,19 +257,24 @@ def _class_distances(
     reference: ImageSource | Measurements,
     extractor: FeatureExtractor,
     settings: EvaluationSettings,
+    files: list[Path | None],
 ) -> list[Measure]:
-    """Class by class, so that the moments of only one class are in memory; as many samples as real images."""
+    """
+    Class by class, so that the moments of only one class are in memory; as many samples as real images. Adds to
+    `files` where the finished passes over samples are stored.
+    """
     if "intra_class_fid" not in settings.metrics:
         return []
     assert isinstance(samples, GeneratedImages)
-    options: dict[str, Any] = {"num_kept": 0, "num_splits": 1, "batch_size": settings.batch_size}
+    moments = replace(settings, metrics=("fid",))
     distances = []
     for class_label, images in enumerate(_real_classes(samples, reference)):
+        real = measure_real(images, extractor, moments, f"real images of class {class_label}")
         generated = samples.of_class(class_label, len(images))
-        fake = measure(generated, extractor, title=f"samples of class {class_label}", **options)
-        real = measure(images, extractor, title=f"real images of class {class_label}", **options)
+        fake = measure(generated, extractor, **moments.pass_options, title=f"samples of class {class_label}")
+        files.append(fake.file)
         if process_rank() == 0:
-            distances.append(frechet_distance(fake.mean, fake.covariance, real.mean, real.covariance))
+            distances.append(_distances(real, fake, extractor, moments)[0].value)
     values = torch.tensor(distances or [torch.nan], dtype=torch.float64)
     name = label("intra_class_fid", extractor)
     return [Measure("intra_class_fid", name, float(values.mean()), float(values.std(correction=0)))]
@@ -236,11 +292,16 @@ def _real_classes(samples: ImageSource, reference: ImageSource | Measurements) -
     return [reference.of_class(class_label) for class_label in range(num_labels)]
 
 
-def label(key: str, extractor: FeatureExtractor) -> str:
-    """How a number is called. FID, KID and IS are defined by one network; with another they bear its name."""
+def label(key: str, extractor: FeatureExtractor, is_reference_known: bool = True) -> str:
+    """
+    How a number is called. FID, KID and IS are defined by one network; with another, or against moments that another
+    may have measured, they bear its name.
+    """
     short = {"fid": "FD", "kid": "KD", "is": "IS", "intra_class_fid": "intra-class FD"}
     if key not in short:
         return f"{key}-{extractor.name}"  # no network defines precision, recall, density and coverage
+    if not is_reference_known:
+        return f"{short[key]}-{extractor.name} (reference of an unknown extractor)"
     if extractor.is_standard:
         return {"intra_class_fid": "intra-class FID"}.get(key, key.upper())
     return f"{short[key]}-{extractor.name}"
@@ -250,38 +311,44 @@ def label(key: str, extractor: FeatureExtractor) -> str:
 
 
 def _protocol(
-    real: Measurements, fake: Measurements, extractor: FeatureExtractor, settings: EvaluationSettings
+    samples: ImageSource,
+    reference: ImageSource | Measurements,
+    floor: ImageSource | None,
+    extractor: FeatureExtractor,
+    settings: EvaluationSettings,
 ) -> dict[str, Any]:
-    on_gpu = extractor.device.type == "cuda"
     protocol: dict[str, Any] = {
-        "samples": fake.description,
-        "reference": real.description,
+        "samples": samples.description,
+        "reference": reference.description,
         "extractor": {
-            "name": extractor.name,
-            "sha256": extractor.digest[:16],
-            "resize": extractor.resize,
-            "grey": "repeated to RGB" if fake.image_shape is not None and fake.image_shape[0] == 1 else None,
-            "precision": "float32, sums in float64",
-            "tf32_convolutions": on_gpu and torch.backends.cudnn.allow_tf32,
+            **extractor.identity,
+            "grey": "repeated to RGB" if samples.image_shape[0] == 1 else None,
+            "precision": "float32 without TF32, sums in float64",
         },
     }
+    if floor is not None:
+        protocol["floor"] = floor.description
+    kept = [min(settings.num_kept, _number(source) or 0) for source in (reference, samples)]
     if "kid" in settings.metrics:
-        size = min(settings.kid_subset_size, *(len(kept) for kept in (real.kept, fake.kept) if kept is not None))
-        protocol["kid"] = f"{settings.kid_subsets} subsets of {size}"
+        protocol["kid"] = f"{settings.kid_subsets} subsets of {min(settings.kid_subset_size, *kept)}"
     if "is" in settings.metrics:
         protocol["is"] = f"{settings.is_splits} splits"
     if "prdc" in settings.metrics:
         protocol["prdc"] = f"{NEIGHBOURS} neighbours for precision and recall, {DENSITY_NEIGHBOURS} for the others"
-    if {"kid", "prdc"} & set(settings.metrics):
-        kept = [0 if measured.kept is None else len(measured.kept) for measured in (real, fake)]
+    if settings.keeps_features:
         protocol["features_of"] = f"{kept[0]} real images and {kept[1]} samples, for all but FID and IS"
     if "intra_class_fid" in settings.metrics:
         protocol["intra_class_fid"] = "all real images of each class, and as many samples"
     protocol["software"] = {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()}
-    protocol["device"] = torch.cuda.get_device_name(extractor.device) if on_gpu else extractor.device.type
+    device = extractor.device
+    protocol["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     protocol["processes"] = num_processes()
     protocol["date"] = datetime.date.today().isoformat()
     return protocol
+
+
+def _number(source: ImageSource | Measurements) -> int | None:
+    return source.num_images if isinstance(source, Measurements) else len(source)
 
 
 def _version(package: str) -> str | None:
@@ -318,6 +385,8 @@ def _check(
     if "intra_class_fid" in settings.metrics:
         for class_label, images in enumerate(_real_classes(samples, reference)):
             _check_number(len(images), f"class {class_label}", extractor, settings)
+    if floor is not None and {"fid", "kid", "is"}.isdisjoint(settings.metrics):
+        raise ValueError("a floor is one of 'fid', 'kid' and 'is': ask for one of them, or for no floor")
     if isinstance(reference, Measurements):
         _check_measurements(reference, extractor, settings)
     named: list[tuple[str, ImageSource | Measurements | None]] = [("samples", samples), ("reference", reference)]
@@ -325,11 +394,10 @@ def _check(
         if source is None:
             continue
         if "fid" in settings.metrics:
-            number = source.num_images if isinstance(source, Measurements) else len(source)
-            _check_number(number, f"the {name}", extractor, settings)
-        if source.image_shape not in (samples.image_shape, None):
+            _check_number(_number(source), f"the {name}", extractor, settings)
+        if source.image_shape is not None and source.image_shape != samples.image_shape:
             raise ValueError(
-                f"the samples are {_in_words(samples.image_shape)}, the {name} {_in_words(source.image_shape)}: "
+                f"the samples are {in_words(samples.image_shape)}, the {name} {in_words(source.image_shape)}: "
                 f"load the real images like the samples"
             )
 
@@ -341,8 +409,17 @@ def _check_measurements(measurements: Measurements, extractor: FeatureExtractor,
             f"the reference has features of width {width}, extractor {extractor.name!r} of {extractor.num_features}: "
             f"it was measured with another one"
         )
-    if measurements.kept is None and {"kid", "prdc"} & set(settings.metrics):
+    theirs = measurements.extractor
+    if theirs is not None and not extractor.is_the_same(theirs):
+        name, digest = theirs.get("name"), str(theirs.get("sha256"))
+        raise ValueError(
+            f"the reference was measured with extractor {name} (SHA-256 {digest[:8]}…), not with {extractor.name} "
+            f"(SHA-256 {extractor.digest[:8]}…) as it is now: measure it anew"
+        )
+    if measurements.kept is None and settings.keeps_features:
         raise ValueError("a file of moments gives only 'fid', and 'is' of the samples, not 'kid' or 'prdc'")
+    if measurements.covariance is None and "fid" in settings.metrics:
+        raise ValueError("the reference has no covariance, which 'fid' needs")
 
 
 def _check_number(number: int | None, what: str, extractor: FeatureExtractor, settings: EvaluationSettings) -> None:
@@ -353,7 +430,6 @@ def _check_number(number: int | None, what: str, extractor: FeatureExtractor, se
         )
 
 
-def _in_words(shape: tuple[int, int, int] | None) -> str:
-    assert shape is not None
+def in_words(shape: tuple[int, int, int]) -> str:
     channels, height, width = shape
     return f"{'grey' if channels == 1 else 'RGB'} images of {height}×{width} px"

@@ -6,10 +6,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard
+import yaml
+from huggingface_hub import EvalResult
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
+from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
+from huggingface_hub.utils import yaml_dump
+
+from ..media import replacing
 
 
 TASK = "unconditional-image-generation"  # the Hub's name, with classes or without
+# What two runs of a protocol may differ in: devices round the probe, and the model whose card it is may have moved.
+OF_THE_RUN = ("software.", "device", "processes", "date", "samples.source", "extractor.probe")
 BEGIN, END = "<!-- evaluation: begin -->", "<!-- evaluation: end -->"
 
 
@@ -91,9 +99,8 @@ def write_json(reports: list[Report], path: Path) -> None:
 
 
 def write_text(text: str, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 # The model's card
@@ -119,19 +126,78 @@ def eval_results(report: Report) -> list[EvalResult]:
 
 def add_to_card(report: Report, path: Path, model_name: str) -> None:
     """
-    Puts the numbers into a `README.md`: into its metadata (`model-index`), and as a section that a later report
-    replaces.
+    Puts the numbers into a `README.md`: as a section that a later report replaces, and into its metadata
+    (`model-index`), where they stand beside all others but those of the same data set, measure and protocol.
 
     Raises:
         FileNotFoundError: There is no such card.
+        ValueError: As for `read_card`.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no card {str(path)!r} to add the numbers to")
-    card = ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True)
-    data: Any = card.data
-    data.model_name, data.eval_results = model_name, eval_results(report)
-    before, _, rest = card.text.partition(BEGIN)
+    data, text = read_card(path)
+    ours: dict[str, Any] = eval_results_to_model_index(model_name, eval_results(report))[0]
+    data["model-index"] = _merged(data.get("model-index") or [], ours)
+    before, _, rest = text.partition(BEGIN)
     after = rest.partition(END)[2]
     section = f"{BEGIN}\n## Evaluation\n\n{report.table()}\n{END}"
     text = f"{before.rstrip()}\n\n{section}\n{after}"
-    write_text(f"---\n{data.to_yaml()}\n---\n\n{text.lstrip()}", path)
+    write_text(f"---\n{yaml_dump(data, sort_keys=False).strip()}\n---\n\n{text.lstrip()}", path)
+
+
+def read_card(path: Path) -> tuple[dict[str, Any], str]:
+    """
+    The metadata and the text of a `README.md`, if numbers can be added to them.
+
+    Raises:
+        FileNotFoundError: There is no such card.
+        ValueError: Its metadata is no YAML, its `model-index` is none, or its evaluation section has no end.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no card {str(path)!r} to add the numbers to")
+    content = path.read_text(encoding="utf-8")
+    block = REGEX_YAML_BLOCK.search(content)
+    try:
+        data = yaml.safe_load(block.group(2)) if block else {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"the metadata of {str(path)!r} is no YAML: {error}") from error
+    data = {} if data is None else data
+    if not isinstance(data, dict):
+        raise ValueError(f"the metadata of {str(path)!r} must be a mapping, got a {type(data).__name__}")
+    try:
+        if data.get("model-index"):
+            model_index_to_eval_results(data["model-index"])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"the model-index of {str(path)!r} is invalid ({error!r}): correct it, or remove it"
+        ) from error
+    text = content[block.end() :] if block else content
+    if BEGIN in text and END not in text.partition(BEGIN)[2]:
+        raise ValueError(f"{str(path)!r} has {BEGIN!r} without {END!r} after it: put that back")
+    return data, text
+
+
+def _merged(index: list[dict[str, Any]], ours: dict[str, Any]) -> list[dict[str, Any]]:
+    """A model-index with our results in it, in the place of those that they repeat."""
+    new = {_identity(result, metric) for result in ours["results"] for metric in result["metrics"]}
+    entries = [{**entry, "results": _without(new, entry["results"])} for entry in index]
+    own = next((entry for entry in entries if entry["name"] == ours["name"]), None)
+    if own is None:
+        entries.append(ours)
+    else:
+        own["results"] += ours["results"]
+    return [entry for entry in entries if entry["results"]]
+
+
+def _without(identities: set[str], results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    kept = []
+    for result in results:
+        metrics = [metric for metric in result["metrics"] if _identity(result, metric) not in identities]
+        kept += [{**result, "metrics": metrics}] if metrics else []
+    return kept
+
+
+def _identity(result: Mapping[str, Any], metric: Mapping[str, Any]) -> str:
+    """Of the data set, the measure and the protocol, but not of the run: a later run gives the same number anew."""
+    args = metric.get("args")
+    if isinstance(args, Mapping):
+        args = {name: value for name, value in args.items() if not name.startswith(OF_THE_RUN)}
+    return json.dumps([result["dataset"], metric["type"], args], sort_keys=True, default=str)

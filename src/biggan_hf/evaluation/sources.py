@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,10 @@ from ..latents import TruncationMode, sample_latents
 
 if TYPE_CHECKING:  # `datasets` takes its time, and samples do not need it
     from ..data import ImageBatch, LabelledImages
+
+
+NUM_PROBES = 16  # pictures that are looked at for what a set stores
+GREY_MODES = ("1", "L", "I", "F")  # beginnings of PIL's
 
 
 class ImageSource(Protocol):
@@ -130,10 +135,16 @@ class GeneratedImages:
             "truncation_mode": None if self.truncation is None else self.truncation_mode,
             "labels": _labels_in_words(self.model.config.num_labels, self.class_label),
             "seed": self.seed,
-            "precision": str(self.model.dtype).removeprefix("torch."),
+            "precision": self._precision,
             "image_size": self.model.config.image_size,
             "num_channels": self.model.config.num_channels,
         }
+
+    @property
+    def _precision(self) -> str:
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        on_gpu = self.model.device.type == "cuda"
+        return f"{dtype} (TF32 convolutions)" if on_gpu and torch.backends.cudnn.allow_tf32 else dtype
 
 
 def _labels_in_words(num_labels: int, class_label: int | None) -> str:
@@ -192,15 +203,44 @@ class RealImages:
         digest.update(self._rows.numpy().tobytes())
         return digest.hexdigest()
 
+    @cached_property
+    def stored(self) -> tuple[set[int], list[tuple[int, int]]]:
+        """Channels, and heights and widths in order, of some spread pictures as they are stored."""
+        import datasets
+
+        formats = []
+        for row in range(0, len(self.images), max(1, len(self.images) // NUM_PROBES)):
+            with suppress(Exception):  # PIL's decoders raise nearly any type on broken bytes, met when they are read
+                picture = datasets.Image().decode_example(self.images.pictures[row]["image"])
+                formats.append((1 if picture.mode.startswith(GREY_MODES) else 3, (picture.height, picture.width)))
+        return {channels for channels, _ in formats}, sorted({size for _, size in formats})
+
+    @property
+    def stored_in_words(self) -> str:
+        channels, sizes = self.stored
+        kind = " and ".join("grey" if number == 1 else "RGB" for number in sorted(channels))
+        return f"{kind} images of {' to '.join(f'{h}×{w}' for h, w in dict.fromkeys([sizes[0], sizes[-1]]))} px"
+
+    @property
+    def conversion(self) -> str | None:
+        """What is done to the stored pictures; `None` where they are measured as they are."""
+        channels, sizes = self.stored
+        number, size, _ = self.image_shape
+        steps = [f"centre square, Lanczos to {size} px"] if sizes != [(size, size)] else []
+        if channels != {number}:
+            steps.append("to grey" if number == 1 else "grey repeated to RGB")
+        return ", ".join(steps) or None
+
     @property
     def description(self) -> dict[str, Any]:
         channels, size, _ = self.image_shape
         return {
             "source": self.name,
-            "split": self.split or str(self.images.pictures.split),
+            "split": self.split or (self.images.pictures.split and str(self.images.pictures.split)),
             "num_images": len(self),
             "chosen": "all" if len(self) == len(self.images) else f"at random, seed {self.seed}",
-            "resize": f"centre square, Lanczos to {size} px",
+            "stored": self.stored_in_words,
+            "conversion": self.conversion,
             "image_size": size,
             "num_channels": channels,
         }
@@ -283,7 +323,10 @@ class ImageArray:
         if images.ndim == 4 and images.shape[1] not in (1, 3):
             images = images.permute(0, 3, 1, 2)
         if num_images is not None and len(images) < num_images:
-            raise ValueError(f"{str(path)!r} holds {len(images)} images, {num_images} were asked for")
+            raise ValueError(
+                f"{str(path)!r} holds {len(images)} images, {num_images} were asked for: take them all with "
+                f"--num_images {len(images)}"
+            )
         return cls(images[:num_images], str(path))
 
     def __len__(self) -> int:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..media import replacing
 from .extractors import FeatureExtractor
 from .sources import ImageSource, load_npz
 
@@ -29,20 +30,24 @@ class Measurements:
     Args:
         description: What the images are.
         mean: (d,) float64.
-        covariance: (d, d) float64, with N - 1 in the denominator.
-        num_images: N; `None` where a file of moments does not say.
-        image_shape: (C, H, W); `None` for a file of moments.
-        class_scores: Inception Score of each split, float64; `None` without logits.
-        kept: Features of some of the images, float32 (K, d); `None` for a file of moments.
+        covariance: (d, d) float64, with N - 1 in the denominator; `None` where it was not asked for.
+        num_images: N; `None` where another program's file of moments does not say.
+        image_shape: (C, H, W); `None` where such a file does not say.
+        class_scores: Inception Score of each split, float64; `None` without logits, and for a file of moments.
+        kept: Features of some of the images, float32 (K, d); `None` where none were asked for, and for such a file.
+        extractor: `FeatureExtractor.identity` of what measured them; `None` where such a file does not say.
+        file: Where the finished pass is stored, if it is.
     """
 
     description: dict[str, Any]
     mean: Tensor
-    covariance: Tensor
+    covariance: Tensor | None
     num_images: int | None = None
     image_shape: tuple[int, int, int] | None = None
     class_scores: Tensor | None = None
     kept: Tensor | None = None
+    extractor: dict[str, Any] | None = None
+    file: Path | None = None
 
 
 class RunningStatistics:
@@ -55,22 +60,27 @@ class RunningStatistics:
         num_splits: Parts of the set for each of which there is an Inception Score; image i is in part i mod
             `num_splits`, which mixes the classes of a sorted set.
         extractor: Gives the widths and the device.
+        covariance: Whether products of features are summed too.
     """
 
-    def __init__(self, num_images: int, num_kept: int, num_splits: int, extractor: FeatureExtractor):
+    def __init__(
+        self,
+        num_images: int,
+        num_kept: int,
+        num_splits: int,
+        extractor: FeatureExtractor,
+        covariance: bool = True,
+    ):
         d, classes, device = extractor.num_features, extractor.num_classes, extractor.device
         kept = torch.randperm(num_images, generator=torch.Generator().manual_seed(0))[:num_kept].sort().values
         self.slots = torch.full((num_images,), -1)
         self.slots[kept] = torch.arange(len(kept))
-        sums = {
-            "total": (d,),
-            "outer": (d, d),
-            "split_total": (num_splits, classes),
-            "split_negentropy": (num_splits,),
-        }
+        sums = {"total": (d,), "split_total": (num_splits, classes), "split_negentropy": (num_splits,)}
+        sums |= {"outer": (d, d)} if covariance else {}
         self.sums = {name: torch.zeros(shape, dtype=torch.float64, device=device) for name, shape in sums.items()}
         self.sums["split_count"] = torch.zeros(num_splits, dtype=torch.int64, device=device)
-        self.sums["kept"] = torch.zeros(len(kept), d, device=device)
+        if len(kept):
+            self.sums["kept"] = torch.zeros(len(kept), d, device=device)
 
     def update(self, features: Tensor, logits: Tensor | None, indices: Sequence[int]) -> None:
         """
@@ -87,9 +97,11 @@ class RunningStatistics:
         rows = torch.as_tensor(indices)
         precise = features.double()
         self.sums["total"] += precise.sum(0)
-        self.sums["outer"].addmm_(precise.T, precise)
-        slots = self.slots[rows]
-        self.sums["kept"][slots[slots >= 0].to(features.device)] = features[(slots >= 0).to(features.device)]
+        if "outer" in self.sums:
+            self.sums["outer"].addmm_(precise.T, precise)
+        if "kept" in self.sums:
+            slots = self.slots[rows].to(features.device)
+            self.sums["kept"][slots[slots >= 0]] = features[slots >= 0]
         splits = (rows % len(self.sums["split_count"])).to(features.device)
         self.sums["split_count"].index_add_(0, splits, torch.ones_like(splits))
         if logits is not None:
@@ -114,19 +126,25 @@ class RunningStatistics:
         marginal = self.sums["split_total"][used] / count[:, None]
         return (self.sums["split_negentropy"][used] / count - torch.xlogy(marginal, marginal).sum(1)).exp()
 
-    def finish(self, source: ImageSource) -> Measurements:
+    def covariance(self) -> Tensor | None:
+        if "outer" not in self.sums:
+            return None
         n, total = self.count, self.sums["total"]
         if n < 2:
             raise ValueError(f"a covariance needs at least 2 images, got {n}")
-        covariance = (self.sums["outer"] - total[:, None] * total[None] / n) / (n - 1)
+        return (self.sums["outer"] - total[:, None] * total[None] / n) / (n - 1)
+
+    def finish(self, source: ImageSource, extractor: FeatureExtractor, file: Path | None = None) -> Measurements:
         return Measurements(
             description=source.description,
-            mean=total / n,
-            covariance=covariance,
-            num_images=n,
+            mean=self.sums["total"] / self.count,
+            covariance=self.covariance(),
+            num_images=self.count,
             image_shape=source.image_shape,
             class_scores=self.class_scores(),
-            kept=self.sums["kept"],
+            kept=self.sums.get("kept"),
+            extractor=extractor.identity,
+            file=file,
         )
 
 
@@ -136,9 +154,9 @@ def measure(
     *,
     num_kept: int = 10_000,
     num_splits: int = 10,
+    covariance: bool = True,
     batch_size: int = 64,
     cache_dir: Path | None = None,
-    keep_cached: bool = True,
     title: str = "images",
 ) -> Measurements:
     """
@@ -150,16 +168,17 @@ def measure(
         extractor: What measures them.
         num_kept: Images whose features are kept, for the measures that moments do not suffice for.
         num_splits: Splits of the Inception Score.
+        covariance: Whether a covariance is measured.
         batch_size: Images at a time.
-        cache_dir: Where a finished pass is looked up and an unfinished one goes on; `None` for neither.
-        keep_cached: Whether a finished pass is stored.
+        cache_dir: Where a finished pass is stored and looked up, and an unfinished one goes on; `None` for neither.
         title: For the progress bar.
 
     Raises:
         ValueError: NaN, or a broken cache.
     """
-    statistics = RunningStatistics(len(source), num_kept, num_splits, extractor)
-    file = None if cache_dir is None else cache_dir / f"{_key(source, extractor, num_kept, num_splits)}.pt"
+    statistics = RunningStatistics(len(source), num_kept, num_splits, extractor, covariance)
+    wanted = [num_kept, num_splits, covariance]
+    file = None if cache_dir is None else cache_dir / f"{_key(source, extractor, wanted)}.pt"
     stored = _main_decides(file is not None and file.is_file(), extractor.device)
     if stored:
         if process_rank() == 0:
@@ -170,11 +189,16 @@ def measure(
     if statistics.count != len(source):
         raise ValueError(f"{len(source)} images were to be measured, {statistics.count} were: delete {file}")
     if file is not None and not stored and process_rank() == 0:
-        if keep_cached:
-            _save(statistics.sums, file)
-        for unfinished in file.parent.glob(f"{file.stem}-*.pt"):
-            unfinished.unlink()
-    return statistics.finish(source)
+        _save(statistics.sums, file)
+        forget(file.parent.glob(f"{file.stem}-*.pt"))
+    return statistics.finish(source, extractor, file)
+
+
+def forget(files: Iterable[Path]) -> None:
+    """Removes stored passes; another evaluation of the same images may have been faster."""
+    if process_rank() == 0:
+        for file in files:
+            file.unlink(missing_ok=True)
 
 
 def _extract(
@@ -219,17 +243,15 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _key(source: ImageSource, extractor: FeatureExtractor, num_kept: int, num_splits: int) -> str:
-    parts = [source.fingerprint, extractor.fingerprint, len(source), num_kept, num_splits]
+def _key(source: ImageSource, extractor: FeatureExtractor, wanted: list[int]) -> str:
+    parts = [source.fingerprint, extractor.fingerprint, len(source), *wanted]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
 def _save(sums: dict[str, Tensor], file: Path) -> None:
-    """Writes beside the file and renames: what is there is always whole."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(".writing")
-    torch.save({name: tensor.cpu() for name, tensor in sums.items()}, temporary)
-    temporary.replace(file)
+    with replacing(file) as temporary:
+        torch.save({name: tensor.cpu() for name, tensor in sums.items()}, temporary)
 
 
 def _load(statistics: RunningStatistics, file: Path | None) -> None:
@@ -272,7 +294,8 @@ def _main_decides(answer: bool, device: torch.device) -> bool:
 def read_moments(path: str | Path) -> Measurements:
     """
     Args:
-        path: `inception_moments.npz`: arrays `mu` (d,) and `sigma` (d, d).
+        path: `inception_moments.npz`: arrays `mu` (d,) and `sigma` (d, d), and what `write_moments` adds. Where that
+            is missing, the extractor is unknown, and no distance to these moments is called FID.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -287,13 +310,33 @@ def read_moments(path: str | Path) -> Measurements:
         raise ValueError(f"{str(path)!r}: mu and sigma must be (d,) and (d, d), got {shapes}")
     if not (mean.isfinite().all() and covariance.isfinite().all()):
         raise ValueError(f"{str(path)!r} holds NaN or infinite moments")
-    return Measurements({"source": str(path), "num_images": None}, mean, covariance)
+    if "protocol" not in arrays:
+        description = {"source": str(path), "num_images": None, "extractor": "unknown"}
+        return Measurements(description, mean, covariance)
+    try:
+        protocol = json.loads(str(arrays["protocol"]))
+        description = {**protocol["reference"], "moments": str(path)}
+        shape = protocol["image_shape"] and tuple(protocol["image_shape"])
+        return Measurements(
+            description, mean, covariance, protocol["num_images"], shape, extractor=protocol["extractor"]
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{str(path)!r} has a protocol that can't be read: {error}") from error
 
 
 def write_moments(measurements: Measurements, path: str | Path) -> None:
-    """Writes what `read_moments` reads; the file appears when it is whole."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.writing")
-    with open(temporary, "wb") as file:
-        np.savez(file, mu=measurements.mean.cpu().numpy(), sigma=measurements.covariance.cpu().numpy())
-    temporary.replace(path)
+    """
+    Writes what `read_moments` reads: `mu`, `sigma` and, as JSON, `protocol`: the images, their number and the
+    extractor. Other programs look for the first two.
+    """
+    if measurements.covariance is None:
+        raise ValueError("these measurements have no covariance: measure 'fid' too")
+    protocol = {
+        "reference": measurements.description,
+        "num_images": measurements.num_images,
+        "image_shape": measurements.image_shape,
+        "extractor": measurements.extractor,
+    }
+    mean, covariance = measurements.mean.cpu().numpy(), measurements.covariance.cpu().numpy()
+    with replacing(Path(path)) as temporary, temporary.open("wb") as file:
+        np.savez(file, mu=mean, sigma=covariance, protocol=np.array(json.dumps(protocol)))

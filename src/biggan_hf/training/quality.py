@@ -1,6 +1,7 @@
 """Evaluation during training, and the best model so far, which is kept apart."""
 
 import json
+import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from ..modeling_biggan import BigGANDiscriminator, BigGANModel
 if TYPE_CHECKING:
     from ..evaluation import FeatureExtractor
 
-BEST = "best"
+BEST, NOTE = "best", "best.json"
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Quality:
     Args:
         images: The real side.
         extractor: As `biggan_hf.evaluation.load_extractor` gives it.
-        num_images: Samples, and as many real pictures at most.
+        num_images: Samples; the real side is all pictures.
         allow_few_images: Measures on fewer than the features are wide.
         cache_dir: Keeps the real side's statistics from one time to the next.
     """
@@ -49,21 +50,34 @@ def keep_if_best(
     folder: Path, step: int, values: dict[str, float], ema: BigGANModel, discriminator: BigGANDiscriminator
 ) -> bool:
     """
-    Writes `best/`, a model folder with `best.json` in it, if the first value is below that of the one that is there.
+    Writes `best/`, a model folder with `best.json` in it, if the first value is a number below that of the one that
+    is there. A value of another name, as of another extractor, compares with none and begins anew.
 
     Returns:
         Whether it is the best so far.
     """
     label, value = next(iter(values.items()))
-    note = folder / BEST / "best.json"
-    if note.exists() and json.loads(note.read_text(encoding="utf-8"))["value"] <= value:
+    best, previous, unfinished = folder / BEST, folder / f"previous-{BEST}", folder / f"unfinished-{BEST}"
+    if previous.exists() and not best.exists():  # a run was killed between the two renames below
+        previous.rename(best)
+    if not math.isfinite(value) or not _is_better(label, value, best / NOTE):
         return False
-    unfinished = folder / f"unfinished-{BEST}"
-    shutil.rmtree(unfinished, ignore_errors=True)
+    for leftover in (previous, unfinished):
+        shutil.rmtree(leftover, ignore_errors=True)
     ema.save_pretrained(unfinished)
     discriminator.save_pretrained(unfinished / "discriminator")
-    best = {"step": step, "label": label, "value": value}
-    (unfinished / "best.json").write_text(json.dumps(best), encoding="utf-8")
-    shutil.rmtree(folder / BEST, ignore_errors=True)
-    unfinished.rename(folder / BEST)
+    note = {"step": step, "label": label, "value": value}
+    (unfinished / NOTE).write_text(json.dumps(note), encoding="utf-8")
+    # At any moment one of them is whole.
+    if best.exists():
+        best.rename(previous)
+    unfinished.rename(best)
+    shutil.rmtree(previous, ignore_errors=True)
     return True
+
+
+def _is_better(label: str, value: float, note: Path) -> bool:
+    if not note.exists():
+        return True
+    best = json.loads(note.read_text(encoding="utf-8"))
+    return best["label"] != label or value < best["value"]

@@ -1,0 +1,89 @@
+"""Evaluation during training: what is measured, and the best model, which is kept apart."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from common import tiny_discriminator, tiny_generator
+from evaluation_common import save_pictures, tiny_extractor
+
+from biggan_hf import BigGANDiscriminator, BigGANModel
+from biggan_hf.data import load_labelled_images
+from biggan_hf.training.quality import Quality, keep_if_best
+
+
+def keep(folder: Path, step: int, value: float, label: str = "FID") -> bool:
+    return keep_if_best(folder, step, {label: value}, tiny_generator(), tiny_discriminator())
+
+
+def note(folder: Path) -> dict[str, object]:
+    return json.loads((folder / "best" / "best.json").read_text())
+
+
+def test_samples_are_measured_against_all_pictures_which_are_measured_once(tmp_path: Path) -> None:
+    images = load_labelled_images(str(save_pictures(tmp_path / "pictures", 30)), image_size=32, num_channels=1)
+    seen: list[int] = []
+
+    def function(batch: torch.Tensor) -> object:
+        seen.append(len(batch))
+        return tiny_extractor().function(batch)
+
+    extractor, cache = tiny_extractor(function=function), tmp_path / "cache"
+    quality = Quality(images, extractor, num_images=20, allow_few_images=False, cache_dir=cache)
+    values = [quality.measure(tiny_generator(num_channels=1)) for _ in range(2)]
+    assert list(values[0]) == ["FD-tiny"] and values[0] == values[1]
+    assert seen == [30, 20, 20] and len(list(cache.iterdir())) == 1
+    few = Quality(images, extractor, num_images=11, allow_few_images=False, cache_dir=cache)
+    with pytest.raises(ValueError, match="11 images are fewer than the 12"):
+        few.measure(tiny_generator(num_channels=1))
+
+
+def test_the_best_model_is_kept_whole(tmp_path: Path) -> None:
+    assert [keep(tmp_path, step, value) for step, value in enumerate([5.0, 5.0, 6.0, 4.0])] == [
+        True,
+        False,
+        False,
+        True,
+    ]
+    assert note(tmp_path) == {"step": 3, "label": "FID", "value": 4.0}
+    best = tmp_path / "best"
+    generator, discriminator = (
+        BigGANModel.from_pretrained(best),
+        BigGANDiscriminator.from_pretrained(best / "discriminator"),
+    )
+    assert torch.equal(generator.output_conv.weight, tiny_generator().output_conv.weight)
+    expected = tiny_discriminator().state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in discriminator.state_dict().items())
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_no_number_is_not_the_best(value: float, tmp_path: Path) -> None:
+    assert [keep(tmp_path, 1, value), keep(tmp_path, 2, 5.0), keep(tmp_path, 3, value)] == [False, True, False]
+    assert keep(tmp_path, 4, 4.5) and note(tmp_path)["step"] == 4
+
+
+def test_numbers_of_two_extractors_are_not_compared(tmp_path: Path) -> None:
+    assert keep(tmp_path, 1, 5.0) and keep(tmp_path, 2, 100.0, "FD-Lite0@112")
+    assert note(tmp_path) == {"step": 2, "label": "FD-Lite0@112", "value": 100.0}
+
+
+def test_a_kill_leaves_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keep(tmp_path, 1, 5.0)
+    rename = Path.rename
+    for survived in range(2):  # killed before the first renaming, and between the two
+
+        def killed(self: Path, target: Path, left: list[int] = [survived]) -> Path:  # noqa: B006  # a counter
+            if not left[0]:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            return rename(self, target)
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(Path, "rename", killed)
+            keep(tmp_path, 2, 4.0)
+        assert list(tmp_path.glob("*best/best.json")) != []
+        assert not keep(tmp_path, 3, 6.0) and note(tmp_path)["step"] == 1  # worse than what was found again
+    assert keep(tmp_path, 4, 4.0) and [path.name for path in tmp_path.iterdir()] == ["best"]
