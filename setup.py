@@ -48,7 +48,7 @@ extras["dev"] = (
     + extras["eval"]
     + extras["convert"]
     + extras["video"]
-    + ["setuptools", "pytest", "pytest-xdist", "ruff", "mypy", "tensorboard"]
+    + ["setuptools", "pytest", "pytest-xdist", "ruff", "mypy", "tensorboard", "psutil"]
 )
 
 setup(

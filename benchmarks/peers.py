@@ -86,7 +86,7 @@ def import_checkout(folder: Path | None, *names: str) -> tuple[ModuleType, ...]:
         )
     empty = {name: _empty_module(name) for name in ("torchvision", "torchvision.transforms", "datasets")}
     packages = {path.parent.name for path in folder.glob("*/__init__.py")}
-    own = {path.stem for path in folder.glob("*.py")} | packages | {"torchvision"}
+    own = {path.stem for path in folder.glob("*.py")} | packages | {"torchvision", "datasets"}
 
     def take_own() -> dict[str, ModuleType]:
         return {name: sys.modules.pop(name) for name in [*sys.modules] if name.partition(".")[0] in own}

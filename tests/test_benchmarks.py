@@ -197,6 +197,7 @@ def test_a_checkout_leaves_no_modules_behind(tmp_path: Path) -> None:
     assert program.common.is_theirs and program.utils.kinds == [object]
     assert sys.path == path
     assert sys.modules["common"] is before["common"]
+    assert sys.modules.get("datasets") is before.get("datasets")
     assert not {"BigGAN", "utils", "torchvision"} & (sys.modules.keys() - before.keys())
 
 

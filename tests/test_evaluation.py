@@ -575,14 +575,20 @@ def test_a_truncation_curve(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["curve.csv", "curve.png"]
 
 
+def numbers(data: Any) -> list[float]:
+    return [float(value) for value in data]
+
+
 def test_a_figure_of_a_curve() -> None:
     curve = points([(None, 12.0, 5.0), (0.2, 30.0, 11.0), (0.5, 10.0, 10.0), (0.8, 9.0, 8.5)])
     fid, score, trade = draw_curve(curve).axes
     assert [tick.get_text() for tick in fid.get_xticklabels()] == ["0.2", "0.5", "0.8", "none"]
-    assert list(fid.lines[0].get_ydata()) == [30, 10, 9, 12] and list(score.lines[0].get_ydata()) == [11, 10, 8.5, 5]
+    assert numbers(fid.lines[0].get_ydata()) == [30, 10, 9, 12]
+    assert numbers(score.lines[0].get_ydata()) == [11, 10, 8.5, 5]
     assert (trade.get_xlabel(), trade.get_ylabel()) == ("IS", "FID")
-    assert list(trade.lines[0].get_xdata()) == [11, 10, 8.5, 5] and list(trade.lines[0].get_ydata()) == [30, 10, 9, 12]
-    marked = [(list(line.get_xdata()), line.get_label().split(":")[0]) for line in trade.lines[1:]]
+    assert numbers(trade.lines[0].get_xdata()) == [11, 10, 8.5, 5]
+    assert numbers(trade.lines[0].get_ydata()) == [30, 10, 9, 12]
+    marked = [(numbers(line.get_xdata()), str(line.get_label()).split(":")[0]) for line in trade.lines[1:]]
     assert marked == [([8.5], "min FID"), ([8.5], "IS of the real images (train)"), ([11], "max IS")]
 
 

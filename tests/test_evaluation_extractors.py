@@ -3,6 +3,7 @@
 import hashlib
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -287,13 +288,13 @@ def test_the_fingerprint_follows_weights_that_a_function_reads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("reading.py").write_text(
+    Path("reading_weights.py").write_text(
         "import torch\ndef extract(x): return x.float().mean((2, 3)) @ torch.load('w.pth')\n"
     )
     loaded = []
     for weight in (torch.eye(3), 1.01 * torch.eye(3), torch.eye(3) * (1 + 1e-6)):
         torch.save(weight, "w.pth")
-        loaded.append(load_extractor("reading:extract"))
+        loaded.append(load_extractor("reading_weights:extract"))
     assert loaded[0].digest == loaded[1].digest and loaded[0].fingerprint != loaded[1].fingerprint
     assert not loaded[0].is_the_same(loaded[1].identity)
     assert loaded[0].is_the_same(loaded[2].identity)  # another device's rounding
@@ -301,7 +302,7 @@ def test_the_fingerprint_follows_weights_that_a_function_reads(
 
 @pytest.mark.parametrize("allowed", [True, False])
 def test_features_are_computed_without_tf32(allowed: bool) -> None:
-    switches = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    switches: list[Any] = [torch.backends.cudnn, torch.backends.cuda.matmul]
     before, seen = [switch.allow_tf32 for switch in switches], []
 
     def function(images: Tensor) -> Tensor:

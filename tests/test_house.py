@@ -13,8 +13,29 @@ PACKAGE = Path(biggan_hf.__file__).parent
 FILES = {path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")}
 
 # The parts of the package that a file may import: a file or a folder of it.
-MODEL_FILES = {"configuration_biggan", "kernels", "normalization", "packing", "spectral_norm", "layers", "latents", "modeling_biggan"}
-NOTHING = ("configuration_biggan", "kernels", "normalization", "packing", "latents", "losses", "augment", "data", "images", "media", "hub")
+MODEL_FILES = {
+    "configuration_biggan",
+    "kernels",
+    "normalization",
+    "packing",
+    "spectral_norm",
+    "layers",
+    "latents",
+    "modeling_biggan",
+}
+NOTHING = (
+    "configuration_biggan",
+    "kernels",
+    "normalization",
+    "packing",
+    "latents",
+    "losses",
+    "augment",
+    "data",
+    "images",
+    "media",
+    "hub",
+)
 MAY_IMPORT: dict[str, set[str]] = {
     **{part: set() for part in NOTHING},
     "spectral_norm": {"kernels"},
@@ -25,7 +46,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "exploring": {"pipeline_biggan", "latents"},
     "inversion": {"modeling_biggan", "latents"},
     "training": {
-        *("configuration_biggan", "modeling_biggan", "spectral_norm", "layers", "latents", "losses", "augment", "standing_stats"),
+        *(
+            "configuration_biggan",
+            "modeling_biggan",
+            "spectral_norm",
+            "layers",
+            "latents",
+            "losses",
+            "augment",
+            "standing_stats",
+        ),
         *("data", "augment", "evaluation", "hub", "images"),
     },
     "evaluation": {"latents", "images", "media", "data"},

@@ -330,7 +330,7 @@ class SelfAttention(nn.Module):
 
 def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """
-    softmax(Q Kᵀ) V, in a fused kernel, which does not make the matrix of all pairs of positions, where there is one. It
+    softmax(Q Kᵀ) V, in a fused kernel where there is one, which does not make the matrix of all pairs of positions. It
     wants values that lie side by side, and on a CPU one width of all three, so zeros make up for it.
     """
     if query.device.type == "cpu":
