@@ -21,6 +21,7 @@ import first_image  # noqa: E402
 import measuring  # noqa: E402
 import peers  # noqa: E402
 import sampling  # noqa: E402
+import saved_memory  # noqa: E402
 import scaling  # noqa: E402
 import training  # noqa: E402
 
@@ -111,7 +112,7 @@ def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert content["environment"]["versions"]["torch"] == torch.__version__
 
 
-@pytest.mark.parametrize("script", [sampling, training, scaling])
+@pytest.mark.parametrize("script", [sampling, training, scaling, saved_memory])
 def test_help(script: Any, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         script.main(["--help"])
@@ -285,3 +286,8 @@ def test_scaling_over_processes(tmp_path: Path) -> None:
     rows = json.loads(path.read_text())["results"]
     assert [row["num_processes"] for row in rows] == [2, 1, 2, 1]
     assert rows[0]["images_per_second"] * rows[0]["seconds"][0] == pytest.approx(4)
+
+
+def test_saved_memory_counts_what_is_kept_but_no_parameter() -> None:
+    layer, x = torch.nn.Linear(3, 5), torch.randn(7, 3, requires_grad=True)
+    assert saved_memory.saved_bytes(layer, lambda: layer(x).exp()) == 4 * (7 * 3 + 7 * 5)
