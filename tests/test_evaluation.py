@@ -40,6 +40,7 @@ from biggan_hf.evaluation.curves import draw_curve, marked_points, plot_curve, w
 from biggan_hf.evaluation.extractors import STANDARD_DIGEST
 from biggan_hf.evaluation.measuring import label
 from biggan_hf.evaluation.reports import BEGIN, Measure, Report, flatten, write_json
+from biggan_hf.evaluation.statistics import read_moments
 from biggan_hf.images import to_uint8
 
 
@@ -164,8 +165,11 @@ def test_another_program_s_samples(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no array 'x' of images, it has y"):
         ImageArray.from_npz(tmp_path / "labels.npz")
     (tmp_path / "text.npz").write_text("no archive")
-    with pytest.raises(ValueError, match="no .npz file"):
-        ImageArray.from_npz(tmp_path / "text.npz")
+    (tmp_path / "empty.npz").write_bytes(b"")
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "nchw.npz").read_bytes()[:200])
+    for name in ("text", "empty", "cut"):
+        with pytest.raises(ValueError, match="no .npz file of arrays, or damaged$"):
+            ImageArray.from_npz(tmp_path / f"{name}.npz")
 
 
 # One pass
@@ -736,6 +740,20 @@ def test_moments_give_fid_only() -> None:
     refused(samples, narrow, "width 3, extractor 'tiny' of 12: it was measured with another one", metrics=("fid",))
 
 
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"sigma": np.eye(2) + 1j}, "must be floating-point numbers, got float64 and complex128"),
+        ({"mu": np.array(["a", "b"])}, "must be floating-point numbers, got <U1 and float64"),
+        ({"protocol": np.array('{"reference": {}, "num_images": null, "image_shape": null, "extractor": 3}')}, "is 3"),
+    ],
+)
+def test_damaged_moments(arrays: dict[str, Any], message: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "moments.npz", **{"mu": np.zeros(2), "sigma": np.eye(2)} | arrays)
+    with pytest.raises(ValueError, match=f"moments.npz.* {message}"):
+        read_moments(tmp_path / "moments.npz")
+
+
 def test_moments_of_another_extractor_are_refused_and_of_an_unknown_one_not_called_fid() -> None:
     standard = tiny_extractor(name="Inception", digest=STANDARD_DIGEST, probe=(1.0, 2.0))
     samples, only_fid = noise_source(40), replace(FEW, metrics=("fid",))
@@ -774,6 +792,8 @@ def test_nan_features_end_the_measurement() -> None:
         ({"metrics": ()}, "no metric"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"kid_subsets": -1}, "kid_subsets must be at least 1, got -1"),
+        ({"metrics": ("kid",), "kid_subset_size": 1}, "KID needs pairs of images: kid_subset_size must be at least 2"),
+        ({"metrics": ("kid",), "num_kept": 1}, "KID needs pairs of images: num_kept must be at least 2, got 1"),
     ],
 )
 def test_bad_settings(settings: dict[str, Any], message: str) -> None:

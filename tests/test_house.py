@@ -38,6 +38,7 @@ NOTHING = (
 )
 MAY_IMPORT: dict[str, set[str]] = {
     **{part: set() for part in NOTHING},
+    "kernels": {"packing"},
     "spectral_norm": {"kernels"},
     "layers": {"kernels", "normalization", "packing", "spectral_norm"},
     "modeling_biggan": {"configuration_biggan", "kernels", "spectral_norm", "layers", "latents", "hub", "images"},

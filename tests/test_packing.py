@@ -1,14 +1,16 @@
 """Networks that evaluate without gradients on a CPU, with weights in oneDNN's order."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.utils.prune
 from common import tiny_discriminator, tiny_generator, tiny_inputs
 from torch import Tensor, nn
 
-from biggan_hf import layers
+from biggan_hf import kernels, layers
 from biggan_hf.kernels import KeptKernel, kept_kernels
 
 
@@ -21,7 +23,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 }
 
 needs_packing = pytest.mark.skipif(
-    not layers.can_pack(torch.ones(1)), reason="this torch has no packed convolutions for this CPU"
+    not kernels.can_pack(torch.ones(1)), reason="this torch has no packed convolutions for this CPU"
 )
 
 
@@ -61,7 +63,7 @@ def test_packed_is_plain(network: Network) -> None:
 def test_without_packed_convolutions(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = tiny_inputs(network)
     expected = output(network, *inputs).detach()
-    monkeypatch.setattr(layers, "can_pack", lambda kernel: False)
+    monkeypatch.setattr(kernels, "can_pack", lambda kernel: False)
     with torch.no_grad():
         torch.testing.assert_close(output(network, *inputs), expected, rtol=1e-5, atol=1e-5)
     assert not any(packed(network))
@@ -138,3 +140,50 @@ def test_sampling_makes_no_kernel_twice() -> None:
     model.sample([1])
     now = [module._kept for module in model.modules() if isinstance(module, KeptKernel)]
     assert all(a is not None and b is not None and a.kernel is b.kernel for a, b in zip(kernels, now, strict=True))
+
+
+@torch.no_grad()
+def test_networks_whose_kernels_can_not_be_kept(network: Network) -> None:
+    inputs = tiny_inputs(network)
+    weights = {name: 1.3 * parameter for name, parameter in network.named_parameters()}
+    with torch.enable_grad():
+        expected = torch.func.functional_call(network, weights, inputs, {"return_dict": False})[0].detach()
+    actual = torch.func.functional_call(network, weights, inputs, {"return_dict": False})[0]
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+    for module in network.modules():
+        if isinstance(module, layers.Conv2d):
+            torch.nn.utils.prune.random_unstructured(module, "weight", amount=0.3)
+    with torch.enable_grad():
+        expected = output(network, *inputs).detach()
+    torch.testing.assert_close(output(network, *inputs), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_threads_share_a_model() -> None:
+    model = tiny_generator().eval()
+    inputs = tiny_inputs(model)
+    with torch.no_grad():
+        expected = output(model, *inputs)
+
+    def work(index: int) -> Tensor:
+        if index % 3 == 2:
+            return output(model, *inputs).detach()
+        with torch.no_grad():
+            return output(model, *inputs)
+
+    with ThreadPoolExecutor(4) as pool:
+        for out in pool.map(work, range(60)):
+            torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_part_written_through_data_is_seen() -> None:
+    model = tiny_generator().eval()
+    inputs = tiny_inputs(model)
+    before = output(model, *inputs)
+    conv = model.get_submodule("stages.1.blocks.0.conv2")
+    conv.weight.data[:, 3] = 0  # as in dissecting a generator
+    with torch.enable_grad():
+        expected = output(model, *inputs).detach()
+    assert not torch.allclose(expected, before, atol=1e-4)
+    torch.testing.assert_close(output(model, *inputs), expected, rtol=1e-5, atol=1e-5)

@@ -77,6 +77,20 @@ def test_option_keeps_the_function(pictures: Path, tmp_path: Path, flag: str) ->
     np.testing.assert_allclose(losses(tmp_path / "option"), losses(tmp_path / "plain"), rtol=0, atol=1e-3)
 
 
+def test_checkpointed_attention_has_a_second_derivative(pictures: Path, tmp_path: Path) -> None:
+    flags = [
+        "--r1_gamma",
+        "10",
+        "--r1_interval",
+        "1",
+        "--config_overrides",
+        "discriminator_attention_resolutions=[16]",
+    ]
+    main(arguments(pictures, tmp_path / "plain", *flags))
+    main(arguments(pictures, tmp_path / "checkpointed", "--gradient_checkpointing", *flags))
+    np.testing.assert_allclose(losses(tmp_path / "checkpointed"), losses(tmp_path / "plain"), rtol=0, atol=1e-3)
+
+
 def test_bfloat16_trains_weights_that_stay_in_float32(pictures: Path, tmp_path: Path) -> None:
     main(arguments(pictures, tmp_path / "plain"))
     AcceleratorState._reset_state(reset_partial_state=True)  # the precision of a process is set once

@@ -1,11 +1,18 @@
 """The kernels that evaluation computes with: made once of a weight, and anew when the weight has changed."""
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
+
+from .packing import can_pack
+
+
+# What a layer keeps, and whether it may trust it, belongs to one forward at a time.
+_FORWARD = threading.RLock()
 
 
 class Kept(NamedTuple):
@@ -50,11 +57,13 @@ class KeptKernel(nn.Module):
             kept = self._kept
         return self.arrange(self.normalized_weight()) if kept is None else kept.kernel
 
-    def replace_kept(self, kernel: Tensor) -> Tensor:
-        """Keeps another form of the same kernel, in the place of the one that is kept."""
-        assert self._kept is not None
-        self._kept = self._kept._replace(kernel=kernel)
-        return kernel
+    def packed_kernel(self, pack: Callable[[Tensor], Tensor]) -> Tensor:
+        """The kernel, packed where it is kept, the forward packs and it is not packed yet."""
+        kernel, kept = self.kernel(), self._kept
+        if not self._packs or kept is None or not can_pack(kernel):
+            return kernel
+        self._kept = kept._replace(kernel=pack(kernel))
+        return self._kept.kernel
 
     def _can_keep(self) -> bool:
         """Not where a gradient is wanted or the weight is another function's variable, as in `functional_call`."""
@@ -72,7 +81,7 @@ class KeptKernel(nn.Module):
             kernel = self.arrange(self.normalized_weight())
             if kernel.ndim == 4:  # the format in which convolutions are fastest, and in which they hand on the map
                 kernel = kernel.contiguous(memory_format=torch.channels_last)
-            return Kept(kernel, sources, [tensor._version for tensor in sources], self._probe().clone())
+            return Kept(kernel, sources, [tensor._version for tensor in sources], self._probe())
 
     def _is_kept(self) -> bool:
         """Whether there is a kernel, of these very tensors as they were by autograd's record of writes."""
@@ -85,10 +94,11 @@ class KeptKernel(nn.Module):
         return self._kept is not None and self._kept.kernel.is_mkldnn
 
     def _probe(self) -> Tensor:
-        """Sixteen values from all over the weight, whatever its memory format, without a copy."""
+        """The sum of the weight and sixteen values from all over it, whatever its memory format."""
         weight = self.weight.detach()
         number = min(weight.numel(), 16)
-        return weight.as_strided((number,), (weight.numel() // number,), weight.storage_offset())
+        values = weight.as_strided((number,), (weight.numel() // number,), weight.storage_offset())
+        return torch.cat([values.float(), weight.sum(dtype=torch.float32)[None]])
 
     def train(self, mode: bool = True) -> Self:
         self._kept = None
@@ -100,7 +110,8 @@ class KeptKernel(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy, in memory or on disk, makes its own kernel."""
-        return {name: value for name, value in self.__dict__.items() if name != "_kept"}
+        own = ("_kept", "_trusts_kept", "_packs")
+        return {name: value for name, value in self.__dict__.items() if name not in own}
 
 
 def _refresh(layers: Sequence[KeptKernel], packs: bool = False) -> None:
@@ -109,8 +120,8 @@ def _refresh(layers: Sequence[KeptKernel], packs: bool = False) -> None:
     where that serves.
 
     Autograd's record of writes misses those of fused optimisers and through `.data`, as averages of weights are often
-    copied. These write a weight as a whole, and a few of its values tell: all layers' in one comparison, since it
-    waits for the device.
+    copied. Of these the weight's sum and a few of its values tell, all layers' in one comparison, since it waits for
+    the device.
     """
     keeping = [layer for layer in layers if layer._can_keep()]
     kept = [layer for layer in keeping if layer._is_kept() and (packs or not layer.kernel_is_packed())]
@@ -133,16 +144,21 @@ def kept_kernels(network: nn.Module) -> Iterator[None]:
     if torch.compiler.is_compiling():
         yield
         return
-    layers = [m for m in network.modules() if isinstance(m, KeptKernel) and not (m.training or m._trusts_kept)]
-    packs = _may_pack() and network._compiled_call_impl is None
-    _refresh(layers, packs)
-    for layer in layers:
-        layer._trusts_kept, layer._packs = True, packs
-    try:
+    kept = [module for module in network.modules() if isinstance(module, KeptKernel) and not module.training]
+    if not kept:
         yield
-    finally:
+        return
+    with _FORWARD:
+        layers = [layer for layer in kept if not layer._trusts_kept]
+        packs = _may_pack() and network._compiled_call_impl is None
+        _refresh(layers, packs)
         for layer in layers:
-            layer._trusts_kept = layer._packs = False
+            layer._trusts_kept, layer._packs = True, packs
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer._trusts_kept = layer._packs = False
 
 
 def _may_pack() -> bool:

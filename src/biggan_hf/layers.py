@@ -6,7 +6,7 @@ arXiv:1805.08318.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import torch
 import torch.distributed as dist
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from .kernels import KeptKernel
 from .normalization import batch_normalize
-from .packing import can_pack, pack, packed_conv2d
+from .packing import pack, packed_conv2d
 from .spectral_norm import Float32Buffers, SpectralNorm, is_recomputing
 
 
@@ -63,10 +63,9 @@ class Conv2d(KeptKernel, nn.Conv2d):
             return kernel.mT.unflatten(2, (4, 4))
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        kernel, transposed = self.kernel(), self.resample == "up"
+        transposed = self.resample == "up"
         stride, padding = (2, 1) if self.resample else (1, self.kernel_size[0] // 2)
-        if self._packs and can_pack(kernel):
-            kernel = self.replace_kept(pack(kernel, hidden_states.shape, stride, padding, transposed))
+        kernel = self.packed_kernel(lambda plain: pack(plain, hidden_states.shape, stride, padding, transposed))
         if kernel.is_mkldnn:
             return packed_conv2d(hidden_states, kernel, self.bias, stride, padding, transposed)
         convolution = F.conv_transpose2d if transposed else F.conv2d
@@ -296,7 +295,7 @@ def _rows(layer: nn.Module) -> Tensor:
     """The map (C, condition_dim) of a gain or a bias; an embedding looked up by weights of classes is one too."""
     if isinstance(layer, SNLinear):
         return layer.kernel()
-    weight = layer.get_parameter("weight")
+    weight = cast(Tensor, layer.weight)
     return weight.t() if isinstance(layer, nn.Embedding) else weight
 
 

@@ -65,18 +65,19 @@ class _BatchNormalize(torch.autograd.Function):
         expectations over the batch (Ioffe & Szegedy 2015, arXiv:1502.03167, section 3): a multiply-add of each map.
         """
         x, gain, mean, inv_std = ctx.saved_tensors
-        of_bias = gradient.sum(dim=(2, 3), dtype=mean.dtype)  # (N, C)
-        of_gain = ((gradient * x).sum(dim=(2, 3), dtype=mean.dtype) - mean * of_bias) * inv_std
+        wide = gradient.to(mean.dtype)
+        centred = x.to(mean.dtype) - mean[:, None, None]  # before any product, which would cancel
+        of_bias = wide.sum(dim=(2, 3))  # (N, C)
+        of_gain = (wide * centred).sum(dim=(2, 3)) * inv_std
         sums = torch.stack([(gain * of_bias).sum(0), (gain * of_gain).sum(0)])
         if ctx.group is not None:
             dist.all_reduce(sums, group=ctx.group)
         mean_g, mean_gx = sums / (x[:, 0].numel() * _number_of(ctx.group))
-        slope = -inv_std.square() * mean_gx
-        offset = -inv_std * mean_g - mean * slope
-        of_x = torch.addcmul(_of_map(offset[None], x), x, _of_map(slope[None], x))
-        of_x.addcmul_(gradient, _of_map(gain * inv_std, x))
+        slope, offset = -inv_std.square() * mean_gx, -inv_std * mean_g
+        of_x = torch.addcmul(_of_map(offset[None], wide), centred, _of_map(slope[None], wide), out=centred)
+        of_x.addcmul_(wide, _of_map(gain * inv_std, wide))
         of_gain, of_bias = (tensor.sum_to_size(gain.shape).to(gain.dtype) for tensor in (of_gain, of_bias))
-        return of_x, of_gain, of_bias, None, None, None, None
+        return of_x.to(x.dtype), of_gain, of_bias, None, None, None, None
 
 
 def _normalize_as_one(

@@ -64,6 +64,9 @@ class EvaluationSettings:
         for name in ("batch_size", "num_kept", "kid_subsets", "kid_subset_size", "is_splits"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("num_kept", "kid_subset_size") if "kid" in self.metrics else ():
+            if getattr(self, name) < 2:
+                raise ValueError(f"KID needs pairs of images: {name} must be at least 2, got {getattr(self, name)}")
         if self.cache_dir is not None and self.cache_dir.exists() and not self.cache_dir.is_dir():
             raise ValueError(f"the cache {str(self.cache_dir)!r} is a file, expected a folder")
 

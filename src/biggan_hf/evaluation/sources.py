@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import zipfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -359,5 +360,5 @@ def load_npz(path: str | Path) -> dict[str, np.ndarray]:
             return {name: file[name] for name in file.files}
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no file {str(path)!r}") from None
-    except (ValueError, OSError, AttributeError) as error:
-        raise ValueError(f"{str(path)!r} is no .npz file of arrays: {error}") from error
+    except (ValueError, OSError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{str(path)!r} is no .npz file of arrays, or damaged") from error

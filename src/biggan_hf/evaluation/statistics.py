@@ -304,6 +304,9 @@ def read_moments(path: str | Path) -> Measurements:
     arrays = load_npz(path)
     if not {"mu", "sigma"} <= arrays.keys():
         raise ValueError(f"{str(path)!r} has the arrays {', '.join(arrays) or 'none'}, expected mu and sigma")
+    if not all(np.issubdtype(arrays[name].dtype, np.floating) for name in ("mu", "sigma")):
+        dtypes = " and ".join(str(arrays[name].dtype) for name in ("mu", "sigma"))
+        raise ValueError(f"{str(path)!r}: mu and sigma must be floating-point numbers, got {dtypes}")
     mean, covariance = (torch.from_numpy(arrays[name].astype(np.float64)) for name in ("mu", "sigma"))
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
         shapes = f"{tuple(mean.shape)} and {tuple(covariance.shape)}"
@@ -317,6 +320,8 @@ def read_moments(path: str | Path) -> Measurements:
         protocol = json.loads(str(arrays["protocol"]))
         description = {**protocol["reference"], "moments": str(path)}
         shape = protocol["image_shape"] and tuple(protocol["image_shape"])
+        if not isinstance(protocol["extractor"], dict):
+            raise TypeError(f"its extractor is {protocol['extractor']!r}")
         return Measurements(
             description, mean, covariance, protocol["num_images"], shape, extractor=protocol["extractor"]
         )

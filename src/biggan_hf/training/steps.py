@@ -87,7 +87,8 @@ def discriminator_step(
     players.discriminator_optimizer.zero_grad()
     for index, (latents, real) in enumerate(micro_batches):
         _iterate_spectral_norms(players, rules.iterate_every_forward or index == 0)
-        with _reduce_gradients(accelerator, players.discriminator, index == len(micro_batches) - 1):
+        is_last = index == len(micro_batches) - 1
+        with _reduce_gradients(accelerator, players.discriminator, is_last), _attention_kernels(rules):
             fake = _generate(players, latents, len(real.inputs), real.inputs.dtype)
             if rules.diff_augment:
                 fake, real = (Batch(_augmented(b.inputs, rules), b.class_labels) for b in (fake, real))
@@ -186,10 +187,16 @@ def _r1(players: Players, real: Batch, rules: Rules) -> Tensor:
     """γ times the R1 penalty, from a forward of its own."""
     _iterate_spectral_norms(players, rules.iterate_every_forward)
     pixels = real.inputs.detach().requires_grad_()
-    # The fused attention kernels have no second derivative.
-    with sdpa_kernel(SDPBackend.MATH):
-        logits = players.discriminator(pixels, real.class_labels).logits
+    logits = players.discriminator(pixels, real.class_labels).logits
     return rules.r1_gamma * r1_penalty(_precise(logits), pixels)
+
+
+def _attention_kernels(rules: Rules) -> Any:
+    """
+    The fused kernels of attention have no second derivative, which R1 takes. The choice holds to the end of the
+    backward pass, since activation checkpointing computes the forward again there.
+    """
+    return sdpa_kernel(SDPBackend.MATH) if rules.r1_gamma else contextlib.nullcontext()
 
 
 def _precise(logits: Tensor) -> Tensor:
