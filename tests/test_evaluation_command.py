@@ -169,7 +169,7 @@ def test_two_processes_measure_what_one_does(folder: Path) -> None:
 
 def test_what_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("report.json").write_text("precious")
-    Path("failing.py").write_text("def extract(images):\n    raise RuntimeError('boom')\n")
+    Path("exploding.py").write_text("def extract(images):\n    raise RuntimeError('boom')\n")
     Path("broken").mkdir()
     Path("broken/README.md").write_text("---\n- a: [\n---\n# Mine\n")
     np.savez("few.npz", x=np.zeros((4, 1, 32, 32), np.uint8))
@@ -190,7 +190,12 @@ def test_what_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
         "the metadata of 'broken/README.md' is no YAML": ["broken", *fast, "--update_card"],
         "all images of pictures are in use": ["model", *fast, "--reference_images", "120", "--floor", "rest"],
         "--num_images 4": ["few.npz", *fast],
-        "fails on uint8 images (2, 3, 32, 32): RuntimeError: boom": ["model", *fast, "--extractor", "failing:extract"],
+        "fails on uint8 images (2, 3, 32, 32): RuntimeError: boom": [
+            "model",
+            *fast,
+            "--extractor",
+            "exploding:extract",
+        ],
         "there is no truncation": ["samples.npz", *fast, "--truncation", "0.5"],
         "there is no file 'samples.npz'": ["samples.npz", *fast],
         "there is no file 'y.npz'": ["model", "--moments", "y.npz", "--extractor", "own:extract"],
