@@ -17,7 +17,7 @@ _FORWARD = threading.RLock()
 
 class Kept(NamedTuple):
     """A kernel, and what it was made of: the tensors, which share memory and version with the layer's own, their
-    versions, and a few of the weight's values."""
+    versions, and the weight's sum with a few of its values."""
 
     kernel: Tensor
     sources: list[Tensor]

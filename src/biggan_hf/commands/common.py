@@ -2,7 +2,9 @@
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,6 +93,32 @@ def seed(text: str) -> int:
 # The model and its classes
 
 
+def device_or_best(device: str | None) -> str:
+    """`None` is "cuda" where there is one."""
+    import torch
+
+    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def processes(device: str | None) -> Iterator[None]:
+    """Joins the processes that `accelerate launch` or `torchrun` started, if this is one of them."""
+    import torch
+    import torch.distributed as dist
+
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield
+        return
+    on_gpu = device_or_best(device) == "cuda"
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group("nccl" if on_gpu else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
 def load_pipeline(model: str, device: str | None) -> "BigGANPipeline":
     """
     Args:
@@ -114,7 +142,7 @@ def load_pipeline(model: str, device: str | None) -> "BigGANPipeline":
     except Exception as error:
         source = "" if Path(model).is_dir() else ", which is no folder here, from the Hub"
         raise ValueError(f"cannot load {model!r}{source}: {error}") from error
-    return pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return pipe.to(device_or_best(device))
 
 
 def classes_to_sample(pipe: "BigGANPipeline", given: list[str] | None, default: int = 10) -> list[Class] | None:

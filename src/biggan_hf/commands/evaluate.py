@@ -2,9 +2,6 @@
 
 import argparse
 import math
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -140,11 +137,11 @@ def run(args: argparse.Namespace) -> None:
     _check_samples(args)
     _check_reference(args, settings)
     _check_written(args)
-    with processes(args):
+    with common.processes(args.device):
         samples = _samples(args)
         size = samples[0].image_shape[1]
         name = args.extractor or protocol["extractor"]
-        extractor = load_extractor(name, _device(args), args.extractor_weights, size)
+        extractor = load_extractor(name, common.device_or_best(args.device), args.extractor_weights, size)
         reference, floor = _reference(args, samples[0], extractor, settings)
         reports = evaluate_all(samples, reference, extractor, settings, floor)
         if process_rank() == 0:
@@ -310,28 +307,3 @@ def _truncation(text: str) -> float | None:
 
 
 # Devices and processes
-
-
-def _device(args: argparse.Namespace) -> str:
-    import torch
-
-    return args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-
-
-@contextmanager
-def processes(args: argparse.Namespace) -> Iterator[None]:
-    """Joins the processes that `accelerate launch` or `torchrun` started, if this is one of them."""
-    import torch
-    import torch.distributed as dist
-
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
-        yield
-        return
-    on_gpu = _device(args) == "cuda"
-    if on_gpu:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("nccl" if on_gpu else "gloo")
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()

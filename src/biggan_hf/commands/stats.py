@@ -64,12 +64,11 @@ def run(args: argparse.Namespace) -> None:
     from ..evaluation.statistics import process_rank
     from ..latents import check_truncation
     from ..standing_stats import collect_standing_statistics
-    from .evaluate import processes
 
     _check_folder(args.output, args.overwrite)
     for truncation in args.truncations or []:
         check_truncation(truncation)
-    with processes(args):
+    with common.processes(args.device):
         model = common.load_pipeline(args.model, args.device).model
         collect_standing_statistics(
             model,
