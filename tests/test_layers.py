@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from biggan_hf import layers
 from biggan_hf.layers import (
     BatchNorm2d,
     ConditionalBatchNorm2d,
@@ -21,6 +22,7 @@ from biggan_hf.layers import (
     modulations,
 )
 from biggan_hf.normalization import batch_normalize
+from biggan_hf.resampling import box_sum, transposed_product
 
 
 @pytest.fixture(autouse=True)
@@ -202,6 +204,7 @@ RESAMPLED: dict[Resample, Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]
 @pytest.mark.parametrize("sn_eps", [None, 1e-6])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize(("channels", "size"), [((3, 5), (4, 6)), ((8, 2), (2, 2)), ((1, 1), (8, 4))])
+@pytest.mark.parametrize("by_product", [False, True])
 def test_convolution_with_resampling_is_the_two_after_each_other(
     resample: Resample,
     training: bool,
@@ -209,7 +212,11 @@ def test_convolution_with_resampling_is_the_two_after_each_other(
     dtype: torch.dtype,
     channels: tuple[int, int],
     size: tuple[int, int],
+    by_product: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if by_product:
+        monkeypatch.setattr(layers, "PRODUCT_CHANNELS", 1)
     fused, plain = conv2d(*channels, 3, sn_eps, resample=resample).to(dtype), conv2d(*channels, 3, sn_eps).to(dtype)
     plain.load_state_dict(fused.state_dict())
     reference = functools.partial(RESAMPLED[resample], plain.train(training))
@@ -223,6 +230,36 @@ def test_convolution_with_resampling_is_the_two_after_each_other(
     tolerance = 1e-12 if dtype == torch.float64 else 1e-5
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+
+
+FORMATS = [torch.contiguous_format, torch.channels_last]
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("padding", [0, 1])
+def test_sums_of_windows(memory_format: torch.memory_format, padding: int) -> None:
+    maps = torch.randn(2, 3, 4, 5, dtype=torch.float64).to(memory_format=memory_format).requires_grad_()
+    function = functools.partial(box_sum, padding=padding)
+    expected = 4 * F.avg_pool2d(F.pad(maps, [padding] * 4), 2, stride=1)
+    torch.testing.assert_close(function(maps), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(torch.vmap(lambda x: function(x[None])[0])(maps), expected)
+    assert torch.autograd.gradcheck(function, maps, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(function, maps)
+    assert not saved_for_the_gradient(lambda: function(maps))
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+def test_transposed_product_is_a_transposed_convolution(memory_format: torch.memory_format) -> None:
+    maps, weight, bias = (
+        torch.randn(2, 3, 2, 4),
+        torch.randn(5, 3, 3, 3).to(memory_format=memory_format),
+        torch.randn(5),
+    )
+    expected = F.conv_transpose2d(maps, weight.flip(2, 3).transpose(0, 1), bias, stride=2)
+    out = transposed_product(maps, weight, bias)
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+    assert out.is_contiguous(memory_format=memory_format)
+    torch.testing.assert_close(transposed_product(maps, weight, None), expected - bias[:, None, None])
 
 
 @pytest.mark.parametrize("samples", [1, 4])

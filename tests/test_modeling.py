@@ -29,7 +29,7 @@ from biggan_hf import BigGANConfig, BigGANDiscriminator, BigGANModel, modeling_b
 
 Network = BigGANModel | BigGANDiscriminator
 NETWORKS: dict[str, Callable[..., Network]] = {"generator": tiny_generator, "discriminator": tiny_discriminator}
-FLOAT32_BUFFERS = ("running_mean", "running_var", "standing_mean", "standing_var", "u0", "sv0", "v0", "spread")
+FLOAT32_BUFFERS = ("running_mean", "running_var", "standing_mean", "standing_var", "u0", "sv0", "v0")
 
 both_networks = pytest.mark.parametrize("build", NETWORKS.values(), ids=NETWORKS)
 all_variants = pytest.mark.parametrize("overrides", VARIANTS.values(), ids=VARIANTS)
@@ -296,7 +296,8 @@ def test_sample_keeps_the_order_of_labels() -> None:
     latents = tiny_latents(6, model.config)
     images = model.sample([3, 0], num_images_per_label=3, latents=latents)
     assert images.shape == (6, 3, 32, 32) and not images.requires_grad
-    assert torch.equal(images, output(model, latents, torch.tensor([3, 3, 3, 0, 0, 0])))
+    expected = output(model, latents, torch.tensor([3, 3, 3, 0, 0, 0])).detach()
+    torch.testing.assert_close(images, expected, rtol=0, atol=1e-5)
     for one in (3, [3], torch.tensor(3), torch.tensor([3], dtype=torch.int32)):
         assert torch.equal(model.sample(one, latents=latents[:1]), model.sample([3], latents=latents[:1]))
 
@@ -718,7 +719,8 @@ def test_checkpointed_discriminator_asks_no_gradient_of_the_callers_images() -> 
 
 @both_networks
 def test_compile(build: Callable[..., Network]) -> None:
-    model, compiled = (build(**VARIANTS["attention"]) for _ in range(2))
+    # In double precision, since the bias before a norm has rounding for a gradient.
+    model, compiled = (build(**VARIANTS["attention"]).double() for _ in range(2))
     torch._dynamo.reset()
     run = torch.compile(compiled, backend="aot_eager", fullgraph=True)
     inputs = tiny_inputs(model)
@@ -726,7 +728,7 @@ def test_compile(build: Callable[..., Network]) -> None:
     expected, actual = after_a_step(model.train(), model), after_a_step(compiled.train(), run)
     assert actual.keys() == expected.keys()
     for name, tensor in expected.items():
-        assert torch.allclose(actual[name], tensor, rtol=1e-5, atol=1e-5), name
+        assert torch.allclose(actual[name], tensor, rtol=1e-9, atol=1e-9), name
 
 
 def test_compile_with_standing_statistics() -> None:

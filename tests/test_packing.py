@@ -48,6 +48,18 @@ def packed(network: nn.Module) -> list[bool]:
     ]
 
 
+@torch.no_grad()
+def test_products_need_no_packing(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = tiny_inputs(network)
+    expected = output(network, *inputs)
+    monkeypatch.setattr(layers, "PRODUCT_CHANNELS", 1)
+    network.train().eval()  # other kernels
+    for _ in range(2):
+        torch.testing.assert_close(output(network, *inputs), expected, rtol=1e-5, atol=1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.allclose(output(network, *inputs).float(), expected, rtol=0.05, atol=0.2)
+
+
 @needs_packing
 def test_packed_is_plain(network: Network) -> None:
     inputs = tiny_inputs(network)

@@ -16,10 +16,13 @@ from torch.nn import functional as F
 from .kernels import KeptKernel
 from .normalization import batch_normalize
 from .packing import pack, packed_conv2d
+from .resampling import box_sum, transposed_product
 from .spectral_norm import Float32Buffers, SpectralNorm, is_recomputing
 
 
 Resample = Literal["up", "down"]
+# Before upsampling on a CPU, see `Conv2d`: from here a product of matrices takes half the time of a convolution.
+PRODUCT_CHANNELS = 1024
 
 
 # Convolutions, linear maps and embeddings, with and without spectral norm
@@ -30,11 +33,10 @@ class Conv2d(KeptKernel, nn.Conv2d):
     Convolution that keeps the size of the map, with nearest-neighbour upsampling by two before it (`resample="up"`)
     or average pooling by two after it (`resample="down"`).
 
-    A 3x3 convolution and the resampling beside it are one strided operation with a 4x4 kernel: the same function in
-    4/9 of the multiplications, and the large map between the two is never made.
+    Upsampling puts zeros between the pixels and sums every 2x2 window; pooling sums every 2x2 window and keeps a
+    quarter of every second one. Such sums commute with a convolution, and then its stride skips the zeros in the one
+    case and what is not kept in the other: the same function in a quarter of the multiplications.
     """
-
-    spread: Tensor
 
     def __init__(
         self,
@@ -46,41 +48,34 @@ class Conv2d(KeptKernel, nn.Conv2d):
     ):
         nn.Conv2d.__init__(self, in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=bias)
         self.resample = resample
-        if resample is not None:
-            self.register_buffer("spread", spread_matrix(resample), persistent=False)
 
     def arrange(self, weight: Tensor) -> Tensor:
         """A weight (out, in, k, k) in the form in which the operation takes it."""
-        if self.resample is None:
-            return weight
-        places, is_up, spread = weight.flatten(2), self.resample == "up", self.spread.to(weight.dtype)
-        with torch.autocast(weight.device.type, enabled=False):
-            if self.training and weight.is_contiguous():
-                kernel = (places @ spread.t()).unflatten(2, (4, 4))
-                return kernel.transpose(0, 1) if is_up else kernel
-            # Channel by place by channel is channels-last order of both kinds of kernel.
-            kernel = spread @ (places.permute(1, 2, 0) if is_up else places.mT)
-            return kernel.mT.unflatten(2, (4, 4))
+        if self.resample == "up" and not self._is_product(weight):  # a transposed convolution runs backwards
+            return weight.flip(2, 3).transpose(0, 1)
+        return weight / 4 if self.resample == "down" else weight
 
     def forward(self, hidden_states: Tensor) -> Tensor:
+        if self.resample is None:
+            return self._convolve(hidden_states, self.bias, 1, self.kernel_size[0] // 2)
+        if self.resample == "down":
+            return self._convolve(box_sum(hidden_states, padding=1), self.bias, 2, 0)
+        bias = None if self.bias is None else self.bias / 4  # of which a window sums four
+        if self._is_product(self.weight):
+            return box_sum(transposed_product(hidden_states, self.kernel(), bias))
+        return box_sum(self._convolve(hidden_states, bias, 2, 0))
+
+    def _convolve(self, hidden_states: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
         transposed = self.resample == "up"
-        stride, padding = (2, 1) if self.resample else (1, self.kernel_size[0] // 2)
         kernel = self.packed_kernel(lambda plain: pack(plain, hidden_states.shape, stride, padding, transposed))
         if kernel.is_mkldnn:
-            return packed_conv2d(hidden_states, kernel, self.bias, stride, padding, transposed)
+            return packed_conv2d(hidden_states, kernel, bias, stride, padding, transposed)
         convolution = F.conv_transpose2d if transposed else F.conv2d
-        return convolution(hidden_states, kernel, self.bias, stride=stride, padding=padding)
+        return convolution(hidden_states, kernel, bias, stride=stride, padding=padding)
 
-
-def spread_matrix(resample: Resample) -> Tensor:
-    """
-    (16, 9), from the places of a 3x3 kernel to those of the 4x4 one that is the same function with the resampling:
-    each place goes to the four with which it shares a pixel.
-    """
-    line = torch.tensor([[1, 0, 0], [1, 1, 0], [0, 1, 1], [0, 0, 1]], dtype=torch.float32)
-    if resample == "up":  # a transposed convolution runs backwards
-        line = line.flip(1)
-    return torch.kron(line, line) / (4 if resample == "down" else 1)
+    def _is_product(self, weight: Tensor) -> bool:
+        """Maps of so many channels are small, and oneDNN would spend its time on the order of the weight."""
+        return weight.device.type == "cpu" and self.in_channels >= PRODUCT_CHANNELS
 
 
 class SNConv2d(SpectralNorm, Conv2d):

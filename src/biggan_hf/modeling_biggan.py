@@ -28,7 +28,6 @@ from .latents import TruncationMode, check_generators, check_truncation, check_t
 from .layers import (
     BatchNorm2d,
     ConditionalBatchNorm2d,
-    Conv2d,
     Modulation,
     OneHotLabels,
     SelfAttention,
@@ -37,7 +36,6 @@ from .layers import (
     conv2d,
     linear,
     modulations,
-    spread_matrix,
 )
 from .spectral_norm import SpectralNorm, iterate_in_training
 
@@ -365,8 +363,6 @@ class BigGANPreTrainedModel(PreTrainedModel):
             self._init_weight(module.weight)
             if isinstance(bias := getattr(module, "bias", None), Tensor):
                 init.zeros_(bias)
-        if isinstance(module, Conv2d) and module.resample is not None:
-            init.copy_(module.spread, spread_matrix(module.resample))
         if isinstance(module, SpectralNorm):
             init.normal_(module.u0)
             init.ones_(module.sv0)

@@ -1,0 +1,67 @@
+"""What upsampling and pooling by two beside a convolution are made of: see `layers.Conv2d`."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def box_sum(hidden_states: Tensor, padding: int = 0) -> Tensor:
+    """The sums of all 2x2 windows: (N, C, H, W) to (N, C, H - 1, W - 1), or (N, C, H + 1, W + 1) with `padding=1`."""
+    if torch.compiler.is_compiling():  # which decides by itself what to keep, and fuses sums with what comes after
+        return _sum_of_shifted(hidden_states, padding)
+    return _BoxSum.apply(hidden_states, padding)
+
+
+def _sum_of_shifted(hidden_states: Tensor, padding: int) -> Tensor:
+    if not padding:
+        total = hidden_states[..., 1:, 1:] + hidden_states[..., 1:, :-1]
+        return total.add_(hidden_states[..., :-1, 1:]).add_(hidden_states[..., :-1, :-1])
+    total = F.pad(hidden_states, (1, 0, 1, 0))
+    total[..., 1:, :-1] += hidden_states
+    total[..., :-1, 1:] += hidden_states
+    total[..., :-1, :-1] += hidden_states
+    return total
+
+
+class _BoxSum(torch.autograd.Function):
+    """It keeps nothing for the backward pass, which is the sum with the other padding."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(hidden_states: Tensor, padding: int) -> Tensor:
+        # On a CPU pooling is slow where a channel's pixels lie side by side.
+        if hidden_states.device.type == "cpu" and hidden_states.stride(1) != 1:
+            return _sum_of_shifted(hidden_states, padding)
+        return F.avg_pool2d(hidden_states, 2, stride=1, padding=padding, divisor_override=1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
+        ctx.padding = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return box_sum(gradient, 1 - ctx.padding), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
+        return box_sum(tangent, ctx.padding)
+
+
+def transposed_product(hidden_states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """
+    The transposed convolution of stride two with a kernel (out, in, 3, 3) turned by 180 degrees, by one product of
+    matrices: turning the map before and after does as well.
+
+    (N, in, H, W) to (N, out, 2H + 1, 2W + 1), in the memory format of the weight, as convolutions do.
+    """
+    (samples, channels, height, width), out_channels = hidden_states.shape, weight.shape[0]
+    pixels = hidden_states.flip(2, 3).permute(0, 2, 3, 1).reshape(-1, channels)
+    columns = F.linear(pixels, weight.permute(0, 2, 3, 1).reshape(out_channels * 9, channels))
+    columns = columns.view(samples, height * width, out_channels * 9).mT
+    maps = F.fold(columns, (2 * height + 1, 2 * width + 1), kernel_size=3, stride=2).flip(2, 3)
+    if weight.stride(1) == 1:
+        maps = maps.contiguous(memory_format=torch.channels_last)
+    return maps if bias is None else maps.add_(bias[:, None, None])
