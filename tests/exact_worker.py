@@ -1,14 +1,18 @@
 """What processes of test_training_exact.py do: three alternating updates in float64 on one global batch, however it
-is split; a vote; a run whose batch norms see one process each."""
+is split; the bytes of an exchange; a batch norm in bfloat16; a vote; a run whose batch norms see one process each."""
 
 import sys
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from biggan_hf import BigGANConfig, BigGANDiscriminator, BigGANModel
 from biggan_hf.layers import BatchNorm2d, ConditionalBatchNorm2d
+from biggan_hf.normalization import batch_normalize
 from biggan_hf.training import parse_arguments, set_up
 from biggan_hf.training.loop import train_step
 from biggan_hf.training.replicas import average_running_statistics, replica_group_size, set_cross_replica_batch_norm
@@ -87,6 +91,45 @@ def _keep(gradients: dict[str, Tensor], prefix: str, network: torch.nn.Module) -
         gradients[f"{prefix}.{name}"] = parameter.grad.clone()
 
 
+def exchanged(accelerator: Accelerator, accumulation: int) -> dict[str, Tensor]:
+    """The bytes of gradients that an update of each player sends, and of its weights."""
+    players = _players(accelerator, "fixed")
+    networks: dict[str, Any] = {"discriminator": players.discriminator, "generator": players.generator}
+    sent: dict[str, list[int]] = {name: [] for name in networks}
+
+    def counted(sizes: list[int], bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+        sizes.append(bucket.buffer().nbytes)
+        return allreduce_hook(dist.group.WORLD, bucket)  # type: ignore[arg-type]  # joined, hence not None
+
+    for name, network in networks.items():
+        network.register_comm_hook(sent[name], counted)
+    latents, pictures = _micro_batches(accelerator, accumulation, update=0)
+    discriminator_step(players, list(zip(latents, pictures, strict=True)), Rules())
+    generator_step(players, latents, Rules())
+    weights = {name: sum(weight.nbytes for weight in network.parameters()) for name, network in networks.items()}
+    return {name: torch.tensor([sum(sent[name]), weights[name]]) for name in networks}
+
+
+def batch_norm(
+    rank: int, num_processes: int, dtype: torch.dtype, group: dist.ProcessGroup | None
+) -> dict[str, Tensor]:
+    """
+    A process's part of maps in bfloat16, normalised in that dtype or a finer one, with the gradients. Means are large
+    beside what varies, of the maps and of the gradient: sums in bfloat16 would be seen.
+    """
+    draw = torch.Generator().manual_seed(0)
+    maps, upstream = (mean + 0.1 * torch.randn(8, 3, 4, 4, generator=draw) for mean in (3.0, 1.0))
+    maps, upstream = (x.bfloat16().chunk(num_processes)[rank].to(dtype) for x in (maps, upstream))
+    wide = torch.promote_types(dtype, torch.float32)
+    gain, bias = (0.5 + torch.rand(1, 3, generator=draw).to(wide) for _ in range(2))
+    running = torch.zeros(3, dtype=wide), torch.ones(3, dtype=wide)
+    inputs = [tensor.requires_grad_() for tensor in (maps, gain, bias)]
+    out = batch_normalize(maps, gain, bias, running, 0.1, 1e-5, group)
+    gradients = torch.autograd.grad(out, inputs, upstream)
+    values = {"out": out, "of_maps": gradients[0], "of_gain": gradients[1], "of_bias": gradients[2]}
+    return {name: value.detach() for name, value in (values | {"mean": running[0], "var": running[1]}).items()}
+
+
 def votes(accelerator: Accelerator) -> Tensor:
     """(processes, 6): what each hears, when the second alone wants to stop from its third call on."""
     vote = Vote(accelerator.num_processes)
@@ -116,6 +159,11 @@ def main(path: str, *argv: str) -> None:
         torch.save(results, path)
 
 
+def gathered(accelerator: Accelerator, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Of all processes, (processes, …)."""
+    return {name: accelerator.gather(value[None].contiguous()) for name, value in values.items()}
+
+
 def two_processes(accelerator: Accelerator, argv: list[str]) -> dict[str, dict[str, Tensor]]:
     assert accelerator.num_processes == 2
     penalised = Rules(r1_gamma=1.0, generator_orthogonality=1e-2, discriminator_orthogonality=1e-2)
@@ -125,6 +173,9 @@ def two_processes(accelerator: Accelerator, argv: list[str]) -> dict[str, dict[s
         "all-1": play(accelerator, 1, "on", Rules()),
         "all-2": play(accelerator, 2, "on", Rules()),
         "fixed-2-penalised": play(accelerator, 2, "fixed", penalised),
+        "exchanged-1": exchanged(accelerator, 1),
+        "exchanged-2": exchanged(accelerator, 2),
+        "bfloat16": gathered(accelerator, batch_norm(accelerator.process_index, 2, torch.bfloat16, dist.group.WORLD)),
         "votes": {"heard": votes(accelerator)},
         "statistics": statistics(argv),
     }

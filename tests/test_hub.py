@@ -243,6 +243,15 @@ def test_failed_save_loses_nothing(tmp_path: Path) -> None:
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+def test_failed_save_leaves_no_folder_of_its_making(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    for name in ("there/a/b", "there"):
+        with pytest.raises(OSError, match="disk full"), staged_save(tmp_path / name) as folder:
+            (folder / "half").touch()
+            raise OSError("disk full")
+        assert list(tmp_path.rglob("*")) == [tmp_path / "there"]
+
+
 def test_stale_weights_are_only_the_default_weights(tmp_path: Path) -> None:
     names = ["model.safetensors", "model.ema.safetensors", "model-notes.safetensors", "optimizer.bin"]
     for name in names:

@@ -113,7 +113,8 @@ def test_training_without_iterating_serves_the_last_step_again() -> None:
 
 
 def test_layers_take_their_steps_together_as_each_would_alone() -> None:
-    together = [build() for build in [*SPECTRAL.values()] * 2] + [SNLinear(12, 7, eps=1e-3)]
+    # One of them with an eps that bounds its norms.
+    together = [build() for build in [*SPECTRAL.values()] * 2] + [SNLinear(12, 7, eps=10.0)]
     alone = copy.deepcopy(together)
     power_iteration(together)
     for ours, theirs in zip(together, alone, strict=True):

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +25,14 @@ from biggan_hf.training import main
 REPO = Path(__file__).parents[1]
 
 
-def launch(num_processes: int, argv: list[str]) -> None:
+def launch(num_processes: int, argv: list[str]) -> subprocess.CompletedProcess[str]:
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1"]
     launcher += ["--num_processes", str(num_processes), "--mixed_precision", "no", "--dynamo_backend", "no"]
     # Two processes on CPU take --multi_gpu with ACCELERATE_USE_CPU; --cpu would start one.
     launcher += ["--multi_gpu", "--main_process_port", "0"] if num_processes > 1 else []
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     command = [*launcher, str(REPO / "train.py"), *argv]
-    done = subprocess.run(command, env=environment, cwd=REPO, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    return subprocess.run(command, env=environment, cwd=REPO, capture_output=True, text=True, timeout=300)
 
 
 def load_completely(network: Any, folder: Path, **where: str) -> Any:
@@ -44,7 +44,8 @@ def load_completely(network: Any, folder: Path, **where: str) -> Any:
 @pytest.mark.parametrize("num_processes", [1, 2])
 def test_launched_run_leaves_a_model_folder(pictures: Path, tmp_path: Path, num_processes: int) -> None:
     output = tmp_path / "model"
-    launch(num_processes, arguments(pictures, output))
+    done = launch(num_processes, arguments(pictures, output))
+    assert done.returncode == 0, done.stderr[-3000:]
 
     assert json.loads((output / "training_settings.json").read_text())["num_processes"] == num_processes
     lines = read_log(output)
@@ -175,6 +176,24 @@ def test_bad_input_is_one_line_and_writes_nothing(
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and message in lines[0]
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_one_of_two_processes_tells_a_mistake(pictures: Path, tmp_path: Path) -> None:
+    done = launch(2, arguments(pictures, tmp_path / "model", "--global_batch_size", "7"))
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode != 0 and "global_batch_size=7 does not divide" in line
+
+
+def test_a_process_tells_last_what_it_alone_has_met(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told: list[str] = []
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(time, "sleep", lambda seconds: told.append(capsys.readouterr().err))
+    with pytest.raises(SystemExit) as stop:
+        main(["--preset", "biggan-7"])
+    assert stop.value.code == 2 and told == [""]  # not before the launcher had its time
+    assert capsys.readouterr().err.startswith("error: unknown preset 'biggan-7'")
 
 
 def write_labels_out_of_range(folder: Path) -> None:

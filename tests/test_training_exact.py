@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from exact_worker import play
+from exact_worker import batch_norm, play
 from torch import Tensor
 from training_runs import arguments
 
@@ -69,6 +69,29 @@ def test_cross_replica_batch_norm_sees_the_batches_of_all(two_processes: Results
     assert_same(two_processes["all-1"], one_process(1, "on"), 1e-12)
     # With accumulation its batch is a micro-batch of all processes, on one process as on two.
     assert_same(two_processes["all-2"], one_process(2, "on"), 1e-12)
+
+
+def test_processes_exchange_each_gradient_once_an_update(two_processes: Results) -> None:
+    for name in ("exchanged-1", "exchanged-2"):  # however many micro-batches it has
+        for player, (sent, weights) in two_processes[name].items():
+            assert sent == weights > 0, (name, player)
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_batch_norm_in_bfloat16_keeps_its_sums_in_float32(two_processes: Results, num_processes: int) -> None:
+    whole = batch_norm(0, 1, torch.float64, None)
+    ours = batch_norm(0, 1, torch.bfloat16, None)
+    if num_processes == 2:
+        both = two_processes["bfloat16"]
+        assert torch.equal(*both["mean"]) and torch.equal(*both["var"])
+        ours = {name: both[name].flatten(0, 1) for name in ("out", "of_maps")}
+        ours |= {name: both[name].sum(0) for name in ("of_gain", "of_bias")}
+        ours |= {name: both[name][0] for name in ("mean", "var")}
+    for name, value in ours.items():
+        # Maps are rounded to bfloat16 once, in the end.
+        tolerance = 2**-8 if value.dtype == torch.bfloat16 else 1e-5
+        error = (value.double() - whole[name]).abs().max() / whole[name].abs().max()
+        assert error < tolerance, f"{name}: {error}"
 
 
 def test_batch_norm_in_groups_sees_the_batches_of_a_group(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from training_runs import files_of_at_most
 
 from biggan_hf import BigGANConfig, BigGANDiscriminator, BigGANModel
 from biggan_hf.data import load_labelled_images
+from biggan_hf.spectral_norm import iterate_in_training
 from biggan_hf.training.arguments import TrainingArguments
 from biggan_hf.training.batches import BatchSource, counter_generator, to_pixel_values
 from biggan_hf.training.checkpoints import (
@@ -106,6 +107,34 @@ def test_accumulated_discriminator_gradient_is_that_of_the_whole_batch() -> None
     ]
     discriminator_step(parts, halves, Rules())
     torch.testing.assert_close(weights(parts.discriminator), weights(whole.discriminator), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("every_forward", "iterations"), [(False, 1), (True, 2)])
+def test_two_forwards_of_the_discriminator_share_a_power_iteration_or_take_two(
+    every_forward: bool, iterations: int
+) -> None:
+    config = tiny()
+    game = players(config)
+    expected = copy.deepcopy(game.discriminator)
+    rules = Rules(split_discriminator=True, iterate_every_forward=every_forward)
+    discriminator_step(game, [(latents(config, 4), pictures(config, 4))], rules)
+    for _ in range(iterations):
+        iterate_in_training(expected)
+    torch.testing.assert_close(dict(game.discriminator.named_buffers()), dict(expected.named_buffers()))
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_losses_are_taken_in_float32(split: bool) -> None:
+    config = tiny(num_labels=0)  # float32's embeddings would make logits precise
+    game = players(config)
+    z, real = (Batch(batch.inputs.float(), None) for batch in (latents(config, 4), pictures(config, 4)))
+    for network in (game.generator, game.discriminator):
+        network.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert game.discriminator(real.inputs).logits.dtype == torch.bfloat16
+        metrics = discriminator_step(game, [(z, real)], Rules(split_discriminator=split))
+        metrics |= generator_step(game, [z], Rules())
+    assert metrics["discriminator_loss"].dtype == metrics["generator_loss"].dtype == torch.float32
 
 
 def test_discriminator_learns_to_tell_fixed_pictures_from_fakes() -> None:

@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path, PurePosixPath
 
@@ -232,13 +232,23 @@ def staged_save(folder: str | PathLike[str]) -> Iterator[Path]:
         An empty folder.
     """
     folder = Path(folder)
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    # Inside `folder`, hence on the same file system: moving is renaming.
-    with tempfile.TemporaryDirectory(prefix=STAGING_PREFIX, dir=folder) as directory:
-        staging = Path(directory)
-        yield staging
-        written = sorted(path.relative_to(staging) for path in staging.rglob("*") if path.is_file())
-        for path in written:
-            (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            (staging / path).replace(folder / path)
-        remove_stale_weights(folder, {path.as_posix() for path in written})
+    try:
+        # Inside `folder`, hence on the same file system: moving is renaming.
+        with tempfile.TemporaryDirectory(prefix=STAGING_PREFIX, dir=folder) as directory:
+            yield Path(directory)
+            _move_files(Path(directory), folder)
+    except BaseException:
+        with suppress(OSError):  # somebody else's file in one of them
+            for path in made:
+                path.rmdir()
+        raise
+
+
+def _move_files(staging: Path, folder: Path) -> None:
+    written = sorted(path.relative_to(staging) for path in staging.rglob("*") if path.is_file())
+    for path in written:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (staging / path).replace(folder / path)
+    remove_stale_weights(folder, {path.as_posix() for path in written})

@@ -1,6 +1,8 @@
 """Training BigGAN: `accelerate launch train.py …`, or `accelerate launch -m biggan_hf.training …`."""
 
+import os
 import sys
+import time
 from collections.abc import Sequence
 
 from huggingface_hub.errors import StrictDataclassError
@@ -13,15 +15,21 @@ from .loop import train
 from .run import set_up
 
 
+# Seconds in which a launcher ends the other processes of a machine, once the first has told what can't be.
+PATIENCE = 10.0
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """
     Trains as the command line says. What can't be is one line on standard error, and exit status 2, and so is a disk
-    that is full; a collapse that ended the run is exit status 3.
+    that is full; of the processes of a machine the first tells. A collapse that ended the run is exit status 3.
     """
     logging.disable_progress_bar()  # one bar is enough: the training's own
     try:
         run = set_up(*parse_arguments(argv))
     except (ValueError, TypeError, OSError, ImportError, StrictDataclassError) as error:
+        if int(os.environ.get("LOCAL_RANK", "0")) > 0:
+            time.sleep(PATIENCE)  # what it alone has met, it tells in the end
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from error
     try:
