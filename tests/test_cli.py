@@ -414,6 +414,16 @@ def test_a_sweep_has_a_column_a_truncation(model: str, tmp_path: Path, capsys: p
     assert_sheet(output, image_grid(sweep.flatten(0, 1), 4, labels, column_labels=titles))
 
 
+def test_a_repeated_truncation_is_one_column(model: str, tmp_path: Path) -> None:
+    output = tmp_path / "sweep.png"
+    with batch_sizes() as sizes:
+        main(["sweep", model, "--classes", "3", "--truncations", "1", "0.5", "1.0", "--output", str(output)])
+    assert sizes == [2, 2]
+    with Image.open(output) as sheet:
+        labels, titles = ["crane", ""], ["1", "0.5"]
+        assert sheet.size == image_grid(torch.zeros(4, 3, 32, 32), 2, labels, column_labels=titles).size
+
+
 def test_a_sweep_stays_within_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = save_model(tmp_path / "model", num_labels=0, standing_truncations=[0.3, 1.0])
     output = tmp_path / "sweep.png"
@@ -662,7 +672,10 @@ def test_a_picture_is_inverted(model: str, tmp_path: Path, capsys: pytest.Captur
     argv = ["invert", model, str(small), "--output", str(tmp_path / "other.png")]
     assert "is 28×30, this model's pictures 32×32" in refused(argv, capsys)
     assert "exists; --overwrite" in refused([*argv, "--latents", str(latents)], capsys)
-    assert "missing.png" in refused(["invert", model, str(tmp_path / "missing.png"), *argv[3:]], capsys)
+    missing = str(tmp_path / "missing.png")  # told before the model is looked for
+    assert refused(["invert", "missing", pictures[0], missing, *argv[3:]], capsys).endswith(
+        f"error: there is no picture {missing!r}"
+    )
     small.write_text("no picture")
     assert "cannot identify" in refused(argv, capsys)
 
@@ -725,6 +738,24 @@ def test_short_memory_costs_one_line(model: str, tmp_path: Path, capsys: pytest.
         assert stopped.value.code == 2
         assert capsys.readouterr().err.splitlines()[-1] == OUT_OF_MEMORY
     assert list(tmp_path.iterdir()) == []
+
+
+def test_statistics_of_any_number_of_batches_take_no_memory_beforehand(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done: list[int] = []
+
+    def interrupt(module: torch.nn.Module, *_: Any) -> None:
+        done.append(isinstance(module, BigGANModel))
+        if sum(done) == 3:
+            raise KeyboardInterrupt
+
+    argv = ["stats", model, "--num_batches", "2000000000", "--batch_size", "2", "--output", str(tmp_path / "model")]
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    with torch.nn.modules.module.register_module_forward_hook(interrupt), limited(resource.RLIMIT_AS, used + 2**28):
+        with pytest.raises(KeyboardInterrupt):
+            main(argv)
+    assert "/2000000000" in capsys.readouterr().err and list(tmp_path.iterdir()) == []
 
 
 OUT_OF_MEMORY = "biggan-hf: error: out of memory; a smaller --batch_size or fewer images may fit"

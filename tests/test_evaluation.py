@@ -404,6 +404,7 @@ def test_names_of_numbers_bear_the_extractor() -> None:
 def test_a_smaller_floor_says_so() -> None:
     values = evaluate(noise_source(40), noise_source(40, 1), tiny_extractor(), FEW, noise_source(30, 2)).values
     assert {"FD-tiny, real against real with 30 images", "KD-tiny, real against real with 30 images"} <= set(values)
+    assert "IS-tiny of the floor (noise 2, 30 images)" in values and "IS-tiny of the real images (noise 1)" in values
 
 
 def test_the_protocol_says_all_that_the_numbers_depend_on(pictures: LabelledImages) -> None:
@@ -682,7 +683,7 @@ def test_a_training_loop_gets_numbers(pictures: LabelledImages, tmp_path: Path) 
     model = tiny_generator(num_channels=1).train()
     settings = replace(FEW, metrics=("fid", "is"), cache_dir=tmp_path)
     numbers = evaluate_generator(model, pictures, tiny_extractor(), num_images=30, settings=settings)
-    assert list(numbers) == ["FD-tiny", "IS-tiny", "IS-tiny of the real images (images)"]
+    assert list(numbers) == ["FD-tiny", "IS-tiny", "IS-tiny of the real images (images, 120 images)"]
     assert model.training and len(list(tmp_path.iterdir())) == 1
     assert evaluate_generator(model, pictures, tiny_extractor(), num_images=30, settings=settings) == numbers
 
@@ -773,8 +774,9 @@ def test_moments_of_another_extractor_are_refused_and_of_an_unknown_one_not_call
 
 def test_a_cache_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("precious")
-    with pytest.raises(ValueError, match="cache' is a file, expected a folder"):
-        EvaluationSettings(cache_dir=tmp_path / "cache")
+    for cache in (tmp_path / "cache", tmp_path / "cache" / "below" / "it"):
+        with pytest.raises(ValueError, match="cache' is a file, expected a folder"):
+            EvaluationSettings(cache_dir=cache)
 
 
 def test_nan_features_end_the_measurement() -> None:

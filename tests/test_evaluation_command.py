@@ -133,7 +133,7 @@ def test_live_weights_are_those_of_the_checkpoint(folder: Path) -> None:
 
 
 def test_a_truncation_curve(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    evaluate("--output", "curve.json", "--truncation", "0.3", "1", "none")
+    evaluate("--output", "curve.json", "--truncation", "0.3", "1", "none", "0.30", "none")
     reports = json.loads(Path("curve.json").read_text())
     assert [report["protocol"]["samples"]["truncation"] for report in reports] == [0.3, 1.0, None]
     assert len(Path("curve.csv").read_text().splitlines()) == 4
@@ -173,6 +173,9 @@ def test_what_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
     Path("broken").mkdir()
     Path("broken/README.md").write_text("---\n- a: [\n---\n# Mine\n")
     np.savez("few.npz", x=np.zeros((4, 1, 32, 32), np.uint8))
+    np.savez("wide.npz", x=np.zeros((50, 1, 32, 48), np.uint8))
+    Path("latin").mkdir()
+    Path("latin/README.md").write_text("# Où\n", encoding="latin-1")
     fast = [*MEASURED, "--num_images", "50", "--cache_dir", "cache"]
     cases = {
         "name the real images with --dataset": ["model"],
@@ -185,11 +188,16 @@ def test_what_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
         "no local folder with a README.md": ["own.py", *fast, "--update_card"],
         "a positive number or 'none', got '0'": ["model", *fast, "--truncation", "0"],
         "integer from 0 to 2**63 - 1, got '-1'": ["model", *fast, "--seed", "-1"],
-        "cache 'own.py' is a file": ["model", *fast, "--cache_dir", "own.py"],
+        "cache 'own.py': 'own.py' is a file": ["model", *fast, "--cache_dir", "own.py"],
         "--save_moments needs the metric 'fid'": ["model", *fast, "--save_moments", "m.npz", "--metrics", "is"],
         "the metadata of 'broken/README.md' is no YAML": ["broken", *fast, "--update_card"],
         "all images of pictures are in use": ["model", *fast, "--reference_images", "120", "--floor", "rest"],
         "--num_images 4": ["few.npz", *fast],
+        "integer from 0 to 2**31 - 1, got '-1'": ["model", *fast, "--num_workers", "-1"],
+        "--weights live: 'pictures' is no folder with": ["pictures", *fast, "--weights", "live"],
+        "samples are grey images of 32×48 px, and real images are read as squares: crop": ["wide.npz", *fast],
+        "cache 'own.py/a/b': 'own.py' is a file": ["model", *fast, "--cache_dir", "own.py/a/b"],
+        "the card 'latin/README.md' is no text in UTF-8": ["latin", *fast, "--update_card"],
         "fails on uint8 images (2, 3, 32, 32): RuntimeError: boom": [
             "model",
             *fast,

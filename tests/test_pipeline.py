@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import numpy as np
 import pytest
 import torch
@@ -480,6 +481,16 @@ def test_statistics_of_another_mode_are_refused() -> None:
         with pytest.raises(ValueError, match=f"truncation={truncation} is outside"):
             pipe(0, truncation=truncation)
     pipe(0, truncation_mode="scale", progress_bar=False)
+
+
+def test_a_model_is_offloaded_as_a_whole(pipe: BigGANPipeline) -> None:
+    offloaded, leaf_by_leaf = BigGANPipeline(tiny_model()), BigGANPipeline(tiny_model())
+    accelerate.cpu_offload_with_hook(offloaded.model, torch.device("cpu"))
+    torch.testing.assert_close(tensors(offloaded, 2, generator=seeded(0)), tensors(pipe, 2, generator=seeded(0)))
+    accelerate.cpu_offload(leaf_by_leaf.model, torch.device("cpu"))
+    for classes in (2, {0: 0.5, 2: 0.5}):
+        with pytest.raises(ValueError, match="offloaded layer by layer.* accelerate.cpu_offload_with_hook"):
+            tensors(leaf_by_leaf, classes)
 
 
 def test_a_refused_call_draws_nothing() -> None:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -74,17 +75,17 @@ def collect_standing_statistics(
     _check(model, num_batches, batch_size)
     table = _table(truncations)
     layers: Layers = [m for m in model.modules() if isinstance(m, BatchNorm2d | ConditionalBatchNorm2d)]
-    seeds = _draw_seeds(num_batches, generator, model.device)
+    seed = _draw_seed(generator, model.device)
     rank, num_processes = (dist.get_rank(), dist.get_world_size()) if _is_distributed() else (0, 1)
-    own_seeds = seeds[rank::num_processes]
+    own_batches = range(rank, num_batches, num_processes)
 
     rows = []
-    total, silent = max(len(table), 1) * len(own_seeds), not progress_bar or rank > 0
+    total, silent = max(len(table), 1) * len(own_batches), not progress_bar or rank > 0
     with _batch_statistics(model, layers) as observed, tqdm(total=total, disable=silent, unit="batch") as bar:
         for truncation in table or (None,):
             moments = _Moments(sum(layer.num_features for layer in layers), model.device)
-            for seed in own_seeds:
-                _forward(model, truncation, batch_size, seed)
+            for batch in own_batches:
+                _forward(model, truncation, batch_size, _seed_of_batch(seed, batch))
                 moments.add(*(torch.cat(each) for each in zip(*observed, strict=True)))
                 bar.update()
             mean, var = moments.pooled(average_batches)
@@ -121,13 +122,18 @@ def _is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
-def _draw_seeds(number: int, generator: torch.Generator | None, device: torch.device) -> list[int]:
-    """A seed a batch: what a batch holds does not depend on the process that takes it."""
+def _draw_seed(generator: torch.Generator | None, device: torch.device) -> int:
+    """One for all processes."""
     drawn_on = "cpu" if generator is None else generator.device
-    seeds = torch.randint(2**63 - 1, (number,), generator=generator, device=drawn_on).to(device)
+    seed = torch.randint(2**63 - 1, (1,), generator=generator, device=drawn_on).to(device)
     if _is_distributed():
-        dist.broadcast(seeds, src=0)
-    return seeds.tolist()
+        dist.broadcast(seed, src=0)
+    return int(seed)
+
+
+def _seed_of_batch(seed: int, batch: int) -> int:
+    """What a batch holds depends on its number, and not on the process that takes it."""
+    return int(np.random.SeedSequence([seed, batch]).generate_state(1, np.uint64)[0])
 
 
 def _forward(model: BigGANModel, truncation: float | None, batch_size: int, seed: int) -> None:

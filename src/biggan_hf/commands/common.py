@@ -79,14 +79,20 @@ def add_output_arguments(parser: argparse.ArgumentParser, metavar: str, help: st
 
 
 def positive_int(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) < 2**31:
-        raise argparse.ArgumentTypeError(f"must be an integer from 1 to 2**31 - 1, got {text!r}")
-    return int(text)
+    return _integer(text, 1, 31)
+
+
+def count(text: str) -> int:
+    return _integer(text, 0, 31)
 
 
 def seed(text: str) -> int:
-    if not text.isdecimal() or int(text) >= 2**63:
-        raise argparse.ArgumentTypeError(f"must be an integer from 0 to 2**63 - 1, got {text!r}")
+    return _integer(text, 0, 63)
+
+
+def _integer(text: str, least: int, bits: int) -> int:
+    if not text.isdecimal() or not least <= int(text) < 2**bits:
+        raise argparse.ArgumentTypeError(f"must be an integer from {least} to 2**{bits} - 1, got {text!r}")
     return int(text)
 
 

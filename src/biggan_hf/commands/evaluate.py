@@ -117,7 +117,9 @@ def _add_measures(group: argparse._ArgumentGroup) -> None:
 
 def _add_running(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--batch_size", type=common.positive_int, default=64, metavar="N", help="default: %(default)s")
-    group.add_argument("--num_workers", type=int, default=0, metavar="N", help="processes that decode real images")
+    group.add_argument(
+        "--num_workers", type=common.count, default=0, metavar="N", help="processes that decode real images"
+    )
     group.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is one")
     group.add_argument(
         "--cache_dir", type=Path, metavar="FOLDER", help="keeps statistics of real images and unfinished passes"
@@ -132,6 +134,7 @@ def run(args: argparse.Namespace) -> None:
     from ..evaluation.measuring import evaluate_all
     from ..evaluation.statistics import process_rank
 
+    args.truncation = list(dict.fromkeys(args.truncation))
     protocol = PROTOCOLS[args.protocol]
     settings = _settings(args, protocol)
     _check_samples(args)
@@ -207,13 +210,18 @@ def _open(
         at_most: Takes fewer where there are no more.
 
     Raises:
-        ValueError: They are stored otherwise, and no conversion is asked for.
+        ValueError: The samples are not square, or the real images are stored otherwise and no conversion is asked for.
     """
     from ..data import load_labelled_images
     from ..evaluation.measuring import in_words
     from ..evaluation.sources import RealImages
 
-    channels, size, _ = samples.image_shape
+    channels, size, width = samples.image_shape
+    if width != size:
+        raise ValueError(
+            f"the samples are {in_words(samples.image_shape)}, and real images are read as squares: crop the samples "
+            f"to squares, or measure them against --moments"
+        )
     images = load_labelled_images(
         args.dataset,
         image_size=size,
@@ -261,6 +269,10 @@ def _check_samples(args: argparse.Namespace) -> None:
     several = len(args.truncation) > 1
     if args.model.endswith(".npz") and (args.truncation != [None] or args.weights != "ema" or args.update_card):
         raise ValueError(f"{args.model!r} holds images: there is no truncation, no weights and no card to choose")
+    if args.weights == "live" and not (Path(args.model) / "generator").is_dir():
+        raise FileNotFoundError(
+            f"--weights live: {args.model!r} is no folder with a folder 'generator', as a training checkpoint is"
+        )
     if several and (args.output is None or args.update_card):
         raise ValueError("several truncations give a curve: they need --output and don't go with --update_card")
     if several and find_spec("matplotlib") is None:

@@ -66,6 +66,9 @@ def run(args: argparse.Namespace) -> None:
     check_truncation(args.truncation)
     if args.classes and len(args.classes) != len(args.pictures):
         raise ValueError(f"--classes takes one a picture: got {len(args.classes)} for {len(args.pictures)} pictures")
+    for path in args.pictures:
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no picture {str(path)!r}")
     pipe = common.load_pipeline(args.model, args.device)
     config = pipe.model.config
     pictures = torch.stack([_read(path, config.image_size, config.num_channels) for path in args.pictures])

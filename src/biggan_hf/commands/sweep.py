@@ -59,7 +59,8 @@ def run(args: argparse.Namespace) -> None:
         check_truncation(truncation)
     pipe = common.load_pipeline(args.model, args.device)
     table = pipe.model.config.standing_truncations
-    truncations = args.truncations or [t for t in PAPER if not table or table[0] <= t <= table[-1]]
+    given = args.truncations or [t for t in PAPER if not table or table[0] <= t <= table[-1]]
+    truncations = list(dict.fromkeys(given))
     if not truncations:
         raise ValueError(
             f"this model has statistics for truncations from {table[0]} to {table[-1]}: give --truncations"

@@ -67,8 +67,9 @@ class EvaluationSettings:
         for name in ("num_kept", "kid_subset_size") if "kid" in self.metrics else ():
             if getattr(self, name) < 2:
                 raise ValueError(f"KID needs pairs of images: {name} must be at least 2, got {getattr(self, name)}")
-        if self.cache_dir is not None and self.cache_dir.exists() and not self.cache_dir.is_dir():
-            raise ValueError(f"the cache {str(self.cache_dir)!r} is a file, expected a folder")
+        for folder in [] if self.cache_dir is None else [self.cache_dir, *self.cache_dir.parents]:
+            if folder.exists() and not folder.is_dir():
+                raise ValueError(f"the cache {str(self.cache_dir)!r}: {str(folder)!r} is a file, expected a folder")
 
     @property
     def keeps_features(self) -> bool:
@@ -220,7 +221,8 @@ def _compare(
         for key, what, others in (("reference_is", "real images", real), ("floor_is", "floor", floor)):
             if others is not None and others.class_scores is not None:
                 split = others.description.get("split") or others.description["source"]
-                measures.append(_inception_score(others, key, f"{name} of the {what} ({split})"))
+                number = "" if others.num_images == fake.num_images else f", {others.num_images} images"
+                measures.append(_inception_score(others, key, f"{name} of the {what} ({split}{number})"))
     if "prdc" in settings.metrics:
         assert real.kept is not None and fake.kept is not None
         scores = manifold_scores(real.kept, fake.kept)

@@ -149,11 +149,15 @@ def read_card(path: Path) -> tuple[dict[str, Any], str]:
 
     Raises:
         FileNotFoundError: There is no such card.
-        ValueError: Its metadata is no YAML, its `model-index` is none, or its evaluation section has no end.
+        ValueError: It is no UTF-8, its metadata is no YAML, its `model-index` is none, or its evaluation section has
+            no end.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no card {str(path)!r} to add the numbers to")
-    content = path.read_text(encoding="utf-8")
+    try:
+        content = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the card {str(path)!r} is no text in UTF-8: {error}") from error
     block = REGEX_YAML_BLOCK.search(content)
     try:
         data = yaml.safe_load(block.group(2)) if block else {}
