@@ -392,7 +392,7 @@ def start(argv: list[str], num_processes: int = 1, machine: str = "") -> subproc
 
 
 def ends_well(process: subprocess.Popen[str], seconds: float = 600) -> bool:
-    """Reads what is printed while it waits: a pipe that nobody reads is full after 64 KiB, and the run stands still."""
+    """Reads what is printed while it waits: a pipe that nobody reads is full after 64 KiB, and stops the run."""
     printed, _ = process.communicate(timeout=seconds)
     assert process.returncode == 0, printed[-2000:]
     return True
@@ -486,7 +486,7 @@ def test_two_machines_are_as_good_as_one(pictures: Path, tmp_path: Path) -> None
     for rank in (0, 1):
         flags = f"--num_machines 2 --machine_rank {rank} --main_process_ip 127.0.0.1 --main_process_port {port}"
         machines.append(start(arguments(pictures, tmp_path / "two"), num_processes=2, machine=flags))
-    assert all([ends_well(machine) for machine in machines])
+    assert all(ends_well(machine) for machine in machines)
     assert json.loads((tmp_path / "two" / "training_settings.json").read_text())["num_processes"] == 2
     one_machine, two_machines = trained(tmp_path / "one"), trained(tmp_path / "two")
     assert all(torch.equal(two_machines[name], weight) for name, weight in one_machine.items())
