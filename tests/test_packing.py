@@ -9,8 +9,9 @@ import torch
 import torch.nn.utils.prune
 from common import tiny_discriminator, tiny_generator, tiny_inputs
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from biggan_hf import kernels, layers
+from biggan_hf import kernels, layers, winograd
 from biggan_hf.kernels import KeptKernel, kept_kernels
 
 
@@ -43,9 +44,37 @@ def output(network: Network, *inputs: Any) -> Tensor:
 
 
 def packed(network: nn.Module) -> list[bool]:
-    return [
-        m._kept is not None and m._kept.kernel.is_mkldnn for m in network.modules() if isinstance(m, layers.Conv2d)
-    ]
+    return [m._kept is not None and m._kept.is_packed for m in network.modules() if isinstance(m, layers.Conv2d)]
+
+
+@pytest.mark.parametrize("size", [(4, 6), (3, 5), (1, 2)])
+@pytest.mark.parametrize("tile_values", [1, 10_000])
+def test_tiles_are_the_convolution(size: tuple[int, int], tile_values: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(winograd, "TILE_VALUES", tile_values)
+    maps, bias = torch.randn(3, 4, *size, dtype=torch.float64), torch.randn(5, dtype=torch.float64)
+    weight = torch.randn(5, 4, 3, 3, dtype=torch.float64)
+    for form in (torch.contiguous_format, torch.channels_last):
+        kernel = winograd.winograd_kernel(weight.to(memory_format=form))
+        expected = F.conv2d(maps, weight, bias, padding=1)
+        maps = maps.to(memory_format=form)
+        torch.testing.assert_close(winograd.winograd_conv2d(maps, kernel, bias), expected, rtol=0, atol=1e-12)
+        without = winograd.winograd_conv2d(maps, kernel, None)
+        torch.testing.assert_close(without, expected - bias[:, None, None], rtol=0, atol=1e-12)
+
+
+@needs_packing
+@torch.no_grad()
+def test_tiles_in_a_network(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = tiny_inputs(network)
+    expected = output(network, *inputs)
+    monkeypatch.setattr(winograd, "CHANNELS", 1)
+    network.train().eval()  # other kernels
+    for _ in range(2):
+        torch.testing.assert_close(output(network, *inputs), expected, rtol=1e-5, atol=1e-5)
+    assert {m._kept.kernel.ndim for m in network.modules() if isinstance(m, layers.Conv2d) and m._kept} == {3, 4}
+    with torch.enable_grad():
+        first = inputs[0].clone().requires_grad_()
+        assert torch.autograd.grad(output(network, first, *inputs[1:]).sum(), first)[0].any()
 
 
 @torch.no_grad()

@@ -23,6 +23,7 @@ class Kept(NamedTuple):
     sources: list[Tensor]
     versions: list[int]
     probe: Tensor
+    is_packed: bool = False
 
 
 class KeptKernel(nn.Module):
@@ -57,13 +58,13 @@ class KeptKernel(nn.Module):
             kept = self._kept
         return self.arrange(self.normalized_weight()) if kept is None else kept.kernel
 
-    def packed_kernel(self, pack: Callable[[Tensor], Tensor]) -> Tensor:
-        """The kernel, packed where it is kept, the forward packs and it is not packed yet."""
+    def packed_kernel(self, pack: Callable[[Tensor], Tensor]) -> tuple[Tensor, bool]:
+        """The kernel and whether it is packed: where it is kept, and the forward packs, it is from now on."""
         kernel, kept = self.kernel(), self._kept
-        if not self._packs or kept is None or not can_pack(kernel):
-            return kernel
-        self._kept = kept._replace(kernel=pack(kernel))
-        return self._kept.kernel
+        if kept is None or kept.is_packed or not self._packs or not can_pack(kernel):
+            return kernel, kept is not None and kept.is_packed
+        self._kept = kept._replace(kernel=pack(kernel), is_packed=True)
+        return self._kept.kernel, True
 
     def _can_keep(self) -> bool:
         """Not where a gradient is wanted or the weight is another function's variable, as in `functional_call`."""
@@ -87,11 +88,13 @@ class KeptKernel(nn.Module):
         """Whether there is a kernel, of these very tensors as they were by autograd's record of writes."""
         return self._kept is not None and all(
             tensor.data_ptr() == source.data_ptr() and tensor._version == version
-            for tensor, source, version in zip(self.kernel_sources(), *self._kept[1:3], strict=True)
+            for tensor, source, version in zip(
+                self.kernel_sources(), self._kept.sources, self._kept.versions, strict=True
+            )
         )
 
     def kernel_is_packed(self) -> bool:
-        return self._kept is not None and self._kept.kernel.is_mkldnn
+        return self._kept is not None and self._kept.is_packed
 
     def _probe(self) -> Tensor:
         """The sum of the weight and sixteen values from all over it, whatever its memory format."""

@@ -18,6 +18,7 @@ from .normalization import batch_normalize
 from .packing import pack, packed_conv2d
 from .resampling import box_sum, transposed_product
 from .spectral_norm import Float32Buffers, SpectralNorm, is_recomputing
+from .winograd import saves_time, winograd_conv2d, winograd_kernel
 
 
 Resample = Literal["up", "down"]
@@ -67,11 +68,25 @@ class Conv2d(KeptKernel, nn.Conv2d):
 
     def _convolve(self, hidden_states: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
         transposed = self.resample == "up"
-        kernel = self.packed_kernel(lambda plain: pack(plain, hidden_states.shape, stride, padding, transposed))
-        if kernel.is_mkldnn:
+
+        def pack_kernel(plain: Tensor) -> Tensor:
+            if self._has_tiles:
+                return winograd_kernel(plain)
+            return pack(plain, hidden_states.shape, stride, padding, transposed)
+
+        kernel, is_packed = self.packed_kernel(pack_kernel)
+        if is_packed and self._has_tiles:
+            return winograd_conv2d(hidden_states, kernel, bias)
+        if is_packed:
             return packed_conv2d(hidden_states, kernel, bias, stride, padding, transposed)
         convolution = F.conv_transpose2d if transposed else F.conv2d
         return convolution(hidden_states, kernel, bias, stride=stride, padding=padding)
+
+    @property
+    def _has_tiles(self) -> bool:
+        """Whether it is convolved tile by tile where kernels are packed."""
+        is_plain = self.resample is None and self.kernel_size == (3, 3)
+        return is_plain and saves_time(self.in_channels, self.out_channels)
 
     def _is_product(self, weight: Tensor) -> bool:
         """Maps of so many channels are small, and oneDNN would spend its time on the order of the weight."""

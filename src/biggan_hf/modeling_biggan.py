@@ -68,8 +68,12 @@ class BigGANDiscriminatorOutput(ModelOutput):
 Modulations = Sequence[Modulation | None]  # of each norm of a block, in order
 
 
-def _upsample(hidden_states: Tensor) -> Tensor:
-    return F.interpolate(hidden_states, scale_factor=2, mode="nearest")
+def _add_upsampled(hidden_states: Tensor, shortcut: Tensor) -> Tensor:
+    """Adds the shortcut's nearest-neighbour upsampling by two to the map, in place."""
+    if torch.is_grad_enabled():  # interpolation has a backward pass of its own, and a sum that broadcasts a slow one
+        return hidden_states.add_(F.interpolate(shortcut, scale_factor=2, mode="nearest"))
+    hidden_states.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).add_(shortcut[:, :, :, None, :, None])
+    return hidden_states
 
 
 def _norm(config: BigGANConfig, channels: int) -> nn.Module:
@@ -101,10 +105,10 @@ class BigGANGeneratorBlock(nn.Module):
 
     def forward(self, hidden_states: Tensor, modulations: Modulations, row: StandingRow | None) -> Tensor:
         # A 1x1 convolution commutes with nearest-neighbour upsampling, and is a quarter of the work before it.
-        shortcut = _upsample(self.conv_sc(hidden_states))
+        shortcut = self.conv_sc(hidden_states)
         hidden_states = self.conv1(F.relu(self.bn1(hidden_states, modulations[0], row), inplace=True))
         hidden_states = self.conv2(F.relu(self.bn2(hidden_states, modulations[1], row), inplace=True))
-        return hidden_states.add_(shortcut)
+        return _add_upsampled(hidden_states, shortcut)
 
 
 class BigGANDeepGeneratorBlock(nn.Module):
@@ -136,7 +140,7 @@ class BigGANDeepGeneratorBlock(nn.Module):
         hidden_states = self.conv2(F.relu(self.bn2(hidden_states, modulations[1], row), inplace=True))
         hidden_states = self.conv3(F.relu(self.bn3(hidden_states, modulations[2], row), inplace=True))
         hidden_states = self.conv4(F.relu(self.bn4(hidden_states, modulations[3], row), inplace=True))
-        return hidden_states.add_(_upsample(shortcut) if self.upsample else shortcut)
+        return _add_upsampled(hidden_states, shortcut) if self.upsample else hidden_states.add_(shortcut)
 
 
 class BigGANDiscriminatorBlock(nn.Module):
