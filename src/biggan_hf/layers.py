@@ -61,10 +61,11 @@ class Conv2d(KeptKernel, nn.Conv2d):
             return self._convolve(hidden_states, self.bias, 1, self.kernel_size[0] // 2)
         if self.resample == "down":
             return self._convolve(box_sum(hidden_states, padding=1), self.bias, 2, 0)
-        bias = None if self.bias is None else self.bias / 4  # of which a window sums four
         if self._is_product(self.weight):
-            return box_sum(transposed_product(hidden_states, self.kernel(), bias))
-        return box_sum(self._convolve(hidden_states, bias, 2, 0))
+            hidden_states = box_sum(transposed_product(hidden_states, self.kernel()))
+        else:
+            hidden_states = box_sum(self._convolve(hidden_states, None, 2, 0))
+        return hidden_states if self.bias is None else hidden_states.add_(self.bias[:, None, None])
 
     def _convolve(self, hidden_states: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
         transposed = self.resample == "up"

@@ -50,7 +50,7 @@ class _BoxSum(torch.autograd.Function):
         return box_sum(tangent, ctx.padding)
 
 
-def transposed_product(hidden_states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def transposed_product(hidden_states: Tensor, weight: Tensor) -> Tensor:
     """
     The transposed convolution of stride two with a kernel (out, in, 3, 3) turned by 180 degrees, by one product of
     matrices: turning the map before and after does as well.
@@ -62,6 +62,4 @@ def transposed_product(hidden_states: Tensor, weight: Tensor, bias: Tensor | Non
     columns = F.linear(pixels, weight.permute(0, 2, 3, 1).reshape(out_channels * 9, channels))
     columns = columns.view(samples, height * width, out_channels * 9).mT
     maps = F.fold(columns, (2 * height + 1, 2 * width + 1), kernel_size=3, stride=2).flip(2, 3)
-    if weight.stride(1) == 1:
-        maps = maps.contiguous(memory_format=torch.channels_last)
-    return maps if bias is None else maps.add_(bias[:, None, None])
+    return maps.contiguous(memory_format=torch.channels_last) if weight.stride(1) == 1 else maps
