@@ -6,6 +6,7 @@ Nothing here knows BigGAN. The programs must have been shown to compute the same
 
 import argparse
 import json
+import math
 import os
 import platform
 import shlex
@@ -105,9 +106,23 @@ def tensor_float32(allowed: bool) -> Iterator[None]:
 def count_flops(run: Callable[[], object]) -> int:
     """FLOPs of convolutions and matrix products in one run, which must not be compiled."""
     # Of attention only the plain kernel is counted on every device.
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+    counter = FlopCounterMode(display=False, custom_mapping=_packed_convolutions())
+    with counter, sdpa_kernel(SDPBackend.MATH):
         run()
     return counter.get_total_flops()
+
+
+def _packed_convolutions() -> dict[object, Callable[..., int]]:
+    """How to count oneDNN's convolutions with packed kernels, which torch has but does not count."""
+
+    def forward(maps: Sequence[int], kernel: Sequence[int], *_: object, out_shape: Sequence[int], **__: object) -> int:
+        return 2 * out_shape[0] * math.prod(out_shape[2:]) * math.prod(kernel)
+
+    def transposed(maps: Sequence[int], kernel: Sequence[int], *_: object, **__: object) -> int:
+        return 2 * maps[0] * math.prod(maps[2:]) * math.prod(kernel)
+
+    formulas = {"_convolution_pointwise": forward, "_convolution_transpose_pointwise": transposed}
+    return {getattr(torch.ops.mkldnn, name): f for name, f in formulas.items() if hasattr(torch.ops.mkldnn, name)}
 
 
 def weigh(build: Callable[[], Run], device: torch.device) -> tuple[Run, int | None]:

@@ -76,6 +76,17 @@ def test_multiplications_and_additions_count_separately() -> None:
     assert measuring.count_flops(lambda: attend(query, query, query)) == 2 * (2 * 4 * 4 * 8)
 
 
+def test_packed_convolutions_are_counted() -> None:
+    model = tiny_generator(**ATTENTION).eval().requires_grad_(False)
+    latents, labels = torch.randn(2, model.config.z_dim), torch.tensor([0, 1])
+    counts = []
+    for gradients in (False, True):  # with gradients nothing is packed
+        with torch.set_grad_enabled(gradients):
+            model(latents, labels)
+            counts.append(measuring.count_flops(lambda: model(latents, labels)))
+    assert counts[0] == counts[1] > 0
+
+
 @pytest.mark.parametrize(
     ("ours", "message"),
     [
