@@ -137,7 +137,7 @@ def test_curves_are_a_picture(tmp_path: Path) -> None:
 
 
 def collapsing(pictures: Path, output: Path, *more: str) -> list[str]:
-    flags = ["--sample_steps", "4", "--watch_steps", "2", "--checkpoints_total_limit", "100"]
+    flags = ["--sample_steps", "1000", "--watch_steps", "2", "--checkpoints_total_limit", "100"]
     flags += ["--generator_learning_rate", "1e-7", "--discriminator_learning_rate", "5e-3"]
     flags += ["--collapse_window", "4", "--collapse_loss_floor", "0.01"]
     return arguments(pictures, output, *flags, *more, steps=200)

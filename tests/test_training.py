@@ -20,6 +20,7 @@ from training_runs import arguments, read_log
 
 from biggan_hf import BigGANDiscriminator, BigGANModel
 from biggan_hf.training import main
+from biggan_hf.training.quality import Quality
 
 
 REPO = Path(__file__).parents[1]
@@ -148,6 +149,20 @@ def test_unreadable_picture_in_the_middle_is_skipped_or_stops(
         (["--dataset_name", "{labels}"], "label column 'label' has a label 5, expected 0 to 1"),
         (["--label_column", "image"], "label column 'image' is Image"),
         (["--global_batch_size", "10"], "global_batch_size=10 does not divide"),
+        (["--compile", "--r1_gamma", "10"], "compile or R1"),
+        (["--compile", "--rollback_r1_gamma", "10"], "compile or R1"),
+        (["--sigma_clamp", "1", "--sigma_clamp_ratio", "2"], "two ways to clamp; give one"),
+        (
+            [
+                "--evaluation_steps",
+                "1",
+                "--evaluation_images",
+                "3",
+                "--evaluation_extractor",
+                "training_runs:features",
+            ],
+            "evaluations would be of 3 images, fewer than the 4 features",
+        ),
         (["--resume_from_checkpoint", "nowhere"], "no training checkpoint at 'nowhere'"),
         (["--output_dir", "{used}"], "is not empty"),
         (["--output_dir", "{used}", "--resume_from_checkpoint", "latest"], "has seed=7, this one seed=0"),
@@ -176,6 +191,21 @@ def test_bad_input_is_one_line_and_writes_nothing(
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and message in lines[0]
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_checkpoints_come_before_what_can_fail(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Quality, "measure", lambda *_: 1 / 0)
+    flags = ["--evaluation_steps", "2", "--evaluation_images", "8", "--evaluation_extractor", "training_runs:features"]
+    with pytest.raises(ZeroDivisionError):
+        main(arguments(pictures, tmp_path / "model", *flags))
+    assert (tmp_path / "model" / "checkpoint-2" / "training_state.pt").exists()
+
+
+def test_a_run_without_sheets_has_curves(pictures: Path, tmp_path: Path) -> None:
+    main(arguments(pictures, tmp_path / "model", "--sample_steps", "0", steps=1))
+    assert (tmp_path / "model" / "curves.png").exists()
 
 
 def test_one_of_two_processes_tells_a_mistake(pictures: Path, tmp_path: Path) -> None:

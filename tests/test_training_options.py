@@ -315,6 +315,14 @@ def test_fine_tuning_on_other_classes_starts_from_the_model(model: Path, three_c
     assert changed(*parts) == {"class_embedding.weight"}
 
 
+def test_fine_tuning_takes_no_other_architecture(
+    model: Path, three_classes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(fine_tuning(three_classes, model, tmp_path / "t", "--config_overrides", "generator_base_channels=8"))
+    assert "has other shapes than the configuration asks for, as of 'linear.bias'" in capsys.readouterr().err
+
+
 def test_only_class_embeddings_learn(model: Path, pictures: Path, tmp_path: Path) -> None:
     main(fine_tuning(pictures, model, tmp_path / "tuned", "--train_only", "class_embeddings"))
     assert changed(model, tmp_path / "tuned") == {"class_embedding.weight"}

@@ -153,6 +153,10 @@ class TrainingArguments:
                 "gradient_checkpointing recomputes with the last forward's singular vectors: with several forwards of "
                 "the discriminator (split_discriminator, r1_gamma) it needs power_iteration=once_per_update"
             )
+        if self.compile and (self.r1_gamma or self.rollback_r1_gamma):
+            raise ValueError("R1 takes the gradient of a gradient, which compiled networks have not: compile or R1")
+        if self.sigma_clamp is not None and self.sigma_clamp_ratio is not None:
+            raise ValueError("sigma_clamp and sigma_clamp_ratio are two ways to clamp; give one of them")
         if self.push_to_hub and not self.hub_model_id:
             raise ValueError("push_to_hub needs hub_model_id, the repository 'user/name' to upload to")
 

@@ -147,6 +147,7 @@ def not_finite(run: Run) -> str | None:
 def goes_on_after(run: Run, collapse: str) -> bool:
     goes_on = respond(run, collapse)
     if run.is_main:
+        draw_curves(run)
         tqdm.write(f"collapse at {collapse}; " + (f"back to step {run.global_step}" if goes_on else "the run stops"))
     return goes_on
 
@@ -214,8 +215,11 @@ def append_line(path: Path, line: Mapping[str, Any]) -> None:
 
 
 def periodically(run: Run) -> None:
-    """Evaluations, in which every process takes part; sample sheets and checkpoints, written by the main one."""
+    """Checkpoints and sample sheets, written by the main process; evaluations, in which every one takes part."""
     args, step = run.args, run.global_step
+    # First, so that nothing that follows can cost the steps so far.
+    if run.is_main and args.checkpointing_steps and step % args.checkpointing_steps == 0:
+        checkpoint(run)
     if args.evaluation_steps and step % args.evaluation_steps == 0:
         evaluate(run)
     if not run.is_main:
@@ -226,10 +230,12 @@ def periodically(run: Run) -> None:
         sheet = sample_sheet(run.ema, seed=args.seed)
         sheet.save(samples / f"step-{step:07d}.png")
         track_sheet(run, sheet)
-        log, spectra, evaluations = (read_lines(run.output_dir / name) for name in (LOG, SPECTRA, EVALUATIONS))
-        plot_curves(log, spectra, evaluations, run.output_dir / CURVES)
-    if args.checkpointing_steps and step % args.checkpointing_steps == 0:
-        checkpoint(run)
+        draw_curves(run)
+
+
+def draw_curves(run: Run) -> None:
+    log, spectra, evaluations = (read_lines(run.output_dir / name) for name in (LOG, SPECTRA, EVALUATIONS))
+    plot_curves(log, spectra, evaluations, run.output_dir / CURVES)
 
 
 def evaluate(run: Run) -> None:
@@ -265,6 +271,7 @@ def checkpoint(run: Run) -> Path:
 def interrupt(run: Run) -> None:
     """Leaves a checkpoint from which `--resume_from_checkpoint latest` goes on."""
     if run.is_main:
+        draw_curves(run)
         tqdm.write(f"interrupted at step {run.global_step}; go on from {checkpoint(run)} by resume_from_checkpoint")
     run.accelerator.wait_for_everyone()
     run.accelerator.end_training()
@@ -282,6 +289,7 @@ def finish(run: Run) -> Path:
         run.ema.save_pretrained(folder)
         run.players.bare_discriminator.save_pretrained(folder / "discriminator")
         sample_sheet(run.ema, seed=run.args.seed).save(folder / "samples.png")
+        draw_curves(run)
         (folder / "README.md").write_text(card(run), encoding="utf-8")
         if run.args.push_to_hub:
             assert run.args.hub_model_id is not None

@@ -82,15 +82,33 @@ def _load_networks(checkpoint: Path) -> Networks:
 def networks_to_fine_tune(model: str, config: BigGANConfig) -> Networks:
     """A published generator and, where there is one, its discriminator; for another number of classes the weights of
     the classes are new."""
-    options: dict[str, Any] = {"config": config, "ignore_mismatched_sizes": True, "dtype": torch.float32}
-    generator = copy.deepcopy(BigGANModel.from_pretrained(model, **options))
+    generator = _load_to_fine_tune(BigGANModel, model, config)
     ema = copy.deepcopy(generator)
     try:
-        discriminator = copy.deepcopy(BigGANDiscriminator.from_pretrained(model, subfolder="discriminator", **options))
+        discriminator = _load_to_fine_tune(BigGANDiscriminator, model, config, subfolder="discriminator")
     except OSError:
         logger.warning("%s has no discriminator: a new one learns from the start", model)
         discriminator = BigGANDiscriminator(config)
     return generator, discriminator, ema
+
+
+def _load_to_fine_tune(cls: Any, model: str, config: BigGANConfig, **where: str) -> Any:
+    """
+    A network whose weights of classes are new where their number is another.
+
+    Raises:
+        ValueError: The configuration's other weights have other shapes.
+    """
+    options: dict[str, Any] = {"config": config, "ignore_mismatched_sizes": True, "dtype": torch.float32}
+    network, report = cls.from_pretrained(model, output_loading_info=True, **options, **where)
+    modules = {name: name.rpartition(".")[0] for name, *_ in report["mismatched_keys"]}  # u0 has a row a class, too
+    others = sorted(name for name, module in modules.items() if not is_of_classes(network, f"{module}.weight"))
+    if others:
+        raise ValueError(
+            f"{model!r} has other shapes than the configuration asks for, as of {others[0]!r}: fine-tuning keeps the "
+            f"architecture, and takes only another number of classes"
+        )
+    return copy.deepcopy(network)
 
 
 def _arrange(network: BigGANModel | BigGANDiscriminator, args: TrainingArguments) -> None:

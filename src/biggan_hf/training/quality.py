@@ -28,6 +28,9 @@ class Quality:
         num_images: Samples; the real side is all pictures.
         allow_few_images: Measures on fewer than the features are wide.
         cache_dir: Keeps the real side's statistics from one time to the next.
+
+    Raises:
+        ValueError: Fewer images than the features are wide, at the start of a run and not in its midst.
     """
 
     images: LabelledImages
@@ -35,6 +38,15 @@ class Quality:
     num_images: int
     allow_few_images: bool
     cache_dir: Path
+
+    def __post_init__(self) -> None:
+        number, width = min(self.num_images, len(self.images)), self.extractor.num_features
+        if number < width and not self.allow_few_images:
+            raise ValueError(
+                f"evaluations would be of {number} images, fewer than the {width} features of {self.extractor.name}, "
+                f"whose covariance they do not determine: raise evaluation_images (there are {len(self.images)} "
+                f"pictures), or allow it with evaluation_allow_few_images"
+            )
 
     def measure(self, model: BigGANModel) -> dict[str, float]:
         """The Fréchet distance by its label, "FID" with the standard Inception alone; every process calls this."""
