@@ -122,7 +122,7 @@ class TrainingArguments:
     rollback_r1_gamma: float | None = _help("R1's strength after a rollback.", None)
     report_to: list[str] = _help("Trackers of accelerate, such as tensorboard or wandb, beside log.jsonl.", [])
     checkpointing_steps: int = _help("Steps between checkpoints; 0 for none.", 1_000)
-    checkpoints_total_limit: int | None = _help("Older checkpoints beyond so many are removed.", 2)
+    checkpoints_total_limit: int | None = _help("Older checkpoints beyond so many go, but two for a rollback.", 2)
 
     push_to_hub: bool = _help("Upload the finished model.", False)
     hub_model_id: str | None = _help("Repository to upload to, 'user/name'.", None)

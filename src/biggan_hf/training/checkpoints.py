@@ -4,13 +4,18 @@
 the generator as trained in `generator/`, and `training_state.pt`: optimisers and counters, tensors and numbers only.
 """
 
+import contextlib
+import itertools
+import json
+import os
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from ..configuration_biggan import BigGANConfig
 from ..modeling_biggan import BigGANDiscriminator, BigGANModel
@@ -18,7 +23,7 @@ from ..modeling_biggan import BigGANDiscriminator, BigGANModel
 
 TRAINING_STATE = "training_state.pt"
 SETTINGS = "training_settings.json"
-_UNFINISHED = "unfinished-"
+_UNFINISHED, _REPLACED = "unfinished-", "replaced-"
 _NETWORKS = ("", "generator/", "discriminator/")
 _FILES = tuple(network + file for network in _NETWORKS for file in ("config.json", "model.safetensors"))
 _STATE = (
@@ -40,12 +45,13 @@ def save_checkpoint(
     training_state: dict[str, Any],
 ) -> None:
     """
-    Writes the checkpoint under another name and renames it when it is whole; one that is there goes last.
+    Writes the checkpoint under another name and renames it when it is whole and on the disk; one that is there goes
+    last, and comes back if a kill left neither, see `find_checkpoint`.
 
     Raises:
         OSError: It can't be written, as on a full disk; nothing of it stays, and what was there does.
     """
-    unfinished, replaced = folder.with_name(_UNFINISHED + folder.name), folder.with_name(f"replaced-{folder.name}")
+    unfinished, replaced = (folder.with_name(prefix + folder.name) for prefix in (_UNFINISHED, _REPLACED))
     shutil.rmtree(replaced, ignore_errors=True)
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
@@ -53,6 +59,7 @@ def save_checkpoint(
         generator.save_pretrained(unfinished / "generator")
         discriminator.save_pretrained(unfinished / "discriminator")
         torch.save(training_state, unfinished / TRAINING_STATE)
+        _flush(unfinished)
     except (OSError, RuntimeError, SafetensorError) as error:  # a writer each
         shutil.rmtree(unfinished, ignore_errors=True)
         raise OSError(f"can't save {str(folder)!r}: {' '.join(str(error).split())}") from error
@@ -62,6 +69,14 @@ def save_checkpoint(
     shutil.rmtree(replaced, ignore_errors=True)
 
 
+def _flush(folder: Path) -> None:
+    """Waits until the files are on the disk: a power cut could else leave the name without the content."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with open(path, "rb+") as file:
+                os.fsync(file.fileno())
+
+
 def write_whole(path: Path, text: str) -> None:
     """Replaces a file, which is at every moment either as it was or whole."""
     unfinished = path.with_name(_UNFINISHED + path.name)
@@ -69,11 +84,44 @@ def write_whole(path: Path, text: str) -> None:
     unfinished.replace(path)
 
 
-def rotate_checkpoints(output_dir: Path, total_limit: int | None) -> None:
-    """Removes the oldest checkpoints beyond a number."""
-    if total_limit is not None:
-        for old in list_checkpoints(output_dir)[:-total_limit]:
-            shutil.rmtree(old)
+def rotate_checkpoints(output_dir: Path, total_limit: int | None, onset: int | None = None) -> None:
+    """
+    Removes the oldest checkpoints beyond a number, but for two, if they are not among those anyway: the newest up to
+    `onset`, to which a rollback would return, and the one after it, which takes its place when `onset` has come there.
+    """
+    if total_limit is None:
+        return
+    checkpoints = list_checkpoints(output_dir)
+    kept = checkpoints[-total_limit:]
+    if onset is not None:
+        old_enough = sum(step_of(folder) <= onset for folder in checkpoints)
+        kept += checkpoints[max(old_enough - 1, 0) : old_enough + 1]
+    for folder in checkpoints:
+        if folder not in kept:
+            shutil.rmtree(folder)
+
+
+def set_aside(output_dir: Path, step: int, name: str) -> list[Path]:
+    """
+    Renames the checkpoints after a step, to which a run has gone back, to `{name}-{their step}`: neither "latest" nor
+    the rotation shall meet them among those that the run writes now.
+
+    Returns:
+        Where they are, the newest first.
+    """
+    moved = []
+    for folder in reversed(_checkpoint_folders(output_dir)):
+        if step_of(folder) > step:
+            # What a kill left of one that was replaced would else come back as this one.
+            shutil.rmtree(folder.with_name(_REPLACED + folder.name), ignore_errors=True)
+            moved.append(folder.rename(_free_name(output_dir / f"{name}-{step_of(folder)}")))
+    return moved
+
+
+def _free_name(path: Path) -> Path:
+    """The path, or if it is taken the first of path-2, path-3, … that is not."""
+    numbered = (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))
+    return next(free for free in itertools.chain([path], numbered) if not free.exists())
 
 
 def load_training_state(folder: Path) -> dict[str, Any]:
@@ -96,13 +144,43 @@ def load_training_state(folder: Path) -> dict[str, Any]:
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
     """Complete checkpoints, by ascending step."""
-    found = [path for path in output_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
-    return sorted((path for path in found if missing_file(path) is None), key=step_of)
+    return [path for path in _checkpoint_folders(output_dir) if missing_file(path) is None]
+
+
+def _checkpoint_folders(output_dir: Path) -> list[Path]:
+    """Whatever has a checkpoint's name, by ascending step."""
+    found = output_dir.glob("checkpoint-*")
+    return sorted((path for path in found if re.fullmatch(r"checkpoint-\d+", path.name)), key=step_of)
 
 
 def missing_file(folder: Path) -> str | None:
     """The first file that a checkpoint must have and this folder has not."""
     return next((name for name in (TRAINING_STATE, *_FILES) if not (folder / name).is_file()), None)
+
+
+def damage(folder: Path) -> str | None:
+    """What keeps a checkpoint from being read, by the first file that is missing, cut off or not what it should be."""
+    missing = missing_file(folder)
+    if missing is not None:
+        return f"it has no {missing}"
+    for name in _FILES:
+        try:
+            _check_readable(folder / name)
+        except (OSError, ValueError, SafetensorError) as error:
+            return f"its {name} can't be read: {error}"
+    try:
+        load_training_state(folder)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _check_readable(path: Path) -> None:
+    if path.suffix == ".json":
+        json.loads(path.read_text(encoding="utf-8"))
+    else:
+        with safe_open(path, "pt"):  # compares the file's length with its header
+            pass
 
 
 def step_of(folder: Path) -> int:
@@ -112,20 +190,19 @@ def step_of(folder: Path) -> int:
 def find_checkpoint(output_dir: Path, resume_from_checkpoint: str | None) -> Path | None:
     """
     The checkpoint to go on from; `None` to start anew, as "latest" does for a run that was cut off before its first.
+    "latest" passes over checkpoints that are damaged, with a warning.
 
     Raises:
         FileExistsError: The output folder holds something else than the run that is to be resumed.
         FileNotFoundError: The checkpoint that was named is not there.
+        ValueError: "latest" finds damaged checkpoints alone.
     """
-    if resume_from_checkpoint == "latest":
-        checkpoints = list_checkpoints(output_dir)
-        cut_off = (output_dir / SETTINGS).is_file() and not (output_dir / "config.json").exists()
-        if not checkpoints and not cut_off:
-            _check_empty(output_dir)
-        return checkpoints[-1] if checkpoints else None
     if resume_from_checkpoint is None:
         _check_empty(output_dir)
         return None
+    _restore_replaced(output_dir)
+    if resume_from_checkpoint == "latest":
+        return _latest(output_dir)
     folder = Path(resume_from_checkpoint)
     missing = missing_file(folder)
     if missing is not None:
@@ -133,6 +210,37 @@ def find_checkpoint(output_dir: Path, resume_from_checkpoint: str | None) -> Pat
     if folder.resolve().parent != output_dir.resolve():
         _check_empty(output_dir)
     return folder
+
+
+def _restore_replaced(output_dir: Path) -> None:
+    """Gives a checkpoint its name back that a kill between the two renames of `save_checkpoint` left without it."""
+    for replaced in output_dir.glob(f"{_REPLACED}checkpoint-*"):
+        folder = replaced.with_name(replaced.name.removeprefix(_REPLACED))
+        if not folder.exists():
+            with contextlib.suppress(FileNotFoundError):  # another process of the run was faster
+                replaced.rename(folder)
+
+
+def _latest(output_dir: Path) -> Path | None:
+    folders = _checkpoint_folders(output_dir)
+    for folder in reversed(folders):
+        why = damage(folder)
+        if why is None:
+            return folder
+        warn(f"{str(folder)!r} is passed over: {why}")
+    if folders:
+        names = ", ".join(folder.name for folder in folders)
+        raise ValueError(f"no checkpoint in {str(output_dir)!r} can be read: {names}; to start anew, move them away")
+    cut_off = (output_dir / SETTINGS).is_file() and not (output_dir / "config.json").exists()
+    if not cut_off:
+        _check_empty(output_dir)
+    return None
+
+
+def warn(text: str) -> None:
+    """A line on standard error, by the first of the run's processes: all find the same."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"warning: {' '.join(text.split())}", file=sys.stderr)
 
 
 def _check_empty(output_dir: Path) -> None:

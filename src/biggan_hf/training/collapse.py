@@ -1,10 +1,9 @@
 """What is done when the rule calls a collapse: what is known is saved, and the run stops or rolls back."""
 
 import json
-import shutil
 from pathlib import Path
 
-from .checkpoints import list_checkpoints, load_training_state, save_checkpoint, step_of
+from .checkpoints import list_checkpoints, load_training_state, save_checkpoint, set_aside, step_of
 from .players import load_networks
 from .run import Run, cut_logs, training_state
 from .stability import all_finite
@@ -37,8 +36,7 @@ def respond(run: Run, why: str) -> bool:
 def last_good_checkpoint(run: Run) -> Path | None:
     """The newest from before the lines that made the rule speak, else the oldest; of those without NaN."""
     checkpoints = list_checkpoints(run.output_dir)
-    onset = run.global_step - run.args.collapse_window * run.args.logging_steps
-    old_enough = [folder for folder in checkpoints if step_of(folder) <= onset]
+    old_enough = [folder for folder in checkpoints if step_of(folder) <= run.onset]
     by_preference = [*reversed(old_enough), *checkpoints[len(old_enough) :]]
     return next((folder for folder in by_preference if is_good(folder)), None)
 
@@ -58,11 +56,7 @@ def roll_back(run: Run, good: Path) -> None:
         network.load_state_dict(saved.state_dict())
     run.restore({**load_training_state(good), "rollbacks": run.rollbacks + 1})
     if run.is_main:
-        for newer in list_checkpoints(run.output_dir):
-            if step_of(newer) > run.global_step:
-                aside = newer.with_name(f"before-collapse-{step_of(newer)}")
-                shutil.rmtree(aside, ignore_errors=True)
-                newer.rename(aside)
+        set_aside(run.output_dir, run.global_step, "before-collapse")
         cut_logs(run)
         save(run, good)  # so that a resumed run knows of the rollback
 

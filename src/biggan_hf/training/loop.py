@@ -31,6 +31,7 @@ from .stopping import Stop, Vote, interruption
 
 
 CURVES = "curves.png"
+NOT_PUBLISHED = ["*checkpoint-*", "before-collapse-*", "collapsed-*", "samples/*"]
 
 
 def train(run: Run) -> Path | None:
@@ -261,7 +262,8 @@ def track_sheet(run: Run, sheet: Image.Image) -> None:
 def checkpoint(run: Run) -> Path:
     folder = run.output_dir / f"checkpoint-{run.global_step}"
     save(run, folder)
-    rotate_checkpoints(run.output_dir, run.args.checkpoints_total_limit)
+    onset = None if run.args.on_collapse == "ignore" else run.onset
+    rotate_checkpoints(run.output_dir, run.args.checkpoints_total_limit, onset)
     return folder
 
 
@@ -293,7 +295,7 @@ def finish(run: Run) -> Path:
         (folder / "README.md").write_text(card(run), encoding="utf-8")
         if run.args.push_to_hub:
             assert run.args.hub_model_id is not None
-            upload_folder(folder, run.args.hub_model_id, ignore_patterns=["checkpoint-*", "samples/*"])
+            upload_folder(folder, run.args.hub_model_id, ignore_patterns=NOT_PUBLISHED)
     run.accelerator.wait_for_everyone()
     run.accelerator.end_training()
     return folder

@@ -18,7 +18,15 @@ from ..hub import create_repo
 from ..modeling_biggan import BigGANModel
 from .arguments import DataArguments, ModelArguments, TrainingArguments
 from .batches import BatchSource, to_pixel_values
-from .checkpoints import SETTINGS, check_same_architecture, find_checkpoint, load_training_state, write_whole
+from .checkpoints import (
+    SETTINGS,
+    check_same_architecture,
+    find_checkpoint,
+    load_training_state,
+    set_aside,
+    warn,
+    write_whole,
+)
 from .players import build_players, set_adam
 from .quality import Quality
 from .stability import SigmaClamp, Spectra, Watch
@@ -62,6 +70,11 @@ class Run:
     def batch_seed(self) -> int:
         """After a rollback a run meets other latents and another order of the pictures, or it would collapse again."""
         return self.args.seed + 1_000_003 * self.rollbacks
+
+    @property
+    def onset(self) -> int:
+        """The last step from before the lines of the log in which the rule for collapses looks for one."""
+        return self.global_step - self.args.collapse_window * self.args.logging_steps
 
     def restore(self, state: dict[str, Any]) -> None:
         """Optimisers, counters, and the loss scaler of float16, as a checkpoint has them; see `training_state`."""
@@ -250,8 +263,16 @@ def check_trackers(report_to: list[str]) -> None:
 
 
 def open_output(run: Run) -> None:
-    """Writes the settings; a resumed run's log goes on from the checkpoint, without what was lost after it."""
+    """
+    Writes the settings; a resumed run's log goes on from the checkpoint, without what was lost after it, and later
+    checkpoints are set aside.
+    """
     run.output_dir.mkdir(parents=True, exist_ok=True)
+    for folder in set_aside(run.output_dir, run.global_step, "abandoned-checkpoint"):
+        warn(f"the run goes on from step {run.global_step}: a later checkpoint is now {str(folder)!r}")
+    log = run.output_dir / LOG
+    if run.global_step == 0 and log.exists() and log.stat().st_size:
+        warn(f"no checkpoint in {str(run.output_dir)!r}: the run starts anew, and so does its log")
     write_whole(run.output_dir / SETTINGS, json.dumps(run.settings, indent=2))
     cut_logs(run)
 

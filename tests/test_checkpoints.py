@@ -1,0 +1,187 @@
+"""Checkpoints that are gone back to, killed in the middle, damaged, or needed for a rollback."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from training_runs import arguments, read_log, write_pictures
+
+from biggan_hf import BigGANConfig, BigGANDiscriminator, BigGANModel
+from biggan_hf.training import main
+from biggan_hf.training.arguments import TrainingArguments
+from biggan_hf.training.checkpoints import find_checkpoint, rotate_checkpoints, save_checkpoint, set_aside
+
+
+STATE: dict[str, Any] = {"samples_seen": 10, "rollbacks": 0, "num_pictures": 10}
+STATE |= {"generator_optimizer": {}, "discriminator_optimizer": {}}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pictures(tmp_path_factory.mktemp("pictures"))
+
+
+def write_checkpoint(folder: Path, step: int) -> Path:
+    config = BigGANConfig.preset("demo", generator_base_channels=4, discriminator_base_channels=4)
+    networks = {"ema": BigGANModel(config), "generator": BigGANModel(config)}
+    state, checkpoint = {**STATE, "global_step": step}, folder / f"checkpoint-{step}"
+    save_checkpoint(checkpoint, **networks, discriminator=BigGANDiscriminator(config), training_state=state)
+    return checkpoint
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("*checkpoint-*"))
+
+
+# Going back
+
+
+def test_later_checkpoints_than_the_one_resumed_from_are_set_aside(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, flags = tmp_path / "model", ["--checkpointing_steps", "1", "--on_collapse", "ignore"]
+    main(arguments(pictures, output, *flags, "--checkpoints_total_limit", "3", steps=4))
+    abandoned = (output / "checkpoint-4" / "model.safetensors").read_bytes()
+    main(arguments(pictures, output, *flags, "--resume_from_checkpoint", str(output / "checkpoint-2"), steps=3))
+    assert f"a later checkpoint is now '{output}/abandoned-checkpoint-4'" in capsys.readouterr().err
+    assert names(output) == ["abandoned-checkpoint-3", "abandoned-checkpoint-4", "checkpoint-2", "checkpoint-3"]
+    assert (output / "abandoned-checkpoint-4" / "model.safetensors").read_bytes() == abandoned
+    assert find_checkpoint(output, "latest") == output / "checkpoint-3"
+
+
+def test_what_was_set_aside_before_stays(tmp_path: Path) -> None:
+    for number in range(3):
+        (write_checkpoint(tmp_path, 8) / "number").write_text(str(number))
+        (tmp_path / "replaced-checkpoint-8").mkdir()  # left by a kill
+        set_aside(tmp_path, 4, "abandoned-checkpoint")
+    folders = [tmp_path / f"abandoned-checkpoint-8{suffix}" for suffix in ("", "-2", "-3")]
+    assert [(folder / "number").read_text() for folder in folders] == ["0", "1", "2"]
+    write_checkpoint(tmp_path, 5)
+    rotate_checkpoints(tmp_path, 1)
+    assert len(names(tmp_path)) == 4
+
+
+# Kills and power cuts
+
+
+def test_checkpoint_killed_while_it_was_replaced_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_checkpoint(tmp_path, 3)
+    rename = Path.rename
+
+    def killed(path: Path, target: Path) -> Path:
+        if path.name.startswith("unfinished-"):
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "rename", killed)
+        write_checkpoint(tmp_path, 3)
+    assert names(tmp_path) == ["replaced-checkpoint-3", "unfinished-checkpoint-3"]
+    assert find_checkpoint(tmp_path, "latest") == tmp_path / "checkpoint-3"
+    assert find_checkpoint(tmp_path, "latest") == tmp_path / "checkpoint-3"
+
+
+def test_files_are_on_the_disk_before_the_checkpoint_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed, fsync = set(), os.fsync
+
+    def note(descriptor: int) -> None:
+        assert not (tmp_path / "checkpoint-1").exists()
+        flushed.add(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    files = [path for path in write_checkpoint(tmp_path, 1).rglob("*") if path.is_file()]
+    assert len(files) == 7 and {path.stat().st_ino for path in files} <= flushed
+
+
+def test_run_without_a_checkpoint_says_that_it_starts_anew(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "model"
+    main(arguments(pictures, output, "--checkpointing_steps", "0", "--resume_from_checkpoint", "latest"))
+    assert "starts anew" not in capsys.readouterr().err
+    (output / "config.json").unlink()  # as if it had been killed before its first checkpoint
+    main(arguments(pictures, output, "--checkpointing_steps", "0", "--resume_from_checkpoint", "latest"))
+    assert "starts anew" in capsys.readouterr().err
+    assert [line["step"] for line in read_log(output)] == [1, 2]
+
+
+# Damage
+
+FILES = [
+    f"{network}{file}"
+    for network in ("", "generator/", "discriminator/")
+    for file in ("config.json", "model.safetensors")
+]
+
+
+@pytest.mark.parametrize("file", [*FILES, "training_state.pt"])
+def test_latest_passes_over_a_damaged_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str
+) -> None:
+    good, damaged = write_checkpoint(tmp_path, 9), write_checkpoint(tmp_path, 10)
+    assert find_checkpoint(tmp_path, "latest") == damaged
+    (damaged / file).write_bytes((damaged / file).read_bytes()[:-3])
+    assert find_checkpoint(tmp_path, "latest") == good
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: '{damaged}' is passed over: ") and f"{file}" in line
+
+
+def test_latest_among_damaged_checkpoints_is_an_error(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "model"
+    main(arguments(pictures, output, "--checkpointing_steps", "1", steps=2))
+    log = (output / "log.jsonl").read_bytes()
+    (output / "checkpoint-1" / "config.json").unlink()
+    truncate(output / "checkpoint-2" / "generator" / "model.safetensors")
+    for checkpoint, why in (("latest", "checkpoint-1, checkpoint-2"), (str(output / "checkpoint-2"), "header")):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main(arguments(pictures, output, "--resume_from_checkpoint", checkpoint, steps=3))
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert stop.value.code == 2 and why in line, line
+        assert (output / "log.jsonl").read_bytes() == log
+
+
+# The rotation and the rule for collapses
+
+
+def steps_of(folder: Path) -> list[int]:
+    return sorted(int(path.name.removeprefix("checkpoint-")) for path in folder.glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize("interval", [100, 300, 700, 2000])
+def test_rotation_keeps_a_checkpoint_from_before_a_collapse(tmp_path: Path, interval: int) -> None:
+    args = TrainingArguments(output_dir="out")
+    limit, window = args.checkpoints_total_limit or 0, args.collapse_window * args.logging_steps
+    template = write_checkpoint(tmp_path / "template", 0)
+    for step in range(interval, 10_001, interval):
+        shutil.copytree(template, tmp_path / f"checkpoint-{step}", copy_function=os.link)
+        rotate_checkpoints(tmp_path, limit, onset=step - window)
+        steps = steps_of(tmp_path)
+        assert steps[-limit:] == list(range(interval, step + 1, interval))[-limit:] and len(steps) <= limit + 2
+        if step >= interval + window:
+            before = max(kept for kept in steps if kept <= step - window)
+            assert before >= step - 2 * window - limit * interval
+
+
+def test_rollback_goes_back_to_before_the_lines_of_the_collapse(pictures: Path, tmp_path: Path) -> None:
+    output = tmp_path / "model"
+    flags = ["--checkpointing_steps", "1", "--on_collapse", "rollback", "--max_rollbacks", "1"]
+    # The discriminator wins.
+    flags += ["--collapse_window", "6", "--generator_learning_rate", "1e-7", "--discriminator_learning_rate", "5e-3"]
+    with pytest.raises(SystemExit):
+        main(arguments(pictures, output, *flags, "--sample_steps", "1000", steps=200))
+    note = read_log(output, "collapses.jsonl")[0]
+    assert note["step"] - 18 <= note["rolled_back_to"] <= note["step"] - 6
+    aside = [int(path.name.removeprefix("before-collapse-")) for path in output.glob("before-collapse-*")]
+    assert aside and min(aside) > note["rolled_back_to"]
