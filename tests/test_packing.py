@@ -123,6 +123,51 @@ def test_packed_kernels_are_never_stale(network: Network) -> None:
     torch.testing.assert_close(output(network, *inputs), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("channels", [1, winograd.CHANNELS])
+def test_layers_alone_after_packing(network: Network, channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(winograd, "CHANNELS", channels)
+    inputs = tiny_inputs(network)
+    with torch.no_grad():
+        output(network, *inputs)
+    for layer in [m for m in network.modules() if isinstance(m, layers.Conv2d)]:
+        maps = torch.randn(2, layer.in_channels, 4, 4, requires_grad=True)
+        kept, layer._kept = layer._kept, None
+        expected = layer(maps)
+        layer._kept = kept
+        out = layer(maps)
+        torch.testing.assert_close(out, expected)
+        assert all(g.any() for g in torch.autograd.grad(out.square().sum(), [maps, layer.weight]))
+
+
+@torch.no_grad()
+def test_compiled_without_more_after_packing(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(winograd, "CHANNELS", 1)
+    inputs = tiny_inputs(network)
+    expected = output(network, *inputs)
+    network.compile(backend="eager")
+    torch.testing.assert_close(output(network, *inputs), expected, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_what_leaves_sums_and_versions_is_seen() -> None:
+    model = tiny_generator(generator_base_channels=32).eval()
+    inputs, conv = tiny_inputs(model), model.get_submodule("stages.1.blocks.0.conv2")
+    nn.init.normal_(conv.weight)  # an orthogonal one has a single singular value, whatever the vector
+    rows = torch.arange(len(conv.weight)).roll(1)
+    changes: list[Callable[[], object]] = [
+        lambda: setattr(conv, "weight", nn.Parameter(conv.weight.detach().transpose(2, 3))),
+        lambda: conv.weight.data.copy_(conv.weight.detach()[rows]),
+        lambda: conv.u0.data.copy_(torch.randn_like(conv.u0)),
+    ]
+    for change in changes:
+        before = output(model, *inputs)
+        change()
+        with torch.enable_grad():
+            expected = output(model, *inputs).detach()
+        assert not torch.allclose(expected, before, atol=1e-4)
+        torch.testing.assert_close(output(model, *inputs), expected, rtol=1e-4, atol=1e-4)
+
+
 def test_gradients_after_packing(network: Network) -> None:
     network.requires_grad_(False)
     inputs = tiny_inputs(network)

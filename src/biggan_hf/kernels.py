@@ -17,7 +17,7 @@ _FORWARD = threading.RLock()
 
 class Kept(NamedTuple):
     """A kernel, and what it was made of: the tensors, which share memory and version with the layer's own, their
-    versions, and the weight's sum with a few of its values."""
+    versions, and the weight's sums with a few of its values."""
 
     kernel: Tensor
     sources: list[Tensor]
@@ -61,8 +61,10 @@ class KeptKernel(nn.Module):
     def packed_kernel(self, pack: Callable[[Tensor], Tensor]) -> tuple[Tensor, bool]:
         """The kernel and whether it is packed: where it is kept, and the forward packs, it is from now on."""
         kernel, kept = self.kernel(), self._kept
-        if kept is None or kept.is_packed or not self._packs or not can_pack(kernel):
-            return kernel, kept is not None and kept.is_packed
+        if kept is None or kernel is not kept.kernel:
+            return kernel, False
+        if kept.is_packed or not self._packs or not can_pack(kernel):
+            return kernel, kept.is_packed
         self._kept = kept._replace(kernel=pack(kernel), is_packed=True)
         return self._kept.kernel, True
 
@@ -87,7 +89,9 @@ class KeptKernel(nn.Module):
     def _is_kept(self) -> bool:
         """Whether there is a kernel, of these very tensors as they were by autograd's record of writes."""
         return self._kept is not None and all(
-            tensor.data_ptr() == source.data_ptr() and tensor._version == version
+            tensor.data_ptr() == source.data_ptr()
+            and tensor.stride() == source.stride()
+            and tensor._version == version
             for tensor, source, version in zip(
                 self.kernel_sources(), self._kept.sources, self._kept.versions, strict=True
             )
@@ -97,11 +101,13 @@ class KeptKernel(nn.Module):
         return self._kept is not None and self._kept.is_packed
 
     def _probe(self) -> Tensor:
-        """The sum of the weight and sixteen values from all over it, whatever its memory format."""
+        """The weight's sums by rows, sixteen values from all over it, whatever its memory format, and the vectors."""
         weight = self.weight.detach()
         number = min(weight.numel(), 16)
         values = weight.as_strided((number,), (weight.numel() // number,), weight.storage_offset())
-        return torch.cat([values.float(), weight.sum(dtype=torch.float32)[None]])
+        sums = weight.sum(dim=tuple(range(1, weight.ndim)), dtype=torch.float32)
+        vectors = [source.detach().flatten().float() for source in self.kernel_sources()[1:]]
+        return torch.cat([values.float(), sums, *vectors])
 
     def train(self, mode: bool = True) -> Self:
         self._kept = None
@@ -123,7 +129,7 @@ def _refresh(layers: Sequence[KeptKernel], packs: bool = False) -> None:
     where that serves.
 
     Autograd's record of writes misses those of fused optimisers and through `.data`, as averages of weights are often
-    copied. Of these the weight's sum and a few of its values tell, all layers' in one comparison, since it waits for
+    copied. Of these the weight's sums and a few of its values tell, all layers' in one comparison, since it waits for
     the device.
     """
     keeping = [layer for layer in layers if layer._can_keep()]

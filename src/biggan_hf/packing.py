@@ -2,8 +2,8 @@
 Convolutions on a CPU with weights in oneDNN's own order.
 
 Given a plain weight, oneDNN brings it into that order in every call, which at a small batch takes several times as
-long as the convolution: 32 of 44 ms with 1,536 channels on a map of 8x8 pixels. These are the operations that `torch.compile`
-puts in place of a convolution on a CPU; torch has no public name for them.
+long as the convolution: 32 of 44 ms with 1,536 channels on a map of 8x8 pixels. These are the operations that
+`torch.compile` puts in place of a convolution on a CPU; torch has no public name for them.
 """
 
 import torch
