@@ -47,6 +47,17 @@ def packed(network: nn.Module) -> list[bool]:
     return [m._kept is not None and m._kept.is_packed for m in network.modules() if isinstance(m, layers.Conv2d)]
 
 
+def same_with_other_kernels(network: Network, change: Callable[[], None]) -> tuple[tuple[Any, ...], Tensor]:
+    """Shows that a network computes the same when its kernels take another form; gives its inputs and its output."""
+    inputs = tiny_inputs(network)
+    expected = output(network, *inputs)
+    change()
+    network.train().eval()  # makes the kernels anew
+    for _ in range(2):
+        torch.testing.assert_close(output(network, *inputs), expected, rtol=1e-5, atol=1e-5)
+    return inputs, expected
+
+
 @pytest.mark.parametrize("size", [(4, 6), (3, 5), (1, 2)])
 @pytest.mark.parametrize("tile_values", [1, 10_000])
 def test_tiles_are_the_convolution(size: tuple[int, int], tile_values: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,12 +76,7 @@ def test_tiles_are_the_convolution(size: tuple[int, int], tile_values: int, monk
 @needs_packing
 @torch.no_grad()
 def test_tiles_in_a_network(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
-    inputs = tiny_inputs(network)
-    expected = output(network, *inputs)
-    monkeypatch.setattr(winograd, "CHANNELS", 1)
-    network.train().eval()  # other kernels
-    for _ in range(2):
-        torch.testing.assert_close(output(network, *inputs), expected, rtol=1e-5, atol=1e-5)
+    inputs, _ = same_with_other_kernels(network, lambda: monkeypatch.setattr(winograd, "CHANNELS", 1))
     assert {m._kept.kernel.ndim for m in network.modules() if isinstance(m, layers.Conv2d) and m._kept} == {3, 4}
     with torch.enable_grad():
         first = inputs[0].clone().requires_grad_()
@@ -79,12 +85,7 @@ def test_tiles_in_a_network(network: Network, monkeypatch: pytest.MonkeyPatch) -
 
 @torch.no_grad()
 def test_products_need_no_packing(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
-    inputs = tiny_inputs(network)
-    expected = output(network, *inputs)
-    monkeypatch.setattr(layers, "PRODUCT_CHANNELS", 1)
-    network.train().eval()  # other kernels
-    for _ in range(2):
-        torch.testing.assert_close(output(network, *inputs), expected, rtol=1e-5, atol=1e-5)
+    inputs, expected = same_with_other_kernels(network, lambda: monkeypatch.setattr(layers, "PRODUCT_CHANNELS", 1))
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.allclose(output(network, *inputs).float(), expected, rtol=0.05, atol=0.2)
 

@@ -30,8 +30,9 @@ class KeptKernel(nn.Module):
     """
     A mixin in front of a layer that has a `weight` and computes with something made of it.
 
-    In eval mode and without gradients this kernel is kept: it costs the memory of another weight, and all that is
-    done to a weight (spectral norm, the form of a resampling convolution, the memory format) is done once.
+    In eval mode and without gradients this kernel is kept: it costs the memory of another weight, of 16/9 of one
+    in tiles (see `winograd`), and all that is done to a weight (spectral norm, the form of a resampling convolution,
+    the memory format) is done once.
     """
 
     weight: Tensor
