@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from measuring import run, synchronize
-from peers import draw, import_checkout, load_biggan_pytorch
+from peers import draw, import_checkout, load_biggan_pytorch, sample_biggan_hf
 
 from biggan_hf import BigGANConfig, BigGANModel
 
@@ -31,7 +31,7 @@ def first_image(source: Path, checkout: Path | None, config: BigGANConfig, devic
         network(latents, network.shared(labels))
     else:
         network = BigGANModel.from_pretrained(source)
-        network.to(device)(latents, labels)
+        sample_biggan_hf(network.to(device), latents, labels)
     synchronize(device)
     return time.perf_counter() - start
 

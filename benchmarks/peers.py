@@ -31,6 +31,7 @@ from export_biggan_pytorch import check_exportable, discriminator_problem, setti
 
 BIGGAN_PYTORCH = "BigGAN-PyTorch"
 PRETRAINED_BIGGAN = "pytorch-pretrained-biggan"
+PRETRAINED_BIGGAN_SIZES = (128, 256, 512)
 
 # Training forwards that bring statistics and singular vectors near those of a trained network.
 SETTLING_FORWARDS = 8
@@ -63,6 +64,11 @@ class Pair:
     sample_ours: Sample
     sample_theirs: Sample
     folder: Path
+
+
+def sample_biggan_hf(network: BigGANModel, latents: Tensor, labels: Tensor, truncation: float | None = None) -> Tensor:
+    """By the model's own method: what it compiles is then a graph of kept kernels, as in the pipeline."""
+    return network.sample(labels, latents=latents, truncation=truncation)
 
 
 # BigGAN-PyTorch: a folder of files, not a package
@@ -171,10 +177,7 @@ def biggan_pytorch_pair(checkout: Path | None, config: BigGANConfig, folder: Pat
     def sample_theirs(network: Any, latents: Tensor, labels: Tensor) -> Tensor:
         return network(latents, network.shared(labels))
 
-    def sample_ours(network: Any, latents: Tensor, labels: Tensor) -> Tensor:
-        return network(latents, labels).images
-
-    return Pair(BIGGAN_PYTORCH, ours, theirs, sample_ours, sample_theirs, folder)
+    return Pair(BIGGAN_PYTORCH, ours, theirs, sample_biggan_hf, sample_theirs, folder)
 
 
 def load_biggan_pytorch(checkout: Path | None, source: Path) -> nn.Module:
@@ -197,7 +200,10 @@ class OriginalTraining:
         source: A checkpoint with `G.pth`, `D.pth` and `state_dict.pth`.
         told: Settings of the run, in the program's names; the others are its defaults.
         device: Where it trains.
+        dtype: In which.
         drawn: The latents and labels of all draws; `None` lets the program draw.
+
+    After an iteration `generator`, `discriminator` and `average` are what it has made of them.
     """
 
     def __init__(
@@ -206,18 +212,19 @@ class OriginalTraining:
         source: Path,
         told: dict[str, Any],
         device: torch.device,
+        dtype: torch.dtype = torch.float32,
         drawn: Sequence[tuple[Tensor, Tensor]] | None = None,
     ):
         program, functions, utils = import_checkout(checkout, "BigGAN", "train_fns", "utils")
         config = vars(utils.prepare_parser().parse_args([])) | torch.load(source / "state_dict.pth")["config"] | told
         config |= {"G_activation": nn.ReLU(inplace=True), "D_activation": nn.ReLU(inplace=True), "skip_init": True}
         with contextlib.redirect_stdout(io.StringIO()):
-            generator = program.Generator(**config).to(device)
-            discriminator = program.Discriminator(**config).to(device)
-            average = program.Generator(**{**config, "no_optim": True}).to(device)
+            generator = self.generator = program.Generator(**config).to(device, dtype)
+            discriminator = self.discriminator = program.Discriminator(**config).to(device, dtype)
+            self.average = program.Generator(**{**config, "no_optim": True}).to(device, dtype)
             for name, network in (("G", generator), ("D", discriminator)):
                 network.load_state_dict(torch.load(source / f"{name}.pth"))
-            ema = utils.ema(generator, average, config["ema_decay"], config["ema_start"])
+            ema = utils.ema(generator, self.average, config["ema_decay"], config["ema_start"])
         draws = utils.prepare_z_y(config["batch_size"], generator.dim_z, config["n_classes"], device=device)
         if drawn is not None:
             draws = tuple(_replayed(column) for column in zip(*drawn, strict=True))
@@ -242,21 +249,34 @@ def _replayed(draws: Sequence[Tensor]) -> Tensor:
 # pytorch-pretrained-biggan: a package
 
 
+def import_pretrained_biggan() -> ModuleType:
+    try:
+        return importlib.import_module("pytorch_pretrained_biggan")
+    except ImportError as error:
+        raise ImportError(f"{PRETRAINED_BIGGAN} can't be imported ({error}): pip install '.[bench]'") from error
+
+
+def pretrained_biggan_config(image_size: int, channels: int | None) -> BigGANConfig:
+    """The deep preset of a size that the program has; raises `ValueError` for another."""
+    if image_size not in PRETRAINED_BIGGAN_SIZES:
+        *sizes, largest = PRETRAINED_BIGGAN_SIZES
+        raise ValueError(
+            f"{PRETRAINED_BIGGAN} has generators of {', '.join(map(str, sizes))} and {largest} pixels, got "
+            f"{image_size}; --peers {BIGGAN_PYTORCH} leaves it out"
+        )
+    overrides = {} if channels is None else {"generator_base_channels": channels}
+    return BigGANConfig.preset(f"biggan-deep-{image_size}", **overrides)
+
+
 def pretrained_biggan_pair(config: BigGANConfig, folder: Path) -> Pair:
     """
     The deep generator beside that of the package, in the package's own layout.
 
     Args:
-        config: Of a deep preset.
+        config: From `pretrained_biggan_config`.
         folder: An empty folder, for the checkpoints.
-
-    Raises:
-        ImportError: The package is not installed.
     """
-    try:
-        package = importlib.import_module("pytorch_pretrained_biggan")
-    except ImportError as error:
-        raise ImportError(f"{PRETRAINED_BIGGAN} can't be imported ({error}): pip install '.[bench]'") from error
+    package = import_pretrained_biggan()
     own = package.BigGANConfig(**pretrained_biggan_settings(config))
     theirs = package.BigGAN(own)
     settle_pretrained_biggan(theirs, config)
@@ -267,10 +287,7 @@ def pretrained_biggan_pair(config: BigGANConfig, folder: Path) -> Pair:
     with contextlib.redirect_stdout(io.StringIO()):
         convert_pretrained_biggan.main([str(source), "--output", str(folder / "ours")])
     ours = BigGANModel.from_pretrained(folder / "ours")
-
-    def sample_ours(network: Any, latents: Tensor, labels: Tensor) -> Tensor:
-        return network(latents, labels, truncation=TRUNCATION).images
-
+    sample_ours = functools.partial(sample_biggan_hf, truncation=TRUNCATION)
     return Pair(PRETRAINED_BIGGAN, ours, theirs.eval(), sample_ours, sample_pretrained_biggan, folder)
 
 
@@ -280,10 +297,8 @@ def sample_pretrained_biggan(network: Any, latents: Tensor, labels: Tensor) -> T
 
 
 def pretrained_biggan_settings(config: BigGANConfig) -> dict[str, Any]:
-    """The program's `config.json` of this architecture; raises `ValueError` where it can't build it."""
+    """The program's `config.json` of this architecture, which is from `pretrained_biggan_config`."""
     multipliers = list(config.generator_channel_multipliers or ())
-    if not config.is_deep or multipliers[0] != 16 or multipliers[-1] != 1:
-        raise ValueError(f"{PRETRAINED_BIGGAN} can't build the {config.image_size}-pixel {config.architecture}")
     layers = []
     for wide, narrow in zip(multipliers, multipliers[1:], strict=False):
         layers += [[False, wide, wide], [True, wide, narrow]]

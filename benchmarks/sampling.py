@@ -38,7 +38,11 @@ from peers import (
     Sample,
     biggan_pytorch_config,
     biggan_pytorch_pair,
+    biggan_pytorch_settings,
     draw,
+    import_checkout,
+    import_pretrained_biggan,
+    pretrained_biggan_config,
     pretrained_biggan_pair,
 )
 from torch import Tensor, nn
@@ -52,13 +56,26 @@ PEERS = (PRETRAINED_BIGGAN, BIGGAN_PYTORCH)
 Inputs = tuple[Tensor, Tensor]
 
 
-def build_pair(peer: str, args: argparse.Namespace, folder: Path) -> Pair:
+def architectures(args: argparse.Namespace) -> dict[str, BigGANConfig]:
+    """Each peer's, in the order of measuring; raises where a peer is missing or can't build what is asked for."""
+    if args.first_image and BIGGAN_PYTORCH not in args.peers:
+        raise ValueError(f"--first_image is measured beside {BIGGAN_PYTORCH}, got --peers {' '.join(args.peers)}")
+    configs = {}
+    if PRETRAINED_BIGGAN in args.peers:
+        configs[PRETRAINED_BIGGAN] = pretrained_biggan_config(args.image_size, args.channels)
+        import_pretrained_biggan()
+    if BIGGAN_PYTORCH in args.peers:
+        configs[BIGGAN_PYTORCH] = biggan_pytorch_config(f"biggan-{args.image_size}", args.channels)
+        biggan_pytorch_settings(configs[BIGGAN_PYTORCH])
+        import_checkout(args.biggan_pytorch, "BigGAN")
+    return configs
+
+
+def build_pair(peer: str, config: BigGANConfig, args: argparse.Namespace, folder: Path) -> Pair:
     """Both programs with one set of weights, in float32 on the CPU."""
     if peer == BIGGAN_PYTORCH:
-        config = biggan_pytorch_config(f"biggan-{args.image_size}", args.channels)
         return biggan_pytorch_pair(args.biggan_pytorch, config, folder)
-    overrides = {} if args.channels is None else {"generator_base_channels": args.channels}
-    return pretrained_biggan_pair(BigGANConfig.preset(f"biggan-deep-{args.image_size}", **overrides), folder)
+    return pretrained_biggan_pair(config, folder)
 
 
 @torch.no_grad()
@@ -183,9 +200,9 @@ def main(argv: list[str] | None = None) -> None:
     device = set_up(args)
     logging.disable_progress_bar()
     results = []
-    for peer in args.peers:
+    for peer, config in architectures(args).items():
         with tempfile.TemporaryDirectory() as folder, tensor_float32(args.tf32):
-            pair = build_pair(peer, args, Path(folder))
+            pair = build_pair(peer, config, args, Path(folder))
             results += measure_pair(pair, args, device)
             if args.first_image and peer == BIGGAN_PYTORCH:
                 results.append(measure_first_image(pair, args, results[-1]["largest_difference"]))

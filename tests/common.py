@@ -1,5 +1,6 @@
 """What several test files share: configurations and networks small enough to run in milliseconds."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -80,6 +81,19 @@ def tiny_inputs(
     """What the network is called with: latents or images, and labels."""
     draw = tiny_latents if isinstance(model, BigGANModel) else tiny_images
     return draw(num_samples, model.config, seed), tiny_labels(num_samples, model.config)
+
+
+def saved_for_the_gradient(run: Callable[[], object]) -> list[Tensor]:
+    """What autograd keeps of a forward for its backward pass."""
+    kept: list[Tensor] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        run()
+    return kept
 
 
 @torch.no_grad()

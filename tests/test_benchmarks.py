@@ -5,6 +5,7 @@ import copy
 import json
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,9 @@ CPU = torch.device("cpu")
 CHECKOUT = os.environ.get("BIGGAN_PYTORCH")
 needs_checkout = pytest.mark.skipif(
     CHECKOUT is None, reason="the environment variable BIGGAN_PYTORCH names no checkout of BigGAN-PyTorch"
+)
+needs_package = pytest.mark.skipif(
+    find_spec("pytorch_pretrained_biggan") is None, reason="pytorch-pretrained-biggan, of the extra bench, is missing"
 )
 SIDE = {
     *("program", "setting", "seconds", "median_seconds", "images_per_second", "flops", "tflops_per_second"),
@@ -154,7 +158,7 @@ def pair_of_copies(tmp_path: Path) -> peers.Pair:
     def sample(network: Any, latents: Tensor, labels: Tensor) -> Tensor:
         return network(latents, labels).images
 
-    return peers.Pair("copy", ours, copy.deepcopy(ours), sample, sample, tmp_path)
+    return peers.Pair("copy", ours, copy.deepcopy(ours), peers.sample_biggan_hf, sample, tmp_path)
 
 
 def test_a_pair_is_measured_for_each_batch_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -177,10 +181,58 @@ def test_a_pair_of_two_functions_is_not_measured(tmp_path: Path, dtype: str) -> 
         sampling.measure_pair(pair, options(dtype=dtype), CPU)
 
 
+def test_what_is_compiled_makes_no_kernels(tmp_path: Path) -> None:
+    graphs: list[set[str]] = []
+
+    def backend(graph: Any, _: Any) -> Any:
+        graphs.append({node.name for node in graph.graph.nodes})
+        return graph
+
+    torch._dynamo.reset()  # what was compiled before in this process
+    pair = pair_of_copies(tmp_path)
+    pair.ours.compile(backend=backend)
+    inputs = peers.draw(pair.ours.config, 2)
+    _, images = sampling.contestant("ours", pair.ours, pair.sample_ours, inputs, "", 0)
+    assert len(graphs) == 1 and not any("u0" in name for name in graphs[0])
+    with torch.no_grad():
+        torch.testing.assert_close(pair.ours(*inputs).images, images)
+    assert any("u0" in name for name in graphs[1])  # the forward alone takes power iterations
+
+
+def without_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets no pair be built."""
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("a pair was built before everything was checked")
+
+    monkeypatch.setattr(sampling, "build_pair", refuse)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--image_size", "32"], "has generators of 128, 256 and 512 pixels, got 32; --peers BigGAN-PyTorch leaves"),
+        (["--peers", "BigGAN-PyTorch", "--image_size", "100"], "unknown preset 'biggan-100'"),
+        (["--peers", "pytorch-pretrained-biggan", "--first_image"], "--first_image is measured beside BigGAN-PyTorch"),
+    ],
+)
+def test_what_no_peer_can_do_is_refused_at_once(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_work(monkeypatch)
+    with pytest.raises(ValueError, match=message):
+        sampling.main([*arguments, "--device", "cpu"])
+
+
+@needs_package
+def test_a_missing_checkout_is_told_before_the_other_peer_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_work(monkeypatch)
+    with pytest.raises(FileNotFoundError, match="--biggan_pytorch must be a checkout"):
+        sampling.main(["--device", "cpu"])
+
+
+@needs_package
 def test_pretrained_biggan(tmp_path: Path) -> None:
-    pytest.importorskip(
-        "pytorch_pretrained_biggan", reason="pytorch-pretrained-biggan, of the extra bench, is missing"
-    )
     arguments = ["--peers", "pytorch-pretrained-biggan", "--channels", "4", "--batch_sizes", "1", "--repeats", "1"]
     sampling.main([*arguments, "--device", "cpu", "--json", str(tmp_path / "x.json")])
     (result,) = json.loads((tmp_path / "x.json").read_text())["results"]
@@ -189,12 +241,10 @@ def test_pretrained_biggan(tmp_path: Path) -> None:
 
 
 def test_layout_of_pretrained_biggan() -> None:
-    config = sampling.BigGANConfig.preset("biggan-deep-128")
+    config = peers.pretrained_biggan_config(128, None)
     settings = peers.pretrained_biggan_settings(config)
     assert [layer[1] for layer in settings["layers"]] == [16, 16, 16, 16, 8, 8, 4, 4, 2, 2]
     assert settings["layers"][-1] == [True, 2, 1] and settings["attention_layer_position"] == 8
-    with pytest.raises(ValueError, match="64-pixel"):
-        peers.pretrained_biggan_settings(sampling.BigGANConfig.preset("biggan-deep-64"))
 
 
 # BigGAN-PyTorch
@@ -244,7 +294,7 @@ TRAINING = ["--preset", "cifar10", "--channels", "4", "--batch_size", "2", "--re
 def test_training_beside_biggan_pytorch(tmp_path: Path) -> None:
     training.main(["--biggan_pytorch", str(CHECKOUT), *TRAINING, "--json", str(tmp_path / "x.json")])
     (result,) = json.loads((tmp_path / "x.json").read_text())["results"]
-    assert result["largest_difference"] < training.LOSS_TOLERANCE
+    assert result["largest_difference"] < measuring.TOLERANCE
     assert result["images"] == 4 * 2 and result["ours"]["flops"] < result["theirs"]["flops"]
 
 
@@ -261,6 +311,23 @@ def test_training_with_other_losses_is_not_measured(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(training, "write_biggan_pytorch", write_two_functions)
     with pytest.raises(ValueError, match="the losses of biggan_hf and BigGAN-PyTorch differ"):
+        training.main(["--biggan_pytorch", str(CHECKOUT), *TRAINING])
+
+
+@needs_checkout
+@pytest.mark.parametrize(
+    ("setting", "factor", "message"),
+    [("G_lr", 1.01, "the generator's images"), ("ema_decay", 0.9999, "the average's images")],
+)
+def test_training_with_another_update_is_not_measured(
+    setting: str, factor: float, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Other(peers.OriginalTraining):
+        def __init__(self, checkout: Any, source: Any, told: dict[str, Any], *others: Any):
+            super().__init__(checkout, source, {**told, setting: factor * told[setting]}, *others)
+
+    monkeypatch.setattr(training, "OriginalTraining", Other)
+    with pytest.raises(ValueError, match=f"{message} of biggan_hf and BigGAN-PyTorch differ"):
         training.main(["--biggan_pytorch", str(CHECKOUT), *TRAINING])
 
 

@@ -1,18 +1,14 @@
-import functools
-from collections.abc import Callable
-
 import pytest
 import torch
+from common import saved_for_the_gradient
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from biggan_hf import layers
 from biggan_hf.layers import (
     BatchNorm2d,
     ConditionalBatchNorm2d,
     Conv2d,
     OneHotLabels,
-    Resample,
     SelfAttention,
     SNConv2d,
     SNLinear,
@@ -22,7 +18,6 @@ from biggan_hf.layers import (
     modulations,
 )
 from biggan_hf.normalization import batch_normalize
-from biggan_hf.resampling import box_sum, transposed_product
 
 
 @pytest.fixture(autouse=True)
@@ -161,18 +156,6 @@ def test_attention_is_softmax_and_matrix_products(sn_eps: float | None) -> None:
     assert not torch.allclose(layer(maps), maps, atol=1e-2)
 
 
-def saved_for_the_gradient(run: Callable[[], object]) -> list[Tensor]:
-    kept: list[Tensor] = []
-
-    def note(tensor: Tensor) -> Tensor:
-        kept.append(tensor)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        run()
-    return kept
-
-
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_attention_does_not_keep_the_matrix_of_all_pairs(channels_last: bool) -> None:
     layer, maps = SelfAttention(64, None), torch.randn(1, 64, 32, 32)
@@ -191,70 +174,6 @@ def test_buffers_stay_in_float32_in_half_precision() -> None:
         for name, buffer in module.named_buffers():
             assert buffer.dtype == torch.float32 and torch.equal(buffer, before[name]), name
     assert next(norm.double().buffers()).dtype == torch.float64
-
-
-RESAMPLED: dict[Resample, Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]] = {
-    "up": lambda conv, x: conv(F.interpolate(x, scale_factor=2, mode="nearest")),
-    "down": lambda conv, x: F.avg_pool2d(conv(x), 2),
-}
-
-
-@pytest.mark.parametrize("resample", RESAMPLED)
-@pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("sn_eps", [None, 1e-6])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize(("channels", "size"), [((3, 5), (4, 6)), ((8, 2), (2, 2)), ((1, 1), (8, 4))])
-@pytest.mark.parametrize("by_product", [False, True])
-def test_convolution_with_resampling_is_the_two_after_each_other(
-    resample: Resample,
-    training: bool,
-    sn_eps: float | None,
-    dtype: torch.dtype,
-    channels: tuple[int, int],
-    size: tuple[int, int],
-    by_product: bool,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    if by_product:
-        monkeypatch.setattr(layers, "PRODUCT_CHANNELS", 1)
-    fused, plain = conv2d(*channels, 3, sn_eps, resample=resample).to(dtype), conv2d(*channels, 3, sn_eps).to(dtype)
-    plain.load_state_dict(fused.state_dict())
-    reference = functools.partial(RESAMPLED[resample], plain.train(training))
-    maps = torch.randn(2, channels[0], *size, dtype=dtype)
-    results = []
-    for conv in (fused.train(training), plain):
-        x = maps.clone().requires_grad_()
-        out = fused(x) if conv is fused else reference(x)
-        weights = torch.arange(out.numel(), dtype=dtype).cos().view_as(out)
-        results.append([out, *torch.autograd.grad((out * weights).sum(), [x, *conv.parameters()])])
-    tolerance = 1e-12 if dtype == torch.float64 else 1e-5
-    for ours, theirs in zip(*results, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
-
-
-FORMATS = [torch.contiguous_format, torch.channels_last]
-
-
-@pytest.mark.parametrize("memory_format", FORMATS)
-@pytest.mark.parametrize("padding", [0, 1])
-def test_sums_of_windows(memory_format: torch.memory_format, padding: int) -> None:
-    maps = torch.randn(2, 3, 4, 5, dtype=torch.float64).to(memory_format=memory_format).requires_grad_()
-    function = functools.partial(box_sum, padding=padding)
-    expected = 4 * F.avg_pool2d(F.pad(maps, [padding] * 4), 2, stride=1)
-    torch.testing.assert_close(function(maps), expected, rtol=0, atol=1e-12)
-    torch.testing.assert_close(torch.vmap(lambda x: function(x[None])[0])(maps), expected)
-    assert torch.autograd.gradcheck(function, maps, check_forward_ad=True)
-    assert torch.autograd.gradgradcheck(function, maps)
-    assert not saved_for_the_gradient(lambda: function(maps))
-
-
-@pytest.mark.parametrize("memory_format", FORMATS)
-def test_transposed_product_is_a_transposed_convolution(memory_format: torch.memory_format) -> None:
-    maps, weight = torch.randn(2, 3, 2, 4), torch.randn(5, 3, 3, 3).to(memory_format=memory_format)
-    expected = F.conv_transpose2d(maps, weight.flip(2, 3).transpose(0, 1), stride=2)
-    out = transposed_product(maps, weight)
-    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
-    assert out.is_contiguous(memory_format=memory_format)
 
 
 @pytest.mark.parametrize("samples", [1, 4])

@@ -9,6 +9,7 @@ import torch
 import torch.nn.utils.prune
 from common import tiny_discriminator, tiny_generator, tiny_inputs
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from biggan_hf import kernels, layers, winograd
@@ -26,6 +27,12 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 needs_packing = pytest.mark.skipif(
     not kernels.can_pack(torch.ones(1)), reason="this torch has no packed convolutions for this CPU"
 )
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled_before() -> None:
+    """A second network in a process is compiled for any size, a third one for minutes."""
+    torch._dynamo.reset()
 
 
 @pytest.fixture(params=ARCHITECTURES)
@@ -69,6 +76,7 @@ def test_tiles_are_the_convolution(size: tuple[int, int], tile_values: int, monk
         expected = F.conv2d(maps, weight, bias, padding=1)
         maps = maps.to(memory_format=form)
         torch.testing.assert_close(winograd.winograd_conv2d(maps, kernel, bias), expected, rtol=0, atol=1e-12)
+        assert winograd.winograd_conv2d(maps[:0], kernel, bias).shape == (0, *expected.shape[1:])
         without = winograd.winograd_conv2d(maps, kernel, None)
         torch.testing.assert_close(without, expected - bias[:, None, None], rtol=0, atol=1e-12)
 
@@ -189,6 +197,54 @@ def test_autocast_after_packing(network: Network) -> None:
     expected = output(network, *inputs)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.allclose(output(network, *inputs).float(), expected, rtol=0.05, atol=0.2)
+    assert not any(packed(network))  # which would compute in float32
+
+
+@torch.no_grad()
+def test_tangents_after_packing(network: Network) -> None:
+    first, labels = tiny_inputs(network)
+    output(network, first, labels)
+    direction = torch.randn_like(first)
+
+    def function(x: Tensor) -> Tensor:
+        return output(network, x, labels)
+
+    with torch.enable_grad():
+        _, expected = torch.autograd.functional.jvp(function, first, direction)
+    assert expected.any()
+    torch.testing.assert_close(torch.func.jvp(function, (first,), (direction,))[1], expected, rtol=1e-4, atol=1e-4)
+    output(network, first, labels)
+    with forward_ad.dual_level():
+        tangent = forward_ad.unpack_dual(function(forward_ad.make_dual(first, direction))).tangent
+    torch.testing.assert_close(tangent, expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_transform_leaves_no_kernels_behind(network: Network) -> None:
+    network.requires_grad_(False)
+    first, labels = tiny_inputs(network)
+    expected = output(network, first, labels)
+    for _ in range(2):
+        assert torch.func.grad(lambda x: output(network, x, labels).square().sum())(first).any()
+        torch.testing.assert_close(output(network, first, labels), expected)
+
+
+@torch.no_grad()
+def test_a_hook_that_asks_for_gradients() -> None:
+    model = tiny_generator().eval()
+    inputs, stages = tiny_inputs(model), model.get_submodule("stages")
+    expected, seen = output(model, *inputs), []
+
+    def start(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        torch.set_grad_enabled(True)
+        seen.append(args[0].detach().requires_grad_())
+        return seen[0], *args[1:]
+
+    stages[1].register_forward_pre_hook(start)
+    out = output(model, *inputs)
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+    conv = model.get_submodule("stages.1.blocks.0.conv2")
+    assert all(gradient.any() for gradient in torch.autograd.grad(out.sum(), [*seen, conv.weight]))
 
 
 @torch.no_grad()
@@ -224,7 +280,7 @@ def test_sampling_makes_no_kernel_twice() -> None:
     model.sample([0])
     kernels = [module._kept for module in model.modules() if isinstance(module, KeptKernel)]
     assert all(kernels)
-    model.sample([1])
+    model.eval().sample([1])
     now = [module._kept for module in model.modules() if isinstance(module, KeptKernel)]
     assert all(a is not None and b is not None and a.kernel is b.kernel for a, b in zip(kernels, now, strict=True))
 

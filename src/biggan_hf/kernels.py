@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from .packing import can_pack
 
@@ -53,11 +54,19 @@ class KeptKernel(nn.Module):
 
     def kernel(self) -> Tensor:
         """The normalised weight, arranged."""
-        kept = self._kept if self._trusts_kept else None
-        if not self._trusts_kept and self._can_keep():
+        trusted = self._trusts_kept
+        if not trusted and self._can_keep():
             _refresh([self])
-            kept = self._kept
+            trusted = True
+        kept = self._kept if trusted and not self._is_unfit() else None
         return self.arrange(self.normalized_weight()) if kept is None else kept.kernel
+
+    def _is_unfit(self) -> bool:
+        """Whether a hook has asked, in the midst of a forward, for what a kernel made at its start does not give."""
+        if torch.compiler.is_compiling():
+            return False
+        wants_gradient = torch.is_grad_enabled() and self.weight.requires_grad
+        return wants_gradient or (self.kernel_is_packed() and not _may_pack())
 
     def packed_kernel(self, pack: Callable[[Tensor], Tensor]) -> tuple[Tensor, bool]:
         """The kernel and whether it is packed: where it is kept, and the forward packs, it is from now on."""
@@ -70,9 +79,10 @@ class KeptKernel(nn.Module):
         return self._kept.kernel, True
 
     def _can_keep(self) -> bool:
-        """Not where a gradient is wanted or the weight is another function's variable, as in `functional_call`."""
+        """Not where a gradient is wanted or the weight is another function's variable, as in `functional_call`; nor
+        inside a transform such as `torch.func.grad`, whose tensors are of no use after it."""
         return (
-            not (self.training or torch.compiler.is_compiling())
+            not (self.training or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
             and not (torch.is_grad_enabled() and self.weight.requires_grad)
             and isinstance(self.weight, nn.Parameter)
             and not self.weight.is_inference()
@@ -111,7 +121,8 @@ class KeptKernel(nn.Module):
         return torch.cat([values.float(), sums, *vectors])
 
     def train(self, mode: bool = True) -> Self:
-        self._kept = None
+        if mode != self.training:
+            self._kept = None
         return super().train(mode)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -172,6 +183,6 @@ def kept_kernels(network: nn.Module) -> Iterator[None]:
 
 
 def _may_pack() -> bool:
-    """Packed convolutions know neither gradients, nor transforms such as `vmap`, nor autocast."""
-    plain = not (torch.is_grad_enabled() or torch._C._are_functorch_transforms_active())
-    return plain and not torch.is_autocast_enabled("cpu")
+    """Packed convolutions know neither gradients, in either direction, nor transforms such as `vmap`, nor autocast."""
+    has_gradients = torch.is_grad_enabled() or forward_ad._current_level >= 0
+    return not (has_gradients or torch._C._are_functorch_transforms_active() or torch.is_autocast_enabled("cpu"))

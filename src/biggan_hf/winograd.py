@@ -37,7 +37,7 @@ def winograd_conv2d(hidden_states: Tensor, kernel: Tensor, bias: Tensor | None) 
     """
     height, width = hidden_states.shape[2:]
     x = F.pad(hidden_states, (1, 1 + width % 2, 1, 1 + height % 2)).permute(0, 2, 3, 1)
-    parts = x.split(max(1, TILE_VALUES // (4 * hidden_states[0].numel())))
+    parts = x.split(max(1, TILE_VALUES // (4 * hidden_states.shape[1:].numel())))
     maps = torch.cat([_convolve_tiles(part, kernel) for part in parts])
     if bias is not None:
         maps += bias
@@ -49,9 +49,9 @@ def _convolve_tiles(x: Tensor, kernel: Tensor) -> Tensor:
     samples, height, width = x.shape[0], x.shape[1] - 2, x.shape[2] - 2
     rows = _spread(*(x[:, i : i + height : 2] for i in range(4)))
     tiles = torch.stack([t for row in rows for t in _spread(*(row[:, :, i : i + width : 2] for i in range(4)))])
-    products = torch.bmm(tiles.flatten(1, 3), kernel).view(4, 4, samples, height // 2, width // 2, -1)
+    products = torch.bmm(tiles.flatten(1, 3), kernel).view(4, 4, samples, height // 2, width // 2, kernel.shape[2])
     pixels = [torch.stack(_gather(*row), dim=3) for row in _gather(*products)]
-    return torch.stack(pixels, dim=2).view(samples, height, width, -1)
+    return torch.stack(pixels, dim=2).view(samples, height, width, kernel.shape[2])
 
 
 def _spread(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
