@@ -25,7 +25,7 @@ from biggan_hf.modeling_biggan import (
     BigGANDiscriminatorBlock,
     BigGANGeneratorBlock,
 )
-from biggan_hf.resampling import box_sum, transposed_product
+from biggan_hf.resampling import box_sum, halve, transposed_product
 from biggan_hf.spectral_norm import SpectralNorm, iterate_in_training
 from biggan_hf.training.ema import update_ema
 
@@ -198,6 +198,21 @@ def test_sums_of_windows(memory_format: torch.memory_format, padding: int) -> No
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)
+def test_halving(memory_format: torch.memory_format) -> None:
+    maps = torch.randn(2, 3, 4, 6, dtype=torch.float64).to(memory_format=memory_format).requires_grad_()
+    assert torch.equal(halve(maps), F.avg_pool2d(maps, 2))
+    assert torch.equal(torch.vmap(halve)(maps[None])[0], halve(maps))
+    assert torch.autograd.gradcheck(halve, maps, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(halve, maps)
+    assert not saved_for_the_gradient(lambda: halve(maps))
+
+
+def test_resampling_wants_windows() -> None:
+    with pytest.raises(ValueError, match="kernel_size must be 3 with resample='up', got 1"):
+        layers.conv2d(3, 4, 1, None, resample="up")
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
 def test_transposed_product_is_a_transposed_convolution(memory_format: torch.memory_format) -> None:
     maps, weight = torch.randn(2, 3, 2, 4), torch.randn(5, 3, 3, 3).to(memory_format=memory_format)
     expected = F.conv_transpose2d(maps, weight.flip(2, 3).transpose(0, 1), stride=2)
@@ -274,7 +289,7 @@ BLOCKS: dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]] = {
     "deep generator, up": (BigGANDeepGeneratorBlock, (16, 8, True), DEEP),
     "projecting generator": (BigGANDeepGeneratorBlock, (16, 8, False), PROJECTION),
     "projecting generator, up": (BigGANDeepGeneratorBlock, (16, 8, True), PROJECTION),
-    "discriminator, first": (BigGANDiscriminatorBlock, (3, 8, True, True), {}),
+    "discriminator, first, down": (BigGANDiscriminatorBlock, (3, 8, True, True), {}),
     "discriminator, down": (BigGANDiscriminatorBlock, (4, 8, True, False), {}),
     "narrow discriminator, down": (
         BigGANDiscriminatorBlock,
@@ -347,7 +362,7 @@ class Cost(NamedTuple):
     """Of a block that resamples, for a sample and a pixel of its smaller map, which is a quarter of the larger."""
 
     multiplications: int  # nine of a 3x3 beside the resampling, 4 · 9 of others on the larger map; shortcuts' once
-    kept_values: float  # for the backward pass: inputs of norms, poolings and convolutions, outputs of ReLUs
+    kept_values: float  # for the backward pass: inputs of norms and convolutions, outputs of ReLUs
 
 
 # Where the smaller map has 16x16 pixels, for sums of windows of the larger one have a row and a column more.
@@ -357,8 +372,11 @@ COSTS = {
     "projecting generator, up": Cost(
         16 * 8 + 16 * 4 + 9 * 4 * 4 + 4 * (9 * 4 * 4 + 4 * 8), 2 * 16 + 2 * 4 + 4 * 4 * 4
     ),
-    "discriminator, down": Cost(4 * 8 + 4 * 9 * 4 * 8 + 9 * 8 * 8, 4 + 4 * (2 * 4 + 8) + (33 / 16) ** 2 * 8),
-    "deep discriminator, down": Cost(8 * 8 + 4 * (8 * 4 + 2 * 9 * 4 * 4) + 4 * 16, 8 + 4 * (2 * 8 + 3 * 4) + 4),
+    "discriminator, down": Cost(4 * 8 + 4 * 9 * 4 * 8 + 9 * 8 * 8, 4 + 4 * (4 + 8) + (33 / 16) ** 2 * 8),
+    "deep discriminator, down": Cost(8 * 8 + 4 * (8 * 4 + 2 * 9 * 4 * 4) + 4 * 16, 8 + 4 * (8 + 3 * 4) + 4),
+    "projecting discriminator, down": Cost(
+        8 * 16 + 4 * (8 * 4 + 9 * 4 * 4) + 9 * 4 * 4 + 4 * 16, 8 + 4 * (8 + 2 * 4) + (33 / 16) ** 2 * 4 + 4
+    ),
 }
 
 

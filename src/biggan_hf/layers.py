@@ -47,6 +47,8 @@ class Conv2d(KeptKernel, nn.Conv2d):
         bias: bool = True,
         resample: Resample | None = None,
     ):
+        if resample is not None and kernel_size != 3:
+            raise ValueError(f"kernel_size must be 3 with resample={resample!r}, got {kernel_size}")
         nn.Conv2d.__init__(self, in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=bias)
         self.resample = resample
 

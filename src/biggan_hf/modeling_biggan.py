@@ -37,6 +37,7 @@ from .layers import (
     linear,
     modulations,
 )
+from .resampling import halve
 from .spectral_norm import SpectralNorm, iterate_in_training
 
 
@@ -169,12 +170,13 @@ class BigGANDiscriminatorBlock(nn.Module):
             shortcut = hidden_states if self.shortcut_relu else shortcut
         hidden_states = self.conv2(F.relu(self.conv1(hidden_states), inplace=True))
         # Pooling commutes with a 1x1 convolution, which is a quarter of the work after it.
-        return hidden_states.add_(self.conv_sc(F.avg_pool2d(shortcut, 2) if self.downsample else shortcut))
+        return hidden_states.add_(self.conv_sc(halve(shortcut) if self.downsample else shortcut))
 
 
 class BigGANDeepDiscriminatorBlock(nn.Module):
     """Bottleneck 1x1, 3x3, 3x3, pool, 1x1, a ReLU before each; the shortcut is pooled, and the channels it lacks
-    come from a 1x1 convolution of it (paper, figure 16c), or all of them do (`deep_projection_shortcut`)."""
+    come from a 1x1 convolution of it (paper, figure 16c), or all of them do (`deep_projection_shortcut`, where the
+    pool comes before the last ReLU)."""
 
     def __init__(self, config: BigGANConfig, in_channels: int, out_channels: int, downsample: bool):
         super().__init__()
@@ -184,20 +186,22 @@ class BigGANDeepDiscriminatorBlock(nn.Module):
         self.shortcut_relu = config.discriminator_shortcut_relu
         self.conv1 = conv2d(in_channels, hidden_channels, 1, sn_eps)
         self.conv2 = conv2d(hidden_channels, hidden_channels, 3, sn_eps)
-        self.conv3 = conv2d(hidden_channels, hidden_channels, 3, sn_eps)
+        pools_first = downsample and self.projection
+        self.conv3 = conv2d(hidden_channels, hidden_channels, 3, sn_eps, resample="down" if pools_first else None)
         self.conv4 = conv2d(hidden_channels, out_channels, 1, sn_eps)
         added_channels = out_channels if self.projection else out_channels - in_channels
         has_conv_sc = in_channels != out_channels or (self.projection and downsample)
         self.conv_sc = conv2d(in_channels, added_channels, 1, sn_eps) if has_conv_sc else None
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        shortcut = F.relu(hidden_states) if self.shortcut_relu else hidden_states
-        hidden_states = self.conv1(F.relu(hidden_states))
+        activated = F.relu(hidden_states)
+        shortcut = activated if self.shortcut_relu else hidden_states
+        hidden_states = self.conv1(activated)
         hidden_states = self.conv2(F.relu(hidden_states, inplace=True))
         hidden_states = self.conv3(F.relu(hidden_states, inplace=True))
         if self.downsample:
-            hidden_states = hidden_states if self.projection else F.relu(hidden_states, inplace=True)
-            hidden_states, shortcut = F.avg_pool2d(hidden_states, 2), F.avg_pool2d(shortcut, 2)
+            shortcut = halve(shortcut)
+            hidden_states = hidden_states if self.projection else halve(F.relu(hidden_states, inplace=True))
         if self.conv_sc is not None:
             added = self.conv_sc(shortcut)
             shortcut = added if self.projection else torch.cat([shortcut, added], dim=1)

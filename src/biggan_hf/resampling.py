@@ -50,6 +50,35 @@ class _BoxSum(torch.autograd.Function):
         return box_sum(tangent, ctx.padding)
 
 
+def halve(hidden_states: Tensor) -> Tensor:
+    """Average pooling by two: (N, C, H, W), both even, to (N, C, H / 2, W / 2)."""
+    if torch.compiler.is_compiling():
+        return F.avg_pool2d(hidden_states, 2)
+    return _Halve.apply(hidden_states)
+
+
+class _Halve(torch.autograd.Function):
+    """torch's own keeps its input for the backward pass, of which it needs the shape."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(hidden_states: Tensor) -> Tensor:
+        return F.avg_pool2d(hidden_states, 2)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return F.interpolate(gradient / 4, scale_factor=2, mode="nearest")
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+        return halve(tangent)
+
+
 def transposed_product(hidden_states: Tensor, weight: Tensor) -> Tensor:
     """
     The transposed convolution of stride two with a kernel (out, in, 3, 3) turned by 180 degrees, by one product of
