@@ -170,7 +170,7 @@ def test_weights_are_looked_for_where_torch_keeps_downloads(tmp_path: Path, monk
     # What the server has is something else: nothing is kept.
     wrong = tmp_path / "elsewhere-00000000.pth"
     wrong.write_bytes(content)
-    with pytest.raises(ValueError, match=r"cannot download.*invalid hash.*--extractor_weights"):
+    with pytest.raises(ValueError, match=r"cannot download.*invalid hash.*put it at"):
         find_weights(wrong.as_uri())
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [found.name]
 
@@ -179,7 +179,7 @@ def test_without_a_download_one_line_says_what_to_do(tmp_path: Path, monkeypatch
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     url = "http://127.0.0.1:9/weights-inception-2015-12-05-6726825d.pth"  # the port that discards
     monkeypatch.setattr(extractors, "TENSORFLOW_WEIGHTS", url)
-    with pytest.raises(ValueError, match="cannot download http.*--extractor_weights.*lite0") as caught:
+    with pytest.raises(ValueError, match="cannot download http.*put it at '.*lite0") as caught:
         load_extractor("inception")
     assert "\n" not in str(caught.value)
 

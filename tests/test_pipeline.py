@@ -491,6 +491,8 @@ def test_a_model_is_offloaded_as_a_whole(pipe: BigGANPipeline) -> None:
     for classes in (2, {0: 0.5, 2: 0.5}):
         with pytest.raises(ValueError, match="offloaded layer by layer.* accelerate.cpu_offload_with_hook"):
             tensors(leaf_by_leaf, classes)
+    with pytest.raises(ValueError, match="offloaded layer by layer"):
+        leaf_by_leaf.model.sample([2])
 
 
 def test_a_refused_call_draws_nothing() -> None:

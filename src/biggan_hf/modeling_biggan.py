@@ -576,6 +576,7 @@ class BigGANModel(BigGANPreTrainedModel):
         Returns:
             (len(class_labels) · num_images_per_label, num_channels, image_size, image_size) in [-1, 1].
         """
+        self.check_weights()
         labels = self._labels_to_sample(class_labels, num_images_per_label, generator)
         number = num_images_per_label if labels is None else len(labels)
         mode = self._truncation_mode(truncation, truncation_mode)
@@ -584,6 +585,15 @@ class BigGANModel(BigGANPreTrainedModel):
         elif len(latents) != number:
             raise ValueError(f"latents must be ({number}, {self.config.z_dim}), got {tuple(latents.shape)}")
         return self._generate(latents, labels, None, truncation)
+
+    def check_weights(self) -> None:
+        """Raises `ValueError` where the weights are offloaded layer by layer."""
+        # A stage takes the weights of all its norms at once, when accelerate has not yet brought back those of any.
+        if any(weight.is_meta for weight in self.parameters()):
+            raise ValueError(
+                "the model's weights are offloaded layer by layer (device 'meta'), which it cannot generate with; "
+                "accelerate.cpu_offload_with_hook(model, device) moves it as a whole"
+            )
 
     @torch.no_grad()
     def _generate(

@@ -230,7 +230,7 @@ class BigGANPipeline:
             TypeError: A label or a generator of another type.
             MemoryError: Not even one image fits the device.
         """
-        self._check_weights()
+        self.model.check_weights()
         latents = _as_tensor("latents", latents)
         label_ids, embeddings = self._classes(class_labels, _as_tensor("class_embeddings", class_embeddings))
         _check_positive("num_images_per_prompt", num_images_per_prompt)
@@ -345,14 +345,6 @@ class BigGANPipeline:
         if self.model.config.num_labels:
             check_label_range([int(label)], self.model.config.num_labels)
         return int(label)
-
-    def _check_weights(self) -> None:
-        # A stage takes the weights of all its norms at once, when accelerate has not yet brought back those of any.
-        if any(weight.is_meta for weight in self.model.parameters()):
-            raise ValueError(
-                "the model's weights are offloaded layer by layer (device 'meta'), which it cannot generate with; "
-                "accelerate.cpu_offload_with_hook(pipe.model, device) moves it as a whole"
-            )
 
     def _check_options(
         self, batch_size: int | None, truncation: float | None, mode: TruncationMode | None, output_type: OutputType

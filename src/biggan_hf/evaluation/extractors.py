@@ -205,8 +205,8 @@ def _download(url: str, file: Path, prefix: str) -> None:
         torch.hub.download_url_to_file(url, str(file), hash_prefix=prefix)
     except (OSError, RuntimeError) as error:
         raise ValueError(
-            f"cannot download {url} ({error}): fetch it elsewhere and name the file with --extractor_weights, or "
-            f"measure with --extractor lite0, which needs no download"
+            f"cannot download {url} ({error}): fetch it elsewhere and put it at {str(file)!r}, or measure "
+            f"with the extractor lite0, which needs no download"
         ) from error
 
 
