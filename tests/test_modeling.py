@@ -717,10 +717,11 @@ def test_checkpointed_discriminator_asks_no_gradient_of_the_callers_images() -> 
     assert not images.requires_grad and images.grad is None
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @both_networks
-def test_compile(build: Callable[..., Network]) -> None:
+def test_compile(build: Callable[..., Network], memory_format: torch.memory_format) -> None:
     # In double precision, since the bias before a norm has rounding for a gradient.
-    model, compiled = (build(**VARIANTS["attention"]).double() for _ in range(2))
+    model, compiled = (build(**VARIANTS["attention"]).double().to(memory_format=memory_format) for _ in range(2))
     torch._dynamo.reset()
     run = torch.compile(compiled, backend="aot_eager", fullgraph=True)
     inputs = tiny_inputs(model)

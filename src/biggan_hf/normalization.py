@@ -55,7 +55,7 @@ class _BatchNormalize(torch.autograd.Function):
             normalized, mean, inv_std = _normalize_as_one(x, running, momentum, eps, group)
         ctx.save_for_backward(x, gain, mean, inv_std)
         ctx.group = group
-        return torch.addcmul(_of_map(bias, x), normalized, _of_map(gain, x), out=normalized)
+        return _multiply_add(normalized, _of_map(gain, x), _of_map(bias, x))
 
     @staticmethod
     @once_differentiable
@@ -74,7 +74,7 @@ class _BatchNormalize(torch.autograd.Function):
             dist.all_reduce(sums, group=ctx.group)
         mean_g, mean_gx = sums / (x[:, 0].numel() * _number_of(ctx.group))
         slope, offset = -inv_std.square() * mean_gx, -inv_std * mean_g
-        of_x = torch.addcmul(_of_map(offset[None], wide), centred, _of_map(slope[None], wide), out=centred)
+        of_x = _multiply_add(centred, _of_map(slope[None], wide), _of_map(offset[None], wide))
         of_x.addcmul_(wide, _of_map(gain * inv_std, wide))
         of_gain, of_bias = (tensor.sum_to_size(gain.shape).to(gain.dtype) for tensor in (of_gain, of_bias))
         return of_x.to(x.dtype), of_gain, of_bias, None, None, None, None
@@ -98,6 +98,11 @@ def _normalize_as_one(
     running[1].lerp_((var * count / (count - 1)).to(running[1].dtype), momentum)  # unbiased, as of one process
     inv_std = torch.rsqrt(var + eps)
     return centred.mul_(inv_std[:, None, None]).to(x.dtype), mean, inv_std
+
+
+def _multiply_add(x: Tensor, factor: Tensor, summand: Tensor) -> Tensor:
+    """x · factor + summand, in the place of x; `torch.compile`, which finds a place by itself, stops at one given."""
+    return torch.addcmul(summand, x, factor, out=None if torch.compiler.is_compiling() else x)
 
 
 def _number_of(group: Group) -> int:

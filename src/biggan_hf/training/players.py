@@ -118,7 +118,8 @@ def _arrange(network: BigGANModel | BigGANDiscriminator, args: TrainingArguments
     if args.gradient_checkpointing:
         network.activation_checkpointing_enable({"use_reentrant": False})
     if args.compile:
-        network.compile()  # in place: no wrapper, and the names of the weights stay
+        # In place: no wrapper, and the names of the weights stay. Sizes are few and known: D sees fakes alone, too.
+        network.compile(dynamic=False)
 
 
 def freeze(generator: BigGANModel, discriminator: BigGANDiscriminator, args: TrainingArguments) -> None:
