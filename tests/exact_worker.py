@@ -1,5 +1,5 @@
 """What processes of test_training_exact.py do: three alternating updates in float64 on one global batch, however it
-is split; the bytes of an exchange; a batch norm in bfloat16; a vote; a run whose batch norms see one process each."""
+is split; the bytes of an exchange; a batch norm in bfloat16; a vote; what a run joins, averages and draws."""
 
 import sys
 from typing import Any
@@ -16,11 +16,14 @@ from biggan_hf.normalization import batch_normalize
 from biggan_hf.training import parse_arguments, set_up
 from biggan_hf.training.loop import train_step
 from biggan_hf.training.replicas import average_running_statistics, replica_group_size, set_cross_replica_batch_norm
+from biggan_hf.training.run import Run
 from biggan_hf.training.steps import Batch, Players, Rules, discriminator_step, generator_step
 from biggan_hf.training.stopping import Stop, Vote
 
 
 BATCH = 8
+LOSSES = ("hinge", "logistic")
+PENALISED = Rules(r1_gamma=1.0, generator_orthogonality=1e-2, discriminator_orthogonality=1e-2)
 CONFIG = BigGANConfig.preset(
     "demo",
     num_labels=3,
@@ -65,7 +68,8 @@ def _players(accelerator: Accelerator, batch_norm: str) -> Players:
         if batch_norm == "fixed" and isinstance(module, BatchNorm2d | ConditionalBatchNorm2d):
             module.train = lambda mode=True, module=module: module  # type: ignore[method-assign]
             module.training = False
-    optimizers = [torch.optim.SGD(network.parameters(), 0.01) for network in (generator, discriminator)]
+    # Steps that move every gradient, yet saturate neither tanh nor loss: no gradient fades to nothing but rounding.
+    optimizers = [torch.optim.SGD(network.parameters(), 1e-4) for network in (generator, discriminator)]
     players = Players(accelerator, *accelerator.prepare(generator, discriminator, *optimizers))
     if batch_norm != "fixed":
         group_size = replica_group_size(batch_norm, accelerator.num_processes)
@@ -137,9 +141,13 @@ def votes(accelerator: Accelerator) -> Tensor:
     return accelerator.gather(torch.tensor([[vote(stop) for stop in wanted]]))
 
 
+def new_run(argv: list[str], setting: str) -> Run:
+    return set_up(*parse_arguments([*argv, "--cross_replica_batch_norm", setting]))
+
+
 def statistics(argv: list[str]) -> dict[str, Tensor]:
     """The running statistics of a run after two steps, (processes, channels), and means of 0 and 1 over processes."""
-    run = set_up(*parse_arguments([*argv, "--cross_replica_batch_norm", "off"]))
+    run = new_run(argv, "off")
     gather, generator = run.accelerator.gather, run.players.bare_generator
     train_step(run)
     train_step(run)
@@ -151,10 +159,23 @@ def statistics(argv: list[str]) -> dict[str, Tensor]:
     return {**kept, "mean": gather(generator.output_bn.running_mean[None])}
 
 
+def joined(argv: list[str], setting: str) -> Tensor:
+    """
+    (processes, channels): the last batch norm's running mean, which was the number of the process, after a forward of
+    a run's generator, in which each process has latents of its own.
+    """
+    run = new_run([*argv, "--output_dir", f"{argv[argv.index('--output_dir') + 1]}-{setting}"], setting)
+    mean, latents = run.players.bare_generator.output_bn.running_mean, run.batches.latents(0, 0)
+    mean.fill_(run.accelerator.process_index)
+    run.players.generator(latents.inputs, latents.class_labels)
+    return run.accelerator.gather(mean[None].contiguous())
+
+
 def main(path: str, *argv: str) -> None:
     """What the processes of a launch do: each case of the test, written by the first of them."""
     accelerator = Accelerator(cpu=True, kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
-    results = two_processes(accelerator, list(argv)) if argv else {"pairs": play(accelerator, 1, "2", Rules())}
+    cases = {2: two_processes, 4: four_processes}[accelerator.num_processes]
+    results = cases(accelerator, list(argv))
     if accelerator.is_main_process:
         torch.save(results, path)
 
@@ -165,20 +186,26 @@ def gathered(accelerator: Accelerator, values: dict[str, Tensor]) -> dict[str, T
 
 
 def two_processes(accelerator: Accelerator, argv: list[str]) -> dict[str, dict[str, Tensor]]:
-    assert accelerator.num_processes == 2
-    penalised = Rules(r1_gamma=1.0, generator_orthogonality=1e-2, discriminator_orthogonality=1e-2)
+    played = {
+        f"{loss}-{batch_norm}-{accumulation}": play(accelerator, accumulation, batch_norm, Rules(loss=loss))
+        for loss in LOSSES
+        for batch_norm in ("fixed", "on")
+        for accumulation in (1, 2)
+    }
     return {
-        "fixed-1": play(accelerator, 1, "fixed", Rules()),
-        "fixed-2": play(accelerator, 2, "fixed", Rules()),
-        "all-1": play(accelerator, 1, "on", Rules()),
-        "all-2": play(accelerator, 2, "on", Rules()),
-        "fixed-2-penalised": play(accelerator, 2, "fixed", penalised),
+        **played,
+        "penalised-fixed-2": play(accelerator, 2, "fixed", PENALISED),
         "exchanged-1": exchanged(accelerator, 1),
         "exchanged-2": exchanged(accelerator, 2),
         "bfloat16": gathered(accelerator, batch_norm(accelerator.process_index, 2, torch.bfloat16, dist.group.WORLD)),
         "votes": {"heard": votes(accelerator)},
         "statistics": statistics(argv),
+        "joined": {setting: joined(argv, setting) for setting in ("on", "off")},
     }
+
+
+def four_processes(accelerator: Accelerator, argv: list[str]) -> dict[str, dict[str, Tensor]]:
+    return {"pairs": play(accelerator, 1, "2", Rules()), "joined": {"2": joined(argv, "2")}}
 
 
 if __name__ == "__main__":

@@ -11,7 +11,14 @@ from training_runs import arguments, read_log, write_pictures
 from biggan_hf import BigGANConfig, BigGANDiscriminator, BigGANModel
 from biggan_hf.training import main
 from biggan_hf.training.arguments import TrainingArguments
-from biggan_hf.training.checkpoints import find_checkpoint, rotate_checkpoints, save_checkpoint, set_aside
+from biggan_hf.training.checkpoints import (
+    find_checkpoint,
+    remove_unfinished,
+    rotate_checkpoints,
+    save_checkpoint,
+    set_aside,
+)
+from biggan_hf.training.quality import set_best_aside
 
 
 STATE: dict[str, Any] = {"samples_seen": 10, "rollbacks": 0, "num_pictures": 10}
@@ -48,10 +55,13 @@ def test_later_checkpoints_than_the_one_resumed_from_are_set_aside(
     output, flags = tmp_path / "model", ["--checkpointing_steps", "1", "--on_collapse", "ignore"]
     main(arguments(pictures, output, *flags, "--checkpoints_total_limit", "3", steps=4))
     abandoned = (output / "checkpoint-4" / "model.safetensors").read_bytes()
+    (output / "best").mkdir()
+    (output / "best" / "best.json").write_text('{"step": 3, "label": "x", "value": 1.0}')
     main(arguments(pictures, output, *flags, "--resume_from_checkpoint", str(output / "checkpoint-2"), steps=3))
     assert f"a later checkpoint is now '{output}/abandoned-checkpoint-4'" in capsys.readouterr().err
     assert names(output) == ["abandoned-checkpoint-3", "abandoned-checkpoint-4", "checkpoint-2", "checkpoint-3"]
     assert (output / "abandoned-checkpoint-4" / "model.safetensors").read_bytes() == abandoned
+    assert (output / "abandoned-best" / "best.json").exists() and not (output / "best").exists()
     assert find_checkpoint(output, "latest") == output / "checkpoint-3"
 
 
@@ -67,7 +77,62 @@ def test_what_was_set_aside_before_stays(tmp_path: Path) -> None:
     assert len(names(tmp_path)) == 4
 
 
+def test_best_model_from_before_stays(tmp_path: Path) -> None:
+    assert set_best_aside(tmp_path, 2) is None
+    (tmp_path / "best").mkdir()
+    (tmp_path / "best" / "best.json").write_text('{"step": 3, "label": "x", "value": 1.0}')
+    assert set_best_aside(tmp_path, 3) is None
+    assert set_best_aside(tmp_path, 2) == tmp_path / "abandoned-best"
+
+
+# Going on otherwise
+
+
+def test_other_settings_are_told(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output, again = tmp_path / "model", ["--resume_from_checkpoint", "latest"]
+    main(arguments(pictures, output, steps=2))
+    main(arguments(pictures, output, *again, steps=4))
+    assert "other settings" not in capsys.readouterr().err
+    main(arguments(pictures, output, *again, "--loss", "logistic", steps=5))
+    told = "warning: the run goes on with other settings: loss='logistic' (was 'hinge')\n"
+    assert told in capsys.readouterr().err
+    # Of a run elsewhere, whose seed need not be kept.
+    elsewhere = arguments(
+        pictures, tmp_path / "other", "--resume_from_checkpoint", str(output / "checkpoint-4"), steps=5
+    )
+    main([*elsewhere, "--seed", "3"])
+    assert "settings: seed=3 (was 0), loss='hinge' (was 'logistic')\n" in capsys.readouterr().err
+
+
+def test_other_weights_to_train_are_refused(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "model"
+    main(arguments(pictures, output))
+    with pytest.raises(SystemExit):
+        again = ["--resume_from_checkpoint", "latest", "--freeze_discriminator_stages", "2"]
+        main(arguments(pictures, output, *again, steps=4))
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert "checkpoint-2' trained" in line and "freeze_discriminator_stages and train_only must stay" in line
+
+
 # Kills and power cuts
+
+
+def test_checkpoint_killed_while_it_was_removed_has_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step in (1, 2):
+        write_checkpoint(tmp_path, step)
+
+    def killed(path: Path) -> None:
+        (path / "config.json").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "rmtree", killed)
+        rotate_checkpoints(tmp_path, 1)
+    assert names(tmp_path) == ["checkpoint-2", "unfinished-checkpoint-1"]
+    remove_unfinished(tmp_path)
+    assert names(tmp_path) == ["checkpoint-2"]
 
 
 def test_checkpoint_killed_while_it_was_replaced_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -721,7 +721,9 @@ def test_checkpointed_discriminator_asks_no_gradient_of_the_callers_images() -> 
 @both_networks
 def test_compile(build: Callable[..., Network], memory_format: torch.memory_format) -> None:
     # In double precision, since the bias before a norm has rounding for a gradient.
-    model, compiled = (build(**VARIANTS["attention"]).double().to(memory_format=memory_format) for _ in range(2))
+    model, compiled = (build(**VARIANTS["attention"]).double() for _ in range(2))
+    for network in (model, compiled):
+        network.to(memory_format=memory_format)  # type: ignore[call-arg]
     torch._dynamo.reset()
     run = torch.compile(compiled, backend="aot_eager", fullgraph=True)
     inputs = tiny_inputs(model)

@@ -1,22 +1,29 @@
 """The stability watch: spectra, the clamp, the rule, and what is done when it speaks."""
 
 import math
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from training_runs import arguments, read_log
+from training_runs import arguments, files_of_at_most, read_log, write_pictures
 
 from biggan_hf import BigGANConfig, BigGANDiscriminator, BigGANModel
-from biggan_hf.training import main, parse_arguments, set_up
+from biggan_hf.training import main, parse_arguments, set_up, train
 from biggan_hf.training.checkpoints import load_training_state
-from biggan_hf.training.collapse import last_good_checkpoint
+from biggan_hf.training.collapse import last_good_checkpoint, respond, save
+from biggan_hf.training.loop import measure_stability, train_step
 from biggan_hf.training.plots import plot_curves
-from biggan_hf.training.stability import SigmaClamp, Spectra, diagnose, held_out_accuracy
+from biggan_hf.training.run import Run, check_same_classes
+from biggan_hf.training.stability import SigmaClamp, Spectra, diagnose, share_taken_for_real
 from biggan_hf.training.steps import Batch
 
 
@@ -113,14 +120,123 @@ def test_rule_calls_a_collapse(last: list[dict[str, Any]], why: str) -> None:
     assert (diagnose([*log, *last], window=5, loss_floor=0.01, sigma_factor=4) or "").startswith(why)
 
 
-def test_held_out_accuracy_counts_what_is_taken_for_real() -> None:
+def test_rule_calls_an_explosion_early_and_slow_growth_never() -> None:
+    def called(tenfold_in: float, steps: int) -> int | None:
+        """The step at which the rule calls growth from the first step on, of a run with the default settings."""
+        log: list[dict[str, Any]] = []
+        for step in range(50, steps + 1, 50):
+            sigma = {} if step % 1000 else {"generator_sigma0": 2 * 10 ** (step / tenfold_in)}
+            log.append(line(step, **sigma))
+            if diagnose(log, window=20, loss_floor=0.01, sigma_factor=4):
+                return step
+        return None
+
+    assert called(tenfold_in=3_000, steps=30_000) == 11_000
+    assert called(tenfold_in=20_000 / math.log10(2), steps=200_000) is None
+
+
+def test_rule_needs_half_a_window_of_singular_values() -> None:
+    log = [line(i, generator_sigma0=2.0 if i % 2 else 0.2) for i in range(5)]
+    assert diagnose([*log[:4], line(5, generator_sigma0=9.0)], 10, 0.01, 4) is None
+    assert (diagnose([*log, line(5, generator_sigma0=9.0)], 10, 0.01, 4) or "").endswith("σ0 is 9, 0.2 before")
+    assert diagnose([*log, line(5, generator_sigma0=9.0), line(6)], 10, 0.01, 4) is None  # it has been called
+
+
+# Memorisation
+
+
+def test_share_taken_for_real_leaves_the_discriminator_as_it_was() -> None:
     discriminator = BigGANDiscriminator(CONFIG).train()
     pictures = Batch(torch.rand(16, 1, 32, 32), torch.arange(16) % 3)
     u0 = discriminator.linear.get_buffer("u0").clone()
-    accuracy = held_out_accuracy(discriminator, pictures)
-    expected = (discriminator.eval()(pictures.inputs, pictures.class_labels).logits > 0).float().mean()
-    assert accuracy == float(expected)
+    share = share_taken_for_real(discriminator, pictures)
+    assert discriminator.training
+    expected = (discriminator.eval()(pictures.inputs, pictures.class_labels).logits > 0).double().mean()
+    assert share == float(expected)
     assert torch.equal(discriminator.linear.get_buffer("u0"), u0)
+
+
+def two_splits(folder: Path) -> Path:
+    write_pictures(folder / "train", number=10)
+    for file in write_pictures(folder / "test", number=12).rglob("*.png"):
+        Image.fromarray(255 - np.asarray(Image.open(file))).save(file)
+    return folder
+
+
+def watched(data: Path, output: Path, *more: str) -> Run:
+    flags = ["--held_out_split", "test", "--watch_steps", "1", "--per_device_batch_size", "1"]
+    return set_up(*parse_arguments(arguments(data, output, *flags, *more)))
+
+
+def rows(pictures: Batch, folder: Path) -> list[tuple[int, int]]:
+    """Which pictures of a folder these are, in the order of the set, and their labels."""
+    files = sorted(folder.rglob("*.png"), key=lambda path: (path.parent.name, path.name))
+    known = np.stack([np.asarray(Image.open(file)) for file in files])
+    pixels = ((pictures.inputs[:, 0] + 1) * 127.5).round().numpy().astype(np.uint8)
+    matches = (pixels[:, None] == known[None]).all(axis=(2, 3))
+    assert (matches.sum(axis=1) == 1).all() and pictures.class_labels is not None
+    return [(int(row), int(label)) for row, label in zip(matches.argmax(axis=1), pictures.class_labels, strict=True)]
+
+
+def test_watched_pictures_are_a_random_sample_of_each_split(tmp_path: Path) -> None:
+    data = two_splits(tmp_path / "data")
+    samples = {}
+    for seed in range(3):
+        run = watched(data, tmp_path / f"{seed}", "--seed", str(seed))
+        for name, split, size in (("held_out", "test", 12), ("training", "train", 10)):
+            sample = rows(run.watch.pictures[name], data / split)
+            assert len(dict(sample)) == 4 and all(label == (row >= size // 2) for row, label in sample)
+            samples[seed, name] = sample
+    assert len(set(map(str, samples.values()))) == 6 and set(samples) > {(0, "training"), (0, "held_out")}
+    assert any(row >= 4 for row, _ in samples[0, "held_out"]) and any(row >= 4 for row, _ in samples[0, "training"])
+    again = watched(data, tmp_path / "again").watch.pictures
+    assert rows(again["held_out"], data / "test") == samples[0, "held_out"]
+
+
+def test_a_discriminator_that_remembers_takes_training_pictures_alone_for_real(tmp_path: Path) -> None:
+    run = watched(two_splits(tmp_path / "data"), tmp_path / "model")
+    discriminator, pictures = run.players.bare_discriminator, run.watch.pictures
+    optimizer = torch.optim.Adam(discriminator.parameters(), 1e-3)
+    for _ in range(150):
+        loss = torch.zeros(())
+        for name, sign in (("training", -1), ("held_out", 1)):
+            logits = discriminator(pictures[name].inputs, pictures[name].class_labels).logits
+            loss = loss + (1 + sign * logits).relu().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    run.global_step = 1
+    values = measure_stability(run)
+    assert (values["training_accuracy"], values["held_out_accuracy"]) == (1.0, 0.0)
+
+
+def test_of_the_same_pictures_both_shares_are_the_same(pictures: Path, tmp_path: Path) -> None:
+    flags = ["--held_out_split", "train", "--watch_steps", "1", "--discriminator_learning_rate", "1e-2"]
+    main(arguments(pictures, tmp_path / "model", *flags, steps=6))
+    shares = [(line["training_accuracy"], line["held_out_accuracy"]) for line in read_log(tmp_path / "model")]
+    assert len(shares) == 6 and len(set(shares)) > 1 and all(training == held_out for training, held_out in shares)
+
+
+def test_held_out_classes_are_the_training_datas(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    features = datasets.Features(image=datasets.Image(), label=datasets.Value("int64"))
+    for split, labels in (("train", [0, 1, 2, 0]), ("test", [0, 1, 3, 0]), ("few", [0, 1, 0, 0])):
+        images = [Image.fromarray(np.full((32, 32), 60 * i, np.uint8)) for i in range(4)]
+        table = datasets.Dataset.from_dict({"image": images, "label": labels}, features=features)
+        table.to_parquet(str(tmp_path / "data" / f"{split}-0.parquet"))
+    with pytest.raises(SystemExit) as stop:
+        main(arguments(tmp_path / "data", tmp_path / "model", "--held_out_split", "test"))
+    assert stop.value.code == 2 and not (tmp_path / "model").exists()
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert "held_out_split 'test' has other classes" in line and "its label 3 is '3', the training data's None" in line
+
+
+@pytest.mark.parametrize("held_out", [["dog", "cat"], ["cat"], ["cat", "dog", "cow"], ["0", "1", "2"], []])
+def test_classes_of_another_order_or_number_are_refused(held_out: list[str]) -> None:
+    check_same_classes("test", ["cat", "dog"], ["cat", "dog"])
+    check_same_classes("test", ["0", "1"], ["cat", "dog"])  # numbers, which have no names
+    check_same_classes("test", ["0"], ["cat", "dog"])
+    with pytest.raises(ValueError, match="held_out_split 'test' has other classes than the training data"):
+        check_same_classes("test", held_out, ["cat", "dog"])
 
 
 def test_curves_are_a_picture(tmp_path: Path) -> None:
@@ -216,3 +332,132 @@ def test_collapse_may_be_ignored(pictures: Path, tmp_path: Path) -> None:
     main(collapsing(pictures, tmp_path / "model", *flags))
     assert (tmp_path / "model" / "model.safetensors").exists()
     assert not (tmp_path / "model" / "collapses.jsonl").exists()
+
+
+# The answer to a collapse, piece by piece
+
+
+def state_of(run: Run) -> dict[str, torch.Tensor]:
+    """Copies of what a rollback brings back, but for the learning rates."""
+    players = run.players
+    state: dict[str, torch.Tensor] = {}
+    for name in ("bare_generator", "bare_discriminator"):
+        state |= {f"{name}.{key}": value for key, value in getattr(players, name).state_dict().items()}
+    state |= {f"ema.{key}": value for key, value in run.ema.state_dict().items()}
+    for name, optimizer in (("g", players.generator_optimizer), ("d", players.discriminator_optimizer)):
+        for index, moments in optimizer.state_dict()["state"].items():
+            state |= {f"{name}.{index}.{key}": value for key, value in moments.items()}
+    for name, spectra in (("g", run.watch.generator), ("d", run.watch.discriminator)):
+        state |= {f"spectra of {name}.{key}": value for key, value in spectra.bases.items()}
+    return {name: value.clone() for name, value in state.items()}
+
+
+def test_rollback_restores_everything_but_the_seed_and_the_rates(pictures: Path, tmp_path: Path) -> None:
+    flags = ["--on_collapse", "rollback", "--rollback_learning_rate_factor", "0.25", "--watch_steps", "1"]
+    flags += ["--loss", "least_squares", "--discriminator_learning_rate", "1e-3"]
+    run = set_up(*parse_arguments(arguments(pictures, tmp_path / "model", *flags)))
+    train_step(run)
+    measure_stability(run)
+    save(run, run.output_dir / "checkpoint-1")
+    good, latents, order, seed = state_of(run), run.batches.latents(1, 0), run.batches.pictures(), run.batch_seed
+    train_step(run)
+    measure_stability(run)
+    later = state_of(run)
+    for part in ("bare_generator", "bare_discriminator", "ema", "g", "d", "spectra of g", "spectra of d"):
+        names = [name for name in good if name.startswith(f"{part}.")]
+        assert any(not torch.equal(good[name], later[name]) for name in names), part
+
+    assert respond(run, "a test")
+    restored = state_of(run)
+    assert restored.keys() == good.keys() and all(torch.equal(restored[name], good[name]) for name in good)
+    assert (run.global_step, run.rollbacks) == (1, 1)
+    assert run.batch_seed != seed
+    assert not torch.equal(run.batches.latents(1, 0).inputs, latents.inputs)
+    assert not torch.equal(run.batches.pictures().inputs, order.inputs)
+    assert run.players.discriminator_optimizer.param_groups[0]["lr"] == 2.5e-4
+    assert load_training_state(run.output_dir / "checkpoint-1")["rollbacks"] == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "step", "why"),
+    [
+        (["--collapse_loss_floor", "1e9", "--collapse_window", "2"], 2, "averaged"),
+        (["--collapse_loss_floor", "1e9", "--collapse_window", "3"], 3, "averaged"),
+        (["--collapse_loss_floor", "0", "--collapse_sigma_factor", "0.1", "--collapse_window", "2"], 2, "largest σ0"),
+        (["--collapse_loss_floor", "0", "--collapse_sigma_factor", "0.1", "--collapse_window", "4"], 3, "largest σ0"),
+        (["--collapse_loss_floor", "0", "--collapse_sigma_factor", "99", "--collapse_window", "2"], None, ""),
+    ],
+)
+def test_rule_is_told_by_the_command_line(
+    pictures: Path, tmp_path: Path, flags: list[str], step: int | None, why: str
+) -> None:
+    output = tmp_path / "model"
+    quick = ["--watch_steps", "1", "--sample_steps", "0", "--checkpointing_steps", "0"]
+    run = set_up(*parse_arguments(arguments(pictures, output, *quick, *flags, steps=4)))
+    assert (train(run) is None) == (step is not None)
+    notes = read_log(output, "collapses.jsonl") if step else []
+    assert [note["step"] for note in notes] == ([step] if step else []) and all(why in note["why"] for note in notes)
+
+
+def test_a_full_disk_hides_no_collapse(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--collapse_loss_floor", "1e9", "--collapse_window", "1", "--checkpointing_steps", "0"]
+    run = set_up(*parse_arguments(arguments(pictures, tmp_path / "model", *flags)))
+    with files_of_at_most(10_000), pytest.raises(OSError, match="can't save '.*collapsed-1'"):
+        train(run)
+    assert "collapse at step 1: the discriminator's loss averaged" in "".join(capsys.readouterr())
+    (note,) = read_log(tmp_path / "model", "collapses.jsonl")
+    assert note["step"] == 1 and not (tmp_path / "model" / "collapsed-1").exists()
+
+
+def test_rollback_needs_checkpoints(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--on_collapse", "rollback", "--checkpointing_steps", "0"]
+    with pytest.raises(SystemExit) as stop:
+        main(arguments(pictures, tmp_path / "model", *flags))
+    assert stop.value.code == 2 and not (tmp_path / "model").exists()
+    assert "on_collapse=rollback needs checkpoints" in capsys.readouterr().err
+
+
+def test_processes_roll_back_together(pictures: Path, tmp_path: Path) -> None:
+    flags = ["--checkpointing_steps", "1", "--collapse_loss_floor", "1e9", "--collapse_window", "2"]
+    flags += ["--loss", "least_squares", "--on_collapse", "rollback", "--max_rollbacks", "1", "--sample_steps", "0"]
+    state = launch(2, tmp_path / "state.pt", *arguments(pictures, tmp_path / "model", *flags, steps=3))
+    assert [note["rolled_back_to"] for note in read_log(tmp_path / "model", "collapses.jsonl")] == [1, None]
+    latents, counters = state.pop("latents"), state["counters"]
+    assert not torch.equal(latents[0], latents[1])
+    assert counters[0].tolist() == [2, 1, 1_000_003, 2 * 2 * 4]
+    for name, (first, second) in state.items():
+        assert torch.equal(first, second), name
+
+
+def launch(num_processes: int, path: Path, *argv: str) -> dict[str, torch.Tensor]:
+    """What rollback_worker.py leaves: (processes, …) each."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--multi_gpu"]
+    command += ["--num_processes", str(num_processes), "--main_process_port", "0"]
+    command += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    command += [str(Path(__file__).with_name("rollback_worker.py")), str(path), *argv]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return torch.load(path, weights_only=True)
+
+
+# The watch of a resumed run
+
+
+def test_resumed_watch_measures_what_the_uninterrupted_one_does(pictures: Path, tmp_path: Path) -> None:
+    flags = ["--watch_steps", "1", "--held_out_split", "train", "--sample_steps", "0"]
+    main(arguments(pictures, tmp_path / "whole", *flags, steps=4))
+    main(arguments(pictures, tmp_path / "parts", *flags, steps=2))
+    shutil.copytree(tmp_path / "parts", tmp_path / "old")
+    state = torch.load(tmp_path / "old" / "checkpoint-2" / "training_state.pt", weights_only=True)
+    del state["spectra"]
+    torch.save(state, tmp_path / "old" / "checkpoint-2" / "training_state.pt")
+    for name in ("parts", "old"):
+        main(arguments(pictures, tmp_path / name, *flags, "--resume_from_checkpoint", "latest", steps=4))
+    files = ("spectra.jsonl", "log.jsonl")
+    logs = {
+        name: [{**line, "time": 0} for file in files for line in read_log(tmp_path / name, file)]
+        for name in ("whole", "parts", "old")
+    }
+    assert logs["parts"] == logs["whole"] and len(logs["whole"]) == 8
+    assert logs["old"] != logs["whole"]  # a checkpoint from before the vectors were kept starts them anew

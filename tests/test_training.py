@@ -163,6 +163,8 @@ def test_unreadable_picture_in_the_middle_is_skipped_or_stops(
             ],
             "evaluations would be of 3 images, fewer than the 4 features",
         ),
+        (["--init_from", "/no/where/x"], "init_from must be a model's folder or Hub id, got '/no/where/x'"),
+        (["--init_from", "{used}"], "which has no config.json"),
         (["--resume_from_checkpoint", "nowhere"], "no training checkpoint at 'nowhere'"),
         (["--output_dir", "{used}"], "is not empty"),
         (["--output_dir", "{used}", "--resume_from_checkpoint", "latest"], "has seed=7, this one seed=0"),

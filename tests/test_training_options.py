@@ -72,7 +72,7 @@ def test_option_trains(pictures: Path, tmp_path: Path, flags: list[str]) -> None
 
 @pytest.mark.parametrize("flag", ["--gradient_checkpointing", "--channels_last"])
 def test_option_keeps_the_function(pictures: Path, tmp_path: Path, flag: str) -> None:
-    main(arguments(pictures, tmp_path / "plain"))
+    main(arguments(pictures, tmp_path / "plain", flag, "False"))
     main(arguments(pictures, tmp_path / "option", flag))
     np.testing.assert_allclose(losses(tmp_path / "option"), losses(tmp_path / "plain"), rtol=0, atol=1e-3)
 
@@ -456,24 +456,32 @@ def killed_and_resumed(pictures: Path, folder: Path, kills: int, steps: int, num
     """Kills a run at random moments until it has been killed so often, then compares it with one that was not."""
     dice = random.Random(0)
     # On pictures of noise the discriminator wins soon, which the rule would call.
-    flags = ["--checkpointing_steps", "1", "--horizontal_flip", "--on_collapse", "ignore"]
+    flags = ["--checkpointing_steps", "1", "--watch_steps", "2", "--horizontal_flip", "--on_collapse", "ignore"]
     assert ends_well(start(arguments(pictures, folder / "whole", *flags, steps=steps), num_processes))
     argv = arguments(pictures, folder / "killed", *flags, "--resume_from_checkpoint", "latest", steps=steps)
+    in_the_midst = 0
     for kill in range(kills):
         process = start(argv, num_processes)
         wait_for_step(process, folder / "killed", 1 + kill * (steps - 1) // kills)
         time.sleep(dice.uniform(0, 0.3))
+        in_the_midst += not (folder / "killed" / "model.safetensors").exists()
         kill_all(process)
+    assert 2 * in_the_midst >= kills  # else the run has ended before them
     assert ends_well(start(argv, num_processes))
     for name in ("model.safetensors", "discriminator/model.safetensors"):
         whole, killed = load_file(folder / "whole" / name), load_file(folder / "killed" / name)
         assert whole.keys() == killed.keys()
         assert all(torch.equal(whole[key], killed[key]) for key in whole), name
-    assert losses(folder / "killed") == losses(folder / "whole")
+    for name in ("log.jsonl", "spectra.jsonl"):
+        whole_log, killed_log = (read_log(folder / run, name) for run in ("whole", "killed"))
+        assert [{**line, "time": None} for line in killed_log] == [{**line, "time": None} for line in whole_log], name
 
 
-def test_killed_run_ends_as_if_it_had_not_been(pictures: Path, tmp_path: Path) -> None:
-    killed_and_resumed(pictures, tmp_path, kills=2, steps=12, num_processes=1)
+@pytest.mark.parametrize(("num_processes", "kills", "steps"), [(1, 2, 12), (2, 1, 8)])
+def test_killed_run_ends_as_if_it_had_not_been(
+    pictures: Path, tmp_path: Path, num_processes: int, kills: int, steps: int
+) -> None:
+    killed_and_resumed(pictures, tmp_path, kills, steps, num_processes)
 
 
 @pytest.mark.slow

@@ -53,6 +53,7 @@ def _cutout(images: Tensor) -> Tensor:
 
 
 def _hole(number: int, size: int, device: torch.device) -> Tensor:
-    """(N, size): a stretch of half the side around a random centre."""
-    centre = torch.randint(0, size + 1, (number, 1), device=device)
-    return (torch.arange(size, device=device) - centre).abs() < size / 4
+    """(N, size): a stretch of half the side around a random place, from one edge to the other; cut at the edges."""
+    first = torch.randint(0, size + 1, (number, 1), device=device) - size // 4
+    distance = torch.arange(size, device=device) - first
+    return (distance >= 0) & (distance < size // 2)

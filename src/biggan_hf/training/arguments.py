@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -43,8 +44,17 @@ class ModelArguments:
                 raise ValueError(f"the classes come from the data: config_overrides can't set {name}")
             overrides[name] = _json_or_text(value)
         if self.init_from is not None:
+            _check_model(self.init_from)
             return BigGANConfig.from_pretrained(self.init_from, **overrides)
         return BigGANConfig.preset(self.preset, **overrides)
+
+
+def _check_model(name: str) -> None:
+    is_hub_id = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not Path(name).exists()
+    if not is_hub_id and not (Path(name) / "config.json").is_file():
+        raise FileNotFoundError(
+            f"init_from must be a model's folder or Hub id, got {name!r}, which has no config.json"
+        )
 
 
 @dataclass
@@ -112,11 +122,11 @@ class TrainingArguments:
     evaluation_extractor: str = _help("inception, lite0, a TorchScript file or module:function.", "inception")
     evaluation_images: int = _help("Samples in an evaluation.", 10_000)
     evaluation_allow_few_images: bool = _help("Evaluates on fewer images than the features are wide.", False)
-    watch_steps: int = _help("Steps between measurements of the spectra and of held-out pictures; 0: none.", 1_000)
+    watch_steps: int = _help("Spectra and memorisation on the first logged step after every so many; 0: none.", 1_000)
     on_collapse: Literal["ignore", "stop", "rollback"] = _help("What to do when the rule calls a collapse.", "stop")
-    collapse_window: int = _help("Lines of the log over which the rule averages.", 20)
+    collapse_window: int = _help("Lines of the log on which the rule looks back.", 20)
     collapse_loss_floor: float = _help("The rule's floor under the discriminator's loss.", 0.01)
-    collapse_sigma_factor: float = _help("The rule's ceiling over the generator's σ0, in medians of it.", 4.0)
+    collapse_sigma_factor: float = _help("The rule's ceiling over the generator's σ0, in medians of late.", 4.0)
     max_rollbacks: int = _help("Collapses after which a run stops all the same.", 3)
     rollback_learning_rate_factor: float = _help("Learning rates after a rollback, in those before.", 0.5)
     rollback_r1_gamma: float | None = _help("R1's strength after a rollback.", None)
@@ -155,6 +165,8 @@ class TrainingArguments:
             )
         if self.compile and (self.r1_gamma or self.rollback_r1_gamma):
             raise ValueError("R1 takes the gradient of a gradient, which compiled networks have not: compile or R1")
+        if self.on_collapse == "rollback" and not self.checkpointing_steps:
+            raise ValueError("on_collapse=rollback needs checkpoints to go back to, got checkpointing_steps=0")
         if self.sigma_clamp is not None and self.sigma_clamp_ratio is not None:
             raise ValueError("sigma_clamp and sigma_clamp_ratio are two ways to clamp; give one of them")
         if self.push_to_hub and not self.hub_model_id:
@@ -197,9 +209,9 @@ TRAINING_PRESETS: dict[str, dict[str, Any]] = {
         "generator_learning_rate": 2e-4,
         "discriminator_learning_rate": 2e-4,
         "ema_start_step": 1_000,
-        "max_train_steps": 500_000,
+        "max_train_steps": 125_000,  # 500 epochs of 50,000 // (50 · 4)
     },
-    # Its launch_SAGAN_bs128x2_ema.sh and launch_SNGAN.sh.
+    # Its launch_SAGAN_bs128x2_ema.sh and launch_SNGAN.sh: 100 epochs of ImageNet's 1,281,167 pictures.
     "sagan-128": {
         **_BIGGAN_PYTORCH,
         "per_device_batch_size": 128,
@@ -208,6 +220,7 @@ TRAINING_PRESETS: dict[str, dict[str, Any]] = {
         "generator_learning_rate": 1e-4,
         "discriminator_learning_rate": 4e-4,
         "ema_start_step": 2_000,
+        "max_train_steps": 500_400,
     },
     "sngan-128": {
         **_BIGGAN_PYTORCH,
@@ -215,6 +228,8 @@ TRAINING_PRESETS: dict[str, dict[str, Any]] = {
         "generator_learning_rate": 2e-4,
         "discriminator_learning_rate": 2e-4,
         "adam_beta2": 0.9,
+        "ema_decay": 0.0,  # no average
+        "max_train_steps": 400_300,
     },
     # Small, quick, many steps: digits in a few minutes on two cores.
     "demo": {

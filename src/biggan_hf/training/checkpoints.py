@@ -98,7 +98,13 @@ def rotate_checkpoints(output_dir: Path, total_limit: int | None, onset: int | N
         kept += checkpoints[max(old_enough - 1, 0) : old_enough + 1]
     for folder in checkpoints:
         if folder not in kept:
-            shutil.rmtree(folder)
+            shutil.rmtree(folder.rename(free_name(folder.with_name(_UNFINISHED + folder.name))))
+
+
+def remove_unfinished(output_dir: Path) -> None:
+    """What kills have left of checkpoints that were being written or removed."""
+    for folder in output_dir.glob(f"{_UNFINISHED}checkpoint-*"):
+        shutil.rmtree(folder)
 
 
 def set_aside(output_dir: Path, step: int, name: str) -> list[Path]:
@@ -114,11 +120,11 @@ def set_aside(output_dir: Path, step: int, name: str) -> list[Path]:
         if step_of(folder) > step:
             # What a kill left of one that was replaced would else come back as this one.
             shutil.rmtree(folder.with_name(_REPLACED + folder.name), ignore_errors=True)
-            moved.append(folder.rename(_free_name(output_dir / f"{name}-{step_of(folder)}")))
+            moved.append(folder.rename(free_name(output_dir / f"{name}-{step_of(folder)}")))
     return moved
 
 
-def _free_name(path: Path) -> Path:
+def free_name(path: Path) -> Path:
     """The path, or if it is taken the first of path-2, path-3, … that is not."""
     numbered = (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))
     return next(free for free in itertools.chain([path], numbered) if not free.exists())

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from tqdm.auto import tqdm
+
 from .checkpoints import list_checkpoints, load_training_state, save_checkpoint, set_aside, step_of
 from .players import load_networks
 from .run import Run, cut_logs, training_state
@@ -11,8 +13,8 @@ from .stability import all_finite
 
 def respond(run: Run, why: str) -> bool:
     """
-    Called by every process. Keeps the weights of the collapse apart, as `collapsed-{step}`, and notes it in
-    collapses.jsonl; then rolls back, if the run is told to and may still.
+    Called by every process. Says what happened, notes it in collapses.jsonl, and keeps the weights of the collapse
+    apart, as `collapsed-{step}`; then rolls back, if the run is told to and may still.
 
     Returns:
         Whether the run goes on.
@@ -20,10 +22,11 @@ def respond(run: Run, why: str) -> bool:
     good = last_good_checkpoint(run)
     rolls_back = run.args.on_collapse == "rollback" and good is not None and run.rollbacks < run.args.max_rollbacks
     if run.is_main:
-        save(run, run.output_dir / f"collapsed-{run.global_step}")
+        tqdm.write(f"collapse at {why}")  # first, and the weights last: the disk may be full
         note = {"step": run.global_step, "why": why, "rolled_back_to": step_of(good) if good and rolls_back else None}
         with open(run.output_dir / "collapses.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(note) + "\n")
+        save(run, run.output_dir / f"collapsed-{run.global_step}")
     run.accelerator.wait_for_everyone()
     if rolls_back:
         assert good is not None
@@ -49,12 +52,14 @@ def is_good(checkpoint: Path) -> bool:
 
 
 def roll_back(run: Run, good: Path) -> None:
-    """Networks, average, optimisers and counters as they were; lower learning rates, other latents and pictures."""
+    """Networks, average, optimisers, counters and the watch as they were; lower learning rates, other latents and
+    pictures."""
     players = run.players
     networks = (players.bare_generator, players.bare_discriminator, run.ema)
     for network, saved in zip(networks, load_networks(good), strict=True):
         network.load_state_dict(saved.state_dict())
     run.restore({**load_training_state(good), "rollbacks": run.rollbacks + 1})
+    run.accelerator.wait_for_everyone()  # all have read the checkpoint that is now replaced
     if run.is_main:
         set_aside(run.output_dir, run.global_step, "before-collapse")
         cut_logs(run)

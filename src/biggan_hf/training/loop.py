@@ -25,13 +25,13 @@ from .plots import plot_curves, read_lines
 from .quality import keep_if_best
 from .replicas import average_running_statistics
 from .run import EVALUATIONS, LOG, SPECTRA, Run
-from .stability import all_finite, diagnose, held_out_accuracy
+from .stability import all_finite, diagnose, share_taken_for_real
 from .steps import Rules, discriminator_step, generator_step
 from .stopping import Stop, Vote, interruption
 
 
 CURVES = "curves.png"
-NOT_PUBLISHED = ["*checkpoint-*", "before-collapse-*", "collapsed-*", "samples/*"]
+NOT_PUBLISHED = ["*checkpoint-*", "abandoned-best*", "before-collapse-*", "collapsed-*", "samples/*"]
 
 
 def train(run: Run) -> Path | None:
@@ -149,7 +149,7 @@ def goes_on_after(run: Run, collapse: str) -> bool:
     goes_on = respond(run, collapse)
     if run.is_main:
         draw_curves(run)
-        tqdm.write(f"collapse at {collapse}; " + (f"back to step {run.global_step}" if goes_on else "the run stops"))
+        tqdm.write(f"back to step {run.global_step}" if goes_on else "the run stops")
     return goes_on
 
 
@@ -198,15 +198,18 @@ def report(run: Run, metrics: Mapping[str, Tensor], progress: tqdm) -> str | Non
 
 
 def measure_stability(run: Run) -> dict[str, float]:
-    """Every `watch_steps`: all spectra to spectra.jsonl; the largest σ0 and the held-out accuracy to the log."""
+    """
+    On the first logged step after every `watch_steps`: all spectra to spectra.jsonl; to the log the largest σ0, and
+    how the discriminator takes the same real pictures each time, held out and of training.
+    """
     steps, logging = run.args.watch_steps, run.args.logging_steps
     if not steps or run.global_step // steps == (run.global_step - logging) // steps:
         return {}
     spectra = {"generator": run.watch.generator.measure(), "discriminator": run.watch.discriminator.measure()}
     append_line(run.output_dir / SPECTRA, {"step": run.global_step, **spectra})
     values = {f"{network}_sigma0": max(s[0] for s in sigmas.values()) for network, sigmas in spectra.items() if sigmas}
-    if run.watch.held_out is not None:
-        values["held_out_accuracy"] = held_out_accuracy(run.players.bare_discriminator, run.watch.held_out)
+    for name, pictures in run.watch.pictures.items():
+        values[f"{name}_accuracy"] = share_taken_for_real(run.players.bare_discriminator, pictures)
     return values
 
 

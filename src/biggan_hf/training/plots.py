@@ -16,7 +16,10 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 # A panel: its title, and the columns of the log that it shows.
 PANELS = (
     ("losses", ("discriminator_loss", "generator_loss")),
-    ("share told right by the discriminator", ("real_accuracy", "fake_accuracy", "held_out_accuracy")),
+    (
+        "share told right by the discriminator",
+        ("real_accuracy", "fake_accuracy", "training_accuracy", "held_out_accuracy"),
+    ),
     ("gradient norms", ("discriminator_gradient", "generator_gradient")),
 )
 

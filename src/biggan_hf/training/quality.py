@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..data import LabelledImages
 from ..modeling_biggan import BigGANDiscriminator, BigGANModel
+from .checkpoints import free_name
 
 
 if TYPE_CHECKING:
@@ -86,6 +87,14 @@ def keep_if_best(
     unfinished.rename(best)
     shutil.rmtree(previous, ignore_errors=True)
     return True
+
+
+def set_best_aside(folder: Path, step: int) -> Path | None:
+    """Renames a best model from after a step, to which a run has gone back; where it is now, if there was one."""
+    best = folder / BEST
+    if not best.exists() or json.loads((best / NOTE).read_text(encoding="utf-8"))["step"] <= step:
+        return None
+    return best.rename(free_name(folder / f"abandoned-{BEST}"))
 
 
 def _is_better(label: str, value: float, note: Path) -> bool:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +18,19 @@ from ..data import LabelledImages, load_labelled_images
 from ..hub import create_repo
 from ..modeling_biggan import BigGANModel
 from .arguments import DataArguments, ModelArguments, TrainingArguments
-from .batches import BatchSource, to_pixel_values
+from .batches import BatchSource, counter_generator, to_pixel_values
 from .checkpoints import (
     SETTINGS,
     check_same_architecture,
     find_checkpoint,
     load_training_state,
+    remove_unfinished,
     set_aside,
     warn,
     write_whole,
 )
 from .players import build_players, set_adam
-from .quality import Quality
+from .quality import Quality, set_best_aside
 from .stability import SigmaClamp, Spectra, Watch
 from .steps import Batch, Players
 
@@ -36,6 +38,8 @@ from .steps import Batch, Players
 LOG = "log.jsonl"
 SPECTRA = "spectra.jsonl"
 EVALUATIONS = "evaluations.jsonl"
+# How long a run goes on, and from where: what a resumed one is told anew.
+MAY_CHANGE = {"output_dir", "resume_from_checkpoint", "max_train_steps", "max_train_minutes"}
 
 
 @dataclass
@@ -77,13 +81,19 @@ class Run:
         return self.global_step - self.args.collapse_window * self.args.logging_steps
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Optimisers, counters, and the loss scaler of float16, as a checkpoint has them; see `training_state`."""
+        """
+        Optimisers, counters, the vectors of the watch and the loss scaler of float16, as a checkpoint has them; see
+        `training_state`.
+        """
         self.global_step, self.rollbacks = state["global_step"], state["rollbacks"]
         self.players.generator_optimizer.load_state_dict(state["generator_optimizer"])
         self.players.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
         set_adam(self.players, self.args, self.args.rollback_learning_rate_factor**self.rollbacks)
         if self.accelerator.scaler is not None and "scaler" in state:
             self.accelerator.scaler.load_state_dict(state["scaler"])
+        spectra = state.get("spectra", {})  # which older checkpoints have not
+        self.watch.generator.restore(spectra.get("generator", {}))
+        self.watch.discriminator.restore(spectra.get("discriminator", {}))
         self.batches.start(self.batch_seed, state["samples_seen"])
 
 
@@ -103,7 +113,9 @@ def set_up(model_args: ModelArguments, data_args: DataArguments, args: TrainingA
         check_same_pictures(resumed, state, images)
     settings: dict[str, Any] = {"num_processes": accelerator.num_processes}
     settings |= {k: v for group in (model_args, data_args, args) for k, v in dataclasses.asdict(group).items()}
-    check_same_run(Path(args.output_dir), settings)
+    check_same_seed(Path(args.output_dir), settings)
+    if resumed is not None:
+        tell_other_settings(resumed.parent, settings)
     if args.push_to_hub and accelerator.is_main_process:
         reserve_repo(args.hub_model_id or "")
 
@@ -112,11 +124,12 @@ def set_up(model_args: ModelArguments, data_args: DataArguments, args: TrainingA
     set_seed(args.seed)
     players, ema = build_players(accelerator, config, args, resumed, model_args.init_from)
     batches = batch_source(images, config, data_args, args, accelerator)
-    watch = build_watch(players, data_args, args, config, accelerator)
+    watch = build_watch(players, images, data_args, args, config, accelerator)
     clamps = args.sigma_clamp is not None or args.sigma_clamp_ratio is not None
     clamp = SigmaClamp(players.bare_generator, args.sigma_clamp, args.sigma_clamp_ratio) if clamps else None
     run = Run(args, accelerator, config, players, ema, batches, accumulation_steps, watch, clamp, quality, settings)
-    if state is not None:
+    if resumed is not None and state is not None:
+        check_same_weights(resumed, state, players)
         run.restore(state)
     if run.is_main:
         open_output(run)
@@ -150,17 +163,33 @@ def reserve_repo(repo_id: str) -> None:
         raise ValueError(f"can't create the repository {repo_id!r}: {type(error).__name__}: {error}") from error
 
 
-def check_same_run(output_dir: Path, settings: dict[str, Any]) -> None:
-    """Raises `ValueError` where the output folder holds a run of another seed, or settings that no run wrote."""
-    path = output_dir / SETTINGS
+def read_settings(folder: Path) -> dict[str, Any]:
+    """Those that a run has left in a folder, none of a folder without; raises `ValueError` for what no run wrote."""
+    path = folder / SETTINGS
     if not path.is_file():
-        return
+        return {}
     try:
-        seed = json.loads(path.read_text(encoding="utf-8"))["seed"]
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings["seed"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{str(path)!r} is not what a run writes: {type(error).__name__}: {error}") from error
+    return settings
+
+
+def check_same_seed(output_dir: Path, settings: dict[str, Any]) -> None:
+    """Raises `ValueError` where the output folder holds a run of another seed."""
+    seed = read_settings(output_dir).get("seed", settings["seed"])
     if seed != settings["seed"]:
         raise ValueError(f"the run in {str(output_dir)!r} has seed={seed!r}, this one seed={settings['seed']!r}")
+
+
+def tell_other_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """A warning that names what a run does otherwise than the one, in a folder, from whose checkpoint it goes on."""
+    saved, now = read_settings(folder), json.loads(json.dumps(settings))
+    others = [name for name in saved if name in now and saved[name] != now[name] and name not in MAY_CHANGE]
+    if others:
+        changes = ", ".join(f"{name}={now[name]!r} (was {saved[name]!r})" for name in others)
+        warn(f"the run goes on with other settings: {changes}")
 
 
 def check_same_pictures(checkpoint: Path, state: dict[str, Any], images: LabelledImages) -> None:
@@ -175,6 +204,18 @@ def check_same_pictures(checkpoint: Path, state: dict[str, Any], images: Labelle
             f"the checkpoint {str(checkpoint)!r} is of a run on other pictures, labels or class names than this data "
             "set's"
         )
+
+
+def check_same_weights(checkpoint: Path, state: dict[str, Any], players: Players) -> None:
+    """Raises `ValueError` where other weights are frozen than in the checkpoint's run."""
+    for name in ("generator", "discriminator"):
+        optimizers = (state[f"{name}_optimizer"], getattr(players, f"{name}_optimizer").state_dict())
+        saved, now = (sum(len(group["params"]) for group in optimizer["param_groups"]) for optimizer in optimizers)
+        if saved != now:
+            raise ValueError(
+                f"the run of the checkpoint {str(checkpoint)!r} trained {saved} tensors of the {name}, this one would "
+                f"train {now}: freeze_discriminator_stages and train_only must stay as they were"
+            )
 
 
 def load_images(data_args: DataArguments, config: BigGANConfig, split: str | None = None) -> LabelledImages:
@@ -200,6 +241,7 @@ def training_state(run: Run) -> dict[str, Any]:
         "pictures": run.batches.images.fingerprint,
         "generator_optimizer": run.players.generator_optimizer.state_dict(),
         "discriminator_optimizer": run.players.discriminator_optimizer.state_dict(),
+        "spectra": {"generator": run.watch.generator.bases, "discriminator": run.watch.discriminator.bases},
     }
     if run.accelerator.scaler is not None:
         state["scaler"] = run.accelerator.scaler.state_dict()
@@ -229,20 +271,46 @@ def batch_source(
 
 def build_watch(
     players: Players,
+    images: LabelledImages,
     data_args: DataArguments,
     args: TrainingArguments,
     config: BigGANConfig,
     accelerator: Accelerator,
 ) -> Watch:
-    """The stability watch of the main process, with as many held-out pictures as one forward takes."""
-    held_out = None
+    """
+    The stability watch of the main process, with as many held-out pictures as one forward takes, and as many others.
+    """
+    pictures = {}
     if data_args.held_out_split is not None:
-        images = load_images(data_args, config, data_args.held_out_split)
-        batch = images.__getitems__(range(min(len(images), 4 * args.per_device_batch_size)))
-        labels = batch["class_labels"] if config.num_labels else None
-        pixels = to_pixel_values(batch["pixel_values"], accelerator.device)
-        held_out = Batch(pixels, None if labels is None else labels.to(accelerator.device))
-    return Watch(Spectra(players.bare_generator), Spectra(players.bare_discriminator), held_out)
+        held_out = load_images(data_args, config, data_args.held_out_split)
+        if config.num_labels:
+            check_same_classes(data_args.held_out_split, held_out.class_names, images.class_names)
+        number = min(len(held_out), len(images), 4 * args.per_device_batch_size)
+        for name, source in (("held_out", held_out), ("training", images)):
+            pictures[name] = random_pictures(source, number, args.seed, bool(config.num_labels), accelerator.device)
+    return Watch(Spectra(players.bare_generator), Spectra(players.bare_discriminator), pictures)
+
+
+def check_same_classes(split: str, held_out: list[str], training: list[str]) -> None:
+    """Raises `ValueError` unless the classes are the training data's, or have numbers for names, as many or fewer."""
+    has_no_names = held_out == [str(label) for label in range(len(held_out))]
+    if held_out == training or (has_no_names and 0 < len(held_out) <= len(training)):
+        return
+    pairs = enumerate(zip_longest(held_out, training, fillvalue=None))
+    label, (there, here) = next(pair for pair in pairs if pair[1][0] != pair[1][1])
+    raise ValueError(
+        f"held_out_split {split!r} has other classes than the training data: its label {label} is {there!r}, the "
+        f"training data's {here!r}"
+    )
+
+
+def random_pictures(images: LabelledImages, number: int, seed: int, labelled: bool, device: torch.device) -> Batch:
+    """Different rows of the whole set, since the first ones of a folder are all of one class."""
+    rows = torch.randperm(len(images), generator=counter_generator(torch.device("cpu"), seed))[:number]
+    batch = images.__getitems__(rows.tolist())
+    labels = batch["class_labels"] if labelled else None
+    pixels = to_pixel_values(batch["pixel_values"], device)
+    return Batch(pixels, None if labels is None else labels.to(device))
 
 
 def build_quality(images: LabelledImages, args: TrainingArguments, accelerator: Accelerator) -> Quality | None:
@@ -268,8 +336,13 @@ def open_output(run: Run) -> None:
     checkpoints are set aside.
     """
     run.output_dir.mkdir(parents=True, exist_ok=True)
-    for folder in set_aside(run.output_dir, run.global_step, "abandoned-checkpoint"):
+    remove_unfinished(run.output_dir)
+    abandoned = set_aside(run.output_dir, run.global_step, "abandoned-checkpoint")
+    for folder in abandoned:
         warn(f"the run goes on from step {run.global_step}: a later checkpoint is now {str(folder)!r}")
+    best = set_best_aside(run.output_dir, run.global_step) if abandoned else None
+    if best is not None:
+        warn(f"the run goes on from step {run.global_step}: a later best model is now {str(best)!r}")
     log = run.output_dir / LOG
     if run.global_step == 0 and log.exists() and log.stat().st_size:
         warn(f"no checkpoint in {str(run.output_dir)!r}: the run starts anew, and so does its log")

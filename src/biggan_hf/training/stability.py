@@ -38,7 +38,11 @@ class Spectra:
     def __init__(self, network: nn.Module, number: int = 3, steps: int = 4):
         self.layers = {name: m for name, m in network.named_modules() if isinstance(m, SpectralNorm)}
         self.number, self.steps = number, steps
-        self._bases: dict[str, Tensor] = {}
+        self.bases: dict[str, Tensor] = {}  # (columns, number) by the name of the layer, of the last call
+
+    def restore(self, bases: Mapping[str, Tensor]) -> None:
+        """Goes on from the vectors of a checkpoint; starts anew where it has none."""
+        self.bases = {name: bases[name].to(m.weight.device) for name, m in self.layers.items() if name in bases}
 
     @torch.no_grad()
     def measure(self) -> dict[str, list[float]]:
@@ -52,9 +56,9 @@ class Spectra:
     def _measure(self, name: str, matrix: Tensor) -> Tensor:
         if not torch.isfinite(matrix).all():
             return matrix.new_full((min(self.number, *matrix.shape),), math.nan)
-        cold = name not in self._bases
-        basis = start_basis(matrix, self.number) if cold else self._bases[name]
-        sigma, self._bases[name] = top_singular_values(matrix, basis, 10 * self.steps if cold else self.steps)
+        cold = name not in self.bases
+        basis = start_basis(matrix, self.number) if cold else self.bases[name]
+        sigma, self.bases[name] = top_singular_values(matrix, basis, 10 * self.steps if cold else self.steps)
         return sigma
 
 
@@ -116,24 +120,25 @@ def top_singular_values(matrix: Tensor, basis: Tensor, steps: int) -> tuple[Tens
 
 @dataclass(frozen=True)
 class Watch:
-    """What is measured every so often: the spectra of both networks, and real pictures that are never trained on."""
+    """
+    What is measured every so often: the spectra of both networks, and the discriminator on real pictures, `held_out`
+    from training and as many `training` ones: if it takes more of these for real, it remembers them (paper, section
+    4.2).
+    """
 
     generator: Spectra
     discriminator: Spectra
-    held_out: Batch | None
+    pictures: Mapping[str, Batch]
 
 
 @torch.no_grad()
-def held_out_accuracy(discriminator: nn.Module, pictures: Batch) -> float:
-    """
-    The share of real pictures it never saw that the discriminator takes for real. In the paper it stays below the
-    share on the training pictures: the discriminator remembers them (section 4.2).
-    """
+def share_taken_for_real(discriminator: nn.Module, pictures: Batch) -> float:
+    """Of the pictures, by the discriminator in evaluation mode, which is left as it was."""
     was_training = discriminator.training
     discriminator.eval()
     logits = discriminator(pictures.inputs, pictures.class_labels).logits
     discriminator.train(was_training)
-    return float((logits > 0).float().mean())
+    return float((logits > 0).double().mean())
 
 
 @torch.no_grad()
@@ -150,12 +155,12 @@ def diagnose(log: Log, window: int, loss_floor: float, sigma_factor: float) -> s
     1. a value of the last line is not a finite number, unless float16 overflowed in that step and at most
        `MAX_OVERFLOWS` in a row: its scaler leaves such an update out and tries a smaller scale;
     2. the discriminator's loss, averaged over the last `window` lines, is below `loss_floor`: it has won;
-    3. the largest σ0 of the generator is above `sigma_factor` times its median over all earlier lines that have it, of
-       which there must be `window`.
+    3. the largest σ0 of the generator is above `sigma_factor` times its median over the last `window` earlier lines
+       that have it, of which there must be at least half as many: it explodes, where slow growth is healthy.
 
     Args:
         log: Lines of log.jsonl, oldest first.
-        window: Lines that 2 and 3 look at.
+        window: Lines that 2 and 3 look back on.
         loss_floor: In units of the loss; hinge begins at 2.
         sigma_factor: A multiple of the median.
 
@@ -171,9 +176,8 @@ def diagnose(log: Log, window: int, loss_floor: float, sigma_factor: float) -> s
     if len(losses) == window and sum(losses) / window < loss_floor:
         mean = f"{sum(losses) / window:.4f} over {window} lines of the log, below {loss_floor}"
         return f"step {last['step']}: the discriminator's loss averaged {mean}"
-    sigmas = [line["generator_sigma0"] for line in log if "generator_sigma0" in line]
-    if "generator_sigma0" in last and len(sigmas) > window:
-        usual = median(sigmas[:-1])
-        if sigmas[-1] > sigma_factor * usual:
-            return f"step {last['step']}: the generator's largest σ0 is {sigmas[-1]:.3g}, {usual:.3g} before"
+    sigma = last.get("generator_sigma0")
+    earlier = [line["generator_sigma0"] for line in log[:-1] if "generator_sigma0" in line][-window:]
+    if sigma is not None and 2 * len(earlier) >= window and sigma > sigma_factor * median(earlier):
+        return f"step {last['step']}: the generator's largest σ0 is {sigma:.3g}, {median(earlier):.3g} before"
     return None

@@ -1,0 +1,247 @@
+"""
+That every option of a run reaches what it is for: a table of what each must change, in the first step or before it.
+
+A run is set up on tiny pictures; where one step is taken, it is compared with the step of the same run without the
+option. `test_training_exact.py` has what only several processes show.
+"""
+
+import dataclasses
+import multiprocessing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from training_runs import arguments
+
+from biggan_hf.training import parse_arguments, set_up
+from biggan_hf.training.batches import BatchSource
+from biggan_hf.training.loop import rules_of, train_step
+from biggan_hf.training.run import Run
+from biggan_hf.training.stability import Spectra
+from biggan_hf.training.steps import Rules, generator_step
+
+
+def ready(pictures: Path, output: Path, *flags: str) -> Run:
+    return set_up(*parse_arguments(arguments(pictures, output, *flags)))
+
+
+# The rules of the game
+
+# A row a field: the flags that set it, and what they set it to.
+RULES: dict[str, tuple[list[str], Any]] = {
+    "loss": (["--loss", "logistic"], "logistic"),
+    "iterate_every_forward": (["--power_iteration", "every_forward"], True),
+    "split_discriminator": (["--split_discriminator"], True),
+    "generator_orthogonality": (["--generator_orthogonality", "0.5"], 0.5),
+    "discriminator_orthogonality": (["--discriminator_orthogonality", "0.25"], 0.25),
+    "relaxed_orthogonality": (["--orthogonality", "full"], False),
+    "r1_gamma": (["--r1_gamma", "3", "--r1_interval", "4"], 12.0),
+    "diff_augment": (["--diff_augment"], True),
+}
+
+
+def test_flags_set_the_rules(pictures: Path, tmp_path: Path) -> None:
+    assert RULES.keys() == {field.name for field in dataclasses.fields(Rules)}
+    plain = dataclasses.asdict(rules_of(ready(pictures, tmp_path / "plain")))
+    for name, (flags, value) in RULES.items():
+        rules = dataclasses.asdict(rules_of(ready(pictures, tmp_path / name, *flags)))
+        assert rules == {**plain, name: value} != plain, name
+
+
+# What a step does
+
+_EVERY_FORWARD = ["--power_iteration", "every_forward"]
+_BATCH_OF_8 = ["--global_batch_size", "8"]
+_ORTHOGONAL = ["--generator_orthogonality", "0.5"]
+
+# What both runs have, what one of them has, and what that one's first step must change first: the discriminator, which
+# learns before the generator, or the generator alone.
+CHANGES = [
+    ([], ["--loss", "logistic"], "discriminator"),
+    ([], ["--loss", "least_squares"], "discriminator"),
+    (_BATCH_OF_8, _EVERY_FORWARD, "discriminator"),
+    (_EVERY_FORWARD, ["--split_discriminator"], "discriminator"),
+    ([], _BATCH_OF_8, "discriminator"),
+    ([], ["--num_discriminator_steps", "2"], "discriminator"),
+    ([], ["--discriminator_learning_rate", "1e-2"], "discriminator"),
+    ([], ["--adam_epsilon", "1e-2"], "discriminator"),
+    ([], ["--discriminator_orthogonality", "0.5"], "discriminator"),
+    ([], ["--r1_gamma", "10"], "discriminator"),
+    ([], ["--diff_augment"], "discriminator"),
+    ([], ["--horizontal_flip"], "discriminator"),
+    ([], ["--freeze_discriminator_stages", "1"], "discriminator"),
+    ([], ["--train_only", "class_embeddings"], "discriminator"),
+    ([], ["--generator_learning_rate", "1e-2"], "generator"),
+    ([], ["--generator_batch_size", "8"], "generator"),
+    ([], _ORTHOGONAL, "generator"),
+    (_ORTHOGONAL, ["--orthogonality", "full"], "generator"),
+    ([], ["--sigma_clamp", "0.5"], "generator"),
+    (["--sigma_clamp", "0.5"], ["--sigma_clamp", "0.25"], "generator"),
+    ([], ["--sigma_clamp_ratio", "0.5"], "generator"),
+    (["--sigma_clamp_ratio", "0.5"], ["--sigma_clamp_ratio", "0.25"], "generator"),
+    (["--ema_start_step", "1"], ["--ema_decay", "0.5"], "ema"),
+    ([], ["--ema_start_step", "1"], "ema"),
+]
+
+
+@pytest.mark.parametrize(("shared", "flags", "first"), CHANGES, ids=[" ".join(flags) for _, flags, _ in CHANGES])
+def test_option_changes_the_first_step(
+    pictures: Path, tmp_path: Path, shared: list[str], flags: list[str], first: str
+) -> None:
+    steps = [after_a_step(ready(pictures, tmp_path / name, *shared, *more))
+             for name, more in (("with", flags), ("without", []))]  # fmt: skip
+    changed = [name for name, weights in steps[0].items() if not torch.equal(weights, steps[1][name])]
+    assert changed and changed[0] == first
+
+
+def after_a_step(run: Run) -> dict[str, torch.Tensor]:
+    """All weights of each network, in the order in which a step comes to them."""
+    train_step(run)
+    players = run.players
+    networks = {"discriminator": players.bare_discriminator, "generator": players.bare_generator, "ema": run.ema}
+    weights = {name: [p.detach().flatten() for p in network.parameters()] for name, network in networks.items()}
+    return {name: torch.cat(parts) for name, parts in weights.items()}
+
+
+@pytest.mark.parametrize(
+    "rule", [{"loss": "least_squares"}, {"diff_augment": True}], ids=lambda rule: next(iter(rule))
+)
+def test_rule_changes_the_step_of_the_generator(pictures: Path, tmp_path: Path, rule: Any) -> None:
+    losses = []
+    for name, played in (("with", Rules(**rule)), ("without", Rules())):
+        run = ready(pictures, tmp_path / name)
+        losses.append(float(generator_step(run.players, [run.batches.latents(0, 0)], played)["generator_loss"]))
+    assert losses[0] != losses[1]
+
+
+def test_average_without_decay_is_the_generator(pictures: Path, tmp_path: Path) -> None:
+    run = ready(pictures, tmp_path / "run", "--ema_decay", "0", "--ema_start_step", "1")
+    for _ in range(2):
+        train_step(run)
+    generator = run.players.bare_generator.state_dict()
+    assert all(torch.equal(value, generator[name]) for name, value in run.ema.state_dict().items())
+
+
+def test_augmentation_depends_on_seed_step_and_process(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fixed = ready(pictures, tmp_path / "fixed").batches
+    pairs = [(fixed.latents(0, draw), fixed.pictures()) for draw in range(2)]
+    monkeypatch.setattr(BatchSource, "latents", lambda self, step, draw, number=None: pairs[draw][0])
+    monkeypatch.setattr(BatchSource, "pictures", lambda self: pairs[0][1])
+
+    def loss(name: str, **counters: int) -> float:
+        run = ready(pictures, tmp_path / name, "--diff_augment")
+        with monkeypatch.context() as patch:
+            patch.setattr(type(run.accelerator), "process_index", counters.pop("process_index", 0))
+            for counter, value in counters.items():
+                setattr(run, counter, value)
+            return float(train_step(run)["discriminator_loss"])
+
+    assert loss("plain") == loss("again")
+    others = {loss("process", process_index=1), loss("step", global_step=1), loss("rollback", rollbacks=1)}
+    assert len(others | {loss("plain once more")}) == 4
+
+
+def test_seed_reaches_weights_pictures_and_latents(pictures: Path, tmp_path: Path) -> None:
+    def drawn(name: str, seed: str) -> dict[str, torch.Tensor]:
+        run = ready(pictures, tmp_path / name, "--seed", seed)
+        generator, discriminator = run.players.bare_generator, run.players.bare_discriminator
+        weights = {"generator": generator.linear.weight, "discriminator": discriminator.linear.weight}
+        latents = run.batches.latents(0, 0)
+        assert latents.class_labels is not None
+        return {**weights, "latents": latents.inputs, "pictures": run.batches.pictures().inputs}
+
+    first, again, other = drawn("first", "1"), drawn("again", "1"), drawn("other", "2")
+    for name, value in first.items():
+        assert torch.equal(value, again[name]) and not torch.equal(value, other[name]), name
+
+
+def test_adam_is_as_the_flags_say(pictures: Path, tmp_path: Path) -> None:
+    flags = ["--adam_beta1", "0.25", "--adam_beta2", "0.75", "--adam_epsilon", "0.125"]
+    rates = ["--generator_learning_rate", "0.5", "--discriminator_learning_rate", "2"]
+    players = ready(pictures, tmp_path / "run", *flags, *rates).players
+    for optimizer, rate in ((players.generator_optimizer, 0.5), (players.discriminator_optimizer, 2.0)):
+        (group,) = optimizer.param_groups
+        assert (group["betas"], group["eps"], group["lr"]) == ((0.25, 0.75), 0.125, rate)
+
+
+def test_workers_decode(pictures: Path, tmp_path: Path) -> None:
+    before = len(multiprocessing.active_children())
+    for workers in (0, 2):
+        run = ready(pictures, tmp_path / str(workers), "--dataloader_num_workers", str(workers))
+        run.batches.pictures()
+        assert len(multiprocessing.active_children()) == before + workers
+
+
+# Options that keep the function
+
+
+def are_channels_last(network: nn.Module) -> bool:
+    kernels = [module.weight for module in network.modules() if isinstance(module, nn.Conv2d)]
+    return all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
+
+
+# How to see in a network that it is as the flag wants it; `demo` has channels last of its own.
+ARRANGED: dict[str, Any] = {
+    "--channels_last": are_channels_last,
+    "--gradient_checkpointing": lambda network: network.is_activation_checkpointing,
+    "--compile": lambda network: network._compiled_call_impl is not None,
+}
+
+
+@pytest.mark.parametrize("flag", ARRANGED)
+def test_networks_are_arranged(pictures: Path, tmp_path: Path, flag: str) -> None:
+    for value in ("False", "True"):
+        run = ready(pictures, tmp_path / value, flag, value)
+        networks = run.players.bare_generator, run.players.bare_discriminator
+        assert [bool(ARRANGED[flag](network)) for network in networks] == [value == "True"] * 2
+
+
+@pytest.fixture
+def tf32_switches() -> Iterator[Any]:
+    """Off, and afterwards as they were."""
+    switches: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn]
+    before = [switch.allow_tf32 for switch in switches]
+    for switch in switches:
+        switch.allow_tf32 = False
+    yield switches
+    for switch, value in zip(switches, before, strict=True):
+        switch.allow_tf32 = value
+
+
+def test_tf32_is_switched_on(pictures: Path, tmp_path: Path, tf32_switches: Any) -> None:
+    ready(pictures, tmp_path / "plain")
+    assert not any(switch.allow_tf32 for switch in tf32_switches)
+    ready(pictures, tmp_path / "tf32", "--tf32")
+    assert all(switch.allow_tf32 for switch in tf32_switches)
+
+
+# The watch
+
+
+class _Factorizations(TorchDispatchMode):
+    number = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.number += function.overloadpacket.__name__ == "linalg_qr"
+        return function(*args, **(kwargs or {}))
+
+
+def test_spectra_go_on_from_the_last_vectors(pictures: Path, tmp_path: Path) -> None:
+    network = ready(pictures, tmp_path / "run").players.bare_generator
+    torch.manual_seed(0)
+    weight = nn.init.normal_(network.linear.weight)  # its singular values lie close to one another
+    exact = torch.linalg.svdvals(weight.detach())[:3]
+    spectra, numbers, errors = Spectra(network, steps=1), [], []
+    for _ in range(4):
+        with _Factorizations() as factorizations:
+            measured = torch.tensor(spectra.measure()["linear"])
+        numbers.append(factorizations.number)
+        errors.append(float((measured - exact).abs().max()))
+    assert numbers[3] == numbers[1] < numbers[0] / 2
+    assert errors[3] < 0.9 * errors[0]
