@@ -97,7 +97,7 @@ def arrange(network: nn.Module, dtype: torch.dtype, args: argparse.Namespace) ->
     if args.channels_last:
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if args.compile:
-        network.compile(mode="reduce-overhead" if args.device.startswith("cuda") else None)
+        network.compile(mode="reduce-overhead" if args.device.startswith("cuda") else None, dynamic=False)
     return network.to(dtype)
 
 

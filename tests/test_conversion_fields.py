@@ -103,8 +103,9 @@ def test_projection_shortcut_of_the_discriminator() -> None:
     config = tiny_config(architecture="biggan-deep", deep_projection_shortcut=True)
     block = BigGANDeepDiscriminatorBlock(config, 8, 16, downsample=True).eval()
     maps = torch.randn(2, 8, 8, 8)
+    assert block.conv3.resample == "down"  # pooled before the last ReLU
     residual = block.conv3(F.relu(block.conv2(F.relu(block.conv1(F.relu(maps))))))
-    residual = block.conv4(F.relu(F.avg_pool2d(residual, 2)))  # pooled before the last ReLU
+    residual = block.conv4(F.relu(residual))
     assert block.conv_sc is not None and block.conv_sc.out_channels == 16
     torch.testing.assert_close(block(maps), residual + F.avg_pool2d(block.conv_sc(maps), 2))
     same = BigGANDeepDiscriminatorBlock(config, 16, 16, downsample=False)

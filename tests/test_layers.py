@@ -4,6 +4,7 @@ from common import saved_for_the_gradient
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from biggan_hf import layers
 from biggan_hf.layers import (
     BatchNorm2d,
     ConditionalBatchNorm2d,
@@ -95,7 +96,12 @@ def test_gain_and_bias_are_each_samples_own(training: bool) -> None:
 
 @pytest.mark.parametrize("per_class", [False, True])
 @pytest.mark.parametrize("sn_eps", [None, 1e-8])
-def test_one_product_makes_the_gains_and_biases_of_many_norms(per_class: bool, sn_eps: float | None) -> None:
+@pytest.mark.parametrize("joint", [False, True])
+def test_one_product_makes_the_gains_and_biases_of_many_norms(
+    per_class: bool, sn_eps: float | None, joint: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if joint:  # as on a GPU
+        monkeypatch.setattr(layers, "_products", layers._joint_product)
     norms = [ConditionalBatchNorm2d(width, 4, 1e-2, sn_eps, per_class).eval() for width in (6, 3, 6)]
     condition = torch.randn(2, 4)
     for norm, modulation in zip(norms, modulations(norms, condition), strict=True):

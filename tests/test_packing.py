@@ -1,5 +1,7 @@
 """Networks that evaluate without gradients on a CPU, with weights in oneDNN's order."""
 
+import copy
+import io
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -166,6 +168,7 @@ def test_what_leaves_sums_and_versions_is_seen() -> None:
     changes: list[Callable[[], object]] = [
         lambda: setattr(conv, "weight", nn.Parameter(conv.weight.detach().transpose(2, 3))),
         lambda: conv.weight.data.copy_(conv.weight.detach()[rows]),
+        lambda: conv.weight.data.copy_(conv.weight.detach().flip(-1)),
         lambda: conv.u0.data.copy_(torch.randn_like(conv.u0)),
     ]
     for change in changes:
@@ -243,8 +246,18 @@ def test_a_hook_that_asks_for_gradients() -> None:
     stages[1].register_forward_pre_hook(start)
     out = output(model, *inputs)
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
-    conv = model.get_submodule("stages.1.blocks.0.conv2")
-    assert all(gradient.any() for gradient in torch.autograd.grad(out.sum(), [*seen, conv.weight]))
+    weights = [model.get_parameter(f"stages.1.blocks.0.{name}.weight") for name in ("conv2", "bn1.gain")]
+    assert all(gradient.any() for gradient in torch.autograd.grad(out.sum(), [*seen, *weights]))
+
+
+@torch.no_grad()
+def test_copies_after_packing(network: Network) -> None:
+    inputs, file = tiny_inputs(network), io.BytesIO()
+    expected = output(network, *inputs)
+    torch.save(network, file)
+    file.seek(0)
+    for copied in (copy.deepcopy(network), torch.load(file, weights_only=False)):
+        torch.testing.assert_close(output(copied, *inputs), expected, rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()

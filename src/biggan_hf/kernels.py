@@ -18,7 +18,7 @@ _FORWARD = threading.RLock()
 
 class Kept(NamedTuple):
     """A kernel, and what it was made of: the tensors, which share memory and version with the layer's own, their
-    versions, and the weight's sums with a few of its values."""
+    versions, and sums of their values."""
 
     kernel: Tensor
     sources: list[Tensor]
@@ -112,13 +112,12 @@ class KeptKernel(nn.Module):
         return self._kept is not None and self._kept.is_packed
 
     def _probe(self) -> Tensor:
-        """The weight's sums by rows, sixteen values from all over it, whatever its memory format, and the vectors."""
+        """A weighted sum of each row of the weight, which tells of exchanged values too, and the vectors."""
         weight = self.weight.detach()
-        number = min(weight.numel(), 16)
-        values = weight.as_strided((number,), (weight.numel() // number,), weight.storage_offset())
-        sums = weight.sum(dim=tuple(range(1, weight.ndim)), dtype=torch.float32)
-        vectors = [source.detach().flatten().float() for source in self.kernel_sources()[1:]]
-        return torch.cat([values.float(), sums, *vectors])
+        rows = weight.flatten(1) if weight.is_contiguous() else weight.movedim(1, -1).flatten(1)  # as they lie
+        rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+        sums = rows @ torch.arange(1, rows.shape[1] + 1, dtype=rows.dtype, device=rows.device).sin_()
+        return torch.cat([sums.float(), *(source.detach().flatten().float() for source in self.kernel_sources()[1:])])
 
     def train(self, mode: bool = True) -> Self:
         if mode != self.training:
@@ -141,8 +140,7 @@ def _refresh(layers: Sequence[KeptKernel], packs: bool = False) -> None:
     where that serves.
 
     Autograd's record of writes misses those of fused optimisers and through `.data`, as averages of weights are often
-    copied. Of these the weight's sums and a few of its values tell, all layers' in one comparison, since it waits for
-    the device.
+    copied. Of these sums of the weight's values tell, all layers' in one comparison, since it waits for the device.
     """
     keeping = [layer for layer in layers if layer._can_keep()]
     kept = [layer for layer in keeping if layer._is_kept() and (packs or not layer.kernel_is_packed())]

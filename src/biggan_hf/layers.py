@@ -297,11 +297,17 @@ def modulations(norms: Sequence[nn.Module], condition: Tensor | None) -> list[Mo
     if condition is None:
         return [None] * len(norms)
     maps = [_rows(norm.get_submodule(name)) for norm in norms for name in ("gain", "bias")]
-    if condition.device.type == "cpu":  # where a product costs its reading of the map, and joining maps another
-        parts = [F.linear(condition, rows) for rows in maps]
-    else:
-        parts = F.linear(condition, torch.cat(maps)).split([len(rows) for rows in maps], dim=1)
+    # On a CPU a product costs its reading of the map, and joining maps another.
+    parts = _products(condition, maps) if condition.device.type == "cpu" else _joint_product(condition, maps)
     return [(1 + gain, bias) for gain, bias in zip(parts[::2], parts[1::2], strict=True)]
+
+
+def _products(condition: Tensor, maps: Sequence[Tensor]) -> Sequence[Tensor]:
+    return [F.linear(condition, rows) for rows in maps]
+
+
+def _joint_product(condition: Tensor, maps: Sequence[Tensor]) -> Sequence[Tensor]:
+    return F.linear(condition, torch.cat(list(maps))).split([len(rows) for rows in maps], dim=1)
 
 
 def _rows(layer: nn.Module) -> Tensor:
