@@ -1,4 +1,4 @@
-"""What autograd keeps of a training forward for its backward pass, beside BigGAN-PyTorch, on any device.
+"""What autograd keeps of a training forward for its backward pass, beside BigGAN-PyTorch: the same on every device.
 
 python benchmarks/saved_memory.py --biggan_pytorch PATH --channels 96 --batch_size 8
 """
@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from measuring import parser, positive, run
+from measuring import positive, run
 from peers import import_checkout
 from torch import Tensor, nn
 
@@ -45,10 +45,10 @@ def originals(args: argparse.Namespace, config: BigGANConfig) -> tuple[nn.Module
 
 
 def main(argv: list[str] | None = None) -> None:
-    arguments = parser(__doc__)
+    arguments = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     arguments.add_argument("--biggan_pytorch", type=Path, metavar="FOLDER", help="a checkout of BigGAN-PyTorch")
-    arguments.add_argument("--channels", type=positive, default=96, help="base width")
-    arguments.add_argument("--batch_size", type=positive, default=8, help="images")
+    arguments.add_argument("--channels", type=positive, default=96, help="base width (default: 96)")
+    arguments.add_argument("--batch_size", type=positive, default=8, help="images (default: 8)")
     args = arguments.parse_args(argv)
     widths = {"generator_base_channels": args.channels, "discriminator_base_channels": args.channels}
     config = BigGANConfig.preset("biggan-128", **widths)

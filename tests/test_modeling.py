@@ -744,6 +744,18 @@ def test_compile_with_standing_statistics() -> None:
         assert torch.allclose(images, output(model, *inputs, truncation=truncation), atol=1e-6)
 
 
+@both_networks
+def test_hooks_see_blocks_as_they_stay(build: Callable[..., Network]) -> None:
+    model = build().train()
+    outputs, gradients = [], []
+    for stage in model.stages:
+        stage.blocks[0].register_forward_hook(lambda _, inputs, out: outputs.append((out, out.detach().clone())))
+        stage.blocks[0].register_full_backward_hook(lambda _, inputs, outs: gradients.append(outs[0]))
+    output(model, *tiny_inputs(model)).sum().backward()
+    assert len(gradients) == len(outputs) == len(model.stages)
+    assert all(torch.equal(out, before) for out, before in outputs)
+
+
 # Code on the Hub
 
 WITHOUT_THE_PACKAGE = """

@@ -100,7 +100,7 @@ class BigGANPipeline:
         Compiles the model in place, as `torch.nn.Module.compile`; `mode="reduce-overhead"` for CUDA graphs.
 
         From then on every batch has the full `batch_size`, a smaller one being filled up with images that are thrown
-        away: one graph serves them all. A truncation that was not used before, or another batch size, compiles again.
+        away: one graph serves them all. A second truncation, or batch size, compiles again.
         """
         self.model.compile(**kwargs)
         return self
