@@ -59,8 +59,8 @@ IMAGENET: dict[str, Any] = {
 # rounding, as before a batch norm, that comes near Adam's epsilon in float32: after one iteration of `cifar10`, whose
 # epsilon is 1e-8, the images of both updated generators differ by 1.5e-3 (ch 16), and in float64 by 5e-11.
 EXACT = 1e-8
-# Of the losses in float32, which come after up to four such updates of the discriminator: 3e-5 and 2.8e-4 with two draws
-# of weights for `cifar10` at batch 50.
+# Of the losses in float32, which come after up to four such updates of the discriminator: 3e-5 and 2.8e-4 with two
+# draws of weights for `cifar10` at batch 50.
 ROUNDED = 1e-3
 # Pictures of an update there: a CPU's convolutions in float64 take some three times as long.
 EXACT_BATCH = 2
