@@ -17,6 +17,8 @@ def main(path: str, *argv: str) -> None:
     gathered = {name: run.accelerator.gather(value[None].contiguous()) for name, value in state.items()}
     if run.is_main:
         torch.save(gathered, path)
+    run.accelerator.wait_for_everyone()
+    run.accelerator.end_training()  # or gloo's threads may abort a process at its exit
 
 
 if __name__ == "__main__":
