@@ -1,10 +1,7 @@
 """The stability watch: spectra, the clamp, the rule, and what is done when it speaks."""
 
 import math
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from training_runs import arguments, files_of_at_most, read_log, write_pictures
+from training_runs import arguments, files_of_at_most, launch_worker, read_log, write_pictures
 
 from biggan_hf import BigGANConfig, BigGANDiscriminator, BigGANModel
 from biggan_hf.training import main, parse_arguments, set_up, train
@@ -420,25 +417,15 @@ def test_rollback_needs_checkpoints(pictures: Path, tmp_path: Path, capsys: pyte
 def test_processes_roll_back_together(pictures: Path, tmp_path: Path) -> None:
     flags = ["--checkpointing_steps", "1", "--collapse_loss_floor", "1e9", "--collapse_window", "2"]
     flags += ["--loss", "least_squares", "--on_collapse", "rollback", "--max_rollbacks", "1", "--sample_steps", "0"]
-    state = launch(2, tmp_path / "state.pt", *arguments(pictures, tmp_path / "model", *flags, steps=3))
+    state = launch_worker(
+        "rollback_worker.py", 2, tmp_path / "state.pt", *arguments(pictures, tmp_path / "model", *flags, steps=3)
+    )
     assert [note["rolled_back_to"] for note in read_log(tmp_path / "model", "collapses.jsonl")] == [1, None]
     latents, counters = state.pop("latents"), state["counters"]
     assert not torch.equal(latents[0], latents[1])
     assert counters[0].tolist() == [2, 1, 1_000_003, 2 * 2 * 4]
     for name, (first, second) in state.items():
         assert torch.equal(first, second), name
-
-
-def launch(num_processes: int, path: Path, *argv: str) -> dict[str, torch.Tensor]:
-    """What rollback_worker.py leaves: (processes, …) each."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--multi_gpu"]
-    command += ["--num_processes", str(num_processes), "--main_process_port", "0"]
-    command += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-    command += [str(Path(__file__).with_name("rollback_worker.py")), str(path), *argv]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return torch.load(path, weights_only=True)
 
 
 # The watch of a resumed run

@@ -1,8 +1,5 @@
 """However a batch is split over processes and micro-batches, the updates are those of the whole batch."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,35 +7,27 @@ import torch
 from accelerate import Accelerator
 from exact_worker import LOSSES, PENALISED, batch_norm, play
 from torch import Tensor
-from training_runs import arguments
+from training_runs import arguments, launch_worker
 
 from biggan_hf.training.steps import Rules
 
 
 Results = dict[str, dict[str, Tensor]]
+WORKER = "exact_worker.py"
 
 
 @pytest.fixture(scope="module")
 def two_processes(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Results:
     folder = tmp_path_factory.mktemp("exact")
-    return launch(2, folder / "results.pt", *arguments(pictures, folder / "model"))
+    return launch_worker(WORKER, 2, folder / "results.pt", *arguments(pictures, folder / "model"))
 
 
 @pytest.fixture(scope="module")
 def four_processes(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Results:
     folder = tmp_path_factory.mktemp("groups")
-    return launch(4, folder / "results.pt", *arguments(pictures, folder / "model", "--per_device_batch_size", "2"))
-
-
-def launch(num_processes: int, path: Path, *argv: str) -> Results:
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1"]
-    command += ["--num_processes", str(num_processes), "--multi_gpu", "--main_process_port", "0"]
-    command += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-    command += [str(Path(__file__).with_name("exact_worker.py")), str(path), *argv]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return torch.load(path, weights_only=True)
+    return launch_worker(
+        WORKER, 4, folder / "results.pt", *arguments(pictures, folder / "model", "--per_device_batch_size", "2")
+    )
 
 
 def one_process(accumulation: int, batch_norm: str, rules: Rules | None = None) -> dict[str, Tensor]:

@@ -1,7 +1,10 @@
 """Short training runs on small pictures of noise, for the tests of training/."""
 
 import json
+import os
 import resource
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +39,18 @@ def arguments(pictures: Path, output: Path, *more: str, steps: int = 2) -> list[
     """The command line of a short run; what comes later wins."""
     where = ["--dataset_name", str(pictures), "--output_dir", str(output), "--max_train_steps", str(steps)]
     return [*TINY, *SHORT, *where, *more]
+
+
+def launch_worker(worker: str, num_processes: int, path: Path, *argv: str) -> Any:
+    """What a script of this folder, as so many processes on a CPU, saves at a path that it is given first."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--multi_gpu"]
+    command += ["--num_processes", str(num_processes), "--main_process_port", "0"]
+    command += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    command += [str(Path(__file__).with_name(worker)), str(path), *argv]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return torch.load(path, weights_only=True)
 
 
 def read_log(folder: Path, name: str = "log.jsonl") -> list[dict[str, Any]]:
