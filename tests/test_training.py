@@ -110,6 +110,13 @@ def test_pushed_run_comes_back_from_the_hub(pictures: Path, tmp_path: Path, fake
     BigGANDiscriminator.from_pretrained("user/cats", subfolder="discriminator")
 
 
+def test_a_run_that_can_not_start_reserves_no_repository(pictures: Path, tmp_path: Path, fake_hub: FakeHub) -> None:
+    flags = ["--push_to_hub", "--hub_model_id", "user/cats", "--held_out_split", "validation"]
+    with pytest.raises(SystemExit):
+        main(arguments(pictures, tmp_path / "model", *flags))
+    assert not fake_hub.repos
+
+
 def test_unreadable_picture_in_the_middle_is_skipped_or_stops(
     pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

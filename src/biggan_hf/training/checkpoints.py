@@ -59,7 +59,8 @@ def save_checkpoint(
         generator.save_pretrained(unfinished / "generator")
         discriminator.save_pretrained(unfinished / "discriminator")
         torch.save(training_state, unfinished / TRAINING_STATE)
-        _flush(unfinished)
+        for path in unfinished.rglob("*"):
+            _flush(path)
     except (OSError, RuntimeError, SafetensorError) as error:  # a writer each
         shutil.rmtree(unfinished, ignore_errors=True)
         raise OSError(f"can't save {str(folder)!r}: {' '.join(str(error).split())}") from error
@@ -69,18 +70,18 @@ def save_checkpoint(
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def _flush(folder: Path) -> None:
-    """Waits until the files are on the disk: a power cut could else leave the name without the content."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with open(path, "rb+") as file:
-                os.fsync(file.fileno())
+def _flush(path: Path) -> None:
+    """Waits until a file is on the disk: a power cut could else leave its name without its content."""
+    if path.is_file():
+        with open(path, "rb+") as file:
+            os.fsync(file.fileno())
 
 
 def write_whole(path: Path, text: str) -> None:
     """Replaces a file, which is at every moment either as it was or whole."""
     unfinished = path.with_name(_UNFINISHED + path.name)
     unfinished.write_text(text, encoding="utf-8")
+    _flush(unfinished)
     unfinished.replace(path)
 
 

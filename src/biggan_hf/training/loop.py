@@ -45,21 +45,17 @@ def train(run: Run) -> Path | None:
     deadline = time.monotonic() + 60 * (run.args.max_train_minutes or float("inf"))
     vote = Vote(run.accelerator.num_processes)
     with interruption() as interrupted, progress_bar(run) as progress:
-        while True:
+        stop: int = Stop.NOT
+        while not stop:
             stop = why_stop(run, vote, deadline, interrupted)
             collapse = None if stop else advance(run, progress)
             if collapse is None and (stop or is_kept(run)):
                 collapse = not_finite(run)
-            if collapse is not None and not goes_on_after(run, collapse):
-                return None
-            if collapse is None and stop:
-                break
-            if collapse is None:
+            if collapse is not None:
+                stop = Stop.NOT if goes_on_after(run, collapse) else Stop.COLLAPSED
+            elif not stop:
                 periodically(run)
-        if stop == Stop.INTERRUPTED:
-            interrupt(run)
-            return None
-        return finish(run)
+        return end(run, stop)
 
 
 def advance(run: Run, progress: tqdm) -> str | None:
@@ -273,35 +269,40 @@ def checkpoint(run: Run) -> Path:
 # The end
 
 
-def interrupt(run: Run) -> None:
-    """Leaves a checkpoint from which `--resume_from_checkpoint latest` goes on."""
-    if run.is_main:
-        draw_curves(run)
-        tqdm.write(f"interrupted at step {run.global_step}; go on from {checkpoint(run)} by resume_from_checkpoint")
+def end(run: Run, stop: int) -> Path | None:
+    """Leaves the finished model, and returns its folder, or what an interrupted run goes on from; of a run that has
+    collapsed everything is saved."""
     run.accelerator.wait_for_everyone()
-    run.accelerator.end_training()
-
-
-def finish(run: Run) -> Path:
-    """Writes the finished model: the averaged generator at the root, `discriminator/`, the card, a sample sheet."""
-    folder = run.output_dir
-    run.accelerator.wait_for_everyone()
-    if run.is_main:
-        if run.global_step < run.args.max_train_steps:
-            tqdm.write(f"time is up at step {run.global_step} of {run.args.max_train_steps}")
-        if run.args.checkpointing_steps and run.global_step % run.args.checkpointing_steps:
-            checkpoint(run)  # so that a longer run can go on from here
-        run.ema.save_pretrained(folder)
-        run.players.bare_discriminator.save_pretrained(folder / "discriminator")
-        sample_sheet(run.ema, seed=run.args.seed).save(folder / "samples.png")
-        draw_curves(run)
-        (folder / "README.md").write_text(card(run), encoding="utf-8")
-        if run.args.push_to_hub:
-            assert run.args.hub_model_id is not None
-            upload_folder(folder, run.args.hub_model_id, ignore_patterns=NOT_PUBLISHED)
+    folder = run.output_dir if stop in (Stop.STEPS_ARE_DONE, Stop.TIME_IS_UP) else None
+    if run.is_main and folder is not None:
+        finish(run, folder)
+    elif run.is_main and stop == Stop.INTERRUPTED:
+        interrupt(run)
     run.accelerator.wait_for_everyone()
     run.accelerator.end_training()
     return folder
+
+
+def interrupt(run: Run) -> None:
+    """Leaves a checkpoint from which `--resume_from_checkpoint latest` goes on."""
+    draw_curves(run)
+    tqdm.write(f"interrupted at step {run.global_step}; go on from {checkpoint(run)} by resume_from_checkpoint")
+
+
+def finish(run: Run, folder: Path) -> None:
+    """Writes the finished model: the averaged generator at the root, `discriminator/`, the card, a sample sheet."""
+    if run.global_step < run.args.max_train_steps:
+        tqdm.write(f"time is up at step {run.global_step} of {run.args.max_train_steps}")
+    if run.args.checkpointing_steps and run.global_step % run.args.checkpointing_steps:
+        checkpoint(run)  # so that a longer run can go on from here
+    run.ema.save_pretrained(folder)
+    run.players.bare_discriminator.save_pretrained(folder / "discriminator")
+    sample_sheet(run.ema, seed=run.args.seed).save(folder / "samples.png")
+    draw_curves(run)
+    (folder / "README.md").write_text(card(run), encoding="utf-8")
+    if run.args.push_to_hub:
+        assert run.args.hub_model_id is not None
+        upload_folder(folder, run.args.hub_model_id, ignore_patterns=NOT_PUBLISHED)
 
 
 def card(run: Run) -> str:

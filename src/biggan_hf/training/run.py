@@ -116,8 +116,6 @@ def set_up(model_args: ModelArguments, data_args: DataArguments, args: TrainingA
     check_same_seed(Path(args.output_dir), settings)
     if resumed is not None:
         tell_other_settings(resumed.parent, settings)
-    if args.push_to_hub and accelerator.is_main_process:
-        reserve_repo(args.hub_model_id or "")
 
     quality = build_quality(images, args, accelerator)
 
@@ -132,6 +130,8 @@ def set_up(model_args: ModelArguments, data_args: DataArguments, args: TrainingA
         check_same_weights(resumed, state, players)
         run.restore(state)
     if run.is_main:
+        if args.push_to_hub:
+            reserve_repo(args.hub_model_id or "")
         open_output(run)
     accelerator.init_trackers("biggan_hf")
     return run

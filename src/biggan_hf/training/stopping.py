@@ -12,12 +12,13 @@ from torch import Tensor
 
 
 class Stop(enum.IntEnum):
-    """Why a run stops; the larger takes precedence."""
+    """Why a run stops; of what processes name, the larger takes precedence."""
 
     NOT = 0
     STEPS_ARE_DONE = 1
     TIME_IS_UP = 2
     INTERRUPTED = 3
+    COLLAPSED = 4
 
 
 @contextmanager
