@@ -14,7 +14,7 @@ from biggan_hf import BigGANConfig, BigGANDiscriminator, BigGANModel
 from biggan_hf.layers import BatchNorm2d, ConditionalBatchNorm2d
 from biggan_hf.normalization import batch_normalize
 from biggan_hf.training import parse_arguments, set_up
-from biggan_hf.training.loop import train_step
+from biggan_hf.training.loop import fetch, train_step
 from biggan_hf.training.replicas import average_running_statistics, replica_group_size, set_cross_replica_batch_norm
 from biggan_hf.training.run import Run
 from biggan_hf.training.steps import Batch, Players, Rules, discriminator_step, generator_step
@@ -141,6 +141,12 @@ def votes(accelerator: Accelerator) -> Tensor:
     return accelerator.gather(torch.tensor([[vote(stop) for stop in wanted]]))
 
 
+def fetched(accelerator: Accelerator) -> dict[str, Tensor]:
+    """What is logged of a scalar that is the number of the process."""
+    values = fetch(accelerator, {"rank": torch.tensor(float(accelerator.process_index))})
+    return {name: torch.tensor(value) for name, value in values.items()}
+
+
 def new_run(argv: list[str], setting: str) -> Run:
     return set_up(*parse_arguments([*argv, "--cross_replica_batch_norm", setting]))
 
@@ -199,6 +205,7 @@ def two_processes(accelerator: Accelerator, argv: list[str]) -> dict[str, dict[s
         "exchanged-2": exchanged(accelerator, 2),
         "bfloat16": gathered(accelerator, batch_norm(accelerator.process_index, 2, torch.bfloat16, dist.group.WORLD)),
         "votes": {"heard": votes(accelerator)},
+        "fetched": gathered(accelerator, fetched(accelerator)),
         "statistics": statistics(argv),
         "joined": {setting: joined(argv, setting) for setting in ("on", "off")},
     }

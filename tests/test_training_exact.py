@@ -134,6 +134,10 @@ def test_all_processes_hear_of_a_stop_one_step_later(two_processes: Results) -> 
     assert two_processes["votes"]["heard"].tolist() == [[0, 0, 0, 3, 3, 3]] * 2
 
 
+def test_scalars_of_the_log_are_means_over_processes(two_processes: Results) -> None:
+    assert two_processes["fetched"]["rank"].tolist() == [0.5, 0.5]
+
+
 def test_regularisers_are_exact_under_accumulation_and_processes(two_processes: Results) -> None:
     whole = one_process(1, "fixed", PENALISED)
     assert_same(one_process(2, "fixed", PENALISED), whole, 1e-12)

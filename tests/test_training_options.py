@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -21,6 +22,7 @@ import torch
 import training_runs
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import AcceleratorState
+from accelerate.tracking import TensorBoardTracker
 from PIL import Image
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -28,7 +30,7 @@ from training_runs import SHORT, files_of_at_most, read_log, write_pictures
 
 from biggan_hf import BigGANModel
 from biggan_hf.training import main, parse_arguments, set_up, train
-from biggan_hf.training.run import Run
+from biggan_hf.training.run import Run, training_state
 
 
 REPO = Path(__file__).parents[1]
@@ -139,6 +141,15 @@ def test_overflows_that_the_scaler_leaves_out_are_no_collapse(pictures: Path, tm
     assert [line["overflows_in_a_row"] for line in lines] == [1, 0, 0]
     assert not np.isfinite(lines[0]["discriminator_gradient"])
     trained(tmp_path / "model")
+
+
+def test_scaler_goes_on_where_it_stopped(pictures: Path, tmp_path: Path) -> None:
+    scales = {"first": 2.0**9, "second": 2.0}
+    first, second = (run_with_scaler(arguments(pictures, tmp_path / name), scale) for name, scale in scales.items())
+    first.overflows = torch.tensor(7.0)
+    second.restore(training_state(first))
+    assert second.accelerator.scaler is not None
+    assert (second.accelerator.scaler.get_scale(), second.overflows) == (2.0**9, 7.0)
 
 
 def test_overflows_without_end_are_a_collapse(pictures: Path, tmp_path: Path) -> None:
@@ -307,7 +318,9 @@ def changed(before: Path, after: Path) -> set[str]:
 
 def test_fine_tuning_on_other_classes_starts_from_the_model(model: Path, three_classes: Path, tmp_path: Path) -> None:
     rates = ["--generator_learning_rate", "1e-30", "--discriminator_learning_rate", "1e-30"]
-    main(fine_tuning(three_classes, model, tmp_path / "tuned", "--generator_orthogonality", "0", *rates))
+    # From the first step on an average, which a new network's would not be the model's.
+    still = ["--generator_orthogonality", "0", "--ema_start_step", "0", *rates]
+    main(fine_tuning(three_classes, model, tmp_path / "tuned", *still))
     tuned = BigGANModel.from_pretrained(tmp_path / "tuned")
     assert tuned.config.id2label == {0: "x", 1: "y", 2: "z"} and tuned.config.generator_base_channels == 4
     assert changed(model, tmp_path / "tuned") == {"class_embedding.weight"}
@@ -333,8 +346,8 @@ def test_only_class_embeddings_learn(model: Path, pictures: Path, tmp_path: Path
 def test_first_stages_of_the_discriminator_are_frozen(model: Path, pictures: Path, tmp_path: Path) -> None:
     main(fine_tuning(pictures, model, tmp_path / "tuned", "--freeze_discriminator_stages", "2"))
     parts = [folder / "discriminator" for folder in (model, tmp_path / "tuned")]
-    stages = {int(name.split(".")[1]) for name in changed(*parts) if name.startswith("stages.")}
-    assert stages == {2, 3}
+    modules = {re.match(r"stages\.\d|\w+", name)[0] for name in changed(*parts)}  # type: ignore[index]
+    assert modules == {"stages.2", "stages.3", "linear", "class_embedding"}
 
 
 @pytest.mark.parametrize(
@@ -342,7 +355,8 @@ def test_first_stages_of_the_discriminator_are_frozen(model: Path, pictures: Pat
     [
         (["--freeze_discriminator_stages", "4"], "freeze_discriminator_stages must be below 4"),
         (["--train_only", "class_embeddings", "--label_column", "none"], "train_only=class_embeddings needs classes"),
-        (["--report_to", "wandb"], "report_to names 'wandb'"),
+        (["--report_to", "tensorboard,wandb"], "report_to names 'wandb'"),
+        (["--held_out_split", "train", "--watch_steps", "0"], "held_out_split='train' is tried every watch_steps"),
         (["--cross_replica_batch_norm", "some"], "cross_replica_batch_norm must be 'off', 'on' or a number"),
         (["--per_device_batch_size", "11"], "the data set has 10 pictures, fewer than one update takes, 11"),
         (["--r1_interval", "0"], "r1_interval must be at least 1, got 0"),
@@ -371,16 +385,42 @@ def test_tracker_gets_scalars_and_pictures(pictures: Path, tmp_path: Path) -> No
     shutil.copytree(pictures, held_out / "test")
     next((held_out / "train").rglob("4.png")).write_bytes(b"no picture")
     flags = ["--held_out_split", "test", "--watch_steps", "2", "--per_device_batch_size", "9"]
+    flags += [
+        "--evaluation_steps",
+        "2",
+        "--evaluation_images",
+        "8",
+        "--evaluation_extractor",
+        "training_runs:features",
+    ]
     main(arguments(held_out, tmp_path / "model", "--report_to", "tensorboard", "--sample_steps", "2", *flags))
     (file,) = (tmp_path / "model").rglob("events.out.tfevents.*")
     events = EventAccumulator(str(file)).Reload()
     assert [event.step for event in events.Scalars("discriminator_loss")] == [1, 2, 3]
     assert [event.step for event in events.Images("samples")] == [2]
+    (evaluation,) = read_log(tmp_path / "model", "evaluations.jsonl")
+    assert evaluation.pop("step") == 2 and len(evaluation) == 1
+    for name, value in evaluation.items():
+        assert [(event.step, event.value) for event in events.Scalars(name)] == [(2, pytest.approx(value))]
     logged = [{**line, "step": None} for line in read_log(tmp_path / "model")]
     assert {"generator_sigma0", "discriminator_sigma0", "held_out_accuracy", "unreadable_pictures"} < logged[1].keys()
     for name in set().union(*logged) - {"step", "time"}:
         expected = [line[name] for line in logged if name in line]
         np.testing.assert_allclose([event.value for event in events.Scalars(name)], expected, rtol=1e-5, err_msg=name)
+
+
+def test_tracker_that_can_not_start_is_one_line_and_writes_nothing(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def start(*_: object) -> None:
+        raise ConnectionError("no API key")
+
+    monkeypatch.setattr(TensorBoardTracker, "start", start)
+    with pytest.raises(SystemExit):
+        main(arguments(pictures, tmp_path / "model", "--report_to", "tensorboard"))
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line == "error: a tracker of report_to (tensorboard) can't start: ConnectionError: no API key"
+    assert not (tmp_path / "model").exists()
 
 
 # Runs that are ended from outside
@@ -428,6 +468,19 @@ def test_sigterm_leaves_a_checkpoint_and_exits_cleanly(pictures: Path, tmp_path:
     step = int(checkpoint.name.partition("-")[2])
     main(arguments(pictures, output, "--resume_from_checkpoint", "latest", steps=step + 1))
     assert len(losses(output)) == step + 1
+
+
+def test_sigterm_to_all_processes_leaves_a_checkpoint(pictures: Path, tmp_path: Path) -> None:
+    flags = ["--checkpointing_steps", "1000", "--dataloader_num_workers", "2", "--on_collapse", "ignore"]
+    process = start(arguments(pictures, tmp_path / "model", *flags, steps=10_000))
+    wait_for_step(process, tmp_path / "model", 2)
+    # The workers first, whose end the training process would else meet in the midst of a step.
+    members = [*psutil.Process(process.pid).children(recursive=True), process]
+    assert len(members) > 2
+    for member in members:
+        member.send_signal(signal.SIGTERM)
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode == 0 and "interrupted at step" in printed, printed[-2000:]
 
 
 def test_sigterm_between_two_lines_of_the_log_stops_all_processes(pictures: Path, tmp_path: Path) -> None:

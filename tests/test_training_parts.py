@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import itertools
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -234,7 +235,8 @@ def test_a_resumed_source_goes_on_where_the_first_stopped(tmp_path: Path) -> Non
         torch.testing.assert_close(vars(batch), vars(expected), rtol=0, atol=0)
     assert first.samples_seen == second.samples_seen == 16
     assert torch.equal(first.latents(3, 1).inputs, second.latents(3, 1).inputs)
-    assert not torch.equal(first.latents(3, 1).inputs, first.latents(3, 2).inputs)
+    draws = [first.latents(*counters).inputs for counters in ((3, 1), (3, 2), (4, 1))]
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(draws, 2))
 
 
 def test_two_processes_share_the_pictures_and_draw_their_own_latents(tmp_path: Path) -> None:
@@ -243,6 +245,15 @@ def test_two_processes_share_the_pictures_and_draw_their_own_latents(tmp_path: P
     for _ in range(3):
         assert torch.equal(torch.cat([rank.pictures().inputs for rank in ranks]), whole.pictures().inputs)
     assert not torch.equal(ranks[0].latents(0, 0).inputs, ranks[1].latents(0, 0).inputs)
+
+
+def test_two_processes_mirror_each_their_own(tmp_path: Path) -> None:
+    folder, mirrored = picture_folder(tmp_path), []
+    for rank in (0, 1):
+        plain, flipped = (source(folder, rank=rank, world_size=2, flip=flip) for flip in (False, True))
+        pairs = [(plain.pictures().inputs, flipped.pictures().inputs) for _ in range(16)]
+        mirrored.append([bool((a != b).any()) for both in pairs for a, b in zip(*both, strict=True)])
+    assert mirrored[0] != mirrored[1] and len(mirrored[0]) == 32
 
 
 def test_pictures_are_in_range_and_half_of_them_mirrored(tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ class TrainingArguments:
     max_rollbacks: int = _help("Collapses after which a run stops all the same.", 3)
     rollback_learning_rate_factor: float = _help("Learning rates after a rollback, in those before.", 0.5)
     rollback_r1_gamma: float | None = _help("R1's strength after a rollback.", None)
-    report_to: list[str] = _help("Trackers of accelerate, such as tensorboard or wandb, beside log.jsonl.", [])
+    report_to: list[str] = _help("Trackers of accelerate, as tensorboard,wandb, beside log.jsonl.", [])
     checkpointing_steps: int = _help("Steps between checkpoints; 0 for none.", 1_000)
     checkpoints_total_limit: int | None = _help("Older checkpoints beyond so many go, but two for a rollback.", 2)
 
@@ -138,6 +138,7 @@ class TrainingArguments:
     hub_model_id: str | None = _help("Repository to upload to, 'user/name'.", None)
 
     def __post_init__(self) -> None:
+        self.report_to = [name for words in self.report_to for name in words.split(",")]
         for f in fields(self):
             value = getattr(self, f.name)
             _require(self, f.name, not isinstance(value, float) or math.isfinite(value), "finite")
@@ -276,6 +277,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
     for group, name in ((data, "dataset_name"), (training, "output_dir")):
         if not getattr(group, name):
             raise ValueError(f"--{name} must be given")
+    if data.held_out_split is not None and not training.watch_steps:
+        raise ValueError(f"held_out_split={data.held_out_split!r} is tried every watch_steps, got watch_steps=0")
     return model, data, training
 
 

@@ -4,6 +4,7 @@ Nothing here draws from a global random state, so a run that is interrupted and 
 """
 
 import logging
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -88,6 +89,7 @@ class BatchSource:
                 collate_fn=_as_it_is,
                 num_workers=self.num_workers,
                 pin_memory=self.device.type == "cuda",
+                worker_init_fn=_ignore_signals,
             )
         )
 
@@ -124,6 +126,12 @@ class BatchSource:
 def to_pixel_values(pixels: Tensor, device: torch.device) -> Tensor:
     """uint8 to [-1, 1], on the device: a quarter of the bytes travel."""
     return pixels.to(device, non_blocking=True).float() / 127.5 - 1
+
+
+def _ignore_signals(worker: int) -> None:
+    """A signal to all processes of a run ends it after a step, for which the workers must live; they end with it."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _as_it_is(batch: Any) -> Any:

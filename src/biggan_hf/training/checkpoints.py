@@ -273,8 +273,9 @@ def check_same_architecture(folder: Path, config: BigGANConfig) -> None:
     if list((saved.id2label or {}).values()) == [f"LABEL_{label}" for label in range(config.num_labels or 0)]:
         passed_over.add("id2label")
     for name in BigGANConfig.__dataclass_fields__:
-        if name not in passed_over and getattr(saved, name) != getattr(config, name):
-            raise ValueError(
-                f"the checkpoint {str(folder)!r} has {name}={getattr(saved, name)!r}, this run "
-                f"{name}={getattr(config, name)!r}"
-            )
+        there, here = getattr(saved, name), getattr(config, name)
+        if name not in passed_over and there != here:
+            if name == "id2label":  # the first of perhaps a thousand classes
+                label = next(label for label in {**there, **here} if there.get(label) != here.get(label))
+                name, there, here = f"id2label[{label}]", there.get(label), here.get(label)
+            raise ValueError(f"the checkpoint {str(folder)!r} has {name}={there!r}, this run {name}={here!r}")

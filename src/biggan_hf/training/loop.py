@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from accelerate.utils import broadcast
 from PIL import Image
 from torch import Tensor
@@ -176,7 +177,7 @@ def report(run: Run, metrics: Mapping[str, Tensor], progress: tqdm) -> str | Non
     Returns:
         What the rule says; on other processes than the main one an empty text, if it says something.
     """
-    values = {name: round(float(value), 5) for name, value in metrics.items()}
+    values = fetch(run.accelerator, metrics)
     if run.batches.unreadable:
         values["unreadable_pictures"] = len(run.batches.unreadable)
     collapse = None
@@ -191,6 +192,12 @@ def report(run: Run, metrics: Mapping[str, Tensor], progress: tqdm) -> str | Non
     if run.args.on_collapse == "ignore" or not agreed(run, collapse is not None):
         return None
     return collapse or ""
+
+
+def fetch(accelerator: Accelerator, metrics: Mapping[str, Tensor]) -> dict[str, float]:
+    """Scalars as numbers, means over all processes."""
+    means = accelerator.reduce(torch.stack([value.float() for value in metrics.values()]), "mean")
+    return {name: round(value, 5) for name, value in zip(metrics, means.tolist(), strict=True)}
 
 
 def measure_stability(run: Run) -> dict[str, float]:

@@ -91,6 +91,7 @@ class Run:
         set_adam(self.players, self.args, self.args.rollback_learning_rate_factor**self.rollbacks)
         if self.accelerator.scaler is not None and "scaler" in state:
             self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.overflows = state.get("overflows", 0.0)
         spectra = state.get("spectra", {})  # which older checkpoints have not
         self.watch.generator.restore(spectra.get("generator", {}))
         self.watch.discriminator.restore(spectra.get("discriminator", {}))
@@ -129,11 +130,11 @@ def set_up(model_args: ModelArguments, data_args: DataArguments, args: TrainingA
     if resumed is not None and state is not None:
         check_same_weights(resumed, state, players)
         run.restore(state)
+    if run.is_main and args.push_to_hub:
+        reserve_repo(args.hub_model_id or "")
+    start_trackers(run)
     if run.is_main:
-        if args.push_to_hub:
-            reserve_repo(args.hub_model_id or "")
         open_output(run)
-    accelerator.init_trackers("biggan_hf")
     return run
 
 
@@ -143,7 +144,7 @@ def build_accelerator(args: TrainingArguments) -> Accelerator:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     return Accelerator(
         mixed_precision=args.mixed_precision,
-        log_with=args.report_to or None,
+        log_with=sorted(args.report_to, key="tensorboard".__eq__) or None,  # which writes to the folder, goes last
         project_dir=args.output_dir,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
@@ -245,6 +246,7 @@ def training_state(run: Run) -> dict[str, Any]:
     }
     if run.accelerator.scaler is not None:
         state["scaler"] = run.accelerator.scaler.state_dict()
+        state["overflows"] = float(run.overflows)
     return state
 
 
@@ -328,6 +330,14 @@ def check_trackers(report_to: list[str]) -> None:
     for name in report_to:
         if name not in available:
             raise ValueError(f"report_to names {name!r}, but the trackers installed here are {available or 'none'}")
+
+
+def start_trackers(run: Run) -> None:
+    try:
+        run.accelerator.init_trackers("biggan_hf")
+    except Exception as error:  # whatever a tracker's client raises, as without a key or a network
+        trackers, what = ", ".join(run.args.report_to), f"{type(error).__name__}: {error}"
+        raise ValueError(f"a tracker of report_to ({trackers}) can't start: {what}") from error
 
 
 def open_output(run: Run) -> None:
