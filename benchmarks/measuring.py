@@ -353,7 +353,8 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
         description=(description or "").splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    result.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    usual = "cuda" if torch.cuda.is_available() else "cpu"
+    result.add_argument("--device", type=device_name, default=usual, help="cpu or cuda")
     result.add_argument("--threads", type=positive, help="CPU threads (default: torch's choice)")
     result.add_argument("--repeats", type=positive, default=7, help="runs of each program, of which the median counts")
     result.add_argument("--tf32", action="store_true", help="TF32 on NVIDIA GPUs, for every program")
@@ -368,12 +369,20 @@ def positive(text: str) -> int:
     return number
 
 
+def device_name(text: str) -> str:
+    try:
+        kind = torch.device(text).type
+    except RuntimeError:
+        kind = None
+    if kind not in MATRIX_SIZE:
+        raise argparse.ArgumentTypeError(f"expected cpu or cuda, got {text!r}")
+    return text
+
+
 def set_up(args: argparse.Namespace) -> torch.device:
     """Threads, TF32 and cuDNN's search as asked, for every program alike; and whether the report can be written."""
     check_new(args.json)
     device = torch.device(args.device)
-    if device.type not in MATRIX_SIZE:
-        raise ValueError(f"--device must be cpu or cuda, got {args.device!r}")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda needs an NVIDIA GPU, and torch sees none")
     if args.threads is not None:

@@ -158,27 +158,32 @@ def settings_in_words(args: argparse.Namespace) -> tuple[str, str]:
 # From a checkpoint to the first image
 
 
-def measure_first_image(pair: Pair, args: argparse.Namespace, difference: float) -> Result:
+def in_new_process(pair: Pair, args: argparse.Namespace, name: str, *others: str) -> Callable[[], float]:
+    """A program's run, which leaves its image beside its checkpoint; `name` is "ours" or "theirs"."""
+    command = [sys.executable, str(Path(__file__).with_name("first_image.py")), str(pair.folder / name), *others]
+    command += ["--config", str(pair.folder / "ours"), "--output", str(pair.folder / f"{name}.pt")]
+    command += ["--device", args.device, "--threads", str(torch.get_num_threads()), *(["--tf32"] if args.tf32 else [])]
+
+    def seconds() -> float:
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise ValueError(f"first_image.py failed: {done.stderr.strip().splitlines()[-1]}")
+        return float(done.stdout.splitlines()[-1])
+
+    return seconds
+
+
+def measure_first_image(pair: Pair, args: argparse.Namespace) -> Result:
     """Both programs by turns, each time in a new process, the clock running from after the imports."""
-    config = pair.ours.config
-
-    def in_new_process(*arguments: str) -> Callable[[], float]:
-        script = Path(__file__).with_name("first_image.py")
-        shared = ["--config", str(pair.folder / "ours"), "--device", args.device]
-        command = [sys.executable, str(script), *arguments, *shared, "--threads", str(torch.get_num_threads())]
-
-        def seconds() -> float:
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                raise ValueError(f"first_image.py failed: {done.stderr.strip().splitlines()[-1]}")
-            return float(done.stdout.splitlines()[-1])
-
-        return seconds
-
-    checkout = ["--biggan_pytorch", str(args.biggan_pytorch)]
-    ours = Contestant("biggan_hf", "from_pretrained", in_new_process(str(pair.folder / "ours")), 1)
-    run_theirs = in_new_process(str(pair.folder / "theirs"), *checkout)
+    run_ours = in_new_process(pair, args, "ours")
+    run_theirs = in_new_process(pair, args, "theirs", "--biggan_pytorch", str(args.biggan_pytorch))
+    run_ours(), run_theirs()
+    image, peer_image = (torch.load(pair.folder / f"{name}.pt") for name in ("ours", "theirs"))
+    tolerance = float("inf") if args.tf32 else TOLERANCE
+    difference = require_same(image, peer_image, f"the first images of biggan_hf and {pair.peer}", tolerance)
+    ours = Contestant("biggan_hf", "from_pretrained", run_ours, 1)
     theirs = Contestant(pair.peer, "build, torch.load, load_state_dict", run_theirs, 1)
+    config = pair.ours.config
     what = f"checkpoint to first image, {config.image_size} px, ch {config.generator_base_channels}"
     return compare(what, ours, theirs, args.repeats, difference)
 
@@ -205,7 +210,7 @@ def main(argv: list[str] | None = None) -> None:
             pair = build_pair(peer, config, args, Path(folder))
             results += measure_pair(pair, args, device)
             if args.first_image and peer == BIGGAN_PYTORCH:
-                results.append(measure_first_image(pair, args, results[-1]["largest_difference"]))
+                results.append(measure_first_image(pair, args))
     report("sampling", results, environment(device, {PRETRAINED_BIGGAN} & {*args.peers}), args.json)
 
 

@@ -77,15 +77,19 @@ def points(options: argparse.Namespace) -> list[Point]:
 # One point
 
 
-def prepare(point: Point, accelerator: Accelerator) -> Callable[[], object]:
-    """A batch of samples, or a training iteration of one update of each network, on the accelerator's device."""
-    config = BigGANConfig.preset(
+def architecture(point: Point) -> BigGANConfig:
+    """Raises `ValueError` where there is none of the size or the width."""
+    return BigGANConfig.preset(
         f"biggan-{point.image_size}",
         generator_base_channels=point.channels,
         discriminator_base_channels=point.channels,
         initializer="normal",
     )
-    device = accelerator.device
+
+
+def prepare(point: Point, accelerator: Accelerator) -> Callable[[], object]:
+    """A batch of samples, or a training iteration of one update of each network, on the accelerator's device."""
+    config, device = architecture(point), accelerator.device
     if point.what == "sampling":
         model = BigGANModel(config).eval()
         model.to(device=device)
@@ -213,7 +217,10 @@ def main(argv: list[str] | None = None) -> None:
     with tensor_float32(options.tf32):
         if options.worker is not None:
             return work(options, device)
-        rows = measure_all(points(options), options, device)
+        places = points(options)
+        for point in places:
+            architecture(point)  # raises before anything is measured
+        rows = measure_all(places, options, device)
     print(table(rows))
     write("scaling", rows, environment(device, ["accelerate"]), options.json)
     if options.plot is not None:

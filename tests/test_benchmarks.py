@@ -1,9 +1,12 @@
 """The benchmarks at sizes where they take a second: what they compare, refuse and write. No time is asserted."""
 
 import argparse
+import contextlib
 import copy
+import io
 import json
 import os
+import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,8 +14,11 @@ from typing import Any
 
 import pytest
 import torch
-from common import ATTENTION, tiny_generator
-from torch import Tensor
+from accelerate import Accelerator
+from common import ATTENTION, tiny_discriminator, tiny_generator
+from torch import Tensor, nn
+
+from biggan_hf.training.arguments import TrainingArguments
 
 
 ROOT = Path(__file__).parents[1]
@@ -21,6 +27,7 @@ sys.path.append(str(ROOT / "benchmarks"))
 import first_image  # noqa: E402
 import measuring  # noqa: E402
 import peers  # noqa: E402
+import resampling  # noqa: E402
 import sampling  # noqa: E402
 import saved_memory  # noqa: E402
 import scaling  # noqa: E402
@@ -143,9 +150,15 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     assert (tmp_path / "kept.json").read_text() == "kept"
 
 
-def test_unusable_device() -> None:
-    with pytest.raises(ValueError, match="'meta'"):
-        scaling.main(["--device", "meta"])
+@pytest.mark.parametrize("device", ["meta", "foo"])
+def test_unusable_device(device: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        scaling.main(["--device", device])
+    assert f"error: argument --device: expected cpu or cuda, got '{device}'" in capsys.readouterr().err
+
+
+def tf32() -> tuple[bool, bool]:
+    return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
 
 
 # Sampling
@@ -179,6 +192,62 @@ def test_a_pair_of_two_functions_is_not_measured(tmp_path: Path, dtype: str) -> 
     pair.theirs.get_parameter("output_bn.bias").data.add_(0.01)
     with pytest.raises(ValueError, match="images of biggan_hf and copy differ by"):
         sampling.measure_pair(pair, options(dtype=dtype), CPU)
+
+
+def test_timed_images_are_compared_as_well(tmp_path: Path) -> None:
+    pair = pair_of_copies(tmp_path)
+
+    def sample(network: Any, latents: Tensor, labels: Tensor) -> Tensor:
+        return network(latents, labels).images + 2e-4 * (len(labels) == 3)  # two are checked before
+
+    pair.sample_theirs = sample
+    with pytest.raises(ValueError, match="images of biggan_hf and copy differ by 0.0002, expected at most 0.0001"):
+        sampling.measure_pair(pair, options(batch_sizes=[3]), CPU)
+    (result,) = sampling.measure_pair(pair, options(batch_sizes=[3], tf32=True), CPU)  # for the record
+    assert result["largest_difference"] > measuring.TOLERANCE
+
+
+def test_images_are_compared_without_tf32(tmp_path: Path) -> None:
+    pair, seen = pair_of_copies(tmp_path), []
+
+    def sample(network: Any, latents: Tensor, labels: Tensor) -> Tensor:
+        seen.append(tf32())
+        return network(latents, labels).images
+
+    pair.sample_ours = pair.sample_theirs = sample
+    with measuring.tensor_float32(True):
+        sampling.check_outputs(pair, CPU)
+        assert seen == [(False, False)] * 2 and tf32() == (True, True)
+
+
+class Peer(nn.Module):
+    """Our generator, called as that of BigGAN-PyTorch is."""
+
+    def __init__(self, model: Any):
+        super().__init__()
+        self.model, self.shared = model, model.class_embedding
+
+    def forward(self, latents: Tensor, embeddings: Tensor) -> Tensor:
+        return self.model(latents, class_embeddings=embeddings).images
+
+
+def test_first_images_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = pair_of_copies(tmp_path)
+    pair.ours.save_pretrained(tmp_path / "ours")
+
+    def run_here(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            first_image.main(command[2:])
+        return subprocess.CompletedProcess(command, 0, printed.getvalue(), "")
+
+    monkeypatch.setattr(subprocess, "run", run_here)
+    monkeypatch.setattr(first_image, "import_checkout", lambda *_: None)
+    monkeypatch.setattr(first_image, "load_biggan_pytorch", lambda *_: Peer(pair.theirs))
+    asked = options(repeats=1, biggan_pytorch=tmp_path)
+    assert sampling.measure_first_image(pair, asked)["largest_difference"] < measuring.TOLERANCE
+    pair.theirs.get_parameter("output_bn.bias").data.add_(0.01)
+    with pytest.raises(ValueError, match="the first images of biggan_hf and copy differ by"):
+        sampling.measure_first_image(pair, asked)
 
 
 def test_what_is_compiled_makes_no_kernels(tmp_path: Path) -> None:
@@ -247,6 +316,29 @@ def test_layout_of_pretrained_biggan() -> None:
     assert settings["layers"][-1] == [True, 2, 1] and settings["attention_layer_position"] == 8
 
 
+# Resampling
+
+
+def test_resampling_beside_the_plain_form(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resampling, "SECONDS", 0.0)
+    flags = ["--presets", "demo", "--batch_sizes", "1", "--repeats", "1", "--device", "cpu"]
+    resampling.main([*flags, "--json", str(tmp_path / "x.json")])
+    rows = json.loads((tmp_path / "x.json").read_text())["results"]
+    found = {(row["what"], row["resample"], row["size"]) for row in rows}
+    sizes = [("up", 4), ("up", 8), ("up", 16), ("down", 32), ("down", 16)]
+    assert found == {(what, *place) for what in ("sampling", "training") for place in sizes}
+    assert all(row["largest_difference"] < measuring.TOLERANCE and row["ratio"] > 0 for row in rows)
+    assert len(capsys.readouterr().out.strip().splitlines()) == 2 + len(sizes)
+
+
+def test_resampling_that_is_not_the_plain_form_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resampling.Plain, "forward", lambda self, maps: self.conv(maps)[..., ::2, ::2])
+    with pytest.raises(ValueError, match="the forms of Place"):
+        resampling.main(["--presets", "demo", "--what", "training", "--batch_sizes", "1", "--device", "cpu"])
+
+
 # BigGAN-PyTorch
 
 
@@ -283,8 +375,13 @@ def test_sampling_beside_biggan_pytorch(tmp_path: Path) -> None:
 def test_first_image(tmp_path: Path) -> None:
     config = peers.biggan_pytorch_config("biggan-32", 8)
     peers.write_biggan_pytorch(Path(str(CHECKOUT)), config, tmp_path, discriminator=False)
-    assert first_image.first_image(tmp_path / "ours", None, config, CPU) > 0
-    assert first_image.first_image(tmp_path / "theirs", Path(str(CHECKOUT)), config, CPU) > 0
+    images = []
+    for name, checkout in (("ours", None), ("theirs", Path(str(CHECKOUT)))):
+        torch.manual_seed(0)
+        seconds, image = first_image.first_image(tmp_path / name, checkout, config, CPU)
+        assert seconds > 0
+        images.append(image)
+    measuring.require_same(images[0], images[1], "the first images")
 
 
 TRAINING = ["--preset", "cifar10", "--channels", "4", "--batch_size", "2", "--repeats", "1", "--device", "cpu"]
@@ -331,6 +428,29 @@ def test_training_with_another_update_is_not_measured(
         training.main(["--biggan_pytorch", str(CHECKOUT), *TRAINING])
 
 
+@pytest.mark.parametrize("factor", [1.0, 1.003])
+def test_losses_in_float32_are_compared_as_well(
+    factor: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Our own iteration in the place of the peer's, which differs in float32 alone."""
+    tiny_generator().save_pretrained(tmp_path / "ours")
+    network, accelerator = tiny_discriminator(), Accelerator(cpu=True)
+    network.save_pretrained(tmp_path / "ours" / "discriminator")
+    args = TrainingArguments(per_device_batch_size=3, num_discriminator_steps=1)
+    seen = []
+
+    def iterate(game: Any, dtype: torch.dtype, *inputs: Any) -> tuple[dict[str, Tensor], int]:
+        seen.append(tf32())
+        answers, flops = training.iterate(accelerator, game, dtype, *inputs)
+        return answers | {"losses": answers["losses"] * (factor if dtype == torch.float32 else 1)}, flops
+
+    monkeypatch.setattr(training, "iterate_original", iterate)
+    refused = pytest.raises(ValueError, match="the losses of biggan_hf and BigGAN-PyTorch differ by 0.00")
+    with measuring.tensor_float32(True), refused if factor > 1 else contextlib.nullcontext():
+        training.check_iteration(accelerator, training.Game(network.config, args, None, tmp_path, CPU))
+    assert seen == [(False, False)] * 2
+
+
 # Scaling
 
 TINY = ["--channels", "4", "--image_sizes", "32", "--repeats", "1", "--device", "cpu"]
@@ -348,6 +468,12 @@ def test_scaling(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert all(row["seconds_per_image"] * row["batch_size"] == pytest.approx(row["seconds"][0]) for row in rows)
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
     assert len(capsys.readouterr().out.strip().splitlines()) == 2 + len(rows)
+
+
+def test_every_size_is_checked_before_the_first_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scaling, "measure_all", None)
+    with pytest.raises(ValueError, match="unknown preset 'biggan-33'"):
+        scaling.main([*TINY, "--image_sizes", "32", "33"])
 
 
 def test_one_quantity_at_a_time() -> None:

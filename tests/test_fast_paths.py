@@ -6,17 +6,19 @@ The plain form upsamples before a convolution, pools after it, and has its short
 import functools
 import random
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from common import saved_for_the_gradient, tiny_config, tiny_discriminator, tiny_generator, tiny_inputs
+from conversion_common import ORIGINALS, answers, assert_close, convert, convert_any
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from biggan_hf import layers, winograd
+from biggan_hf import BigGANDiscriminator, BigGANModel, layers, winograd
 from biggan_hf.kernels import can_pack, kept_kernels
 from biggan_hf.layers import Conv2d, Modulation, Resample, conv2d, modulations
 from biggan_hf.modeling_biggan import (
@@ -341,6 +343,31 @@ def test_block_is_the_plain_one(name: str, dtype: torch.dtype) -> None:
         block.train(training)
         assert_same_with_gradients(fast, plain, inputs, block)
     assert_same_with_kept_kernels(fast, plain, inputs, block)
+
+
+# Networks
+
+
+@pytest.mark.skipif(not can_pack(torch.ones(1)), reason="this torch has no packed convolutions for this CPU")
+@pytest.mark.parametrize("name", ["biggan_shared", "biggan_deep", "studiogan_deep_studiogan"])
+@torch.no_grad()
+def test_originals_answers_by_tiles_and_products(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(winograd, "CHANNELS", 1)
+    monkeypatch.setattr(layers, "PRODUCT_CHANNELS", 1)
+    folder, expected = convert(convert_any, ORIGINALS / name, tmp_path / "model"), answers(ORIGINALS / name)
+    generator = BigGANModel.from_pretrained(folder)
+    discriminator = BigGANDiscriminator.from_pretrained(folder, subfolder="discriminator")
+    with Operations() as operations:
+        assert_close(generator(expected["latents"], expected["labels"]).images, expected["images_ema"])
+        assert_close(discriminator(expected["disc_inputs"], expected["labels"]).logits, expected["disc_scores"])
+    convolutions = [m for network in (generator, discriminator) for m in network.modules() if isinstance(m, Conv2d)]
+    plain = [layer._kept for layer in convolutions if layer.resample is None and layer.kernel_size == (3, 3)]
+    assert plain and all(kept is not None and kept.kernel.ndim == 3 for kept in plain)
+    # The deep discriminator of the paper pools between its convolutions.
+    for operation, resample in (("col2im", "up"), ("im2col", "down")):
+        resampling = sum(layer.resample == resample for layer in convolutions)
+        assert operations.names.count(operation) == resampling
+        assert resampling or (name, resample) == ("biggan_deep", "down")
 
 
 # How much is done

@@ -1,8 +1,11 @@
+from collections.abc import Callable
+
 import pytest
 import torch
-from common import saved_for_the_gradient
+from common import saved_for_the_gradient, tiny_discriminator, tiny_generator, tiny_inputs
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from biggan_hf import layers
 from biggan_hf.layers import (
@@ -10,6 +13,7 @@ from biggan_hf.layers import (
     ConditionalBatchNorm2d,
     Conv2d,
     OneHotLabels,
+    Resample,
     SelfAttention,
     SNConv2d,
     SNLinear,
@@ -18,7 +22,9 @@ from biggan_hf.layers import (
     linear,
     modulations,
 )
+from biggan_hf.modeling_biggan import BigGANDiscriminator, BigGANModel
 from biggan_hf.normalization import batch_normalize
+from biggan_hf.resampling import strided_product
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +40,65 @@ def test_factories_normalise_unless_there_is_no_eps() -> None:
     assert sn_conv.bias is None and sn_linear.bias is None
     for kernel_size in (1, 3):
         assert conv2d(3, 4, kernel_size, None)(torch.ones(1, 3, 6, 6)).shape == (1, 4, 6, 6)
+
+
+# Resampling
+
+
+def plain_form(layer: Conv2d, maps: Tensor) -> Tensor:
+    if layer.resample == "up":
+        return F.conv2d(F.interpolate(maps, scale_factor=2, mode="nearest"), layer.weight, layer.bias, padding=1)
+    return F.avg_pool2d(F.conv2d(maps, layer.weight, layer.bias, padding=1), 2)
+
+
+@pytest.mark.parametrize("resample", ["up", "down"])
+@pytest.mark.parametrize("channels", [15, 16])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_both_sides_of_the_number_of_channels(
+    resample: Resample,
+    channels: int,
+    dtype: torch.dtype,
+    tolerance: float,
+    memory_format: torch.memory_format,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(layers, "PRODUCT_CHANNELS", 16)
+    layer = Conv2d(channels, 5, 3, resample=resample)
+    layer.to(dtype=dtype, memory_format=memory_format)  # type: ignore[call-overload]  # torch declares them apart
+    maps = torch.randn(2, channels, 5, 4, dtype=dtype).to(memory_format=memory_format).requires_grad_()
+    with FlopCounterMode(display=False) as counter:
+        ours = layer(maps)
+    assert (torch.ops.aten.convolution in counter.get_flop_counts()["Global"]) == (channels < 16)
+    theirs = plain_form(layer, maps)
+    assert ours.is_contiguous(memory_format=memory_format)
+    upstream = torch.randn_like(theirs)
+    leaves = [maps, *layer.parameters()]
+    pairs = zip(*([out, *torch.autograd.grad(out, leaves, upstream)] for out in (ours, theirs)), strict=True)
+    for a, b in pairs:
+        torch.testing.assert_close(a, b, rtol=0, atol=tolerance * max(1, b.abs().max().item()))
+
+
+def test_strided_product_is_a_convolution_of_stride_two() -> None:
+    maps, weight = torch.randn(2, 3, 5, 7, dtype=torch.float64), torch.randn(4, 3, 3, 3, dtype=torch.float64)
+    expected = F.conv2d(maps, weight, stride=2)
+    for order in (torch.contiguous_format, torch.channels_last):
+        torch.testing.assert_close(strided_product(maps, weight.to(memory_format=order)), expected)
+
+
+@pytest.mark.parametrize("build", [tiny_generator, tiny_discriminator])
+@pytest.mark.parametrize("architecture", ["biggan", "biggan-deep"])
+@pytest.mark.filterwarnings(
+    "ignore::torch.jit.TracerWarning", "ignore:`torch.jit:DeprecationWarning", "ignore:`is_grad:FutureWarning"
+)
+@torch.no_grad()
+def test_traced(build: Callable[..., BigGANModel | BigGANDiscriminator], architecture: str) -> None:
+    network = build(architecture=architecture)
+    inputs = tiny_inputs(network, 5)
+    (expected,) = network(*inputs, return_dict=False)  # with packed kernels, which the trace must leave alone
+    traced = torch.jit.trace(network, tiny_inputs(network, 3, seed=1), strict=False)
+    torch.testing.assert_close(next(iter(traced(*inputs).values())), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(network(*inputs, return_dict=False)[0], expected, rtol=1e-5, atol=1e-5)
 
 
 # Class labels as vectors

@@ -112,6 +112,17 @@ def test_training_without_iterating_serves_the_last_step_again() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in layer.named_buffers())
 
 
+def test_a_later_step_leaves_the_gradient_of_the_last_steps_vectors() -> None:
+    layer, upstream = SNLinear(12, 7).train(), torch.randn(7, 12)
+    power_iteration([layer])
+    layer.iterates = False
+    first, second = layer.normalized_weight(), layer.normalized_weight()
+    (expected,) = torch.autograd.grad(first, layer.weight, upstream)
+    layer.iterates = True
+    power_iteration([layer])
+    assert torch.equal(torch.autograd.grad(second, layer.weight, upstream)[0], expected)
+
+
 def test_layers_take_their_steps_together_as_each_would_alone() -> None:
     # One of them with an eps that bounds its norms.
     together = [build() for build in [*SPECTRAL.values()] * 2] + [SNLinear(12, 7, eps=10.0)]
@@ -266,6 +277,28 @@ def test_kernel_is_never_stale(change: Callable[[SpectralNorm], None], kind: str
             assert torch.allclose(layer(inputs), expected, atol=1e-6)
 
 
+def written(layer: SpectralNorm, weight: Tensor) -> None:
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+
+
+def given(layer: SpectralNorm, weight: Tensor) -> None:
+    layer.weight = nn.Parameter(weight)
+
+
+@pytest.mark.parametrize("change", [written, given])  # of which versions tell, and places in memory
+def test_a_change_that_is_too_small_for_the_sums_is_seen(change: Callable[[SpectralNorm, Tensor], None]) -> None:
+    layer, rows = SNLinear(12, 7).double().eval(), INPUTS["linear"].double()
+    layer.weight = nn.Parameter(layer.weight.detach().clone())  # never written to, like the one that is given
+    with torch.no_grad():
+        before = layer(rows)
+    change(layer, layer.weight.detach() + 1e-9)  # as of a finite difference
+    expected = layer(rows).detach()
+    assert not torch.allclose(expected, before, rtol=0, atol=1e-12)
+    with torch.no_grad():
+        assert torch.allclose(layer(rows), expected, rtol=0, atol=1e-14)
+
+
 def test_nothing_is_kept_where_a_gradient_is_wanted() -> None:
     layer, rows = SNLinear(12, 7).eval(), INPUTS["linear"]
     with torch.no_grad():
@@ -304,6 +337,15 @@ def test_model_made_in_inference_mode() -> None:
         before = layer(INPUTS["linear"])
         layer.weight[0].mul_(3)
         assert not torch.allclose(layer(INPUTS["linear"]), before)
+
+
+def test_a_kernel_made_in_inference_mode_hands_on_gradients_after_it() -> None:
+    layer, rows = SNLinear(12, 7).eval().requires_grad_(False), INPUTS["linear"].clone().requires_grad_()
+    with torch.inference_mode():
+        layer(rows)
+    kept = layer._kept
+    (gradient,) = torch.autograd.grad(layer(rows).sum(), rows)
+    assert gradient.any() and layer._kept is kept
 
 
 def test_vmap_over_an_ensemble_of_weights() -> None:

@@ -80,9 +80,11 @@ class KeptKernel(nn.Module):
 
     def _can_keep(self) -> bool:
         """Not where a gradient is wanted or the weight is another function's variable, as in `functional_call`; nor
-        inside a transform such as `torch.func.grad`, whose tensors are of no use after it."""
+        inside a transform such as `torch.func.grad`, whose tensors are of no use after it; nor in `torch.jit.trace`,
+        which records the making of a kernel once, and knows no packed one."""
+        is_watched = torch._C._are_functorch_transforms_active() or torch.jit.is_tracing()
         return (
-            not (self.training or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
+            not (self.training or torch.compiler.is_compiling() or is_watched)
             and not (torch.is_grad_enabled() and self.weight.requires_grad)
             and isinstance(self.weight, nn.Parameter)
             and not self.weight.is_inference()

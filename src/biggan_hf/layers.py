@@ -16,13 +16,14 @@ from torch.nn import functional as F
 from .kernels import KeptKernel
 from .normalization import batch_normalize
 from .packing import pack, packed_conv2d
-from .resampling import box_sum, transposed_product
+from .resampling import box_sum, strided_product, transposed_product
 from .spectral_norm import Float32Buffers, SpectralNorm, is_recomputing
 from .winograd import saves_time, winograd_conv2d, winograd_kernel
 
 
 Resample = Literal["up", "down"]
-# Before upsampling on a CPU, see `Conv2d`: from here a product of matrices takes half the time of a convolution.
+# Beside upsampling or pooling on a CPU, see `Conv2d`: from here a product of matrices takes half the time of a strided
+# convolution.
 PRODUCT_CHANNELS = 1024
 
 
@@ -36,7 +37,8 @@ class Conv2d(KeptKernel, nn.Conv2d):
 
     Upsampling puts zeros between the pixels and sums every 2x2 window; pooling sums every 2x2 window and keeps a
     quarter of every second one. Such sums commute with a convolution, and then its stride skips the zeros in the one
-    case and what is not kept in the other: the same function in a quarter of the multiplications.
+    case and what is not kept in the other: the same function in a quarter of the multiplications. This form is always
+    taken: the plain one is faster on the smallest of maps alone, by a millisecond or so (docs/benchmarks.md).
     """
 
     def __init__(
@@ -62,8 +64,11 @@ class Conv2d(KeptKernel, nn.Conv2d):
         if self.resample is None:
             return self._convolve(hidden_states, self.bias, 1, self.kernel_size[0] // 2)
         if self.resample == "down":
-            return self._convolve(box_sum(hidden_states, padding=1), self.bias, 2, 0)
-        if self._is_product(self.weight):
+            hidden_states = box_sum(hidden_states, padding=1)
+            if not self._is_product(self.weight):
+                return self._convolve(hidden_states, self.bias, 2, 0)
+            hidden_states = strided_product(hidden_states, self.kernel())
+        elif self._is_product(self.weight):
             hidden_states = box_sum(transposed_product(hidden_states, self.kernel()))
         else:
             hidden_states = box_sum(self._convolve(hidden_states, None, 2, 0))
@@ -293,6 +298,9 @@ def modulations(norms: Sequence[nn.Module], condition: Tensor | None) -> list[Mo
     """
     What the condition (N, condition_dim) makes of every norm's gain and bias, on a GPU in one matrix product, where
     the launch of one costs more than its work; `None` for the plain norms of a network without a condition.
+
+    The norms are those of a stage and not of the network, since a stage is what gradient checkpointing computes again
+    and what `device_map` places: the weights of other stages may be elsewhere.
     """
     if condition is None:
         return [None] * len(norms)

@@ -92,3 +92,17 @@ def transposed_product(hidden_states: Tensor, weight: Tensor) -> Tensor:
     columns = columns.view(samples, height * width, out_channels * 9).mT
     maps = F.fold(columns, (2 * height + 1, 2 * width + 1), kernel_size=3, stride=2).flip(2, 3)
     return maps.contiguous(memory_format=torch.channels_last) if weight.stride(1) == 1 else maps
+
+
+def strided_product(hidden_states: Tensor, weight: Tensor) -> Tensor:
+    """
+    The convolution of stride two with a kernel (out, in, 3, 3), by one product of matrices.
+
+    (N, in, 2H + 1, 2W + 1) to (N, out, H, W), in the memory format of the weight, as convolutions do.
+    """
+    samples, channels, height, width = hidden_states.shape
+    columns = F.unfold(hidden_states, kernel_size=3, stride=2).view(samples, channels, 9, -1)
+    pixels = columns.permute(0, 3, 2, 1).reshape(-1, 9 * channels)
+    maps = F.linear(pixels, weight.permute(0, 2, 3, 1).reshape(-1, 9 * channels))
+    maps = maps.view(samples, (height - 1) // 2, (width - 1) // 2, -1).permute(0, 3, 1, 2)
+    return maps if weight.stride(1) == 1 else maps.contiguous()

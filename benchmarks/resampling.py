@@ -1,0 +1,158 @@
+"""The convolutions with upsampling before them or pooling after them, beside the plain form of the same function.
+
+    python benchmarks/resampling.py --presets biggan-128 cifar10 --batch_sizes 1 8
+
+The plain form is the project's own convolution, in the best form that it has, and torch's resampling at the full size.
+"""
+
+import argparse
+import statistics
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from measuring import (
+    Result,
+    alternate,
+    environment,
+    parser,
+    positive,
+    ratio,
+    require_same,
+    run,
+    set_up,
+    tensor_float32,
+    timed,
+    write,
+)
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from biggan_hf import BigGANConfig, BigGANDiscriminator, BigGANModel
+from biggan_hf.configuration_biggan import PRESETS
+from biggan_hf.kernels import kept_kernels
+from biggan_hf.layers import Conv2d, Resample
+
+
+WHAT = ("sampling", "training")
+SECONDS = 1.0  # a quick layer runs for so long at the least
+MOST_REPEATS = 200
+
+
+class Place(NamedTuple):
+    """A layer of a network: its channels, and the size of the map that it is given."""
+
+    resample: Resample
+    in_channels: int
+    out_channels: int
+    size: int
+
+
+def places(preset: str) -> list[Place]:
+    """Those of both networks, from a forward without values."""
+    found: list[Place] = []
+
+    def note(layer: Conv2d, inputs: tuple[Tensor]) -> None:
+        if layer.resample is not None:
+            found.append(Place(layer.resample, layer.in_channels, layer.out_channels, inputs[0].shape[-1]))
+
+    config = BigGANConfig.preset(preset, generator_spectral_norm=False, discriminator_spectral_norm=False)
+    with torch.device("meta"), torch.no_grad():
+        for network in (BigGANModel(config), BigGANDiscriminator(config)):
+            for layer in network.modules():
+                if isinstance(layer, Conv2d):
+                    layer.register_forward_pre_hook(note)
+            network(**network.dummy_inputs)
+    return found
+
+
+class Plain(nn.Module):
+    """A 3x3 convolution at the full size."""
+
+    def __init__(self, layer: Conv2d):
+        super().__init__()
+        self.resample = layer.resample
+        self.conv = Conv2d(layer.in_channels, layer.out_channels, 3)
+        self.conv.load_state_dict(layer.state_dict())
+
+    def forward(self, maps: Tensor) -> Tensor:
+        if self.resample == "up":
+            return self.conv(F.interpolate(maps, scale_factor=2, mode="nearest"))
+        return F.avg_pool2d(self.conv(maps), 2)
+
+
+def compute(form: nn.Module, maps: Tensor, upstream: Tensor) -> tuple[Tensor, ...]:
+    """The output and, in training, the gradients of the map, the weight and the bias."""
+    out = form(maps)
+    return (out, *torch.autograd.grad(out, [maps, *form.parameters()], upstream)) if form.training else (out,)
+
+
+def measure(place: Place, what: str, batch_size: int, channels_last: bool, options: argparse.Namespace) -> Result:
+    """Seconds of both forms, by turns; forward alone in sampling, forward and backward in training."""
+    device, training = torch.device(options.device), what == "training"
+    layer = Conv2d(place.in_channels, place.out_channels, 3, resample=place.resample)
+    forms = nn.ModuleList([layer, Plain(layer)]).train(training)
+    order = torch.channels_last if channels_last else torch.contiguous_format
+    forms.to(device=device, memory_format=order)  # type: ignore[call-overload]  # torch declares them apart
+    maps = torch.randn(batch_size, place.in_channels, place.size, place.size, device=device).to(memory_format=order)
+    maps.requires_grad_(training)
+    with torch.set_grad_enabled(training), kept_kernels(forms):
+        upstream = torch.randn_like(forms[1](maps))
+        ours, theirs = (compute(form, maps, upstream) for form in forms)
+        # In units of the largest value: gradients grow with the map.
+        pairs = [(a / b.abs().max(), b / b.abs().max()) for a, b in zip(ours, theirs, strict=True)]
+        same = [require_same(a, b, f"the forms of {place}") for a, b in pairs]
+        runs = [timed(partial(compute, form, maps, upstream), device) for form in forms]
+        repeats = max(options.repeats, min(int(SECONDS / sum(run() for run in runs)), MOST_REPEATS))
+        seconds, plain_seconds = alternate(runs, repeats, f"{what}, {place}")
+    middle, least, greatest = ratio(seconds, plain_seconds)
+    return {
+        "what": what,
+        **place._asdict(),
+        "batch_size": batch_size,
+        "channels_last": channels_last,
+        "largest_difference": max(same),
+        "seconds": statistics.median(seconds),
+        "plain_seconds": statistics.median(plain_seconds),
+        "repeats": repeats,
+        "ratio": middle,
+        "ratio_range": [least, greatest],
+    }
+
+
+def table(rows: Sequence[Result]) -> str:
+    """Markdown: a line a layer, its ratios in a column a use and batch."""
+    uses = list(dict.fromkeys((row["what"], row["batch_size"]) for row in rows))
+    ratios = {(*(row[name] for name in (*Place._fields, "what", "batch_size")),): row["ratio"] for row in rows}
+    lines = ["| | channels | px | " + " | ".join(f"{what}, {number}" for what, number in uses) + " |"]
+    lines.append("|---" * (3 + len(uses)) + "|")
+    for place in dict.fromkeys(tuple(row[name] for name in Place._fields) for row in rows):
+        resample, in_channels, out_channels, size = place
+        cells = " | ".join(f"{ratios[(*place, *use)]:.2f}" for use in uses)
+        lines.append(f"| {resample} | {in_channels:,} → {out_channels:,} | {size} | {cells} |")
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument("--presets", nargs="+", choices=PRESETS, default=["biggan-128", "cifar10"], help="networks")
+    arguments.add_argument("--batch_sizes", type=positive, nargs="+", default=[1, 8], help="images")
+    arguments.add_argument("--what", nargs="+", choices=WHAT, default=WHAT, help="what to measure")
+    arguments.add_argument("--channels_last", action="store_true", help="maps and weights in this order")
+    options = arguments.parse_args(argv)
+    device = set_up(options)
+    found = dict.fromkeys(sorted(place for preset in options.presets for place in places(preset)))
+    with tensor_float32(options.tf32):
+        rows = [
+            measure(place, what, batch_size, options.channels_last, options)
+            for place in found
+            for what in options.what
+            for batch_size in options.batch_sizes
+        ]
+    print(table(rows))
+    write("resampling", rows, environment(device), options.json)
+
+
+if __name__ == "__main__":
+    run(main)
