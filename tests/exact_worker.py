@@ -105,12 +105,16 @@ def exchanged(accelerator: Accelerator, accumulation: int) -> dict[str, Tensor]:
         sizes.append(bucket.buffer().nbytes)
         return allreduce_hook(dist.group.WORLD, bucket)  # type: ignore[arg-type]  # joined, hence not None
 
+    calls: list[str] = []
     for name, network in networks.items():
         network.register_comm_hook(sent[name], counted)
+        network.register_forward_pre_hook(lambda *_, name=name: calls.append(name))
     latents, pictures = _micro_batches(accelerator, accumulation, update=0)
     discriminator_step(players, list(zip(latents, pictures, strict=True)), Rules())
     generator_step(players, latents, Rules())
     weights = {name: sum(weight.nbytes for weight in network.parameters()) for name, network in networks.items()}
+    # The generator learns through the discriminator without its wrapper, which only its own update calls.
+    assert calls == ["discriminator"] * accumulation + ["generator"] * accumulation, calls
     return {name: torch.tensor([sum(sent[name]), weights[name]]) for name in networks}
 
 

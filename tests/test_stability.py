@@ -17,7 +17,7 @@ from biggan_hf import BigGANConfig, BigGANDiscriminator, BigGANModel
 from biggan_hf.training import main, parse_arguments, set_up, train
 from biggan_hf.training.checkpoints import load_training_state
 from biggan_hf.training.collapse import last_good_checkpoint, respond, save
-from biggan_hf.training.loop import measure_stability, train_step
+from biggan_hf.training.loop import measure_stability, not_finite, train_step
 from biggan_hf.training.plots import plot_curves
 from biggan_hf.training.run import Run, check_same_classes
 from biggan_hf.training.stability import SigmaClamp, Spectra, diagnose, share_taken_for_real
@@ -306,6 +306,16 @@ def test_not_a_number_after_the_last_logged_line_is_never_saved(
     (note,) = read_log(output, "collapses.jsonl")
     assert note["why"] == "step 4: weights are not finite"
     assert not (output / "model.safetensors").exists() and not list(output.glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize("name", ["generator", "discriminator", "ema"])
+def test_not_a_number_in_any_network_is_seen(pictures: Path, tmp_path: Path, name: str) -> None:
+    run = set_up(*parse_arguments(arguments(pictures, tmp_path / "model")))
+    players = run.players
+    networks = {"generator": players.bare_generator, "discriminator": players.bare_discriminator, "ema": run.ema}
+    assert not_finite(run) is None
+    next(networks[name].parameters()).data.view(-1)[-1] = math.nan
+    assert not_finite(run) == "step 0: weights are not finite"
 
 
 def test_rollback_passes_over_checkpoints_that_are_not_finite(pictures: Path, tmp_path: Path) -> None:

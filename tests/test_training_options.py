@@ -23,6 +23,7 @@ import training_runs
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import AcceleratorState
 from accelerate.tracking import TensorBoardTracker
+from common import tiny_discriminator, tiny_generator
 from PIL import Image
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -30,6 +31,8 @@ from training_runs import SHORT, files_of_at_most, read_log, write_pictures
 
 from biggan_hf import BigGANModel
 from biggan_hf.training import main, parse_arguments, set_up, train
+from biggan_hf.training.arguments import TrainingArguments
+from biggan_hf.training.players import freeze
 from biggan_hf.training.run import Run, training_state
 
 
@@ -348,6 +351,17 @@ def test_first_stages_of_the_discriminator_are_frozen(model: Path, pictures: Pat
     parts = [folder / "discriminator" for folder in (model, tmp_path / "tuned")]
     modules = {re.match(r"stages\.\d|\w+", name)[0] for name in changed(*parts)}  # type: ignore[index]
     assert modules == {"stages.2", "stages.3", "linear", "class_embedding"}
+
+
+def test_the_convolution_before_the_stages_of_a_deep_discriminator_is_frozen_with_them() -> None:
+    generator, discriminator = (
+        tiny_generator(architecture="biggan-deep"),
+        tiny_discriminator(architecture="biggan-deep"),
+    )
+    freeze(generator, discriminator, TrainingArguments(freeze_discriminator_stages=1))
+    frozen = {re.match(r"stages\.\d|\w+", name)[0]  # type: ignore[index]
+              for name, parameter in discriminator.named_parameters() if not parameter.requires_grad}  # fmt: skip
+    assert frozen == {"input_conv", "stages.0"} and all(p.requires_grad for p in generator.parameters())
 
 
 @pytest.mark.parametrize(
