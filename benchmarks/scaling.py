@@ -7,6 +7,7 @@ The first value of each list is the base, from which one quantity at a time goes
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -106,6 +107,8 @@ def prepare(point: Point, accelerator: Accelerator) -> Callable[[], object]:
 
 def measure(point: Point, accelerator: Accelerator, repeats: int) -> Result:
     """Seconds an image in all processes together, which start each run together; memory of one."""
+    if accelerator.num_processes != point.num_processes:
+        raise ValueError(f"{point.num_processes} processes were asked for, and {accelerator.num_processes} started")
     work, memory = weigh(lambda: prepare(point, accelerator), accelerator.device)
     seconds = []
     for _ in range(repeats):
@@ -142,14 +145,17 @@ def launched(points: Sequence[Point], options: argparse.Namespace) -> list[Resul
     """The same in several processes: this script once more, under `accelerate launch`."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.json"
-        launcher = ["-m", "accelerate.commands.launch", "--num_processes", str(points[0].num_processes)]
+        number = points[0].num_processes
+        launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(number)]
         launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-        launcher += ["--cpu"] if options.device == "cpu" else ["--multi_gpu"]
+        # With --cpu instead, one process would start.
+        on_cpu = {"ACCELERATE_USE_CPU": "true"} if options.device == "cpu" else {}
         arguments = ["--device", options.device, "--repeats", str(options.repeats), "--json", str(path)]
         arguments += ["--tf32"] if options.tf32 else []
-        arguments += ["--threads", str(options.threads)] if options.threads else []
+        arguments += ["--threads", str(max(torch.get_num_threads() // number, 1))]  # they share the machine
         arguments += ["--worker", json.dumps([asdict(point) for point in points])]
-        done = subprocess.run([sys.executable, *launcher, __file__, *arguments], capture_output=True, text=True)
+        command = [sys.executable, *launcher, __file__, *arguments]
+        done = subprocess.run(command, env={**os.environ, **on_cpu}, capture_output=True, text=True)
         if done.returncode:
             raise ValueError(f"accelerate launch failed: {done.stderr.strip().splitlines()[-1]}")
         return json.loads(path.read_text(encoding="utf-8"))

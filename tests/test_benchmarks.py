@@ -329,14 +329,24 @@ def test_resampling_beside_the_plain_form(
     found = {(row["what"], row["resample"], row["size"]) for row in rows}
     sizes = [("up", 4), ("up", 8), ("up", 16), ("down", 32), ("down", 16)]
     assert found == {(what, *place) for what in ("sampling", "training") for place in sizes}
-    assert all(row["largest_difference"] < measuring.TOLERANCE and row["ratio"] > 0 for row in rows)
-    assert len(capsys.readouterr().out.strip().splitlines()) == 2 + len(sizes)
+    for row in rows:
+        assert row["largest_difference"] < measuring.TOLERANCE
+        assert row["ratio"] == row["plain_seconds"] / row["seconds"] > 0
+    printed = capsys.readouterr().out.strip().splitlines()[2:]
+    (sampled,) = (row for row in rows if (row["what"], row["resample"], row["size"]) == ("sampling", "up", 16))
+    assert len(printed) == len(sizes) and any(f"| 16 | {sampled['ratio']:.2f} |" in line for line in printed)
 
 
 def test_resampling_that_is_not_the_plain_form_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resampling.Plain, "forward", lambda self, maps: self.conv(maps)[..., ::2, ::2])
+    command = ["--presets", "demo", "--what", "training", "--batch_sizes", "1", "--device", "cpu"]
     with pytest.raises(ValueError, match="the forms of Place"):
-        resampling.main(["--presets", "demo", "--what", "training", "--batch_sizes", "1", "--device", "cpu"])
+        resampling.main(command)
+    monkeypatch.undo()
+    whole = resampling.Plain.forward  # whose gradient is half
+    monkeypatch.setattr(resampling.Plain, "forward", lambda self, x: (whole(self, x) + whole(self, x).detach()) / 2)
+    with pytest.raises(ValueError, match="the forms of Place"):
+        resampling.main(command)
 
 
 # BigGAN-PyTorch
@@ -483,7 +493,11 @@ def test_one_quantity_at_a_time() -> None:
     assert places == [(64, 8, 32, 1), (32, 8, 32, 1), (64, 1, 32, 1), (64, 8, 32, 2)]
 
 
-@pytest.mark.slow
+def test_fewer_processes_than_asked_for_are_refused() -> None:
+    with pytest.raises(ValueError, match="2 processes were asked for, and 1 started"):
+        scaling.measure(scaling.Point("sampling", 32, 1, 4, 2), Accelerator(cpu=True), 1)
+
+
 def test_scaling_over_processes(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     scaling.main([*TINY, "--batch_sizes", "2", "--num_processes", "2", "1", "--threads", "1", "--json", str(path)])

@@ -146,7 +146,8 @@ WIDE = {
     "product, channels last": Case(1, (1536, 40), (4, 4), resample="up", bias=False, format=torch.channels_last),
     "product in float64": Case(1, (PRODUCT, 24), (1, 3), resample="up", dtype=torch.float64),
     "too narrow for a product": Case(2, (PRODUCT - 1, 96), (2, 2), resample="up"),
-    "pooled": Case(2, (TILES, TILES), (4, 6), resample="down", sn_eps=1e-6),
+    "product, pooled": Case(2, (PRODUCT, 40), (4, 6), resample="down", sn_eps=1e-6, format=torch.channels_last),
+    "pooled": Case(2, (PRODUCT - 1, TILES), (4, 6), resample="down", sn_eps=1e-6),
 }
 
 
@@ -181,7 +182,7 @@ def test_wide_layers_take_the_form_of_their_width(name: str) -> None:
     layer, maps = build(WIDE[name])
     with kept_kernels(layer.eval()), Operations() as operations:
         layer(maps)
-    assert ("col2im" in operations.names) == name.startswith("product")
+    assert bool({"col2im", "im2col"} & {*operations.names}) == name.startswith("product")
     assert layer._kept is not None
     assert (layer._kept.kernel.ndim == 3) == (name.startswith("tiles") and can_pack(layer.weight))
 
@@ -345,6 +346,31 @@ def test_block_is_the_plain_one(name: str, dtype: torch.dtype) -> None:
     assert_same_with_kept_kernels(fast, plain, inputs, block)
 
 
+@pytest.mark.parametrize("resample", ["up", "down"])
+@pytest.mark.parametrize("channels", [PRODUCT - 1, PRODUCT])
+def test_no_images_at_all(resample: Resample, channels: int) -> None:
+    layer, size = Conv2d(channels, 2, 3, resample=resample), {"up": 8, "down": 2}[resample]
+    maps = torch.ones(0, channels, 4, 4, requires_grad=True)
+    layer(maps).sum().backward()
+    assert layer(maps).shape == (0, 2, size, size) and maps.grad is not None
+
+
+def test_evaluation_norm_is_one_operation_of_the_map() -> None:
+    norm, maps = layers.BatchNorm2d(3, 1e-5).eval(), torch.randn(2, 3, 4, 4)
+    with OfMaps(maps.shape) as operations, torch.no_grad():
+        norm(maps)
+    assert operations.names == ["addcmul"]
+
+
+def test_a_gpu_takes_one_product_for_all_norms() -> None:
+    for device, number in (("meta", 1), ("cpu", 6)):  # what is no CPU is taken for a GPU
+        with torch.device(device), torch.no_grad(), Operations() as operations:
+            norms = [layers.ConditionalBatchNorm2d(channels, 6, 1e-5, sn_eps=None) for channels in (3, 4, 5)]
+            found = modulations(norms, torch.ones(2, 6))
+        assert operations.names.count("mm") == number, operations.names
+        assert [pair[0].shape for pair in found if pair] == [(2, 3), (2, 4), (2, 5)]
+
+
 # Networks
 
 
@@ -383,6 +409,20 @@ class Operations(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.names.append(function.overloadpacket.__name__)
         return function(*args, **(kwargs or {}))
+
+
+class OfMaps(Operations):
+    """Those whose result is of a shape."""
+
+    def __init__(self, shape: torch.Size) -> None:
+        super().__init__()
+        self.shape = shape
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if result.shape == self.shape:
+            self.names.append(function.overloadpacket.__name__)
+        return result
 
 
 class Cost(NamedTuple):

@@ -299,6 +299,15 @@ def test_a_change_that_is_too_small_for_the_sums_is_seen(change: Callable[[Spect
         assert torch.allclose(layer(rows), expected, rtol=0, atol=1e-14)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("column", [0, 354, 709])  # multiples of 355, which is nearly one of pi, are 1, 355 and 710
+def test_a_small_change_of_any_column_through_data_is_seen(column: int) -> None:
+    layer, rows = SNLinear(800, 7).eval(), torch.randn(3, 800)
+    before = layer(rows)
+    layer.weight.data[0, column] += 1e-3
+    assert not torch.equal(layer(rows), before)
+
+
 def test_nothing_is_kept_where_a_gradient_is_wanted() -> None:
     layer, rows = SNLinear(12, 7).eval(), INPUTS["linear"]
     with torch.no_grad():

@@ -52,6 +52,12 @@ def test_flags_set_the_rules(pictures: Path, tmp_path: Path) -> None:
         assert rules == {**plain, name: value} != plain, name
 
 
+def test_adam_is_fused(pictures: Path, tmp_path: Path) -> None:
+    players = ready(pictures, tmp_path / "model").players
+    optimizers = (players.generator_optimizer, players.discriminator_optimizer)
+    assert all(group["fused"] for optimizer in optimizers for group in optimizer.param_groups)
+
+
 # What a step does
 
 _EVERY_FORWARD = ["--power_iteration", "every_forward"]

@@ -114,11 +114,15 @@ class KeptKernel(nn.Module):
         return self._kept is not None and self._kept.is_packed
 
     def _probe(self) -> Tensor:
-        """A weighted sum of each row of the weight, which tells of exchanged values too, and the vectors."""
+        """
+        A weighted sum of each row of the weight, and the vectors. No weight is near zero, which would hide a change,
+        nor are two alike, which would hide an exchange: multiples of the golden ratio without their whole parts.
+        """
         weight = self.weight.detach()
         rows = weight.flatten(1) if weight.is_contiguous() else weight.movedim(1, -1).flatten(1)  # as they lie
         rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
-        sums = rows @ torch.arange(1, rows.shape[1] + 1, dtype=rows.dtype, device=rows.device).sin_()
+        multiples = torch.arange(rows.shape[1], device=rows.device) * 40503 % 2**16  # exact, in integers
+        sums = rows @ (0.5 + multiples.to(rows.dtype) / 2**16)
         return torch.cat([sums.float(), *(source.detach().flatten().float() for source in self.kernel_sources()[1:])])
 
     def train(self, mode: bool = True) -> Self:

@@ -101,8 +101,8 @@ def strided_product(hidden_states: Tensor, weight: Tensor) -> Tensor:
     (N, in, 2H + 1, 2W + 1) to (N, out, H, W), in the memory format of the weight, as convolutions do.
     """
     samples, channels, height, width = hidden_states.shape
-    columns = F.unfold(hidden_states, kernel_size=3, stride=2).view(samples, channels, 9, -1)
+    columns = F.unfold(hidden_states, kernel_size=3, stride=2).unflatten(1, (channels, 9))
     pixels = columns.permute(0, 3, 2, 1).reshape(-1, 9 * channels)
     maps = F.linear(pixels, weight.permute(0, 2, 3, 1).reshape(-1, 9 * channels))
-    maps = maps.view(samples, (height - 1) // 2, (width - 1) // 2, -1).permute(0, 3, 1, 2)
+    maps = maps.view(samples, (height - 1) // 2, (width - 1) // 2, len(weight)).permute(0, 3, 1, 2)
     return maps if weight.stride(1) == 1 else maps.contiguous()
