@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import device_name, run, synchronize, tensor_float32
+from measuring import device_name, positive, run, synchronize, tensor_float32
 from peers import draw, import_checkout, load_biggan_pytorch, sample_biggan_hf
 from torch import Tensor
 
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments.add_argument("--biggan_pytorch", type=Path, help="checkout of BigGAN-PyTorch, to measure that")
     arguments.add_argument("--output", type=Path, required=True, help="file for the image's tensor")
     arguments.add_argument("--device", type=device_name, default="cpu")
-    arguments.add_argument("--threads", type=int, required=True)
+    arguments.add_argument("--threads", type=positive, required=True)
     arguments.add_argument("--tf32", action="store_true")
     args = arguments.parse_args(argv)
     torch.set_num_threads(args.threads)

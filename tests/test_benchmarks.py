@@ -134,7 +134,7 @@ def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert content["environment"]["versions"]["torch"] == torch.__version__
 
 
-@pytest.mark.parametrize("script", [sampling, training, scaling, saved_memory])
+@pytest.mark.parametrize("script", [sampling, training, scaling, saved_memory, resampling])
 def test_help(script: Any, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         script.main(["--help"])
