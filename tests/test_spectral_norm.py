@@ -300,12 +300,23 @@ def test_a_change_that_is_too_small_for_the_sums_is_seen(change: Callable[[Spect
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("column", [0, 354, 709])  # multiples of 355, which is nearly one of pi, are 1, 355 and 710
-def test_a_small_change_of_any_column_through_data_is_seen(column: int) -> None:
+@pytest.mark.parametrize(("dtype", "change"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+def test_a_small_change_of_any_column_through_data_is_seen(dtype: torch.dtype, change: float) -> None:
+    layer, rows = SNLinear(800, 7).to(dtype).eval(), torch.randn(3, 800, dtype=dtype)
+    for column in range(800):
+        before = layer(rows)
+        layer.weight.data[0, column] += change
+        assert not torch.equal(layer(rows), before), column
+
+
+@torch.no_grad()
+def test_an_exchange_of_columns_through_data_is_seen() -> None:
     layer, rows = SNLinear(800, 7).eval(), torch.randn(3, 800)
-    before = layer(rows)
-    layer.weight.data[0, column] += 1e-3
-    assert not torch.equal(layer(rows), before)
+    layer.weight.copy_(torch.randint(-3, 4, layer.weight.shape))  # integers: their plain sum would be the same
+    for column in range(1, 800, 7):
+        before = layer(rows)
+        layer.weight.data[:, [0, column]] = layer.weight.detach()[:, [column, 0]]
+        assert not torch.equal(layer(rows), before), column
 
 
 def test_nothing_is_kept_where_a_gradient_is_wanted() -> None:

@@ -123,7 +123,7 @@ class KeptKernel(nn.Module):
         rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
         multiples = torch.arange(rows.shape[1], device=rows.device) * 40503 % 2**16  # exact, in integers
         sums = rows @ (0.5 + multiples.to(rows.dtype) / 2**16)
-        return torch.cat([sums.float(), *(source.detach().flatten().float() for source in self.kernel_sources()[1:])])
+        return torch.cat([sums, *(source.detach().flatten() for source in self.kernel_sources()[1:])])
 
     def train(self, mode: bool = True) -> Self:
         if mode != self.training:

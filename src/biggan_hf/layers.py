@@ -38,7 +38,7 @@ class Conv2d(KeptKernel, nn.Conv2d):
     Upsampling puts zeros between the pixels and sums every 2x2 window; pooling sums every 2x2 window and keeps a
     quarter of every second one. Such sums commute with a convolution, and then its stride skips the zeros in the one
     case and what is not kept in the other: the same function in a quarter of the multiplications. This form is always
-    taken: docs/benchmarks.md has the measurement, and what the plain one would save the smallest of networks.
+    taken: docs/benchmarks.md has the measurement, and where the plain one would save a millisecond or two.
     """
 
     def __init__(
