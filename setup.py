@@ -17,7 +17,7 @@ def read_version() -> str:
 
 
 install_requires = [
-    "torch>=2.6",
+    "torch>=2.9",
     "transformers>=5.23",
     "huggingface_hub>=2.4",
     "safetensors",

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 from measuring import (
+    DTYPES,
     Result,
     alternate,
     environment,
@@ -38,6 +39,7 @@ from biggan_hf.layers import Conv2d, Resample
 WHAT = ("sampling", "training")
 SECONDS = 1.0  # a quick layer runs for so long at the least
 MOST_REPEATS = 200
+COMPARED = 2  # maps: the gradient of a weight is a sum over all, whose rounding grows with them
 
 
 class Place(NamedTuple):
@@ -88,6 +90,15 @@ def compute(form: nn.Module, maps: Tensor, upstream: Tensor) -> tuple[Tensor, ..
     return (out, *torch.autograd.grad(out, [maps, *form.parameters()], upstream)) if form.training else (out,)
 
 
+def compare(forms: nn.ModuleList, maps: Tensor, place: Place) -> float:
+    """The largest difference of the forms in float32, in units of the largest value: gradients grow with the map."""
+    with torch.set_grad_enabled(forms.training), tensor_float32(False):
+        upstream = torch.randn_like(forms[1](maps))
+        ours, theirs = (compute(form, maps, upstream) for form in forms)
+        pairs = [(a / b.abs().max(), b / b.abs().max()) for a, b in zip(ours, theirs, strict=True)]
+        return max(require_same(a, b, f"the forms of {place}") for a, b in pairs)
+
+
 def measure(place: Place, what: str, batch_size: int, channels_last: bool, options: argparse.Namespace) -> Result:
     """Seconds of both forms, by turns; forward alone in sampling, forward and backward in training."""
     device, training = torch.device(options.device), what == "training"
@@ -96,13 +107,11 @@ def measure(place: Place, what: str, batch_size: int, channels_last: bool, optio
     order = torch.channels_last if channels_last else torch.contiguous_format
     forms.to(device=device, memory_format=order)  # type: ignore[call-overload]  # torch declares them apart
     maps = torch.randn(batch_size, place.in_channels, place.size, place.size, device=device).to(memory_format=order)
-    maps.requires_grad_(training)
-    with torch.set_grad_enabled(training), kept_kernels(forms):
+    difference = compare(forms, maps[:COMPARED].requires_grad_(training), place)
+    dtype = DTYPES[options.dtype]
+    maps = maps.to(dtype).requires_grad_(training)
+    with torch.set_grad_enabled(training), kept_kernels(forms.to(dtype)):
         upstream = torch.randn_like(forms[1](maps))
-        ours, theirs = (compute(form, maps, upstream) for form in forms)
-        # In units of the largest value: gradients grow with the map.
-        pairs = [(a / b.abs().max(), b / b.abs().max()) for a, b in zip(ours, theirs, strict=True)]
-        same = [require_same(a, b, f"the forms of {place}") for a, b in pairs]
         runs = [timed(partial(compute, form, maps, upstream), device) for form in forms]
         repeats = max(options.repeats, min(int(SECONDS / sum(run() for run in runs)), MOST_REPEATS))
         seconds, plain_seconds = alternate(runs, repeats, f"{what}, {place}")
@@ -112,7 +121,7 @@ def measure(place: Place, what: str, batch_size: int, channels_last: bool, optio
         **place._asdict(),
         "batch_size": batch_size,
         "channels_last": channels_last,
-        "largest_difference": max(same),
+        "largest_difference": difference,
         "seconds": statistics.median(seconds),
         "plain_seconds": statistics.median(plain_seconds),
         "repeats": repeats,
@@ -139,6 +148,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments.add_argument("--presets", nargs="+", choices=PRESETS, default=["biggan-128", "cifar10"], help="networks")
     arguments.add_argument("--batch_sizes", type=positive, nargs="+", default=[1, 8], help="images")
     arguments.add_argument("--what", nargs="+", choices=WHAT, default=WHAT, help="what to measure")
+    arguments.add_argument("--dtype", choices=DTYPES, default="float32", help="of maps and weights")
     arguments.add_argument("--channels_last", action="store_true", help="maps and weights in this order")
     options = arguments.parse_args(argv)
     device = set_up(options)

@@ -287,6 +287,33 @@ def test_compiled_after_packing(network: Network) -> None:
     assert not any(packed(network))  # the compiler packs by itself, and packing would break its graph at every layer
 
 
+def test_compiled_samples_follow_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That a weight has changed is seen after the graph ran, which then runs again."""
+    model = tiny_generator().eval()
+    (latents, labels), conv = tiny_inputs(model), model.get_submodule("stages.1.blocks.0.conv2")
+
+    def sample(network: Network) -> Tensor:
+        return network.sample(labels, latents=latents)
+
+    before = [sample(model), sample(model)]  # packed, which a graph does not take
+    model.compile(backend="eager", dynamic=False)
+    before += [sample(model), sample(model)]
+    torch.testing.assert_close(before[0].expand(3, *before[0].shape), torch.stack(before[1:]), rtol=1e-5, atol=1e-5)
+    changes: list[Callable[[], object]] = [
+        lambda: conv.weight.data.neg_(),
+        lambda: setattr(conv.weight, "data", conv.weight.data * torch.arange(1.0, 4.0)),
+        lambda: setattr(conv, "weight", nn.Parameter(conv.weight.data.flip(0).contiguous())),
+        lambda: conv.u0.data.copy_(conv.u0.roll(1, dims=1)),
+        lambda: model.load_state_dict({name: 0.9 * value for name, value in model.state_dict().items()}),
+    ]
+    for number, change in enumerate(changes):
+        change()
+        expected = sample(copy.deepcopy(model))
+        torch.testing.assert_close(sample(model), expected, rtol=1e-5, atol=1e-5, msg=str(number))
+    monkeypatch.setattr(KeptKernel, "_keep", None)  # nothing is made anew, now
+    torch.testing.assert_close(sample(model), expected, rtol=1e-5, atol=1e-5)
+
+
 @torch.no_grad()
 def test_images_lie_in_memory_as_users_expect() -> None:
     model = tiny_generator().eval()

@@ -383,7 +383,7 @@ def test_large_weights_are_not_copied_beside_others(monkeypatch: pytest.MonkeyPa
     stacked = [SNLinear(12, 7) for _ in range(3)]
     single = copy.deepcopy(stacked)
     power_iteration(stacked)
-    monkeypatch.setattr(spectral_norm, "STACKED_WEIGHT", 0)
+    monkeypatch.setattr(spectral_norm, "STACKED_WEIGHT", {})
     monkeypatch.setattr(torch, "stack", None)
     power_iteration(single)
     for ours, theirs in zip(stacked, single, strict=True):

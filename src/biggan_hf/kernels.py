@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,17 +12,20 @@ from torch.autograd import forward_ad
 from .packing import can_pack
 
 
+Forward = TypeVar("Forward")
+
 # What a layer keeps, and whether it may trust it, belongs to one forward at a time.
 _FORWARD = threading.RLock()
 
 
 class Kept(NamedTuple):
     """A kernel, and what it was made of: the tensors, which share memory and version with the layer's own, their
-    versions, and sums of their values."""
+    versions, and sums of their values with what each column is multiplied by."""
 
     kernel: Tensor
     sources: list[Tensor]
     versions: list[int]
+    multiples: Tensor
     probe: Tensor
     is_packed: bool = False
 
@@ -95,9 +98,17 @@ class KeptKernel(nn.Module):
         sources = [tensor.detach() for tensor in self.kernel_sources()]
         with torch.inference_mode(False), torch.no_grad():
             kernel = self.arrange(self.normalized_weight())
-            if kernel.ndim == 4:  # the format in which convolutions are fastest, and in which they hand on the map
-                kernel = kernel.contiguous(memory_format=torch.channels_last)
-            return Kept(kernel, sources, [tensor._version for tensor in sources], self._probe())
+            if kernel.ndim == 4:  # convolutions hand on the map in its format
+                kernel = kernel.contiguous(memory_format=self._fastest_format())
+            multiples = _multiples(sources[0])
+            probe = torch.cat(_sums(sources, multiples))
+            return Kept(kernel, sources, [tensor._version for tensor in sources], multiples, probe)
+
+    def _fastest_format(self) -> torch.memory_format:
+        """That of convolutions on CPUs and tensor cores; a GPU's in float32 would bring it back into the usual one."""
+        weight, convolutions = self.weight, torch.backends.cudnn.conv  # type: ignore[attr-defined]
+        on_tensor_cores = weight.dtype != torch.float32 or convolutions.fp32_precision == "tf32"
+        return torch.channels_last if weight.device.type == "cpu" or on_tensor_cores else torch.contiguous_format
 
     def _is_kept(self) -> bool:
         """Whether there is a kernel, of these very tensors as they were by autograd's record of writes."""
@@ -112,18 +123,6 @@ class KeptKernel(nn.Module):
 
     def kernel_is_packed(self) -> bool:
         return self._kept is not None and self._kept.is_packed
-
-    def _probe(self) -> Tensor:
-        """
-        A weighted sum of each row of the weight, and the vectors. No weight is near zero, which would hide a change,
-        nor are two alike, which would hide an exchange: multiples of the golden ratio without their whole parts.
-        """
-        weight = self.weight.detach()
-        rows = weight.flatten(1) if weight.is_contiguous() else weight.movedim(1, -1).flatten(1)  # as they lie
-        rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
-        multiples = torch.arange(rows.shape[1], device=rows.device) * 40503 % 2**16  # exact, in integers
-        sums = rows @ (0.5 + multiples.to(rows.dtype) / 2**16)
-        return torch.cat([sums, *(source.detach().flatten() for source in self.kernel_sources()[1:])])
 
     def train(self, mode: bool = True) -> Self:
         if mode != self.training:
@@ -140,23 +139,65 @@ class KeptKernel(nn.Module):
         return {name: value for name, value in self.__dict__.items() if name not in own}
 
 
+def _rows(weight: Tensor) -> Tensor:
+    """As a matrix, in the order in which it lies."""
+    return weight.flatten(1) if weight.is_contiguous() else weight.movedim(1, -1).flatten(1)
+
+
+def _multiples(weight: Tensor) -> Tensor:
+    """
+    What the columns are multiplied by. Nothing is near zero, which would hide a change, nor are two alike, which would
+    hide an exchange: multiples of the golden ratio without their whole parts.
+    """
+    multiples = torch.arange(_rows(weight).shape[1], device=weight.device) * 40503 % 2**16  # exact, in integers
+    return 0.5 + multiples.to(torch.promote_types(weight.dtype, torch.float32)) / 2**16
+
+
+def _sums(sources: Sequence[Tensor], multiples: Tensor) -> list[Tensor]:
+    """A weighted sum of each row of a weight, and the vectors that come after it."""
+    weight, *vectors = sources
+    return [_rows(weight).to(multiples.dtype) @ multiples, *(vector.flatten() for vector in vectors)]
+
+
+def _differ(kept: Sequence[Kept]) -> bool:
+    """Whether the values of any have changed: one comparison of all, since it waits for the device."""
+    now = [part for kernel in kept for part in _sums(kernel.sources, kernel.multiples)]
+    return bool(now) and not torch.equal(torch.cat(now), torch.cat([kernel.probe for kernel in kept]))
+
+
 def _refresh(layers: Sequence[KeptKernel], packs: bool = False) -> None:
     """
     Sees to it that the kernels of all layers that can keep one are those of their present weights, and packed only
     where that serves.
 
     Autograd's record of writes misses those of fused optimisers and through `.data`, as averages of weights are often
-    copied. Of these sums of the weight's values tell, all layers' in one comparison, since it waits for the device.
+    copied. Of these sums of the weight's values tell.
     """
     keeping = [layer for layer in layers if layer._can_keep()]
     kept = [layer for layer in keeping if layer._is_kept() and (packs or not layer.kernel_is_packed())]
-    probes = [(layer._probe(), layer._kept.probe) for layer in kept if layer._kept is not None]
-    if probes and not torch.equal(*(torch.cat(values) for values in zip(*probes, strict=True))):
+    if _differ([layer._kept for layer in kept if layer._kept is not None]):
         kept = []
     for layer in set(layers) - set(kept):
         layer._kept = None
     for layer in set(keeping) - set(kept):
         layer._kept = layer._keep()
+
+
+def run_compiled(network: nn.Module, forward: Callable[[], Forward]) -> Forward:
+    """
+    A forward of a compiled network in eval mode. It takes the kernels as they are, and the look whether these are
+    fresh, which takes a host as long as a small batch takes a GPU, comes while the GPU works; if they were not, it is
+    run again.
+    """
+    layers = [module for module in network.modules() if isinstance(module, KeptKernel)]
+    if all(layer._kept is not None and not (layer._trusts_kept or layer.kernel_is_packed()) for layer in layers):
+        with _FORWARD, _trusted(layers, packs=False):
+            result = forward()
+        kept = [layer._kept for layer in layers if layer._can_keep() and layer._is_kept() and layer._kept is not None]
+        if len(kept) == len(layers) and not _differ(kept):
+            return result
+    with kept_kernels(network):
+        return forward()
 
 
 @contextmanager
@@ -177,13 +218,23 @@ def kept_kernels(network: nn.Module) -> Iterator[None]:
         layers = [layer for layer in kept if not layer._trusts_kept]
         packs = _may_pack() and network._compiled_call_impl is None
         _refresh(layers, packs)
-        for layer in layers:
-            layer._trusts_kept, layer._packs = True, packs
-        try:
+        with _trusted(layers, packs):
             yield
-        finally:
-            for layer in layers:
-                layer._trusts_kept = layer._packs = False
+
+
+@contextmanager
+def _trusted(layers: Sequence[KeptKernel], packs: bool) -> Iterator[None]:
+    _set(layers, _trusts_kept=True, _packs=packs)
+    try:
+        yield
+    finally:
+        _set(layers, _trusts_kept=False, _packs=False)
+
+
+def _set(layers: Sequence[KeptKernel], **attributes: bool) -> None:
+    """Without `nn.Module.__setattr__`, which for a network takes as long as the sums of a GPU."""
+    for layer in layers:
+        vars(layer).update(attributes)
 
 
 def _may_pack() -> bool:

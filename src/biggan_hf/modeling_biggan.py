@@ -5,6 +5,7 @@ arXiv:1809.11096), appendix B; the function is that of github.com/ajbrock/BigGAN
 `BigGANdeep.py`.
 """
 
+import functools
 import os
 import tempfile
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from transformers.utils import ModelOutput, logging
 from .configuration_biggan import BigGANConfig
 from .hub import create_repo, has_card, model_card, staged_save, upload_folder
 from .images import sample_sheet
-from .kernels import kept_kernels
+from .kernels import kept_kernels, run_compiled
 from .latents import TruncationMode, check_generators, check_truncation, check_truncation_mode, sample_latents
 from .layers import (
     BatchNorm2d,
@@ -604,8 +605,12 @@ class BigGANModel(BigGANPreTrainedModel):
         if was_training:  # else the kernels that were made last time serve again
             self.eval()
         try:
-            with kept_kernels(self):  # also around a compiled forward
-                return self(latents.to(self.device), labels, embeddings, truncation=truncation).images
+            if self._compiled_call_impl is None:
+                with kept_kernels(self):
+                    return self(latents.to(self.device), labels, embeddings, truncation=truncation).images
+            forward = functools.partial(self, latents.to(self.device), labels, embeddings, truncation=truncation)
+            # A copy, since the next replay of a CUDA graph writes where this one did.
+            return run_compiled(self, forward).images.clone()
         finally:
             if was_training:
                 self.train()

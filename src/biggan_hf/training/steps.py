@@ -1,6 +1,7 @@
 """One update of each player. Everything comes in as an argument; what to log goes back detached, on the device."""
 
 import contextlib
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,11 +35,11 @@ class Players:
     generator_optimizer: torch.optim.Optimizer
     discriminator_optimizer: torch.optim.Optimizer
 
-    @property
+    @functools.cached_property
     def bare_generator(self) -> BigGANModel:
         return self.accelerator.unwrap_model(self.generator)
 
-    @property
+    @functools.cached_property
     def bare_discriminator(self) -> BigGANDiscriminator:
         return self.accelerator.unwrap_model(self.discriminator)
 
@@ -154,7 +155,7 @@ def _iterate_spectral_norms(players: Players, iterates: bool) -> None:
     """Lets both networks' forwards take a power iteration from here on, or use the last one's vectors again."""
     for network in (players.bare_generator, players.bare_discriminator):
         for module in network.modules():
-            if isinstance(module, SpectralNorm):
+            if isinstance(module, SpectralNorm) and module.iterates is not iterates:
                 module.iterates = iterates
 
 

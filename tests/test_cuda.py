@@ -1,0 +1,247 @@
+"""
+What only a GPU shows: its kernels beside the CPU's in float64, kept kernels and CUDA graphs that follow the weights,
+training steps that never wait for the device.
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from common import VARIANTS, tiny_config, tiny_discriminator, tiny_generator, tiny_inputs
+from torch import Tensor, nn
+from torch.autograd import DeviceType
+from training_runs import arguments, read_log
+
+from biggan_hf import BigGANDiscriminator, BigGANModel, BigGANPipeline
+from biggan_hf.kernels import KeptKernel, kept_kernels
+from biggan_hf.layers import Resample, conv2d
+from biggan_hf.training import main, parse_arguments, set_up
+from biggan_hf.training.ema import update_ema
+from biggan_hf.training.loop import train_step
+
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
+
+DEVICE = "cuda"
+# Tiles and products of matrices are the CPU's.
+CHANNELS = [(3, 8), (24, 16), (384, 384), (1024, 32)]
+
+
+@pytest.fixture(autouse=True)
+def as_precise_as_it_gets() -> Iterator[None]:
+    torch.manual_seed(0)
+    switches: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn]
+    before = [switch.allow_tf32 for switch in switches]
+    for switch in switches:
+        switch.allow_tf32 = False
+    yield
+    for switch, allowed in zip(switches, before, strict=True):
+        switch.allow_tf32 = allowed
+
+
+def on_gpu(network: Any, dtype: torch.dtype | None = None, order: torch.memory_format | None = None) -> Any:
+    """A copy there."""
+    moved = copy.deepcopy(network).to(device=DEVICE, dtype=dtype)
+    return moved if order is None else moved.to(memory_format=order)
+
+
+def with_gradients(module: nn.Module, inputs: Tensor, *others: Any) -> list[Tensor]:
+    """The answer and the gradients of the input and all parameters, on the CPU."""
+    leaf = inputs.clone().requires_grad_()
+    out = module(leaf, *others)
+    out = out if isinstance(out, Tensor) else next(iter(out.values()))
+    upstream = torch.arange(out.numel(), dtype=out.dtype).cos().view_as(out).to(out.device)
+    weights = [weight for weight in module.parameters() if weight.requires_grad]
+    gradients = torch.autograd.grad((out * upstream).sum(), [leaf, *weights], allow_unused=True)
+    return [x.detach().cpu() for x in (out, *gradients) if x is not None]
+
+
+def assert_same(ours: list[Tensor], theirs: list[Tensor], tolerance: float) -> None:
+    """Relative to the largest value of each, or to one."""
+    assert len(ours) == len(theirs)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a.double(), b.double(), rtol=0, atol=tolerance * max(1.0, b.abs().max().item()))
+
+
+# The same function as on a CPU
+
+
+@pytest.mark.parametrize("channels", CHANNELS, ids=str)
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last], ids=["nchw", "channels_last"])
+@pytest.mark.parametrize("resample", [None, "up", "down"])
+def test_convolutions(resample: Resample | None, order: torch.memory_format, channels: tuple[int, int]) -> None:
+    layer = conv2d(*channels, 3, sn_eps=1e-6, resample=resample).double()
+    maps = torch.randn(2, channels[0], 8, 8, dtype=torch.float64)
+    moved = on_gpu(layer, order=order)
+    expected = with_gradients(layer, maps)
+    assert_same(with_gradients(moved, maps.to(DEVICE, memory_format=order)), expected, 1e-11)
+    with torch.no_grad():
+        ours = moved.eval()(maps.to(DEVICE, memory_format=order))
+        assert_same([ours.cpu()], [layer.eval()(maps)], 1e-11)
+
+
+def network(kind: str, variant: str) -> BigGANModel | BigGANDiscriminator:
+    return (tiny_generator if kind == "generator" else tiny_discriminator)(**VARIANTS[variant])
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("kind", ["generator", "discriminator"])
+def test_networks(kind: str, variant: str, training: bool) -> None:
+    on_cpu = network(kind, variant).train(training)
+    inputs, labels = tiny_inputs(on_cpu)
+    moved = on_gpu(on_cpu, torch.float64)
+    expected = with_gradients(on_cpu.double(), inputs.double(), labels)
+    gpu_labels = None if labels is None else labels.to(DEVICE)
+    assert_same(with_gradients(moved, inputs.double().to(DEVICE), gpu_labels), expected, 1e-9)
+
+
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last], ids=["nchw", "channels_last"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.2)], ids=str)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_samples(variant: str, dtype: torch.dtype, tolerance: float, order: torch.memory_format) -> None:
+    on_cpu: Any = network("generator", variant)
+    latents, labels = tiny_inputs(on_cpu)
+    moved = on_gpu(on_cpu, dtype, order)
+    number = 1 if labels is not None else len(latents)
+    expected = on_cpu.sample(labels, number, latents=latents)
+    for _ in range(2):
+        images = moved.sample(labels, number, latents=latents)
+        assert images.dtype == dtype and images.is_contiguous()
+        assert_same([images.cpu()], [expected], tolerance)
+
+
+# Kept kernels and CUDA graphs
+
+CHANGES: dict[str, Callable[[BigGANModel], object]] = {
+    "in place": lambda model: weight_of(model, "stages.0.blocks.0.conv1").detach().mul_(1.5),
+    "through .data": lambda model: weight_of(model, "stages.0.blocks.0.conv1").data.neg_(),
+    "rows exchanged": lambda model: swap_rows(weight_of(model, "linear").data),
+    "a bias map": lambda model: weight_of(model, "stages.1.blocks.0.bn2.bias").data.mul_(-2),
+    "state dict": lambda model: model.load_state_dict(other_generator().state_dict()),
+    "average": lambda model: update_ema(model, other_generator(), 0.5),
+    "fused Adam": lambda model: step_of_adam(model),
+}
+
+
+def weight_of(model: nn.Module, layer: str) -> nn.Parameter:
+    return model.get_parameter(f"{layer}.weight")
+
+
+def swap_rows(weight: Tensor) -> None:
+    weight.copy_(weight.flip(0))
+
+
+def other_generator() -> BigGANModel:
+    torch.manual_seed(1)
+    return on_gpu(BigGANModel(tiny_config(**VARIANTS["attention"])))
+
+
+def step_of_adam(model: BigGANModel) -> None:
+    for weight in model.parameters():
+        weight.grad = torch.ones_like(weight)
+    torch.optim.Adam(model.parameters(), lr=0.1, fused=True).step()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("change", CHANGES)
+def test_kernels_follow_the_weights(change: str, dtype: torch.dtype) -> None:
+    model = on_gpu(tiny_generator(**VARIANTS["attention"]))
+    latents, labels = tiny_inputs(model)
+    model.to(dtype)
+    before = model.sample(labels, latents=latents)
+    if dtype == torch.float32 or change not in ("average", "fused Adam"):
+        CHANGES[change](model)
+    else:
+        weight_of(model, "linear").data.neg_()
+    after = model.sample(labels, latents=latents)
+    fresh = copy.deepcopy(model).sample(labels, latents=latents)  # a copy makes its own kernels
+    assert torch.equal(after, fresh) and not torch.equal(after, before)
+
+
+def test_cuda_graphs_follow_the_weights_and_keep_what_they_gave() -> None:
+    plain = on_gpu(tiny_generator(**VARIANTS["attention"]))
+    compiled = copy.deepcopy(plain)
+    compiled.compile(mode="reduce-overhead", dynamic=False)
+    given = []
+    for seed in range(4):
+        latents, labels = tiny_inputs(plain, seed=seed)
+        if seed == 2:
+            for model in (plain, compiled):
+                CHANGES["through .data"](model)
+        given.append((compiled.sample(labels, latents=latents), plain.sample(labels, latents=latents)))
+    for ours, expected in given:
+        assert_same([ours.cpu()], [expected.cpu()], 1e-4)
+
+
+def test_the_pipeline_compiles_with_cuda_graphs() -> None:
+    plain = BigGANPipeline(tiny_generator(**VARIANTS["attention"])).to(DEVICE)
+    compiled = BigGANPipeline(copy.deepcopy(plain.model)).compile(mode="reduce-overhead")
+    options: dict[str, Any] = {"num_images_per_prompt": 3, "batch_size": 4, "output_type": "pt"}
+    pictures = []
+    for pipe in (compiled, plain):
+        given = pipe([0, 1, 2], generator=torch.Generator().manual_seed(0), **options).images
+        assert isinstance(given, Tensor)
+        pictures.append(given.cpu())
+    assert_same(pictures[:1], pictures[1:], 1e-4)
+
+
+def test_a_forward_looks_at_its_weights_in_few_launches() -> None:
+    model = on_gpu(tiny_generator(**VARIANTS["attention"]))
+    model.sample(0)
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profiler:
+        with torch.no_grad(), kept_kernels(model):
+            torch.cuda.synchronize()
+    launches = sum(event.count for event in profiler.key_averages() if event.device_type == DeviceType.CUDA)
+    layers = sum(isinstance(module, KeptKernel) for module in model.modules())
+    assert layers < launches <= layers + 12
+
+
+# Training
+
+
+FLAGS: dict[str, list[str]] = {
+    "float32": [],
+    "bf16": ["--mixed_precision", "bf16"],
+    "fp16": ["--mixed_precision", "fp16"],
+    "channels_last": ["--channels_last"],
+    "flips": ["--horizontal_flip", "--dataloader_num_workers", "2"],
+    "diff_augment": ["--diff_augment"],
+    "orthogonality": ["--generator_orthogonality", "0.1", "--discriminator_orthogonality", "0.1"],
+    "two micro-batches": ["--global_batch_size", "8"],
+}
+
+
+@pytest.mark.parametrize("flags", FLAGS.values(), ids=FLAGS)
+def test_steps_do_not_wait_for_the_device(pictures: Path, tmp_path: Path, flags: list[str]) -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    run = set_up(*parse_arguments(arguments(pictures, tmp_path / "model", *flags)))
+    train_step(run)  # makes the optimisers' state
+    steps = "error" if run.accelerator.scaler is None else "default"  # float16's scaler looks whether to step
+    torch.cuda.set_sync_debug_mode(steps)
+    try:
+        metrics = train_step(run)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert all(value.is_cuda for value in metrics.values())
+    # float16's scaler starts at a factor that makes gradients overflow.
+    assert run.accelerator.scaler is not None or all(value.isfinite() for value in metrics.values())
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+def test_a_run(pictures: Path, tmp_path: Path, precision: str) -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    main(arguments(pictures, tmp_path / "model", "--mixed_precision", precision))
+    more = ["--mixed_precision", precision, "--resume_from_checkpoint", "latest"]
+    AcceleratorState._reset_state(reset_partial_state=True)
+    main(arguments(pictures, tmp_path / "model", *more, steps=4))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert [line["step"] for line in read_log(tmp_path / "model")] == [1, 2, 3, 4]
+    images = BigGANPipeline.from_pretrained(tmp_path / "model").to(DEVICE)(0, output_type="pt").images
+    assert images.is_cuda and images.isfinite().all()
