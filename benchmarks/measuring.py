@@ -11,9 +11,10 @@ import os
 import platform
 import shlex
 import statistics
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -253,8 +254,8 @@ def environment(device: torch.device, packages: Iterable[str] = ()) -> Result:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
-        "versions": {"biggan_hf": biggan_hf.__version__}
-        | {name: _version(name) for name in ("torch", "transformers", *packages)},
+        "versions": {"biggan_hf": biggan_hf.__version__, "torch": torch.__version__}
+        | {name: _version(name) for name in ("transformers", *packages)},
         "date": datetime.now(UTC).date().isoformat(),
         "command": shlex.join(["python", *sys.argv]),
     }
@@ -398,6 +399,15 @@ def check_new(path: Path | None) -> None:
         raise FileExistsError(f"{str(path)!r} exists already")
     if path is not None and not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {str(path.parent)!r} to write {path.name!r} into")
+
+
+def output_of(what: str, command: Sequence[str], environment: Mapping[str, str] | None = None) -> str:
+    """What another script prints, with more in its environment; raises `ValueError` with its own last word."""
+    done = subprocess.run(command, env={**os.environ, **(environment or {})}, capture_output=True, text=True)
+    if done.returncode:
+        last = [f"exit status {done.returncode}", *done.stderr.split("\n")]
+        raise ValueError(f"{what} failed: {[line.strip() for line in last if line.strip()][-1]}")
+    return done.stdout
 
 
 def run(main: Callable[[], None]) -> None:

@@ -4,7 +4,6 @@ python benchmarks/sampling.py --peers BigGAN-PyTorch --biggan_pytorch PATH --bat
 """
 
 import argparse
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from measuring import (
     count_flops,
     environment,
     matrix_product,
+    output_of,
     parser,
     positive,
     profile,
@@ -172,13 +172,7 @@ def in_new_process(pair: Pair, args: argparse.Namespace, name: str, *others: str
     command += ["--config", str(pair.folder / "ours"), "--output", str(pair.folder / f"{name}.pt")]
     command += ["--device", args.device, "--threads", str(torch.get_num_threads()), *(["--tf32"] if args.tf32 else [])]
 
-    def seconds() -> float:
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise ValueError(f"first_image.py failed: {done.stderr.strip().splitlines()[-1]}")
-        return float(done.stdout.splitlines()[-1])
-
-    return seconds
+    return lambda: float(output_of("first_image.py", command).splitlines()[-1])
 
 
 def measure_first_image(pair: Pair, args: argparse.Namespace) -> Result:

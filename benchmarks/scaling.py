@@ -7,9 +7,7 @@ The first value of each list is the base, from which one quantity at a time goes
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -23,6 +21,7 @@ from measuring import (
     check_new,
     environment,
     gibibytes,
+    output_of,
     parser,
     positive,
     run,
@@ -149,15 +148,12 @@ def launched(points: Sequence[Point], options: argparse.Namespace) -> list[Resul
         launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(number)]
         launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
         # With --cpu instead, one process would start.
-        on_cpu = {"ACCELERATE_USE_CPU": "true"} if options.device == "cpu" else {}
+        on_cpu = {"ACCELERATE_USE_CPU": "true"} if options.device == "cpu" else None
         arguments = ["--device", options.device, "--repeats", str(options.repeats), "--json", str(path)]
         arguments += ["--tf32"] if options.tf32 else []
         arguments += ["--threads", str(max(torch.get_num_threads() // number, 1))]  # they share the machine
         arguments += ["--worker", json.dumps([asdict(point) for point in points])]
-        command = [sys.executable, *launcher, __file__, *arguments]
-        done = subprocess.run(command, env={**os.environ, **on_cpu}, capture_output=True, text=True)
-        if done.returncode:
-            raise ValueError(f"accelerate launch failed: {done.stderr.strip().splitlines()[-1]}")
+        output_of("accelerate launch", [sys.executable, *launcher, __file__, *arguments], on_cpu)
         return json.loads(path.read_text(encoding="utf-8"))
 
 

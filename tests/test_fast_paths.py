@@ -4,6 +4,7 @@ The plain form upsamples before a convolution, pools after it, and has its short
 """
 
 import functools
+import inspect
 import random
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from biggan_hf import BigGANDiscriminator, BigGANModel, layers, winograd
+from biggan_hf.autograd import Function
 from biggan_hf.kernels import can_pack, kept_kernels
 from biggan_hf.layers import Conv2d, Modulation, Resample, conv2d, modulations
 from biggan_hf.modeling_biggan import (
@@ -97,6 +99,13 @@ def assert_same_with_kept_kernels(
     for _ in range(2):
         with kept_kernels(module):
             assert_same([fast(*(x.clone() for x in inputs))], [expected])
+
+
+@pytest.mark.parametrize("function", Function.__subclasses__())
+def test_functions_know_their_signature(function: Any) -> None:
+    """Or torch would look it up in every call."""
+    assert inspect.signature(function.forward) is function.forward.__signature__
+    assert list(inspect.signature(function.forward).parameters) == list(function.forward.__annotations__)[:-1]
 
 
 # Convolutions

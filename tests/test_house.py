@@ -14,6 +14,7 @@ FILES = {path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text()) for p
 
 # The parts of the package that a file may import: a file or a folder of it.
 MODEL_FILES = {
+    "autograd",
     "configuration_biggan",
     "kernels",
     "normalization",
@@ -26,11 +27,10 @@ MODEL_FILES = {
     "modeling_biggan",
 }
 NOTHING = (
+    "autograd",
     "configuration_biggan",
-    "kernels",
     "normalization",
     "packing",
-    "resampling",
     "winograd",
     "latents",
     "losses",
@@ -43,7 +43,8 @@ NOTHING = (
 MAY_IMPORT: dict[str, set[str]] = {
     **{part: set() for part in NOTHING},
     "kernels": {"packing"},
-    "spectral_norm": {"kernels"},
+    "resampling": {"autograd"},
+    "spectral_norm": {"autograd", "kernels"},
     "layers": {"kernels", "normalization", "packing", "resampling", "spectral_norm", "winograd"},
     "modeling_biggan": {
         "configuration_biggan",

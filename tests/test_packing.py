@@ -163,17 +163,20 @@ def test_compiled_without_more_after_packing(network: Network, monkeypatch: pyte
     torch.testing.assert_close(output(network, *inputs), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @torch.no_grad()
-def test_what_leaves_sums_and_versions_is_seen() -> None:
+def test_what_leaves_sums_and_versions_is_seen(dtype: torch.dtype) -> None:
     model = tiny_generator(generator_base_channels=32).eval()
     inputs, conv = tiny_inputs(model), model.get_submodule("stages.1.blocks.0.conv2")
     nn.init.normal_(conv.weight)  # an orthogonal one has a single singular value, whatever the vector
+    model.to(dtype)
     rows = torch.arange(len(conv.weight)).roll(1)
     changes: list[Callable[[], object]] = [
         # In its memory the input channels come last from now on; the sums are of values as they lie there.
         lambda: setattr(conv.weight, "data", conv.weight.detach().view(len(rows), 3, 3, -1).permute(0, 3, 1, 2)),
         lambda: conv.weight.data.copy_(conv.weight.detach()[rows]),
         lambda: conv.weight.data.copy_(conv.weight.detach().flip(-1)),
+        lambda: conv.weight.data.copy_(conv.weight.detach().mT.clone()),
         lambda: conv.u0.data.copy_(torch.randn_like(conv.u0)),
     ]
     for change in changes:

@@ -154,9 +154,14 @@ def _multiples(weight: Tensor) -> Tensor:
 
 
 def _sums(sources: Sequence[Tensor], multiples: Tensor) -> list[Tensor]:
-    """A weighted sum of each row of a weight, and the vectors that come after it."""
+    """
+    A weighted sum of each row of a weight, and the vectors that come after it. In half precision, which would have to
+    be copied, plain sums of each row and of each column.
+    """
     weight, *vectors = sources
-    return [_rows(weight).to(multiples.dtype) @ multiples, *(vector.flatten() for vector in vectors)]
+    rows, dtype = _rows(weight), multiples.dtype
+    sums = [rows @ multiples] if rows.dtype == dtype else [rows.sum(dim, dtype=dtype) for dim in (0, 1)]
+    return [*sums, *(vector.flatten() for vector in vectors)]
 
 
 def _differ(kept: Sequence[Kept]) -> bool:
