@@ -1,7 +1,9 @@
 """Networks that evaluate without gradients on a CPU, with weights in oneDNN's order."""
 
 import copy
+import functools
 import io
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -302,11 +304,14 @@ def test_compiled_samples_follow_the_weights(monkeypatch: pytest.MonkeyPatch) ->
     model.compile(backend="eager", dynamic=False)
     before += [sample(model), sample(model)]
     torch.testing.assert_close(before[0].expand(3, *before[0].shape), torch.stack(before[1:]), rtol=1e-5, atol=1e-5)
+    assert not any(packed(model))
     changes: list[Callable[[], object]] = [
         lambda: conv.weight.data.neg_(),
         lambda: setattr(conv.weight, "data", conv.weight.data * torch.arange(1.0, 4.0)),
         lambda: setattr(conv, "weight", nn.Parameter(conv.weight.data.flip(0).contiguous())),
         lambda: conv.u0.data.copy_(conv.u0.roll(1, dims=1)),
+        lambda: model.load_state_dict({name: x.double() for name, x in model.state_dict().items()}, assign=True),
+        lambda: model.float(),
         lambda: model.load_state_dict({name: 0.9 * value for name, value in model.state_dict().items()}),
     ]
     for number, change in enumerate(changes):
@@ -315,6 +320,90 @@ def test_compiled_samples_follow_the_weights(monkeypatch: pytest.MonkeyPatch) ->
         torch.testing.assert_close(sample(model), expected, rtol=1e-5, atol=1e-5, msg=str(number))
     monkeypatch.setattr(KeptKernel, "_keep", None)  # nothing is made anew, now
     torch.testing.assert_close(sample(model), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_compiled_samples_are_looked_at_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With another thread that samples as soon as it can, which makes the kernels anew."""
+    model: Network = tiny_generator().eval()
+    latents, labels = tiny_inputs(model)
+    model.compile(backend="eager", dynamic=False)
+    model.sample(labels, latents=latents)
+    events: list[str] = []
+    other = threading.Thread(target=model.sample, args=(labels,), kwargs={"latents": latents})
+    run, differ = model._compiled_call_impl, kernels._differ
+
+    def note(event: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        events.append(event)
+        if events == ["run", "look"]:
+            other.start()
+            other.join(0.5)
+        return function(*args, **kwargs)
+
+    monkeypatch.setattr(model, "_compiled_call_impl", functools.partial(note, "run", run))
+    monkeypatch.setattr(kernels, "_differ", functools.partial(note, "look", differ))
+    model.get_parameter("stages.1.blocks.0.conv2.weight").data.neg_()
+    given = model.sample(labels, latents=latents)
+    other.join()
+    assert events[:4] == ["run", "look", "look", "run"]
+    torch.testing.assert_close(given, copy.deepcopy(model).sample(labels, latents=latents), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_what_fails_leaves_no_kernel_trusted(compiled: bool) -> None:
+    model = tiny_generator().eval()
+    model.sample(0)
+    if compiled:
+        model.compile(backend="eager")
+        model.sample(0)
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("of a hook")
+
+    model.register_forward_hook(fail)
+    with pytest.raises(RuntimeError, match="of a hook"):
+        model.sample(0)
+    assert not any(m._trusts_kept or m._packs for m in model.modules() if isinstance(m, KeptKernel))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+@torch.no_grad()
+def test_sums_tell_weights_apart_that_sum_alike(dtype: torch.dtype) -> None:
+    layer = layers.conv2d(8, 8, 3, sn_eps=None).to(dtype).eval()
+    maps = torch.randn(2, 8, 5, 5, dtype=dtype)
+    board = (-1.0) ** torch.arange(8 * 8 * 9).view(8, 8, 3, 3).flip(0)
+    alike = [
+        nn.init.dirac_(torch.empty(8, 8, 3, 3)),
+        nn.init.dirac_(torch.empty(8, 8, 3, 3)).roll(3, 0),
+        board,
+        -board,
+    ]
+    for weight in alike:
+        layer.weight.data.copy_(weight)
+        torch.testing.assert_close(layer(maps), copy.deepcopy(layer)(maps))
+
+
+@torch.no_grad()
+def test_small_writes_are_seen_under_autocast() -> None:
+    layer = layers.conv2d(16, 16, 3, sn_eps=None).eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        for number in range(16):
+            layer.kernel()
+            layer.weight.data[number, number, 1, 1] += 5e-4 * layer.weight.abs().max()
+            assert torch.equal(layer.kernel(), layer.weight)
+
+
+@torch.no_grad()
+def test_a_weight_made_smaller_is_seen() -> None:
+    network = tiny_discriminator().eval()
+    images, labels = tiny_inputs(network, num_samples=2)
+    network.class_embedding.weight[4] *= 5
+    output(network, images, labels)
+    for tensor, rows in (
+        (network.class_embedding.weight, slice(2)),
+        (network.class_embedding.u0, (slice(None), slice(2))),
+    ):
+        tensor.data = tensor.data[rows]
+    torch.testing.assert_close(output(network, images, labels), output_of_copy(network, images, labels))
 
 
 @torch.no_grad()

@@ -115,11 +115,16 @@ class KeptKernel(nn.Module):
         return self._kept is not None and all(
             tensor.data_ptr() == source.data_ptr()
             and tensor.stride() == source.stride()
+            and tensor.shape == source.shape
             and tensor._version == version
             for tensor, source, version in zip(
                 self.kernel_sources(), self._kept.sources, self._kept.versions, strict=True
             )
         )
+
+    def _is_ready(self) -> bool:
+        """Whether a compiled forward may take the kernel that there is, but for the values of the weight."""
+        return not self._trusts_kept and self._can_keep() and self._is_kept() and not self.kernel_is_packed()
 
     def kernel_is_packed(self) -> bool:
         return self._kept is not None and self._kept.is_packed
@@ -154,14 +159,11 @@ def _multiples(weight: Tensor) -> Tensor:
 
 
 def _sums(sources: Sequence[Tensor], multiples: Tensor) -> list[Tensor]:
-    """
-    A weighted sum of each row of a weight, and the vectors that come after it. In half precision, which would have to
-    be copied, plain sums of each row and of each column.
-    """
+    """A weighted sum of each row of a weight, and the vectors that come after it."""
     weight, *vectors = sources
-    rows, dtype = _rows(weight), multiples.dtype
-    sums = [rows @ multiples] if rows.dtype == dtype else [rows.sum(dim, dtype=dtype) for dim in (0, 1)]
-    return [*sums, *(vector.flatten() for vector in vectors)]
+    with torch.autocast(weight.device.type, enabled=False):  # which would round what is to tell small changes
+        sums = _rows(weight).to(multiples.dtype) @ multiples
+    return [sums, *(vector.flatten() for vector in vectors)]
 
 
 def _differ(kept: Sequence[Kept]) -> bool:
@@ -190,19 +192,20 @@ def _refresh(layers: Sequence[KeptKernel], packs: bool = False) -> None:
 
 def run_compiled(network: nn.Module, forward: Callable[[], Forward]) -> Forward:
     """
-    A forward of a compiled network in eval mode. It takes the kernels as they are, and the look whether these are
-    fresh, which takes a host as long as a small batch takes a GPU, comes while the GPU works; if they were not, it is
-    run again.
+    A forward of a compiled network in eval mode. That values were written past autograd's record is looked for while
+    the GPU works, since this takes a host as long as a small batch takes a GPU; if it is so, the forward is run again
+    (and what hooks saw of the first one is not what it gives).
     """
     layers = [module for module in network.modules() if isinstance(module, KeptKernel)]
-    if all(layer._kept is not None and not (layer._trusts_kept or layer.kernel_is_packed()) for layer in layers):
-        with _FORWARD, _trusted(layers, packs=False):
-            result = forward()
-        kept = [layer._kept for layer in layers if layer._can_keep() and layer._is_kept() and layer._kept is not None]
-        if len(kept) == len(layers) and not _differ(kept):
-            return result
-    with kept_kernels(network):
-        return forward()
+    with _FORWARD:
+        kept = [layer._kept for layer in layers if layer._is_ready() and layer._kept is not None]
+        if len(kept) == len(layers):
+            with _trusted(layers, packs=False):
+                result = forward()
+            if not _differ(kept):
+                return result
+        with kept_kernels(network):
+            return forward()
 
 
 @contextmanager
