@@ -17,7 +17,7 @@ def box_sum(hidden_states: Tensor, padding: int = 0) -> Tensor:
 
 
 def _sum_by_lines(hidden_states: Tensor, padding: int) -> Tensor:
-    """Of two lines, then of two columns: pooling is four times as slow on a GPU."""
+    """Of two lines, then of two columns: on a GPU in half the time of pooling."""
     if padding:
         hidden_states = F.pad(hidden_states, (1, 1, 1, 1))
     lines = hidden_states[..., 1:, :] + hidden_states[..., :-1, :]
