@@ -90,7 +90,7 @@ def compute(form: nn.Module, maps: Tensor, upstream: Tensor) -> tuple[Tensor, ..
     return (out, *torch.autograd.grad(out, [maps, *form.parameters()], upstream)) if form.training else (out,)
 
 
-def compare(forms: nn.ModuleList, maps: Tensor, place: Place) -> float:
+def largest_difference(forms: nn.ModuleList, maps: Tensor, place: Place) -> float:
     """The largest difference of the forms in float32, in units of the largest value: gradients grow with the map."""
     with torch.set_grad_enabled(forms.training), tensor_float32(False):
         upstream = torch.randn_like(forms[1](maps))
@@ -107,7 +107,7 @@ def measure(place: Place, what: str, batch_size: int, channels_last: bool, optio
     order = torch.channels_last if channels_last else torch.contiguous_format
     forms.to(device=device, memory_format=order)  # type: ignore[call-overload]  # torch declares them apart
     maps = torch.randn(batch_size, place.in_channels, place.size, place.size, device=device).to(memory_format=order)
-    difference = compare(forms, maps[:COMPARED].requires_grad_(training), place)
+    difference = largest_difference(forms, maps[:COMPARED].requires_grad_(training), place)
     dtype = DTYPES[options.dtype]
     maps = maps.to(dtype).requires_grad_(training)
     with torch.set_grad_enabled(training), kept_kernels(forms.to(dtype)):

@@ -12,8 +12,10 @@ os.environ["HF_DATASETS_CACHE"] = _datasets_cache.name
 
 from collections.abc import Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
 
 import pytest  # noqa: E402
+import torch  # noqa: E402
 from fake_hub import FakeHub  # noqa: E402
 from training_runs import write_pictures  # noqa: E402
 
@@ -39,6 +41,18 @@ def fake_hub(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathF
         # Not the token of whoever runs the tests.
         monkeypatch.setenv("HF_TOKEN", "hf_dummy")
         yield hub
+
+
+@pytest.fixture
+def tf32_switches() -> Iterator[Any]:
+    """Off, and afterwards as they were."""
+    switches: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn]
+    before = [switch.allow_tf32 for switch in switches]
+    for switch in switches:
+        switch.allow_tf32 = False
+    yield switches
+    for switch, value in zip(switches, before, strict=True):
+        switch.allow_tf32 = value
 
 
 @pytest.fixture(scope="session")

@@ -32,15 +32,16 @@ CHANNELS = [(3, 8), (24, 16), (384, 384), (1024, 32)]
 
 
 @pytest.fixture(autouse=True)
-def as_precise_as_it_gets() -> Iterator[None]:
+def as_precise_as_it_gets(tf32_switches: Any) -> None:
     torch.manual_seed(0)
-    switches: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn]
-    before = [switch.allow_tf32 for switch in switches]
-    for switch in switches:
-        switch.allow_tf32 = False
+
+
+@pytest.fixture
+def new_accelerator() -> Iterator[None]:
+    """The precision of a process is set once."""
+    AcceleratorState._reset_state(reset_partial_state=True)
     yield
-    for switch, allowed in zip(switches, before, strict=True):
-        switch.allow_tf32 = allowed
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def on_gpu(network: Any, dtype: torch.dtype | None = None, order: torch.memory_format | None = None) -> Any:
@@ -217,9 +218,9 @@ FLAGS: dict[str, list[str]] = {
 }
 
 
+@pytest.mark.usefixtures("new_accelerator")
 @pytest.mark.parametrize("flags", FLAGS.values(), ids=FLAGS)
 def test_steps_do_not_wait_for_the_device(pictures: Path, tmp_path: Path, flags: list[str]) -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)
     run = set_up(*parse_arguments(arguments(pictures, tmp_path / "model", *flags)))
     train_step(run)  # makes the optimisers' state
     steps = "error" if run.accelerator.scaler is None else "default"  # float16's scaler looks whether to step
@@ -228,20 +229,17 @@ def test_steps_do_not_wait_for_the_device(pictures: Path, tmp_path: Path, flags:
         metrics = train_step(run)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    AcceleratorState._reset_state(reset_partial_state=True)
     assert all(value.is_cuda for value in metrics.values())
     # float16's scaler starts at a factor that makes gradients overflow.
     assert run.accelerator.scaler is not None or all(value.isfinite() for value in metrics.values())
 
 
+@pytest.mark.usefixtures("new_accelerator")
 @pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
 def test_a_run(pictures: Path, tmp_path: Path, precision: str) -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)
     main(arguments(pictures, tmp_path / "model", "--mixed_precision", precision))
     more = ["--mixed_precision", precision, "--resume_from_checkpoint", "latest"]
-    AcceleratorState._reset_state(reset_partial_state=True)
     main(arguments(pictures, tmp_path / "model", *more, steps=4))
-    AcceleratorState._reset_state(reset_partial_state=True)
     assert [line["step"] for line in read_log(tmp_path / "model")] == [1, 2, 3, 4]
     images = BigGANPipeline.from_pretrained(tmp_path / "model").to(DEVICE)(0, output_type="pt").images
     assert images.is_cuda and images.isfinite().all()

@@ -7,7 +7,6 @@ option. `test_training_exact.py` has what only several processes show.
 
 import dataclasses
 import multiprocessing
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -206,18 +205,6 @@ def test_networks_are_arranged(pictures: Path, tmp_path: Path, flag: str) -> Non
         run = ready(pictures, tmp_path / value, flag, value)
         networks = run.players.bare_generator, run.players.bare_discriminator
         assert [bool(ARRANGED[flag](network)) for network in networks] == [value == "True"] * 2
-
-
-@pytest.fixture
-def tf32_switches() -> Iterator[Any]:
-    """Off, and afterwards as they were."""
-    switches: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn]
-    before = [switch.allow_tf32 for switch in switches]
-    for switch in switches:
-        switch.allow_tf32 = False
-    yield switches
-    for switch, value in zip(switches, before, strict=True):
-        switch.allow_tf32 = value
 
 
 def test_tf32_is_switched_on(pictures: Path, tmp_path: Path, tf32_switches: Any) -> None:

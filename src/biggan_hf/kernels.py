@@ -101,8 +101,8 @@ class KeptKernel(nn.Module):
             if kernel.ndim == 4:  # convolutions hand on the map in its format
                 kernel = kernel.contiguous(memory_format=self._fastest_format())
             multiples = _multiples(sources[0])
-            probe = torch.cat(_sums(sources, multiples))
-            return Kept(kernel, sources, [tensor._version for tensor in sources], multiples, probe)
+            kept = Kept(kernel, sources, [tensor._version for tensor in sources], multiples, multiples.new_empty(0))
+            return kept._replace(probe=_sums([kept]))
 
     def _fastest_format(self) -> torch.memory_format:
         """That of convolutions on CPUs and tensor cores; a GPU's in float32 would bring it back into the usual one."""
@@ -158,18 +158,19 @@ def _multiples(weight: Tensor) -> Tensor:
     return 0.5 + multiples.to(torch.promote_types(weight.dtype, torch.float32)) / 2**16
 
 
-def _sums(sources: Sequence[Tensor], multiples: Tensor) -> list[Tensor]:
-    """A weighted sum of each row of a weight, and the vectors that come after it."""
-    weight, *vectors = sources
-    with torch.autocast(weight.device.type, enabled=False):  # which would round what is to tell small changes
-        sums = _rows(weight).to(multiples.dtype) @ multiples
-    return [sums, *(vector.flatten() for vector in vectors)]
+def _sums(kept: Sequence[Kept]) -> Tensor:
+    """Of what each was made of, as it is now: a weighted sum of each row of the weight, and the vectors after it."""
+    parts = []
+    with torch.autocast(kept[0].kernel.device.type, enabled=False):  # which would round what is to tell small changes
+        for kernel in kept:
+            weight, *vectors = kernel.sources
+            parts += [_rows(weight).to(kernel.multiples.dtype) @ kernel.multiples, *(v.flatten() for v in vectors)]
+    return torch.cat(parts)
 
 
 def _differ(kept: Sequence[Kept]) -> bool:
     """Whether the values of any have changed: one comparison of all, since it waits for the device."""
-    now = [part for kernel in kept for part in _sums(kernel.sources, kernel.multiples)]
-    return bool(now) and not torch.equal(torch.cat(now), torch.cat([kernel.probe for kernel in kept]))
+    return bool(kept) and not torch.equal(_sums(kept), torch.cat([kernel.probe for kernel in kept]))
 
 
 def _refresh(layers: Sequence[KeptKernel], packs: bool = False) -> None:

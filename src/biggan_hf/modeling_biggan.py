@@ -605,12 +605,12 @@ class BigGANModel(BigGANPreTrainedModel):
         if was_training:  # else the kernels that were made last time serve again
             self.eval()
         try:
-            if self._compiled_call_impl is None:
-                with kept_kernels(self):
-                    return self(latents.to(self.device), labels, embeddings, truncation=truncation).images
             forward = functools.partial(self, latents.to(self.device), labels, embeddings, truncation=truncation)
-            # A copy, since the next replay of a CUDA graph writes where this one did.
-            return run_compiled(self, forward).images.clone()
+            if self._compiled_call_impl is not None:
+                # A copy, since the next replay of a CUDA graph writes where this one did.
+                return run_compiled(self, forward).images.clone()
+            with kept_kernels(self):
+                return forward().images
         finally:
             if was_training:
                 self.train()
