@@ -48,6 +48,10 @@ class KeptKernel(nn.Module):
         """What the kernel depends on, the weight first."""
         return [self.weight]
 
+    def divisor(self) -> Tensor | None:
+        """What normalises the weight in eval mode, a scalar."""
+        return None
+
     def normalized_weight(self) -> Tensor:
         return self.weight
 
@@ -97,9 +101,13 @@ class KeptKernel(nn.Module):
     def _keep(self) -> Kept:
         sources = [tensor.detach() for tensor in self.kernel_sources()]
         with torch.inference_mode(False), torch.no_grad():
-            kernel = self.arrange(self.normalized_weight())
-            if kernel.ndim == 4:  # convolutions hand on the map in its format
-                kernel = kernel.contiguous(memory_format=self._fastest_format())
+            kernel, divisor = self.arrange(self.weight), self.divisor()
+            # Convolutions hand on the map in their kernel's format.
+            layout = self._fastest_format() if kernel.ndim == 4 else torch.contiguous_format
+            if divisor is None:
+                kernel = kernel.contiguous(memory_format=layout)
+            else:  # one pass over memory, which is what a first image waits for
+                kernel = torch.div(kernel, divisor, out=torch.empty_like(kernel, memory_format=layout))
             multiples = _multiples(sources[0])
             kept = Kept(kernel, sources, [tensor._version for tensor in sources], multiples, multiples.new_empty(0))
             return kept._replace(probe=_sums([kept]))

@@ -97,6 +97,9 @@ class SpectralNorm(Float32Buffers, KeptKernel):
             self._estimate = None
         return _DivideBySigma.apply(self.weight, *estimate)
 
+    def divisor(self) -> Tensor:
+        return estimates([self], iterate=True)[0].sigma.to(self.weight.dtype)
+
     def kernel_sources(self) -> list[Tensor]:
         return [self.weight, self.u0]
 
