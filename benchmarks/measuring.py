@@ -359,7 +359,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     result.add_argument("--threads", type=positive, help="CPU threads (default: torch's choice)")
     result.add_argument("--repeats", type=positive, default=7, help="runs of each program, of which the median counts")
     result.add_argument("--tf32", action="store_true", help="TF32 on NVIDIA GPUs, for every program")
-    result.add_argument("--json", type=Path, metavar="FILE", help="write all that was measured")
+    result.add_argument("--json", type=Path, metavar="FILE.json", help="write all that was measured")
     return result
 
 
@@ -382,7 +382,7 @@ def device_name(text: str) -> str:
 
 def set_up(args: argparse.Namespace) -> torch.device:
     """Threads, TF32 and cuDNN's search as asked, for every program alike; and whether the report can be written."""
-    check_new(args.json)
+    check_new(args.json, ".json")
     device = torch.device(args.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda needs an NVIDIA GPU, and torch sees none")
@@ -393,11 +393,15 @@ def set_up(args: argparse.Namespace) -> torch.device:
     return device
 
 
-def check_new(path: Path | None) -> None:
-    """Raises where a file that was asked for would replace another, or has no folder to lie in."""
-    if path is not None and path.exists():
+def check_new(path: Path | None, suffix: str) -> None:
+    """Raises where a file that was asked for has another kind's name, would replace another, or has no folder."""
+    if path is None:
+        return
+    if path.suffix != suffix:
+        raise ValueError(f"the output must be a {suffix} file, got {str(path)!r}")
+    if path.exists():
         raise FileExistsError(f"{str(path)!r} exists already")
-    if path is not None and not path.parent.is_dir():
+    if not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {str(path.parent)!r} to write {path.name!r} into")
 
 

@@ -214,7 +214,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments.add_argument("--worker", type=json.loads, help=argparse.SUPPRESS)
     options = arguments.parse_args(argv)
     device = set_up(options)
-    check_new(options.plot)
+    check_new(options.plot, ".png")
     logging.disable_progress_bar()
     with tensor_float32(options.tf32):
         if options.worker is not None:

@@ -150,6 +150,13 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     assert (tmp_path / "kept.json").read_text() == "kept"
 
 
+@pytest.mark.parametrize(("option", "name", "suffix"), [("--plot", "x.foo", ".png"), ("--json", "x.png", ".json")])
+def test_names_of_results(option: str, name: str, suffix: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"must be a {suffix} file, got '.*{name}'"):
+        scaling.main(["--device", "cpu", option, str(tmp_path / name)])
+    assert not any(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("device", ["meta", "foo"])
 def test_unusable_device(device: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
