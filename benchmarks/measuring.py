@@ -107,14 +107,14 @@ def tensor_float32(allowed: bool) -> Iterator[None]:
 def count_flops(run: Callable[[], object]) -> int:
     """FLOPs of convolutions and matrix products in one run, which must not be compiled."""
     # Of attention only the plain kernel is counted on every device.
-    counter = FlopCounterMode(display=False, custom_mapping=_packed_convolutions())
+    counter = FlopCounterMode(display=False, custom_mapping=_of_onednn())
     with counter, sdpa_kernel(SDPBackend.MATH):
         run()
     return counter.get_total_flops()
 
 
-def _packed_convolutions() -> dict[object, Callable[..., int]]:
-    """How to count oneDNN's convolutions with packed kernels, which torch has but does not count."""
+def _of_onednn() -> dict[object, Callable[..., int]]:
+    """How to count oneDNN's own operations, which torch has but does not count."""
 
     def forward(maps: Sequence[int], kernel: Sequence[int], *_: object, out_shape: Sequence[int], **__: object) -> int:
         return 2 * out_shape[0] * math.prod(out_shape[2:]) * math.prod(kernel)
@@ -122,7 +122,14 @@ def _packed_convolutions() -> dict[object, Callable[..., int]]:
     def transposed(maps: Sequence[int], kernel: Sequence[int], *_: object, **__: object) -> int:
         return 2 * maps[0] * math.prod(maps[2:]) * math.prod(kernel)
 
-    formulas = {"_convolution_pointwise": forward, "_convolution_transpose_pointwise": transposed}
+    def product(left: Sequence[int], right: Sequence[int], *_: object, **__: object) -> int:
+        return 2 * math.prod(left) * right[0]
+
+    formulas: dict[str, Callable[..., int]] = {
+        "_convolution_pointwise": forward,
+        "_convolution_transpose_pointwise": transposed,
+        "_linear_pointwise": product,
+    }
     return {getattr(torch.ops.mkldnn, name): f for name, f in formulas.items() if hasattr(torch.ops.mkldnn, name)}
 
 

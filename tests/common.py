@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from biggan_hf import BigGANConfig, BigGANDiscriminator, BigGANModel
 from biggan_hf.layers import SelfAttention, _BatchNorm
@@ -108,3 +109,15 @@ def _perturbed(model: Any) -> Any:
         if isinstance(module, SelfAttention):
             module.gamma.fill_(0.7)
     return model.eval()
+
+
+class Operations(TorchDispatchMode):
+    """The names of the operations that run, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(function.overloadpacket.__name__)
+        return function(*args, **(kwargs or {}))

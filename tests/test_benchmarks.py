@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from common import ATTENTION, tiny_discriminator, tiny_generator
 from torch import Tensor, nn
 
+from biggan_hf.onednn import product
 from biggan_hf.training.arguments import TrainingArguments
 
 
@@ -87,8 +88,10 @@ def test_multiplications_and_additions_count_separately() -> None:
     assert measuring.count_flops(lambda: attend(query, query, query)) == 2 * (2 * 4 * 4 * 8)
 
 
-def test_packed_convolutions_are_counted() -> None:
-    model = tiny_generator(**ATTENTION).eval().requires_grad_(False)
+def test_work_of_onednn_is_counted() -> None:
+    left, right = torch.ones(2, 3), torch.ones(5, 3)
+    assert measuring.count_flops(lambda: product(left, right)) == 2 * 2 * 3 * 5
+    model = tiny_generator().eval().requires_grad_(False)
     latents, labels = torch.randn(2, model.config.z_dim), torch.tensor([0, 1])
     counts = []
     for gradients in (False, True):  # with gradients nothing is packed

@@ -18,7 +18,7 @@ MODEL_FILES = {
     "configuration_biggan",
     "kernels",
     "normalization",
-    "packing",
+    "onednn",
     "resampling",
     "spectral_norm",
     "winograd",
@@ -30,8 +30,6 @@ NOTHING = (
     "autograd",
     "configuration_biggan",
     "normalization",
-    "packing",
-    "winograd",
     "latents",
     "losses",
     "augment",
@@ -42,10 +40,12 @@ NOTHING = (
 )
 MAY_IMPORT: dict[str, set[str]] = {
     **{part: set() for part in NOTHING},
-    "kernels": {"packing"},
-    "resampling": {"autograd"},
+    "onednn": {"autograd"},
+    "kernels": {"onednn"},
+    "resampling": {"autograd", "onednn"},
+    "winograd": {"onednn"},
     "spectral_norm": {"autograd", "kernels"},
-    "layers": {"kernels", "normalization", "packing", "resampling", "spectral_norm", "winograd"},
+    "layers": {"kernels", "normalization", "onednn", "resampling", "spectral_norm", "winograd"},
     "modeling_biggan": {
         "configuration_biggan",
         "kernels",

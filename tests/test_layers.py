@@ -69,7 +69,7 @@ def test_both_sides_of_the_number_of_channels(
     maps = torch.randn(2, channels, 5, 4, dtype=dtype).to(memory_format=memory_format).requires_grad_()
     with FlopCounterMode(display=False) as counter:
         ours = layer(maps)
-    assert (torch.ops.aten.convolution in counter.get_flop_counts()["Global"]) == (channels < 16)
+    assert (torch.ops.aten.convolution in counter.get_flop_counts().get("Global", {})) == (channels < 16)
     theirs = plain_form(layer, maps)
     assert ours.is_contiguous(memory_format=memory_format)
     upstream = torch.randn_like(theirs)

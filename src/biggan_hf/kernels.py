@@ -7,9 +7,8 @@ from typing import Any, NamedTuple, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
-from .packing import can_pack
+from .onednn import can_pack, may_pack
 
 
 Forward = TypeVar("Forward")
@@ -42,7 +41,7 @@ class KeptKernel(nn.Module):
     weight: Tensor
     _kept: Kept | None = None
     _trusts_kept: bool = False
-    _packs: bool = False  # in this forward, see `packing`
+    _packs: bool = False  # in this forward, see `onednn`
 
     def kernel_sources(self) -> list[Tensor]:
         """What the kernel depends on, the weight first."""
@@ -73,7 +72,7 @@ class KeptKernel(nn.Module):
         if torch.compiler.is_compiling():
             return False
         wants_gradient = torch.is_grad_enabled() and self.weight.requires_grad
-        return wants_gradient or (self.kernel_is_packed() and not _may_pack())
+        return wants_gradient or (self.kernel_is_packed() and not may_pack())
 
     def packed_kernel(self, pack: Callable[[Tensor], Tensor]) -> tuple[Tensor, bool]:
         """The kernel and whether it is packed: where it is kept, and the forward packs, it is from now on."""
@@ -233,7 +232,7 @@ def kept_kernels(network: nn.Module) -> Iterator[None]:
         return
     with _FORWARD:
         layers = [layer for layer in kept if not layer._trusts_kept]
-        packs = _may_pack() and network._compiled_call_impl is None
+        packs = may_pack() and network._compiled_call_impl is None
         _refresh(layers, packs)
         with _trusted(layers, packs):
             yield
@@ -252,9 +251,3 @@ def _set(layers: Sequence[KeptKernel], **attributes: bool) -> None:
     """Without `nn.Module.__setattr__`, which for a network takes as long as the sums of a GPU."""
     for layer in layers:
         vars(layer).update(attributes)
-
-
-def _may_pack() -> bool:
-    """Packed convolutions know neither gradients, in either direction, nor transforms such as `vmap`, nor autocast."""
-    has_gradients = torch.is_grad_enabled() or forward_ad._current_level >= 0
-    return not (has_gradients or torch._C._are_functorch_transforms_active() or torch.is_autocast_enabled("cpu"))

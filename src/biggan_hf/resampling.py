@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .autograd import Function
+from .onednn import product
 
 
 def box_sum(hidden_states: Tensor, padding: int = 0) -> Tensor:
@@ -100,7 +101,7 @@ def transposed_product(hidden_states: Tensor, weight: Tensor) -> Tensor:
     """
     (samples, channels, height, width), out_channels = hidden_states.shape, weight.shape[0]
     pixels = hidden_states.flip(2, 3).permute(0, 2, 3, 1).reshape(-1, channels)
-    columns = F.linear(pixels, weight.permute(0, 2, 3, 1).reshape(out_channels * 9, channels))
+    columns = product(pixels, weight.permute(0, 2, 3, 1).reshape(out_channels * 9, channels))
     columns = columns.view(samples, height * width, out_channels * 9).mT
     maps = F.fold(columns, (2 * height + 1, 2 * width + 1), kernel_size=3, stride=2).flip(2, 3)
     return maps.contiguous(memory_format=torch.channels_last) if weight.stride(1) == 1 else maps
@@ -115,6 +116,6 @@ def strided_product(hidden_states: Tensor, weight: Tensor) -> Tensor:
     samples, channels, height, width = hidden_states.shape
     columns = F.unfold(hidden_states, kernel_size=3, stride=2).unflatten(1, (channels, 9))
     pixels = columns.permute(0, 3, 2, 1).reshape(-1, 9 * channels)
-    maps = F.linear(pixels, weight.permute(0, 2, 3, 1).reshape(-1, 9 * channels))
+    maps = product(pixels, weight.permute(0, 2, 3, 1).reshape(-1, 9 * channels))
     maps = maps.view(samples, (height - 1) // 2, (width - 1) // 2, len(weight)).permute(0, 3, 1, 2)
     return maps if weight.stride(1) == 1 else maps.contiguous()

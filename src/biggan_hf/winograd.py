@@ -10,8 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .onednn import product
+
 
 CHANNELS = 384  # with fewer, reading and writing the tiles costs more than is saved
+FILTERS = 64  # whose kernels, made at a time, stay in a cache
 TILE_VALUES = 2**22  # so many of them at a time stay in a cache
 
 
@@ -20,10 +23,13 @@ def saves_time(in_channels: int, out_channels: int) -> bool:
 
 
 def winograd_kernel(weight: Tensor) -> Tensor:
-    """G w Gᵀ of each filter of a weight (out, in, 3, 3): (16, in, out)."""
+    """G w Gᵀ of each filter of a weight (out, in, 3, 3): (16, out, in)."""
     line = weight.new_tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
-    filters = weight.permute(0, 2, 3, 1).flatten(1, 2)  # a view of a weight in channels-last order
-    return (torch.kron(line, line) @ filters).permute(1, 2, 0)
+    lines = torch.kron(line, line)
+    kernel = weight.new_empty(16, *weight.shape[:2])
+    for part, filters in zip(kernel.split(FILTERS, dim=1), weight.split(FILTERS), strict=True):
+        part.copy_((lines @ filters.permute(2, 3, 0, 1).reshape(9, -1)).view_as(part))
+    return kernel
 
 
 def winograd_conv2d(hidden_states: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
@@ -32,7 +38,7 @@ def winograd_conv2d(hidden_states: Tensor, kernel: Tensor, bias: Tensor | None) 
 
     Args:
         hidden_states: (N, C, H, W).
-        kernel: (16, C, O), from `winograd_kernel`.
+        kernel: (16, O, C), from `winograd_kernel`.
         bias: (O,), or none.
     """
     height, width = hidden_states.shape[2:]
@@ -49,9 +55,10 @@ def _convolve_tiles(x: Tensor, kernel: Tensor) -> Tensor:
     samples, height, width = x.shape[0], x.shape[1] - 2, x.shape[2] - 2
     rows = _spread(*(x[:, i : i + height : 2] for i in range(4)))
     tiles = torch.stack([t for row in rows for t in _spread(*(row[:, :, i : i + width : 2] for i in range(4)))])
-    products = torch.bmm(tiles.flatten(1, 3), kernel).view(4, 4, samples, height // 2, width // 2, kernel.shape[2])
+    maps = [product(tile, matrix) for tile, matrix in zip(tiles.flatten(1, 3), kernel, strict=True)]
+    products = torch.stack(maps).view(4, 4, samples, height // 2, width // 2, kernel.shape[1])
     pixels = [torch.stack(_gather(*row), dim=3) for row in _gather(*products)]
-    return torch.stack(pixels, dim=2).view(samples, height, width, kernel.shape[2])
+    return torch.stack(pixels, dim=2).view(samples, height, width, kernel.shape[1])
 
 
 def _spread(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

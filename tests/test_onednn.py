@@ -1,4 +1,4 @@
-"""Networks that evaluate without gradients on a CPU, with weights in oneDNN's order."""
+"""oneDNN's own operations on a CPU: networks that evaluate with weights in its order, and products of matrices."""
 
 import copy
 import functools
@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.utils.prune
-from common import tiny_discriminator, tiny_generator, tiny_inputs
+from common import Operations, tiny_discriminator, tiny_generator, tiny_inputs
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from biggan_hf import kernels, layers, winograd
 from biggan_hf.kernels import KeptKernel, kept_kernels
+from biggan_hf.onednn import product
 
 
 Network = Any
@@ -72,6 +73,84 @@ def same_with_other_kernels(network: Network, change: Callable[[], None]) -> tup
     for _ in range(2):
         torch.testing.assert_close(output(network, *inputs), expected, rtol=1e-5, atol=1e-5)
     return inputs, expected
+
+
+# Products
+
+
+LAYOUTS: dict[str, Callable[[int, int], Tensor]] = {
+    "rows": torch.randn,
+    "columns": lambda m, n: torch.randn(n, m).t(),
+    "strided": lambda m, n: torch.randn(2 * m, 3 * n)[::2, ::3],
+}
+
+
+def second_gradients(multiply: Callable[[Tensor, Tensor], Tensor], left: Tensor, right: Tensor) -> list[Tensor]:
+    """The product, its gradients, and the gradients of their squares."""
+    leaves = left.clone().requires_grad_(), right.clone().requires_grad_()
+    out = multiply(*leaves)
+    first = torch.autograd.grad(out.pow(2).sum(), leaves, create_graph=True)
+    return [out, *first, *torch.autograd.grad(sum(g.pow(2).sum() for g in first), leaves)]  # type: ignore[arg-type]
+
+
+@needs_packing
+@pytest.mark.parametrize("left", LAYOUTS)
+@pytest.mark.parametrize("right", LAYOUTS)
+def test_product_and_gradients(left: str, right: str) -> None:
+    matrices = LAYOUTS[left](6, 5), LAYOUTS[right](4, 5)
+    with Operations() as operations:
+        ours = second_gradients(product, *matrices)
+    assert "_linear_pointwise" in operations.names and not {"mm", "addmm"} & {*operations.names}
+    for a, b in zip(ours, second_gradients(F.linear, *matrices), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5 * b.abs().max().item())
+
+
+def test_product_where_onednn_does_not_serve() -> None:
+    left, right = torch.randn(6, 5), torch.randn(4, 5)
+    expected = left @ right.t()
+    with Operations() as operations:
+        assert torch.allclose(torch.vmap(product, (None, 0))(left, right[None])[0], expected, atol=1e-6)
+        assert product(left.double(), right.double()).dtype == torch.float64
+        assert product(left[:0], right).shape == (0, 4)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert product(left, right).dtype == torch.bfloat16
+        with forward_ad.dual_level():
+            dual = product(forward_ad.make_dual(left, left), right)
+            assert torch.allclose(forward_ad.unpack_dual(dual).tangent, expected, atol=1e-6)
+    assert "_linear_pointwise" not in operations.names
+
+
+def test_product_that_is_recorded() -> None:
+    left, right = torch.randn(6, 5), torch.randn(4, 5)
+    recorded: list[str] = []
+
+    def backend(module: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:
+        recorded.append(module.code)
+        return module.forward
+
+    assert torch.allclose(torch.compile(product, backend=backend, fullgraph=True)(left, right), left @ right.t())
+    assert len(recorded) == 1 and "linear(" in recorded[0] and "_linear_pointwise" not in recorded[0]
+
+
+@needs_packing
+@pytest.mark.parametrize("pairs", [1, 100, 10_000])
+def test_attention_in_parts(pairs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layers, "PAIRS", pairs)
+    attention, maps = layers.SelfAttention(16, 1e-6), torch.randn(3, 16, 6, 4)
+    nn.init.ones_(attention.gamma)
+    whole, parts = Operations(), Operations()
+    with whole:
+        expected = attention.eval()(maps)
+    with parts, torch.no_grad():
+        out = attention(maps)
+    torch.testing.assert_close(out, expected.detach(), rtol=1e-5, atol=1e-5)
+    assert "_linear_pointwise" in parts.names and "_linear_pointwise" not in whole.names
+    with Operations() as training, torch.no_grad():
+        attention.train()(maps)
+    assert "_linear_pointwise" not in training.names  # a checkpointed forward is that of its repetition
+
+
+# Networks
 
 
 @pytest.mark.parametrize("size", [(4, 6), (3, 5), (1, 2)])
