@@ -30,6 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 import biggan_hf
+from biggan_hf.onednn import product
 
 
 # Largest difference between outputs in [-1, 1] that float32 leaves between two orders of the same arithmetic.
@@ -122,13 +123,13 @@ def _of_onednn() -> dict[object, Callable[..., int]]:
     def transposed(maps: Sequence[int], kernel: Sequence[int], *_: object, **__: object) -> int:
         return 2 * maps[0] * math.prod(maps[2:]) * math.prod(kernel)
 
-    def product(left: Sequence[int], right: Sequence[int], *_: object, **__: object) -> int:
+    def linear(left: Sequence[int], right: Sequence[int], *_: object, **__: object) -> int:
         return 2 * math.prod(left) * right[0]
 
     formulas: dict[str, Callable[..., int]] = {
         "_convolution_pointwise": forward,
         "_convolution_transpose_pointwise": transposed,
-        "_linear_pointwise": product,
+        "_linear_pointwise": linear,
     }
     return {getattr(torch.ops.mkldnn, name): f for name, f in formulas.items() if hasattr(torch.ops.mkldnn, name)}
 
@@ -153,10 +154,11 @@ def weigh(build: Callable[[], Run], device: torch.device) -> tuple[Run, int | No
 
 
 def matrix_product(device: torch.device, dtype: torch.dtype) -> Callable[[], float]:
-    """The product of two large square matrices, what is within reach here, as a run that returns FLOP/s."""
+    """The product of two large square matrices, what is within reach here, as a run that returns FLOP/s. It is the
+    package's own, since torch's on a CPU can be far from what the machine does."""
     size = MATRIX_SIZE[device.type]
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    seconds = timed(lambda: left @ right, device)
+    seconds = timed(lambda: product(left, right), device)
     return lambda: 2 * size**3 / seconds()
 
 
