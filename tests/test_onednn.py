@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.utils.prune
-from common import Operations, tiny_discriminator, tiny_generator, tiny_inputs
+from common import Operations, saved_for_the_gradient, tiny_discriminator, tiny_generator, tiny_inputs
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional as F
@@ -148,6 +148,32 @@ def test_attention_in_parts(pairs: int, monkeypatch: pytest.MonkeyPatch) -> None
     with Operations() as training, torch.no_grad():
         attention.train()(maps)
     assert "_linear_pointwise" not in training.names  # a checkpointed forward is that of its repetition
+
+
+@torch.no_grad()
+def test_attention_of_no_maps() -> None:
+    attention = layers.SelfAttention(16, 1e-6).eval()
+    assert attention(torch.ones(0, 16, 4, 4)).shape == (0, 16, 4, 4)
+
+
+@pytest.mark.filterwarnings(
+    "ignore::torch.jit.TracerWarning", "ignore:`torch.jit:DeprecationWarning", "ignore:`is_grad:FutureWarning"
+)
+@torch.no_grad()
+def test_traced_attention_takes_any_number_of_maps() -> None:
+    attention = layers.SelfAttention(16, 1e-6).eval()
+    nn.init.ones_(attention.gamma)
+    traced, maps = torch.jit.trace(attention, torch.randn(3, 16, 4, 4)), torch.randn(5, 16, 4, 4)
+    torch.testing.assert_close(traced(maps), attention(maps), rtol=1e-5, atol=1e-5)
+    assert "_linear_pointwise" not in str(traced.inlined_graph)
+
+
+@needs_packing
+@pytest.mark.parametrize("needed", [(True, False), (False, True), (True, True)])
+def test_product_keeps_what_its_gradients_need(needed: tuple[bool, bool]) -> None:
+    left, right = torch.randn(6, 5), torch.randn(4, 5)
+    kept = saved_for_the_gradient(lambda: product(left.requires_grad_(needed[0]), right.requires_grad_(needed[1])))
+    assert [x.shape for x in kept] == [x.shape for x, other in ((left, needed[1]), (right, needed[0])) if other]
 
 
 # Networks
