@@ -117,6 +117,8 @@ def test_product_where_onednn_does_not_serve() -> None:
         with forward_ad.dual_level():
             dual = product(forward_ad.make_dual(left, left), right)
             assert torch.allclose(forward_ad.unpack_dual(dual).tangent, expected, atol=1e-6)
+        with torch.backends.mkldnn.flags(enabled=False):
+            assert torch.allclose(product(left, right), expected, atol=1e-6)
     assert "_linear_pointwise" not in operations.names
 
 
@@ -132,15 +134,20 @@ def test_product_that_is_recorded() -> None:
     assert len(recorded) == 1 and "linear(" in recorded[0] and "_linear_pointwise" not in recorded[0]
 
 
+def attention_and_maps(channels: int, size: int, samples: int = 3) -> tuple[layers.SelfAttention, Tensor]:
+    attention = layers.SelfAttention(channels, 1e-6)
+    nn.init.ones_(attention.gamma)
+    return attention.eval(), torch.randn(samples, channels, size, size)
+
+
 @needs_packing
-@pytest.mark.parametrize("pairs", [1, 100, 10_000])
+@pytest.mark.parametrize("pairs", [1, 30_000, 10**6])
 def test_attention_in_parts(pairs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layers, "PAIRS", pairs)
-    attention, maps = layers.SelfAttention(16, 1e-6), torch.randn(3, 16, 6, 4)
-    nn.init.ones_(attention.gamma)
+    attention, maps = attention_and_maps(64, 32)
     whole, parts = Operations(), Operations()
     with whole:
-        expected = attention.eval()(maps)
+        expected = attention(maps)
     with parts, torch.no_grad():
         out = attention(maps)
     torch.testing.assert_close(out, expected.detach(), rtol=1e-5, atol=1e-5)
@@ -150,10 +157,20 @@ def test_attention_in_parts(pairs: int, monkeypatch: pytest.MonkeyPatch) -> None
     assert "_linear_pointwise" not in training.names  # a checkpointed forward is that of its repetition
 
 
+@needs_packing
+@torch.no_grad()
+@pytest.mark.parametrize(("channels", "size", "in_parts"), [(64, 32, True), (56, 32, False), (64, 30, False)])
+def test_only_large_maps_are_attended_in_parts(channels: int, size: int, in_parts: bool) -> None:
+    attention, maps = attention_and_maps(channels, size)
+    with Operations() as operations:
+        attention(maps)
+    assert ("_linear_pointwise" in operations.names) == in_parts
+
+
 @torch.no_grad()
 def test_attention_of_no_maps() -> None:
-    attention = layers.SelfAttention(16, 1e-6).eval()
-    assert attention(torch.ones(0, 16, 4, 4)).shape == (0, 16, 4, 4)
+    attention, maps = attention_and_maps(64, 32, samples=0)
+    assert attention(maps).shape == maps.shape
 
 
 @pytest.mark.filterwarnings(
@@ -161,10 +178,9 @@ def test_attention_of_no_maps() -> None:
 )
 @torch.no_grad()
 def test_traced_attention_takes_any_number_of_maps() -> None:
-    attention = layers.SelfAttention(16, 1e-6).eval()
-    nn.init.ones_(attention.gamma)
-    traced, maps = torch.jit.trace(attention, torch.randn(3, 16, 4, 4)), torch.randn(5, 16, 4, 4)
-    torch.testing.assert_close(traced(maps), attention(maps), rtol=1e-5, atol=1e-5)
+    attention, maps = attention_and_maps(64, 32)
+    traced, more = torch.jit.trace(attention, maps), torch.randn(5, 64, 32, 32)
+    torch.testing.assert_close(traced(more), attention(more), rtol=1e-5, atol=1e-5)
     assert "_linear_pointwise" not in str(traced.inlined_graph)
 
 
@@ -315,6 +331,15 @@ def test_autocast_after_packing(network: Network) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.allclose(output(network, *inputs).float(), expected, rtol=0.05, atol=0.2)
     assert not any(packed(network))  # which would compute in float32
+
+
+@torch.no_grad()
+def test_switched_off_after_packing(network: Network) -> None:
+    inputs = tiny_inputs(network)
+    expected = output(network, *inputs)
+    with torch.backends.mkldnn.flags(enabled=False), Operations() as operations:
+        torch.testing.assert_close(output(network, *inputs), expected, rtol=1e-5, atol=1e-5)
+    assert not any(packed(network)) and not any(name.endswith("_pointwise") for name in operations.names)
 
 
 @torch.no_grad()

@@ -198,6 +198,15 @@ def test_kernel_is_made_once_in_eval_mode() -> None:
     assert layer.made == 3
 
 
+@pytest.mark.parametrize("kind", SPECTRAL)
+@torch.no_grad()
+def test_making_a_kernel_leaves_the_weight_as_it_is(kind: str) -> None:
+    layer = SPECTRAL[kind]().eval()
+    before = layer.weight.clone()
+    layer(INPUTS[kind])
+    assert layer._kept is not None and torch.equal(layer.weight, before)
+
+
 @torch.no_grad()
 def scaled_in_place(layer: SpectralNorm) -> None:
     layer.weight[0].mul_(3)

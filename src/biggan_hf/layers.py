@@ -25,6 +25,9 @@ Resample = Literal["up", "down"]
 # Beside upsampling or pooling on a CPU, see `Conv2d`: from here a product of matrices takes half the time of a strided
 # convolution.
 PRODUCT_CHANNELS = 1024
+# From so many keys and channels of values on, attention without gradients on a CPU goes in parts, see `SelfAttention`:
+# with fewer of either the fused kernel is faster.
+PART_KEYS, PART_CHANNELS = 256, 32
 # So many of the numbers that attention computes of pairs of positions stay in a cache.
 PAIRS = 2**20
 
@@ -335,7 +338,8 @@ class SelfAttention(nn.Module):
     """
     Non-local block of SA-GAN: every position attends to a grid of half the size; x + γ·o(attention), γ = 0 at first.
 
-    The logits are not divided by √d.
+    The logits are not divided by √d. On a CPU and without gradients, maps of 64 channels and 32x32 pixels up go in
+    parts: docs/benchmarks.md has the measurement.
     """
 
     def __init__(self, channels: int, sn_eps: float | None):
@@ -351,7 +355,7 @@ class SelfAttention(nn.Module):
         query = self.theta(hidden_states).flatten(2).transpose(1, 2)  # (N, HW, C/8)
         key = F.max_pool2d(self.phi(hidden_states), 2).flatten(2).transpose(1, 2)  # (N, HW/4, C/8)
         value = F.max_pool2d(self.g(hidden_states), 2).flatten(2).transpose(1, 2)  # (N, HW/4, C/2)
-        in_parts = not (self.training or torch.is_grad_enabled()) and can_multiply(query, key, value)
+        in_parts = not (self.training or torch.is_grad_enabled()) and _saves_time_in_parts(query, key, value)
         attended = (_attend_in_parts if in_parts else _attend)(query, key, value)  # (N, HW, C/2)
         out = self.o(attended.transpose(1, 2).unflatten(2, (height, width))).to(hidden_states.dtype)
         return torch.addcmul(hidden_states, out, self.gamma.to(out.dtype))
@@ -367,6 +371,11 @@ def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         query, key = F.pad(query, (0, missing)), F.pad(key, (0, missing))
     query, key, value = (x.contiguous().unsqueeze(1) for x in (query, key, value))  # one head
     return F.scaled_dot_product_attention(query, key, value, scale=1.0).squeeze(1)
+
+
+def _saves_time_in_parts(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    # In this order: what is compiled or traced asks for no size.
+    return can_multiply(query, key, value) and key.shape[1] >= PART_KEYS and value.shape[2] >= PART_CHANNELS
 
 
 def _attend_in_parts(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

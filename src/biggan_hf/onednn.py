@@ -35,13 +35,15 @@ def can_pack(kernel: Tensor) -> bool:
 
 def may_pack() -> bool:
     """Packed convolutions know no gradients."""
-    return not (torch.is_grad_enabled() or _is_watched())
+    return not torch.is_grad_enabled() and _serves()
 
 
-def _is_watched() -> bool:
-    """Whether by what oneDNN's operations do not know: forward gradients, transforms such as `vmap`, autocast."""
+def _serves() -> bool:
+    """Whether oneDNN is switched on, in the absence of what its operations do not know: forward gradients, transforms
+    such as `vmap`, autocast."""
     is_transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-    return is_transformed or torch.is_autocast_enabled("cpu")
+    is_on = bool(torch.backends.mkldnn.enabled)
+    return is_on and not (is_transformed or torch.is_autocast_enabled("cpu"))
 
 
 def pack(kernel: Tensor, input_size: torch.Size, stride: int, padding: int, transposed: bool) -> Tensor:
@@ -75,7 +77,7 @@ def packed_conv2d(
 
 def can_multiply(*matrices: Tensor) -> bool:
     """Whether `product` is oneDNN's."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or _is_watched():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or not _serves():
         return False
     return all(can_pack(matrix) and matrix.numel() for matrix in matrices)
 
