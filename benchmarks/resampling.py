@@ -90,37 +90,32 @@ def compute(form: nn.Module, maps: Tensor, upstream: Tensor) -> tuple[Tensor, ..
     return (out, *torch.autograd.grad(out, [maps, *form.parameters()], upstream)) if form.training else (out,)
 
 
-def largest_difference(forms: nn.ModuleList, maps: Tensor, place: Place) -> float:
+def largest_difference(forms: nn.ModuleList, maps: Tensor, title: str) -> float:
     """The largest difference of the forms in float32, in units of the largest value: gradients grow with the map."""
     with torch.set_grad_enabled(forms.training), tensor_float32(False):
         upstream = torch.randn_like(forms[1](maps))
         ours, theirs = (compute(form, maps, upstream) for form in forms)
         pairs = [(a / b.abs().max(), b / b.abs().max()) for a, b in zip(ours, theirs, strict=True)]
-        return max(require_same(a, b, f"the forms of {place}") for a, b in pairs)
+        return max(require_same(a, b, f"the forms of {title}") for a, b in pairs)
 
 
-def measure(place: Place, what: str, batch_size: int, channels_last: bool, options: argparse.Namespace) -> Result:
-    """Seconds of both forms, by turns; forward alone in sampling, forward and backward in training."""
-    device, training = torch.device(options.device), what == "training"
-    layer = Conv2d(place.in_channels, place.out_channels, 3, resample=place.resample)
-    forms = nn.ModuleList([layer, Plain(layer)]).train(training)
-    order = torch.channels_last if channels_last else torch.contiguous_format
-    forms.to(device=device, memory_format=order)  # type: ignore[call-overload]  # torch declares them apart
-    maps = torch.randn(batch_size, place.in_channels, place.size, place.size, device=device).to(memory_format=order)
-    difference = largest_difference(forms, maps[:COMPARED].requires_grad_(training), place)
+def measure_forms(forms: nn.ModuleList, maps: Tensor, title: str, options: argparse.Namespace) -> Result:
+    """Seconds of a form and of the plain one, by turns: in eval mode of a forward, in training of a backward, too."""
+    training, order = forms.training, torch.channels_last if options.channels_last else torch.contiguous_format
+    forms.to(maps.device, memory_format=order)  # type: ignore[call-overload]  # torch declares them apart
+    maps = maps.to(memory_format=order)
+    difference = largest_difference(forms, maps[:COMPARED].requires_grad_(training), title)
     dtype = DTYPES[options.dtype]
     maps = maps.to(dtype).requires_grad_(training)
     with torch.set_grad_enabled(training), kept_kernels(forms.to(dtype)):
         upstream = torch.randn_like(forms[1](maps))
-        runs = [timed(partial(compute, form, maps, upstream), device) for form in forms]
+        runs = [timed(partial(compute, form, maps, upstream), maps.device) for form in forms]
         repeats = max(options.repeats, min(int(SECONDS / sum(run() for run in runs)), MOST_REPEATS))
-        seconds, plain_seconds = alternate(runs, repeats, f"{what}, {place}")
+        seconds, plain_seconds = alternate(runs, repeats, title)
     middle, least, greatest = ratio(seconds, plain_seconds)
     return {
-        "what": what,
-        **place._asdict(),
-        "batch_size": batch_size,
-        "channels_last": channels_last,
+        "batch_size": len(maps),
+        "channels_last": options.channels_last,
         "largest_difference": difference,
         "seconds": statistics.median(seconds),
         "plain_seconds": statistics.median(plain_seconds),
@@ -128,6 +123,13 @@ def measure(place: Place, what: str, batch_size: int, channels_last: bool, optio
         "ratio": middle,
         "ratio_range": [least, greatest],
     }
+
+
+def measure(place: Place, what: str, batch_size: int, options: argparse.Namespace) -> Result:
+    layer = Conv2d(place.in_channels, place.out_channels, 3, resample=place.resample)
+    forms = nn.ModuleList([layer, Plain(layer)]).train(what == "training")
+    maps = torch.randn(batch_size, place.in_channels, place.size, place.size, device=options.device)
+    return {"what": what, **place._asdict(), **measure_forms(forms, maps, f"{what}, {place}", options)}
 
 
 def table(rows: Sequence[Result]) -> str:
@@ -143,19 +145,25 @@ def table(rows: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
+def forms_parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser with the arguments of measuring forms of a layer."""
+    result = parser(description)
+    result.add_argument("--batch_sizes", type=positive, nargs="+", default=[1, 8], help="images")
+    result.add_argument("--dtype", choices=DTYPES, default="float32", help="of maps and weights")
+    result.add_argument("--channels_last", action="store_true", help="maps and weights in this order")
+    return result
+
+
 def main(argv: list[str] | None = None) -> None:
-    arguments = parser(__doc__)
+    arguments = forms_parser(__doc__)
     arguments.add_argument("--presets", nargs="+", choices=PRESETS, default=["biggan-128", "cifar10"], help="networks")
-    arguments.add_argument("--batch_sizes", type=positive, nargs="+", default=[1, 8], help="images")
     arguments.add_argument("--what", nargs="+", choices=WHAT, default=WHAT, help="what to measure")
-    arguments.add_argument("--dtype", choices=DTYPES, default="float32", help="of maps and weights")
-    arguments.add_argument("--channels_last", action="store_true", help="maps and weights in this order")
     options = arguments.parse_args(argv)
     device = set_up(options)
     found = dict.fromkeys(sorted(place for preset in options.presets for place in places(preset)))
     with tensor_float32(options.tf32):
         rows = [
-            measure(place, what, batch_size, options.channels_last, options)
+            measure(place, what, batch_size, options)
             for place in found
             for what in options.what
             for batch_size in options.batch_sizes

@@ -12,7 +12,15 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from common import Operations, saved_for_the_gradient, tiny_config, tiny_discriminator, tiny_generator, tiny_inputs
+from common import (
+    Operations,
+    saved_for_the_gradient,
+    tiles_from,
+    tiny_config,
+    tiny_discriminator,
+    tiny_generator,
+    tiny_inputs,
+)
 from conversion_common import ORIGINALS, answers, assert_close, convert, convert_any
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -162,10 +170,12 @@ def draw(number: int) -> Iterator[Case]:
 
 TILES, PRODUCT = winograd.CHANNELS, layers.PRODUCT_CHANNELS
 WIDE = {
-    "tiles": Case(2, (TILES, TILES), (3, 4), sn_eps=1e-6),
-    "tiles, two widths": Case(1, (768, TILES), (2, 1), bias=False, weight_format=torch.channels_last),
-    "too narrow for tiles": Case(2, (TILES - 1, TILES), (3, 3), format=torch.channels_last),
-    "pointwise": Case(3, (1536, TILES), (4, 4), kernel_size=1, sn_eps=1e-6),
+    "tiles": Case(2, (TILES, TILES), (23, 20), sn_eps=1e-6),
+    "tiles, few": Case(1, (1024, 1024), (2, 64), bias=False, weight_format=torch.channels_last),
+    "too few for tiles": Case(1, (1100, 1100), (2, 62)),
+    "too small for tiles": Case(2, (TILES, TILES), (22, 20), sn_eps=1e-6),
+    "too narrow for tiles": Case(2, (TILES - 1, TILES), (24, 24), format=torch.channels_last),
+    "pointwise": Case(3, (1536, TILES), (8, 8), kernel_size=1, sn_eps=1e-6),
     "product": Case(2, (PRODUCT, 96), (2, 3), resample="up", sn_eps=1e-6),
     "product, channels last": Case(1, (1536, 40), (4, 4), resample="up", bias=False, format=torch.channels_last),
     "product in float64": Case(1, (PRODUCT, 24), (1, 3), resample="up", dtype=torch.float64),
@@ -191,7 +201,7 @@ def plain_convolution(layer: Conv2d, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("case", [*draw(60), *WIDE.values()], ids=[*map(str, range(60)), *WIDE])
 def test_convolution_is_the_plain_one(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     if case.narrow:
-        monkeypatch.setattr(winograd, "CHANNELS", 1)
+        tiles_from(monkeypatch, channels=1)
         monkeypatch.setattr(layers, "PRODUCT_CHANNELS", 1)
     layer, maps = build(case)
     plain = functools.partial(plain_convolution, layer)
@@ -402,7 +412,7 @@ def test_a_gpu_takes_one_product_for_all_norms() -> None:
 @pytest.mark.parametrize("name", ["biggan_shared", "biggan_deep", "studiogan_deep_studiogan"])
 @torch.no_grad()
 def test_originals_answers_by_tiles_and_products(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(winograd, "CHANNELS", 1)
+    tiles_from(monkeypatch, channels=1)
     monkeypatch.setattr(layers, "PRODUCT_CHANNELS", 1)
     folder, expected = convert(convert_any, ORIGINALS / name, tmp_path / "model"), answers(ORIGINALS / name)
     generator = BigGANModel.from_pretrained(folder)
@@ -493,15 +503,16 @@ def of_a_product(left: Sequence[int], right: Sequence[int], *_: object, **__: ob
 
 @pytest.mark.skipif(not can_pack(torch.ones(1)), reason="this torch has no packed convolutions for this CPU")
 @torch.no_grad()
-def test_tiles_take_four_ninths_of_the_multiplications() -> None:
-    layer, maps = build(Case(2, (TILES, TILES), (4, 6)))
+def test_tiles_take_four_ninths_of_the_multiplications(monkeypatch: pytest.MonkeyPatch) -> None:
+    tiles_from(monkeypatch, channels=1)
+    layer, maps = build(Case(2, (7, 5), (4, 6)))
     with kept_kernels(layer.eval()):
         layer(maps)
         with FlopCounterMode(
             display=False, custom_mapping={torch.ops.mkldnn._linear_pointwise: of_a_product}
         ) as counter:
             layer(maps)
-    assert counter.get_total_flops() == 4 * TILES * TILES * 2 * 2 * 4 * 6  # of nine
+    assert counter.get_total_flops() == 4 * 7 * 5 * 2 * 2 * 4 * 6  # of nine
 
 
 @pytest.mark.parametrize("name", COSTS)

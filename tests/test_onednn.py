@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.utils.prune
-from common import Operations, saved_for_the_gradient, tiny_discriminator, tiny_generator, tiny_inputs
+from common import Operations, saved_for_the_gradient, tiles_from, tiny_discriminator, tiny_generator, tiny_inputs
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional as F
@@ -214,11 +214,26 @@ def test_tiles_are_the_convolution(size: tuple[int, int], tile_values: int, monk
 @needs_packing
 @torch.no_grad()
 def test_tiles_in_a_network(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
-    inputs, _ = same_with_other_kernels(network, lambda: monkeypatch.setattr(winograd, "CHANNELS", 1))
+    inputs, _ = same_with_other_kernels(network, lambda: tiles_from(monkeypatch, channels=1))
     assert {m._kept.kernel.ndim for m in network.modules() if isinstance(m, layers.Conv2d) and m._kept} == {3, 4}
     with torch.enable_grad():
         first = inputs[0].clone().requires_grad_()
         assert torch.autograd.grad(output(network, first, *inputs[1:]).sum(), first)[0].any()
+
+
+@needs_packing
+@torch.no_grad()
+def test_tiles_come_with_the_first_large_batch_and_stay(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiles_from(monkeypatch, channels=1)
+    inputs = tiny_inputs(network)
+    one = [x[:1] for x in inputs if x is not None]
+    expected = output_of_copy(network, *inputs)
+    monkeypatch.setattr(winograd, "TILES", 257)  # a map of 32x32 pixels has 256
+    forms = []
+    for batch in (one, inputs, one):
+        torch.testing.assert_close(output(network, *batch), expected[: len(batch[0])], rtol=1e-5, atol=1e-5)
+        forms.append([m._kept.kernel.ndim == 3 for m in network.modules() if isinstance(m, layers.Conv2d) and m._kept])
+    assert all(packed(network)) and sum(forms[0]) < sum(forms[1]) and forms[1] == forms[2]
 
 
 @torch.no_grad()
@@ -263,7 +278,7 @@ def test_packed_kernels_are_never_stale(network: Network) -> None:
 
 @pytest.mark.parametrize("channels", [1, winograd.CHANNELS])
 def test_layers_alone_after_packing(network: Network, channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(winograd, "CHANNELS", channels)
+    tiles_from(monkeypatch, channels)
     inputs = tiny_inputs(network)
     with torch.no_grad():
         output(network, *inputs)
@@ -279,7 +294,7 @@ def test_layers_alone_after_packing(network: Network, channels: int, monkeypatch
 
 @torch.no_grad()
 def test_compiled_without_more_after_packing(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(winograd, "CHANNELS", 1)
+    tiles_from(monkeypatch, channels=1)
     inputs = tiny_inputs(network)
     expected = output(network, *inputs)
     network.compile(backend="eager")

@@ -74,14 +74,16 @@ class KeptKernel(nn.Module):
         wants_gradient = torch.is_grad_enabled() and self.weight.requires_grad
         return wants_gradient or (self.kernel_is_packed() and not may_pack())
 
-    def packed_kernel(self, pack: Callable[[Tensor], Tensor]) -> tuple[Tensor, bool]:
-        """The kernel and whether it is packed: where it is kept, and the forward packs, it is from now on."""
+    def packed_kernel(self, pack: Callable[[Tensor], Tensor], serves: Callable[[Tensor], bool]) -> tuple[Tensor, bool]:
+        """The kernel and whether it is packed: where it is kept, and the forward packs, it is from now on, and anew if
+        one that is packed does not serve."""
         kernel, kept = self.kernel(), self._kept
         if kept is None or kernel is not kept.kernel:
             return kernel, False
-        if kept.is_packed or not self._packs or not can_pack(kernel):
+        if not self._packs or (serves(kernel) if kept.is_packed else not can_pack(kernel)):
             return kernel, kept.is_packed
-        self._kept = kept._replace(kernel=pack(kernel), is_packed=True)
+        plain = self._keep() if kept.is_packed else kept
+        self._kept = plain._replace(kernel=pack(plain.kernel), is_packed=True)
         return self._kept.kernel, True
 
     def _can_keep(self) -> bool:

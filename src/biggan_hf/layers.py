@@ -80,26 +80,28 @@ class Conv2d(KeptKernel, nn.Conv2d):
         return hidden_states if self.bias is None else hidden_states.add_(self.bias[:, None, None])
 
     def _convolve(self, hidden_states: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
-        transposed = self.resample == "up"
+        transposed, size = self.resample == "up", hidden_states.shape
 
         def pack_kernel(plain: Tensor) -> Tensor:
-            if self._has_tiles:
+            if self._saves_time_in_tiles(size):
                 return winograd_kernel(plain)
-            return pack(plain, hidden_states.shape, stride, padding, transposed)
+            return pack(plain, size, stride, padding, transposed)
 
-        kernel, is_packed = self.packed_kernel(pack_kernel)
-        if is_packed and self._has_tiles:
+        def serves(packed: Tensor) -> bool:
+            """A kernel in tiles, (16, O, C), serves small maps, too, if not as well: none is made anew for these."""
+            return packed.ndim == 3 or not self._saves_time_in_tiles(size)
+
+        kernel, is_packed = self.packed_kernel(pack_kernel, serves)
+        if is_packed and kernel.ndim == 3:
             return winograd_conv2d(hidden_states, kernel, bias)
         if is_packed:
             return packed_conv2d(hidden_states, kernel, bias, stride, padding, transposed)
         convolution = F.conv_transpose2d if transposed else F.conv2d
         return convolution(hidden_states, kernel, bias, stride=stride, padding=padding)
 
-    @property
-    def _has_tiles(self) -> bool:
-        """Whether it is convolved tile by tile where kernels are packed."""
-        is_plain = self.resample is None and self.kernel_size == (3, 3)
-        return is_plain and saves_time(self.in_channels, self.out_channels)
+    def _saves_time_in_tiles(self, size: torch.Size) -> bool:
+        """Where kernels are packed."""
+        return self.resample is None and self.kernel_size == (3, 3) and saves_time(size, self.out_channels)
 
     def _is_product(self, weight: Tensor) -> bool:
         """Maps of so many channels are small, and oneDNN would spend its time on the order of the weight."""

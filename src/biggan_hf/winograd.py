@@ -13,13 +13,19 @@ from torch.nn import functional as F
 from .onednn import product
 
 
-CHANNELS = 384  # with fewer, reading and writing the tiles costs more than is saved
+# Tiles save time from here on, by docs/benchmarks.md. With fewer channels their reading and writing costs more than is
+# saved, with fewer tiles the reading of the kernel, with fewer multiplications in a product the number of products.
+CHANNELS, TILES, MULTIPLICATIONS = 384, 32, 2**25
 FILTERS = 64  # whose kernels, made at a time, stay in a cache
 TILE_VALUES = 2**22  # so many of them at a time stay in a cache
 
 
-def saves_time(in_channels: int, out_channels: int) -> bool:
-    return min(in_channels, out_channels) >= CHANNELS
+def saves_time(size: torch.Size, out_channels: int) -> bool:
+    """Whether for inputs (N, C, H, W) of a size."""
+    samples, in_channels, height, width = size
+    tiles = samples * (-(-height // 2)) * (-(-width // 2))
+    multiplications = tiles * in_channels * out_channels
+    return min(in_channels, out_channels) >= CHANNELS and tiles >= TILES and multiplications >= MULTIPLICATIONS
 
 
 def winograd_kernel(weight: Tensor) -> Tensor:
