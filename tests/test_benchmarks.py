@@ -15,10 +15,12 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from common import ATTENTION, tiny_discriminator, tiny_generator
+from common import ATTENTION, Operations, tiny_discriminator, tiny_generator
 from torch import Tensor, nn
 
-from biggan_hf.onednn import product
+from biggan_hf import layers, winograd
+from biggan_hf.kernels import kept_kernels
+from biggan_hf.onednn import can_pack, product
 from biggan_hf.training.arguments import TrainingArguments
 
 
@@ -29,6 +31,7 @@ import first_image  # noqa: E402
 import measuring  # noqa: E402
 import peers  # noqa: E402
 import resampling  # noqa: E402
+import rules  # noqa: E402
 import sampling  # noqa: E402
 import saved_memory  # noqa: E402
 import scaling  # noqa: E402
@@ -137,7 +140,7 @@ def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert content["environment"]["versions"]["torch"] == torch.__version__
 
 
-@pytest.mark.parametrize("script", [sampling, training, scaling, saved_memory, resampling])
+@pytest.mark.parametrize("script", [sampling, training, scaling, saved_memory, resampling, rules])
 def test_help(script: Any, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         script.main(["--help"])
@@ -350,13 +353,54 @@ def test_resampling_beside_the_plain_form(
 def test_resampling_that_is_not_the_plain_form_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resampling.Plain, "forward", lambda self, maps: self.conv(maps)[..., ::2, ::2])
     command = ["--presets", "demo", "--what", "training", "--batch_sizes", "1", "--device", "cpu"]
-    with pytest.raises(ValueError, match="the forms of Place"):
+    with pytest.raises(ValueError, match="the forms of training, Place"):
         resampling.main(command)
     monkeypatch.undo()
     whole = resampling.Plain.forward  # whose gradient is half
     monkeypatch.setattr(resampling.Plain, "forward", lambda self, x: (whole(self, x) + whole(self, x).detach()) / 2)
-    with pytest.raises(ValueError, match="the forms of Place"):
+    with pytest.raises(ValueError, match="the forms of training, Place"):
         resampling.main(command)
+
+
+# Rules
+
+
+def test_both_forms_of_every_rule(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resampling, "SECONDS", 0.0)
+    small = {name: rule._replace(sizes=[(16, 6)]) for name, rule in rules.RULES.items()}
+    monkeypatch.setattr(rules, "RULES", small)
+    lines = layers.PRODUCT_CHANNELS, layers.PART_KEYS, winograd.TILES
+    rules.main(["--batch_sizes", "1", "--repeats", "1", "--device", "cpu", "--json", str(tmp_path / "x.json")])
+    assert lines == (layers.PRODUCT_CHANNELS, layers.PART_KEYS, winograd.TILES)
+    rows = json.loads((tmp_path / "x.json").read_text())["results"]
+    assert [(row["rule"], row["what"]) for row in rows] == [(name, use) for name in small for use in small[name].uses]
+    assert all(row["largest_difference"] < measuring.TOLERANCE and row["ratio"] > 0 for row in rows)
+    printed = capsys.readouterr().out.strip().splitlines()[2:]
+    assert [line.split(" | ")[0] for line in printed] == [f"| {name}" for name in small]
+    assert printed[2] == f"| tiles | 16 | 6 | {rows[4]['ratio']:.2f} | – |"
+
+
+@pytest.mark.skipif(not can_pack(torch.ones(1)), reason="this torch has no packed convolutions for this CPU")
+@pytest.mark.parametrize(
+    ("name", "operation"),
+    [
+        ("product, up", "col2im"),
+        ("product, down", "im2col"),
+        ("tiles", "_linear_pointwise"),
+        ("attention in parts", "_linear_pointwise"),
+    ],
+)
+@torch.no_grad()
+def test_only_one_form_of_a_rule_is_the_other(name: str, operation: str) -> None:
+    rule, below, above = rules.RULES[name], Operations(), Operations()
+    layer, maps = rule.build(16).eval(), torch.randn(1, 16, 6, 6)
+    for line, operations in ((1, above), (2**30, below)):
+        form = rules.Form(copy.deepcopy(layer), rule, line)
+        with kept_kernels(form), operations:
+            form(maps)
+    assert operation in above.names and operation not in below.names
 
 
 # BigGAN-PyTorch
