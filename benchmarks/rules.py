@@ -118,6 +118,8 @@ def main(argv: list[str] | None = None) -> None:
     arguments.add_argument("--rules", nargs="+", choices=RULES, default=list(RULES), help="what to measure")
     options = arguments.parse_args(argv)
     device = set_up(options)
+    if (device.type, options.dtype) != ("cpu", "float32"):
+        raise ValueError(f"the rules are of float32 on a CPU, got {options.dtype} on {options.device}")
     with tensor_float32(options.tf32):
         rows = [
             measure(name, what, size, batch_size, options)

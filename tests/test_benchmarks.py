@@ -403,6 +403,11 @@ def test_only_one_form_of_a_rule_is_the_other(name: str, operation: str) -> None
     assert operation in above.names and operation not in below.names
 
 
+def test_rules_are_of_float32_on_a_cpu() -> None:
+    with pytest.raises(ValueError, match="the rules are of float32 on a CPU, got bfloat16 on cpu"):
+        rules.main(["--device", "cpu", "--dtype", "bfloat16"])
+
+
 # BigGAN-PyTorch
 
 
