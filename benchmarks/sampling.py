@@ -93,7 +93,7 @@ def check_outputs(pair: Pair, device: torch.device) -> None:
 
 
 def flops_of(network: nn.Module, sample: Sample, inputs: Inputs) -> int:
-    """Of one image on the device of the inputs: fast paths do less on one kind than on another."""
+    """Of a run on the device of the inputs: fast paths do less on one kind than on another, and with many images."""
     network.to(inputs[0].device)
     sample(network, *inputs)  # makes the kernels
     flops = count_flops(lambda: sample(network, *inputs))
@@ -124,7 +124,7 @@ def contestant(
 
     sample_once, memory = weigh(build, device)
     number, product = len(labels), matrix_product(device, dtype)
-    ready = Contestant(name, setting, timed(sample_once, device), number, number * flops, product, memory)
+    ready = Contestant(name, setting, timed(sample_once, device), number, flops, product, memory)
     return ready, sample_once().float().cpu()
 
 
@@ -133,19 +133,18 @@ def measure_pair(pair: Pair, args: argparse.Namespace, device: torch.device) -> 
     """A result a batch size, after the outputs were found to be the same."""
     check_outputs(pair, device)
     config = pair.ours.config
-    single = draw(config, 1, device)
-    flops = flops_of(pair.ours, pair.sample_ours, single)
-    peer_flops = flops_of(pair.theirs, pair.sample_theirs, single)
+    batches = [draw(config, batch_size, device) for batch_size in args.batch_sizes]
+    flops = [flops_of(pair.ours, pair.sample_ours, inputs) for inputs in batches]
+    peer_flops = [flops_of(pair.theirs, pair.sample_theirs, inputs) for inputs in batches]
     ours = arrange(pair.ours, DTYPES[args.dtype], args)
     theirs = pair.theirs.to(DTYPES[args.peer_dtype])
     what = f"sampling {config.architecture}-{config.image_size}, ch {config.generator_base_channels}"
     is_exact = not args.tf32 and args.dtype == args.peer_dtype == "float32"
     results = []
-    for batch_size in args.batch_sizes:
-        inputs = draw(config, batch_size, device)
-        setting, peer_setting = settings_in_words(args)
-        left, images = contestant("biggan_hf", ours, pair.sample_ours, inputs, setting, flops)
-        right, peer_images = contestant(pair.peer, theirs, pair.sample_theirs, inputs, peer_setting, peer_flops)
+    setting, peer_setting = settings_in_words(args)
+    for inputs, work, peer_work in zip(batches, flops, peer_flops, strict=True):
+        left, images = contestant("biggan_hf", ours, pair.sample_ours, inputs, setting, work)
+        right, peer_images = contestant(pair.peer, theirs, pair.sample_theirs, inputs, peer_setting, peer_work)
         # What is timed is compared as well: exactly as fast paths and compilation leave it, or for the record.
         tolerance = TOLERANCE if is_exact else float("inf")
         difference = require_same(images, peer_images, f"the images of biggan_hf and {pair.peer}", tolerance)
