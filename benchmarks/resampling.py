@@ -7,7 +7,8 @@ The plain form is the project's own convolution, in the best form that it has, a
 
 import argparse
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import NamedTuple
 
@@ -36,6 +37,7 @@ from biggan_hf.kernels import kept_kernels
 from biggan_hf.layers import Conv2d, Resample
 
 
+Keep = Callable[[nn.Module], AbstractContextManager[None]]
 WHAT = ("sampling", "training")
 SECONDS = 1.0  # a quick layer runs for so long at the least
 MOST_REPEATS = 200
@@ -90,24 +92,35 @@ def compute(form: nn.Module, maps: Tensor, upstream: Tensor) -> tuple[Tensor, ..
     return (out, *torch.autograd.grad(out, [maps, *form.parameters()], upstream)) if form.training else (out,)
 
 
-def largest_difference(forms: nn.ModuleList, maps: Tensor, title: str) -> float:
+@contextmanager
+def kept(forms: nn.ModuleList, keep: Keep) -> Iterator[None]:
+    """In eval mode both forms keep their kernels, whose freshness is not looked at while they are timed."""
+    with ExitStack() as stack, torch.set_grad_enabled(forms.training):
+        for form in forms:
+            stack.enter_context(keep(form))
+        yield
+
+
+def largest_difference(forms: nn.ModuleList, maps: Tensor, title: str, keep: Keep) -> float:
     """The largest difference of the forms in float32, in units of the largest value: gradients grow with the map."""
-    with torch.set_grad_enabled(forms.training), tensor_float32(False):
+    with kept(forms, keep), tensor_float32(False):
         upstream = torch.randn_like(forms[1](maps))
         ours, theirs = (compute(form, maps, upstream) for form in forms)
         pairs = [(a / b.abs().max(), b / b.abs().max()) for a, b in zip(ours, theirs, strict=True)]
         return max(require_same(a, b, f"the forms of {title}") for a, b in pairs)
 
 
-def measure_forms(forms: nn.ModuleList, maps: Tensor, title: str, options: argparse.Namespace) -> Result:
+def measure_forms(
+    forms: nn.ModuleList, maps: Tensor, title: str, options: argparse.Namespace, keep: Keep = kept_kernels
+) -> Result:
     """Seconds of a form and of the plain one, by turns: in eval mode of a forward, in training of a backward, too."""
     training, order = forms.training, torch.channels_last if options.channels_last else torch.contiguous_format
     forms.to(maps.device, memory_format=order)  # type: ignore[call-overload]  # torch declares them apart
     maps = maps.to(memory_format=order)
-    difference = largest_difference(forms, maps[:COMPARED].requires_grad_(training), title)
+    difference = largest_difference(forms, maps[:COMPARED].requires_grad_(training), title, keep)
     dtype = DTYPES[options.dtype]
     maps = maps.to(dtype).requires_grad_(training)
-    with torch.set_grad_enabled(training), kept_kernels(forms.to(dtype)):
+    with kept(forms.to(dtype), keep):
         upstream = torch.randn_like(forms[1](maps))
         runs = [timed(partial(compute, form, maps, upstream), maps.device) for form in forms]
         repeats = max(options.repeats, min(int(SECONDS / sum(run() for run in runs)), MOST_REPEATS))

@@ -8,7 +8,8 @@ constants of the package, which are moved here.
 
 import argparse
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from types import ModuleType
 from typing import Any, NamedTuple, cast
@@ -20,6 +21,7 @@ from resampling import forms_parser, measure_forms
 from torch import Tensor, nn
 
 from biggan_hf import layers, winograd
+from biggan_hf.kernels import kept_kernels
 from biggan_hf.layers import Conv2d, SelfAttention
 
 
@@ -82,9 +84,20 @@ class Form(nn.Module):
         self.layer, self.rule, self.line = layer, rule, line
 
     def forward(self, maps: Tensor) -> Tensor:
-        lines: dict[str, Any] = dict.fromkeys(self.rule.constants, self.line)
-        with patch.multiple(self.rule.module, **lines):
+        with self.drawn_line():
             return cast(Tensor, self.layer(maps))
+
+    def drawn_line(self) -> AbstractContextManager[Any]:
+        lines: dict[str, Any] = dict.fromkeys(self.rule.constants, self.line)
+        return patch.multiple(self.rule.module, **lines)
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """The kernel of the form is arranged where this is entered."""
+        with ExitStack() as stack:
+            with self.drawn_line():
+                stack.enter_context(kept_kernels(self.layer))
+            yield
 
 
 def measure(name: str, what: str, size: tuple[int, int], batch_size: int, options: argparse.Namespace) -> Result:
@@ -94,7 +107,7 @@ def measure(name: str, what: str, size: tuple[int, int], batch_size: int, option
     maps = torch.randn(batch_size, channels, pixels, pixels, device=options.device)
     title = f"{name}, {channels} channels at {pixels} pixels"
     place = {"rule": name, "what": what, "channels": channels, "size": pixels}
-    return {**place, **measure_forms(forms, maps, f"{what}, {title}", options)}
+    return {**place, **measure_forms(forms, maps, f"{what}, {title}", options, lambda form: cast(Form, form).kept())}
 
 
 def table(rows: Sequence[Result]) -> str:

@@ -248,7 +248,7 @@ def chosen(options: argparse.Namespace) -> list[str]:
 
 def build_game(options: argparse.Namespace, folder: Path, device: torch.device) -> Game:
     """Writes both checkpoints into the folder."""
-    preset = options.preset or f"biggan-{options.image_size}"
+    preset = options.preset or f"biggan-{128 if options.image_size is None else options.image_size}"
     row = {**(TRAINING_PRESETS[preset] if options.preset else IMAGENET)}
     row |= {"channels_last": options.channels_last, "compile": options.compile}
     if options.batch_size is not None:
@@ -267,7 +267,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     which = arguments.add_mutually_exclusive_group()
     which.add_argument("--preset", choices=["cifar10"], help="its launch_cifar_ema.sh: four updates of D, batch 50")
-    which.add_argument("--image_size", type=int, default=128, help="its launch_BigGAN_bs256x8.sh at so many pixels")
+    which.add_argument("--image_size", type=int, help="its launch_BigGAN_bs256x8.sh at so many pixels (default: 128)")
     arguments.add_argument("--channels", type=positive, help="base width (default: the preset's)")
     arguments.add_argument("--batch_size", type=positive, help="pictures in an update (default: the preset's, or 64)")
     arguments.add_argument("--mixed_precision", choices=["no", "bf16"], default="no", help="of our side")

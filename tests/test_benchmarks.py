@@ -163,6 +163,12 @@ def test_names_of_results(option: str, name: str, suffix: str, tmp_path: Path) -
     assert not any(tmp_path.iterdir())
 
 
+def test_a_preset_has_its_own_size(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        training.main(["--biggan_pytorch", "nowhere", "--preset", "cifar10", "--image_size", "128"])
+    assert "argument --image_size: not allowed with argument --preset" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("device", ["meta", "foo"])
 def test_unusable_device(device: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
@@ -377,6 +383,7 @@ def test_both_forms_of_every_rule(
     rows = json.loads((tmp_path / "x.json").read_text())["results"]
     assert [(row["rule"], row["what"]) for row in rows] == [(name, use) for name in small for use in small[name].uses]
     assert all(row["largest_difference"] < measuring.TOLERANCE and row["ratio"] > 0 for row in rows)
+    assert rows[4]["largest_difference"] > 0  # one form would be the same as itself
     printed = capsys.readouterr().out.strip().splitlines()[2:]
     assert [line.split(" | ")[0] for line in printed] == [f"| {name}" for name in small]
     assert printed[2] == f"| tiles | 16 | 6 | {rows[4]['ratio']:.2f} | – |"

@@ -122,15 +122,17 @@ def test_product_where_onednn_does_not_serve() -> None:
     assert "_linear_pointwise" not in operations.names
 
 
-def test_product_that_is_recorded() -> None:
-    left, right = torch.randn(6, 5), torch.randn(4, 5)
-    recorded: list[str] = []
+class Recorder(list[str]):
+    """A backend of `torch.compile`: the code of what it is given, which it runs as it is."""
 
-    def backend(module: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:
-        recorded.append(module.code)
+    def __call__(self, module: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:
+        self.append(module.code)
         return module.forward
 
-    assert torch.allclose(torch.compile(product, backend=backend, fullgraph=True)(left, right), left @ right.t())
+
+def test_product_that_is_recorded() -> None:
+    left, right, recorded = torch.randn(6, 5), torch.randn(4, 5), Recorder()
+    assert torch.allclose(torch.compile(product, backend=recorded, fullgraph=True)(left, right), left @ right.t())
     assert len(recorded) == 1 and "linear(" in recorded[0] and "_linear_pointwise" not in recorded[0]
 
 
@@ -337,6 +339,31 @@ def test_gradients_after_packing(network: Network) -> None:
     assert not any(packed(network)) and all(
         m._kept is not None for m in network.modules() if isinstance(m, KeptKernel) and m.weight.ndim == 4
     )
+
+
+@pytest.mark.parametrize("channels", [1, winograd.CHANNELS])
+def test_gradients_in_the_midst_of_a_forward(channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiles_from(monkeypatch, channels)
+    layer, maps = (
+        layers.conv2d(4, 6, 3, 1e-6).eval().requires_grad_(False),
+        torch.randn(2, 4, 6, 6, requires_grad=True),
+    )
+    expected = torch.autograd.grad(layer(maps).square().sum(), maps)[0]
+    with torch.no_grad(), kept_kernels(layer), torch.enable_grad():
+        torch.testing.assert_close(torch.autograd.grad(layer(maps).square().sum(), maps)[0], expected)
+
+
+@torch.no_grad()
+def test_a_part_that_is_compiled_packs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    tiles_from(monkeypatch, channels=1)
+    network, recorded = tiny_generator().eval(), Recorder()
+    inputs = tiny_inputs(network)
+    expected = output_of_copy(network, *inputs)
+    part = network.get_submodule("stages.1")
+    part.compile(backend=recorded)
+    torch.testing.assert_close(output(network, *inputs), expected, rtol=1e-5, atol=1e-5)
+    assert recorded and not any("reorder" in code or "_pointwise" in code for code in recorded)
+    assert not any(packed(part)) and any(packed(network))
 
 
 @torch.no_grad()

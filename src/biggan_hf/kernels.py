@@ -80,11 +80,17 @@ class KeptKernel(nn.Module):
         kernel, kept = self.kernel(), self._kept
         if kept is None or kernel is not kept.kernel:
             return kernel, False
-        if not self._packs or (serves(kernel) if kept.is_packed else not can_pack(kernel)):
+        if not self._packs_now() or (serves(kernel) if kept.is_packed else not can_pack(kernel)):
             return kernel, kept.is_packed
-        plain = self._keep() if kept.is_packed else kept
-        self._kept = plain._replace(kernel=pack(plain.kernel), is_packed=True)
+        if kept.is_packed:
+            self._kept = None  # two at a time take memory
+            kept = self._keep()
+        self._kept = kept._replace(kernel=pack(kept.kernel), is_packed=True)
         return self._kept.kernel, True
+
+    def _packs_now(self) -> bool:
+        """Not in a part of a network that is compiled, nor where a hook has asked for what packed kernels have not."""
+        return self._packs and not torch.compiler.is_compiling() and may_pack()
 
     def _can_keep(self) -> bool:
         """Not where a gradient is wanted or the weight is another function's variable, as in `functional_call`; nor

@@ -15,7 +15,7 @@ from .onednn import product
 
 # Tiles save time from here on, by docs/benchmarks.md. With fewer channels their reading and writing costs more than is
 # saved, with fewer tiles the reading of the kernel, with fewer multiplications in a product the number of products.
-CHANNELS, TILES, MULTIPLICATIONS = 384, 32, 2**25
+CHANNELS, TILES, MULTIPLICATIONS = 384, 32, 35_000_000
 FILTERS = 64  # whose kernels, made at a time, stay in a cache
 TILE_VALUES = 2**22  # so many of them at a time stay in a cache
 
