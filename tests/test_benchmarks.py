@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from common import ATTENTION, Operations, tiny_discriminator, tiny_generator
+from common import ATTENTION, Operations, tiles_from, tiny_discriminator, tiny_generator, tiny_inputs
 from torch import Tensor, nn
 
 from biggan_hf import layers, winograd
@@ -377,13 +377,21 @@ def test_both_forms_of_every_rule(
     monkeypatch.setattr(resampling, "SECONDS", 0.0)
     small = {name: rule._replace(sizes=[(16, 6)]) for name, rule in rules.RULES.items()}
     monkeypatch.setattr(rules, "RULES", small)
-    lines = layers.PRODUCT_CHANNELS, layers.PART_KEYS, winograd.TILES
+    lines, outputs = (layers.PRODUCT_CHANNELS, layers.PART_KEYS, winograd.TILES), []
+
+    def timed(compute: Any, device: torch.device) -> Any:
+        outputs.append(compute()[0].detach().clone())
+        return measuring.timed(compute, device)
+
+    monkeypatch.setattr(resampling, "timed", timed)
     rules.main(["--batch_sizes", "1", "--repeats", "1", "--device", "cpu", "--json", str(tmp_path / "x.json")])
     assert lines == (layers.PRODUCT_CHANNELS, layers.PART_KEYS, winograd.TILES)
     rows = json.loads((tmp_path / "x.json").read_text())["results"]
     assert [(row["rule"], row["what"]) for row in rows] == [(name, use) for name in small for use in small[name].uses]
     assert all(row["largest_difference"] < measuring.TOLERANCE and row["ratio"] > 0 for row in rows)
     assert rows[4]["largest_difference"] > 0  # one form would be the same as itself
+    for ours, theirs in zip(outputs[::2], outputs[1::2], strict=True):  # what is timed is what was compared
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     printed = capsys.readouterr().out.strip().splitlines()[2:]
     assert [line.split(" | ")[0] for line in printed] == [f"| {name}" for name in small]
     assert printed[2] == f"| tiles | 16 | 6 | {rows[4]['ratio']:.2f} | – |"
@@ -408,6 +416,19 @@ def test_only_one_form_of_a_rule_is_the_other(name: str, operation: str) -> None
         with kept_kernels(form), operations:
             form(maps)
     assert operation in above.names and operation not in below.names
+
+
+@pytest.mark.skipif(not can_pack(torch.ones(1)), reason="this torch has no packed convolutions for this CPU")
+@pytest.mark.parametrize("has_cpu_forms", [True, False])
+@torch.no_grad()
+def test_work_is_that_of_the_form(has_cpu_forms: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiles_from(monkeypatch, channels=1)
+    monkeypatch.setattr(winograd, "TILES", 257)  # a map of 32x32 pixels has 256
+    model = tiny_generator().eval()
+    latents, labels = tiny_inputs(model)
+    batches = [(latents[:number], labels[:number]) for number in (1, 3)]  # type: ignore[index]
+    one, three = (sampling.flops_of(model, lambda m, *x: m(*x).images, inputs, has_cpu_forms) for inputs in batches)
+    assert three < 3 * one if has_cpu_forms else three == 3 * one
 
 
 def test_rules_are_of_float32_on_a_cpu() -> None:

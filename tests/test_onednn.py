@@ -353,14 +353,23 @@ def test_gradients_in_the_midst_of_a_forward(channels: int, monkeypatch: pytest.
         torch.testing.assert_close(torch.autograd.grad(layer(maps).square().sum(), maps)[0], expected)
 
 
+@pytest.mark.parametrize("wraps", [False, True])
+@pytest.mark.parametrize("runs_before", [False, True])
 @torch.no_grad()
-def test_a_part_that_is_compiled_packs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_that_is_compiled_has_nothing_packed(
+    runs_before: bool, wraps: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tiles_from(monkeypatch, channels=1)
     network, recorded = tiny_generator().eval(), Recorder()
     inputs = tiny_inputs(network)
     expected = output_of_copy(network, *inputs)
+    if runs_before:
+        output(network, *inputs)
     part = network.get_submodule("stages.1")
-    part.compile(backend=recorded)
+    if wraps:
+        network.stages[1] = torch.compile(part, backend=recorded)
+    else:
+        part.compile(backend=recorded)
     torch.testing.assert_close(output(network, *inputs), expected, rtol=1e-5, atol=1e-5)
     assert recorded and not any("reorder" in code or "_pointwise" in code for code in recorded)
     assert not any(packed(part)) and any(packed(network))

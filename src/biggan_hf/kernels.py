@@ -1,7 +1,7 @@
 """The kernels that evaluation computes with: made once of a weight, and anew when the weight has changed."""
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Self, TypeVar
 
@@ -83,7 +83,8 @@ class KeptKernel(nn.Module):
         if not self._packs_now() or (serves(kernel) if kept.is_packed else not can_pack(kernel)):
             return kernel, kept.is_packed
         if kept.is_packed:
-            self._kept = None  # two at a time take memory
+            del kernel, kept  # and their memory, before others are made
+            self._kept = None
             kept = self._keep()
         self._kept = kept._replace(kernel=pack(kept.kernel), is_packed=True)
         return self._kept.kernel, True
@@ -188,16 +189,16 @@ def _differ(kept: Sequence[Kept]) -> bool:
     return bool(kept) and not torch.equal(_sums(kept), torch.cat([kernel.probe for kernel in kept]))
 
 
-def _refresh(layers: Sequence[KeptKernel], packs: bool = False) -> None:
+def _refresh(layers: Sequence[KeptKernel], packing: Collection[KeptKernel] = ()) -> None:
     """
     Sees to it that the kernels of all layers that can keep one are those of their present weights, and packed only
-    where that serves.
+    in layers that pack.
 
     Autograd's record of writes misses those of fused optimisers and through `.data`, as averages of weights are often
     copied. Of these sums of the weight's values tell.
     """
     keeping = [layer for layer in layers if layer._can_keep()]
-    kept = [layer for layer in keeping if layer._is_kept() and (packs or not layer.kernel_is_packed())]
+    kept = [layer for layer in keeping if layer._is_kept() and (layer in packing or not layer.kernel_is_packed())]
     if _differ([layer._kept for layer in kept if layer._kept is not None]):
         kept = []
     for layer in set(layers) - set(kept):
@@ -216,7 +217,7 @@ def run_compiled(network: nn.Module, forward: Callable[[], Forward]) -> Forward:
     with _FORWARD:
         kept = [layer._kept for layer in layers if layer._is_ready() and layer._kept is not None]
         if len(kept) == len(layers):
-            with _trusted(layers, packs=False):
+            with _trusted(layers):
                 result = forward()
             if not _differ(kept):
                 return result
@@ -240,22 +241,30 @@ def kept_kernels(network: nn.Module) -> Iterator[None]:
         return
     with _FORWARD:
         layers = [layer for layer in kept if not layer._trusts_kept]
-        packs = may_pack() and network._compiled_call_impl is None
-        _refresh(layers, packs)
-        with _trusted(layers, packs):
+        packing = set(layers) - _compiled(network) if may_pack() else set()
+        _refresh(layers, packing)
+        with _trusted(layers, packing):
             yield
 
 
+def _compiled(network: nn.Module) -> set[nn.Module]:
+    """What is in a part that is compiled, by `compile()` or `torch.compile`, where a kernel that is packed would stay
+    in the graph whatever is asked of it."""
+    parts = [m for m in network.modules() if m._compiled_call_impl is not None or "_orig_mod" in m._modules]
+    return {module for part in parts for module in part.modules()}
+
+
 @contextmanager
-def _trusted(layers: Sequence[KeptKernel], packs: bool) -> Iterator[None]:
-    _set(layers, _trusts_kept=True, _packs=packs)
+def _trusted(layers: Sequence[KeptKernel], packing: Collection[KeptKernel] = ()) -> Iterator[None]:
+    _set(layers, _trusts_kept=True, _packs=False)  # as it is left, or what was compiled once would be compiled anew
+    _set(packing, _packs=True)
     try:
         yield
     finally:
         _set(layers, _trusts_kept=False, _packs=False)
 
 
-def _set(layers: Sequence[KeptKernel], **attributes: bool) -> None:
+def _set(layers: Iterable[KeptKernel], **attributes: bool) -> None:
     """Without `nn.Module.__setattr__`, which for a network takes as long as the sums of a GPU."""
     for layer in layers:
         vars(layer).update(attributes)
