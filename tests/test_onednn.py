@@ -353,11 +353,32 @@ def test_gradients_in_the_midst_of_a_forward(channels: int, monkeypatch: pytest.
         torch.testing.assert_close(torch.autograd.grad(layer(maps).square().sum(), maps)[0], expected)
 
 
-@pytest.mark.parametrize("wraps", [False, True])
-@pytest.mark.parametrize("runs_before", [False, True])
+def compiled_in_place(network: Network, name: str, backend: Any) -> None:
+    network.get_submodule(name).compile(backend=backend)
+
+
+def compiled_and_replaced(network: Network, name: str, backend: Any) -> None:
+    network.set_submodule(name, torch.compile(network.get_submodule(name), backend=backend))
+
+
+def compiled_forward(network: Network, name: str, backend: Any) -> None:
+    part = network.get_submodule(name)
+    part.forward = torch.compile(part.forward, backend=backend)
+
+
+@pytest.mark.parametrize(
+    ("compiles", "runs_before"),
+    [
+        (compiled_in_place, False),
+        (compiled_in_place, True),
+        (compiled_and_replaced, False),
+        (compiled_and_replaced, True),
+        (compiled_forward, False),
+    ],
+)
 @torch.no_grad()
 def test_a_part_that_is_compiled_has_nothing_packed(
-    runs_before: bool, wraps: bool, monkeypatch: pytest.MonkeyPatch
+    compiles: Callable[[Network, str, Any], None], runs_before: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiles_from(monkeypatch, channels=1)
     network, recorded = tiny_generator().eval(), Recorder()
@@ -366,10 +387,7 @@ def test_a_part_that_is_compiled_has_nothing_packed(
     if runs_before:
         output(network, *inputs)
     part = network.get_submodule("stages.1")
-    if wraps:
-        network.stages[1] = torch.compile(part, backend=recorded)
-    else:
-        part.compile(backend=recorded)
+    compiles(network, "stages.1", recorded)
     torch.testing.assert_close(output(network, *inputs), expected, rtol=1e-5, atol=1e-5)
     assert recorded and not any("reorder" in code or "_pointwise" in code for code in recorded)
     assert not any(packed(part)) and any(packed(network))
