@@ -188,6 +188,8 @@ def main(path: str, *argv: str) -> None:
     results = cases(accelerator, list(argv))
     if accelerator.is_main_process:
         torch.save(results, path)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()  # or gloo's threads may abort a process at its exit
 
 
 def gathered(accelerator: Accelerator, values: dict[str, Tensor]) -> dict[str, Tensor]:
