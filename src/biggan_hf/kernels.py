@@ -235,22 +235,23 @@ def kept_kernels(network: nn.Module) -> Iterator[None]:
     if torch.compiler.is_compiling():
         yield
         return
-    kept = [module for module in network.modules() if isinstance(module, KeptKernel) and not module.training]
+    modules = list(network.modules())
+    kept = [module for module in modules if isinstance(module, KeptKernel) and not module.training]
     if not kept:
         yield
         return
     with _FORWARD:
         layers = [layer for layer in kept if not layer._trusts_kept]
-        packing = set(layers) - _compiled(network) if may_pack() else set()
+        packing = set(layers) - _compiled(modules) if may_pack() else set()
         _refresh(layers, packing)
         with _trusted(layers, packing):
             yield
 
 
-def _compiled(network: nn.Module) -> set[nn.Module]:
-    """What is in a part that is compiled, by `compile()` or `torch.compile`, where a kernel that is packed would stay
-    in the graph whatever is asked of it."""
-    parts = [m for m in network.modules() if m._compiled_call_impl is not None or "_orig_mod" in m._modules]
+def _compiled(modules: Iterable[nn.Module]) -> set[nn.Module]:
+    """Those in a part that is compiled, by `compile()` or `torch.compile`, where a kernel that is packed would stay in
+    the graph whatever is asked of it."""
+    parts = [m for m in modules if m._compiled_call_impl is not None or "_orig_mod" in m._modules]
     return {module for part in parts for module in part.modules()}
 
 
