@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from measuring import (
@@ -37,7 +37,7 @@ from biggan_hf.kernels import kept_kernels
 from biggan_hf.layers import Conv2d, Resample
 
 
-Keep = Callable[[nn.Module], AbstractContextManager[None]]
+Keep = Callable[[Any], AbstractContextManager[None]]  # of a form
 WHAT = ("sampling", "training")
 SECONDS = 1.0  # a quick layer runs for so long at the least
 MOST_REPEATS = 200
@@ -145,17 +145,20 @@ def measure(place: Place, what: str, batch_size: int, options: argparse.Namespac
     return {"what": what, **place._asdict(), **measure_forms(forms, maps, f"{what}, {place}", options)}
 
 
-def table(rows: Sequence[Result]) -> str:
-    """Markdown: a line a layer, its ratios in a column a use and batch."""
+def table(rows: Sequence[Result], headings: str, cells: Callable[[Result], str]) -> str:
+    """Markdown: a line a layer, of which some cells tell, its ratios in a column a use and batch."""
     uses = list(dict.fromkeys((row["what"], row["batch_size"]) for row in rows))
-    ratios = {(*(row[name] for name in (*Place._fields, "what", "batch_size")),): row["ratio"] for row in rows}
-    lines = ["| | channels | px | " + " | ".join(f"{what}, {number}" for what, number in uses) + " |"]
-    lines.append("|---" * (3 + len(uses)) + "|")
-    for place in dict.fromkeys(tuple(row[name] for name in Place._fields) for row in rows):
-        resample, in_channels, out_channels, size = place
-        cells = " | ".join(f"{ratios[(*place, *use)]:.2f}" for use in uses)
-        lines.append(f"| {resample} | {in_channels:,} → {out_channels:,} | {size} | {cells} |")
+    ratios = {(cells(row), row["what"], row["batch_size"]): row["ratio"] for row in rows}
+    lines = [f"| {headings} | " + " | ".join(f"{what}, {number}" for what, number in uses) + " |"]
+    lines.append("|---" * (lines[0].count("|") - 1) + "|")
+    for layer in dict.fromkeys(map(cells, rows)):
+        found = [ratios.get((layer, *use)) for use in uses]
+        lines.append(f"| {layer} | " + " | ".join("–" if x is None else f"{x:.2f}" for x in found) + " |")
     return "\n".join(lines)
+
+
+def cells(row: Result) -> str:
+    return f"{row['resample']} | {row['in_channels']:,} → {row['out_channels']:,} | {row['size']}"
 
 
 def forms_parser(description: str | None) -> argparse.ArgumentParser:
@@ -181,7 +184,7 @@ def main(argv: list[str] | None = None) -> None:
             for what in options.what
             for batch_size in options.batch_sizes
         ]
-    print(table(rows))
+    print(table(rows, "| channels | px", cells))
     write("resampling", rows, environment(device), options.json)
 
 

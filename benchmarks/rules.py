@@ -17,7 +17,7 @@ from unittest.mock import patch
 
 import torch
 from measuring import Result, environment, run, set_up, tensor_float32, write
-from resampling import forms_parser, measure_forms
+from resampling import forms_parser, measure_forms, table
 from torch import Tensor, nn
 
 from biggan_hf import layers, winograd
@@ -107,23 +107,11 @@ def measure(name: str, what: str, size: tuple[int, int], batch_size: int, option
     maps = torch.randn(batch_size, channels, pixels, pixels, device=options.device)
     title = f"{name}, {channels} channels at {pixels} pixels"
     place = {"rule": name, "what": what, "channels": channels, "size": pixels}
-    return {**place, **measure_forms(forms, maps, f"{what}, {title}", options, lambda form: cast(Form, form).kept())}
+    return {**place, **measure_forms(forms, maps, f"{what}, {title}", options, Form.kept)}
 
 
-def table(rows: Sequence[Result]) -> str:
-    """Markdown: a line a size, how many times faster the form above the line is in a column a use and batch."""
-    uses = list(dict.fromkeys((row["what"], row["batch_size"]) for row in rows))
-    places = dict.fromkeys((row["rule"], row["channels"], row["size"]) for row in rows)
-    ratios = {
-        (row["rule"], row["channels"], row["size"], row["what"], row["batch_size"]): row["ratio"] for row in rows
-    }
-    lines = ["| form | channels | px | " + " | ".join(f"{what}, {number}" for what, number in uses) + " |"]
-    lines.append("|---" * (3 + len(uses)) + "|")
-    for rule, channels, size in places:
-        found = [ratios.get((rule, channels, size, *use)) for use in uses]
-        cells = " | ".join("–" if number is None else f"{number:.2f}" for number in found)
-        lines.append(f"| {rule} | {channels:,} | {size} | {cells} |")
-    return "\n".join(lines)
+def cells(row: Result) -> str:
+    return f"{row['rule']} | {row['channels']:,} | {row['size']}"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -141,7 +129,7 @@ def main(argv: list[str] | None = None) -> None:
             for size in RULES[name].sizes
             for batch_size in options.batch_sizes
         ]
-    print(table(rows))
+    print(table(rows, "form | channels | px", cells))
     write("rules", rows, environment(device), options.json)
 
 

@@ -344,10 +344,8 @@ def test_gradients_after_packing(network: Network) -> None:
 @pytest.mark.parametrize("channels", [1, winograd.CHANNELS])
 def test_gradients_in_the_midst_of_a_forward(channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
     tiles_from(monkeypatch, channels)
-    layer, maps = (
-        layers.conv2d(4, 6, 3, 1e-6).eval().requires_grad_(False),
-        torch.randn(2, 4, 6, 6, requires_grad=True),
-    )
+    layer = layers.conv2d(4, 6, 3, 1e-6).eval().requires_grad_(False)
+    maps = torch.randn(2, 4, 6, 6, requires_grad=True)
     expected = torch.autograd.grad(layer(maps).square().sum(), maps)[0]
     with torch.no_grad(), kept_kernels(layer), torch.enable_grad():
         torch.testing.assert_close(torch.autograd.grad(layer(maps).square().sum(), maps)[0], expected)
