@@ -3,12 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from biggan_hf import BigGANConfig, BigGANDiscriminator, BigGANModel, winograd
+from biggan_hf import BigGANConfig, BigGANDiscriminator, BigGANModel
 from biggan_hf.layers import SelfAttention, _BatchNorm
 
 
@@ -122,9 +121,3 @@ class Operations(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.names.append(function.overloadpacket.__name__)
         return function(*args, **(kwargs or {}))
-
-
-def tiles_from(monkeypatch: pytest.MonkeyPatch, channels: int) -> None:
-    """Convolutions of so many channels are in tiles, however few these are."""
-    for name, line in (("CHANNELS", channels), ("TILES", 0), ("MULTIPLICATIONS", 0)):
-        monkeypatch.setattr(winograd, name, line)

@@ -24,7 +24,7 @@ from common import (
 from torch import Tensor, nn
 from transformers import AutoModel
 
-from biggan_hf import BigGANConfig, BigGANDiscriminator, BigGANModel, modeling_biggan
+from biggan_hf import BigGANConfig, BigGANDiscriminator, BigGANModel, sampling_biggan
 
 
 Network = BigGANModel | BigGANDiscriminator
@@ -70,7 +70,7 @@ def propagating(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets pytest see the records of transformers' and this package's loggers, and the warnings given once."""
     for name in ("transformers", "biggan_hf"):
         monkeypatch.setattr(logging.getLogger(name), "propagate", True)
-    warning_once: Any = type(modeling_biggan.logger).warning_once
+    warning_once: Any = type(sampling_biggan.logger).warning_once
     warning_once.cache_clear()
 
 

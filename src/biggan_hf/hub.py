@@ -5,10 +5,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from huggingface_hub import CommitInfo, HfApi, ModelCardData
 from huggingface_hub.utils import filter_repo_objects
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 
 STAGING_PREFIX = ".saving-"
@@ -45,6 +46,95 @@ CARD_SETTINGS = (
     "generator_base_channels",
     "discriminator_base_channels",
 )
+
+
+PUSH_ARGUMENTS = (
+    "repo_id",
+    "commit_message",
+    "commit_description",
+    "private",
+    "token",
+    "revision",
+    "create_pr",
+    "tags",
+)
+
+
+class PublishingMixin(PreTrainedModel):
+    """Saves that lose nothing, and a push with a card: a mixin in front of `PreTrainedModel`."""
+
+    _path_in_repo = ""
+
+    def save_pretrained(  # type: ignore[override]  # the arguments it does not name are passed on
+        self,
+        save_directory: str | PathLike[str],
+        is_main_process: bool = True,
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """
+        As in transformers. A save that fails leaves the folder as it was, and one that succeeds leaves no shards of
+        an earlier one; with `push_to_hub`, `repo_id` and the other arguments of [`push_to_hub`] are passed on.
+        """
+        push = {name: kwargs.pop(name) for name in PUSH_ARGUMENTS if name in kwargs}
+        if not is_main_process:
+            return
+        with staged_save(save_directory) as staging:
+            super().save_pretrained(staging, **kwargs)
+        if push_to_hub:
+            self.push_to_hub(push.pop("repo_id", Path(save_directory).name), **push)
+
+    def push_to_hub(  # type: ignore[override]  # transformers wraps its own, and loses the signature
+        self,
+        repo_id: str,
+        *,
+        commit_message: str | None = None,
+        commit_description: str | None = None,
+        private: bool | None = None,
+        token: bool | str | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        max_shard_size: int | str | None = "50GB",
+        tags: list[str] | None = None,
+    ) -> str:
+        """
+        Uploads the network to the Hub: the generator, with its card, to the root, the discriminator to
+        `discriminator/`. A card that the repository has stays as it is.
+
+        Args:
+            repo_id: `"user/name"`; created if it does not exist.
+            commit_message: First line of the commit.
+            commit_description: The rest of it.
+            private: Whether a repository that is created is private.
+            token: Access token; by default the one stored on this machine.
+            revision: Branch to commit to.
+            create_pr: Opens a pull request instead.
+            max_shard_size: As for `save_pretrained`.
+            tags: Of a new card, beside its own.
+
+        Returns:
+            The commit's address.
+        """
+        repo_id = create_repo(repo_id, token, private)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, max_shard_size=max_shard_size)
+            if not has_card(repo_id, token, revision):
+                self._write_card(Path(folder), repo_id, tags)
+            commit = upload_folder(
+                folder,
+                repo_id,
+                path_in_repo=self._path_in_repo,
+                token=token,
+                private=private,
+                revision=revision,
+                create_pr=create_pr,
+                commit_message=commit_message or f"Upload {type(self).__name__}",
+                commit_description=commit_description,
+            )
+        return commit.commit_url
+
+    def _write_card(self, folder: Path, repo_id: str, tags: list[str] | None) -> None:
+        """Writes `README.md` and what it shows, where the network has a card of its own."""
 
 
 def model_card(

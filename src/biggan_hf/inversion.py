@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 
 from .latents import sample_latents
 from .modeling_biggan import BigGANModel
+from .sampling_biggan import check_class_labels
 
 
 @dataclass
@@ -110,7 +111,7 @@ def _check(
     if not images.abs().max() <= 1:  # NaN is not
         raise ValueError(f"images must lie in [-1, 1], got {images.min():.3g} to {images.max():.3g}")
     if class_labels is not None:
-        model._check_class_labels(class_labels, len(images))
+        check_class_labels(class_labels, len(images), model.config.num_labels)
     if num_steps < 0 or num_candidates < 1 or batch_size < 1:
         raise ValueError(
             f"expected num_steps ≥ 0, num_candidates ≥ 1 and batch_size ≥ 1, got {num_steps}, {num_candidates} and "

@@ -5,13 +5,9 @@ arXiv:1809.11096), appendix B; the function is that of github.com/ajbrock/BigGAN
 `BigGANdeep.py`.
 """
 
-import functools
-import os
-import tempfile
-from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,30 +15,25 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.utils import ModelOutput, logging
+from transformers.utils import ModelOutput
 
 from .configuration_biggan import BigGANConfig
-from .hub import create_repo, has_card, model_card, staged_save, upload_folder
+from .hub import PublishingMixin, model_card
 from .images import sample_sheet
-from .kernels import kept_kernels, run_compiled
-from .latents import TruncationMode, check_generators, check_truncation, check_truncation_mode, sample_latents
 from .layers import (
     BatchNorm2d,
     ConditionalBatchNorm2d,
-    Modulation,
     OneHotLabels,
     SelfAttention,
     SNEmbedding,
     StandingRow,
     conv2d,
     linear,
-    modulations,
+    move_running_statistics,
 )
-from .resampling import halve
-from .spectral_norm import SpectralNorm, iterate_in_training
-
-
-logger = logging.get_logger(__name__)
+from .ops import add_upsampled, average_pool
+from .sampling_biggan import SamplingMixin, check_class_labels
+from .spectral_norm import SpectralNorm, folded_weights, iterate_in_training
 
 
 @dataclass
@@ -65,17 +56,8 @@ class BigGANDiscriminatorOutput(ModelOutput):
     logits: Tensor | None = None
 
 
-# Blocks. All resampling is by two: nearest neighbour up, average pooling down.
-
-Modulations = Sequence[Modulation | None]  # of each norm of a block, in order
-
-
-def _add_upsampled(hidden_states: Tensor, shortcut: Tensor) -> Tensor:
-    """Adds the shortcut's nearest-neighbour upsampling by two to the map, in place."""
-    if torch.is_grad_enabled():  # interpolation has a backward pass of its own, and a sum that broadcasts a slow one
-        return hidden_states.add_(F.interpolate(shortcut, scale_factor=2, mode="nearest"))
-    hidden_states.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).add_(shortcut[:, :, :, None, :, None])
-    return hidden_states
+# Blocks. All resampling is by two: nearest neighbour up, average pooling down. The 1x1 convolution of a shortcut
+# commutes with both, and is a quarter of the work on the small map.
 
 
 def _norm(config: BigGANConfig, channels: int) -> nn.Module:
@@ -101,16 +83,11 @@ class BigGANGeneratorBlock(nn.Module):
         self.conv2 = conv2d(out_channels, out_channels, 3, sn_eps)
         self.conv_sc = conv2d(in_channels, out_channels, 1, sn_eps)
 
-    @property
-    def norms(self) -> list[nn.Module]:
-        return [self.bn1, self.bn2]
-
-    def forward(self, hidden_states: Tensor, modulations: Modulations, row: StandingRow | None) -> Tensor:
-        # A 1x1 convolution commutes with nearest-neighbour upsampling, and is a quarter of the work before it.
-        shortcut = self.conv_sc(hidden_states)
-        hidden_states = self.conv1(F.relu(self.bn1(hidden_states, modulations[0], row), inplace=True))
-        hidden_states = self.conv2(F.relu(self.bn2(hidden_states, modulations[1], row), inplace=True))
-        return _add_upsampled(hidden_states, shortcut)
+    def forward(self, hidden_states: Tensor, condition: Tensor | None, row: StandingRow | None) -> Tensor:
+        shortcut = self.conv_sc(hidden_states)  # (N, out, H, W)
+        hidden_states = self.conv1(F.relu(self.bn1(hidden_states, condition, row), inplace=True))  # (N, out, 2H, 2W)
+        hidden_states = self.conv2(F.relu(self.bn2(hidden_states, condition, row), inplace=True))
+        return add_upsampled(hidden_states, shortcut)
 
 
 class BigGANDeepGeneratorBlock(nn.Module):
@@ -132,17 +109,13 @@ class BigGANDeepGeneratorBlock(nn.Module):
         self.conv4 = conv2d(hidden_channels, out_channels, 1, sn_eps)
         self.conv_sc = conv2d(in_channels, out_channels, 1, sn_eps) if config.deep_projection_shortcut else None
 
-    @property
-    def norms(self) -> list[nn.Module]:
-        return [self.bn1, self.bn2, self.bn3, self.bn4]
-
-    def forward(self, hidden_states: Tensor, modulations: Modulations, row: StandingRow | None) -> Tensor:
+    def forward(self, hidden_states: Tensor, condition: Tensor | None, row: StandingRow | None) -> Tensor:
         shortcut = hidden_states[:, : self.out_channels] if self.conv_sc is None else self.conv_sc(hidden_states)
-        hidden_states = self.conv1(F.relu(self.bn1(hidden_states, modulations[0], row), inplace=True))
-        hidden_states = self.conv2(F.relu(self.bn2(hidden_states, modulations[1], row), inplace=True))
-        hidden_states = self.conv3(F.relu(self.bn3(hidden_states, modulations[2], row), inplace=True))
-        hidden_states = self.conv4(F.relu(self.bn4(hidden_states, modulations[3], row), inplace=True))
-        return _add_upsampled(hidden_states, shortcut) if self.upsample else hidden_states.add_(shortcut)
+        hidden_states = self.conv1(F.relu(self.bn1(hidden_states, condition, row), inplace=True))
+        hidden_states = self.conv2(F.relu(self.bn2(hidden_states, condition, row), inplace=True))
+        hidden_states = self.conv3(F.relu(self.bn3(hidden_states, condition, row), inplace=True))
+        hidden_states = self.conv4(F.relu(self.bn4(hidden_states, condition, row), inplace=True))
+        return add_upsampled(hidden_states, shortcut) if self.upsample else hidden_states.add_(shortcut)
 
 
 class BigGANDiscriminatorBlock(nn.Module):
@@ -169,9 +142,8 @@ class BigGANDiscriminatorBlock(nn.Module):
         if self.preactivation:
             hidden_states = F.relu(hidden_states)
             shortcut = hidden_states if self.shortcut_relu else shortcut
-        hidden_states = self.conv2(F.relu(self.conv1(hidden_states), inplace=True))
-        # Pooling commutes with a 1x1 convolution, which is a quarter of the work after it.
-        return hidden_states.add_(self.conv_sc(halve(shortcut) if self.downsample else shortcut))
+        hidden_states = self.conv2(F.relu(self.conv1(hidden_states), inplace=True))  # (N, out, H/2, W/2)
+        return hidden_states.add_(self.conv_sc(average_pool(shortcut) if self.downsample else shortcut))
 
 
 class BigGANDeepDiscriminatorBlock(nn.Module):
@@ -199,14 +171,14 @@ class BigGANDeepDiscriminatorBlock(nn.Module):
         shortcut = activated if self.shortcut_relu else hidden_states
         hidden_states = self.conv1(activated)
         hidden_states = self.conv2(F.relu(hidden_states, inplace=True))
-        hidden_states = self.conv3(F.relu(hidden_states, inplace=True))
+        hidden_states = F.relu(self.conv3(F.relu(hidden_states, inplace=True)), inplace=True)
         if self.downsample:
-            shortcut = halve(shortcut)
-            hidden_states = hidden_states if self.projection else halve(F.relu(hidden_states, inplace=True))
+            shortcut = average_pool(shortcut)
+            hidden_states = hidden_states if self.projection else average_pool(hidden_states)
         if self.conv_sc is not None:
             added = self.conv_sc(shortcut)
             shortcut = added if self.projection else torch.cat([shortcut, added], dim=1)
-        return self.conv4(F.relu(hidden_states, inplace=True)).add_(shortcut)
+        return self.conv4(hidden_states).add_(shortcut)
 
 
 # Stages: the blocks at one resolution and the self-attention that may follow them
@@ -231,11 +203,8 @@ class BigGANGeneratorStage(GradientCheckpointingLayer):
         self.attention = SelfAttention(out_channels, config.generator_sn_eps) if has_attention else nn.Identity()
 
     def forward(self, hidden_states: Tensor, condition: Tensor | None, row: StandingRow | None) -> Tensor:
-        blocks = cast("list[BigGANGeneratorBlock | BigGANDeepGeneratorBlock]", list(self.blocks))
-        modulated = modulations([norm for block in blocks for norm in block.norms], condition)
-        for block in blocks:
-            mine, modulated = modulated[: len(block.norms)], modulated[len(block.norms) :]
-            hidden_states = block(hidden_states, mine, row)
+        for block in self.blocks:
+            hidden_states = block(hidden_states, condition, row)
         return self.attention(hidden_states)
 
 
@@ -265,19 +234,8 @@ class BigGANDiscriminatorStage(GradientCheckpointingLayer):
 
 # Networks
 
-_PUSH_ARGUMENTS = (
-    "repo_id",
-    "commit_message",
-    "commit_description",
-    "private",
-    "token",
-    "revision",
-    "create_pr",
-    "tags",
-)
 
-
-class BigGANPreTrainedModel(PreTrainedModel):
+class BigGANPreTrainedModel(PublishingMixin, PreTrainedModel):
     """Loading, saving, initialisation: what the two networks share."""
 
     config: BigGANConfig
@@ -289,82 +247,22 @@ class BigGANPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _no_split_modules = ["BigGANGeneratorStage", "BigGANDiscriminatorStage"]
 
-    _path_in_repo = ""
-
     def __init__(self, config: BigGANConfig):
         config.validate_architecture()
         super().__init__(config)
 
-    def save_pretrained(  # type: ignore[override]  # the arguments it does not name are passed on
-        self,
-        save_directory: str | os.PathLike[str],
-        is_main_process: bool = True,
-        push_to_hub: bool = False,
-        **kwargs: Any,
-    ) -> None:
+    def folded_weights(self) -> AbstractContextManager[None]:
         """
-        As in transformers. A save that fails leaves the folder as it was, and one that succeeds leaves no shards of
-        an earlier one; with `push_to_hub`, `repo_id` and the other arguments of [`push_to_hub`] are passed on.
+        A block in which all forwards in eval mode share the normalised weights, W / σ(W), instead of making them anew:
+
+            with model.folded_weights():
+                images = [model(latents, labels).images for latents, labels in batches]
+
+        They cost the memory of a second set of weights. A weight that an optimiser, a load or another operation that
+        autograd records writes to inside the block is normalised again in each forward. Gradients of weights, and
+        training mode, are not affected.
         """
-        push = {name: kwargs.pop(name) for name in _PUSH_ARGUMENTS if name in kwargs}
-        if not is_main_process:
-            return
-        with staged_save(save_directory) as staging:
-            super().save_pretrained(staging, **kwargs)
-        if push_to_hub:
-            self.push_to_hub(push.pop("repo_id", Path(save_directory).name), **push)
-
-    def push_to_hub(  # type: ignore[override]  # transformers wraps its own, and loses the signature
-        self,
-        repo_id: str,
-        *,
-        commit_message: str | None = None,
-        commit_description: str | None = None,
-        private: bool | None = None,
-        token: bool | str | None = None,
-        revision: str | None = None,
-        create_pr: bool = False,
-        max_shard_size: int | str | None = "50GB",
-        tags: list[str] | None = None,
-    ) -> str:
-        """
-        Uploads the network to the Hub: the generator, with its card, to the root, the discriminator to
-        `discriminator/`. A card that the repository has stays as it is.
-
-        Args:
-            repo_id: `"user/name"`; created if it does not exist.
-            commit_message: First line of the commit.
-            commit_description: The rest of it.
-            private: Whether a repository that is created is private.
-            token: Access token; by default the one stored on this machine.
-            revision: Branch to commit to.
-            create_pr: Opens a pull request instead.
-            max_shard_size: As for `save_pretrained`.
-            tags: Of a new card, beside its own.
-
-        Returns:
-            The commit's address.
-        """
-        repo_id = create_repo(repo_id, token, private)
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, max_shard_size=max_shard_size)
-            if not has_card(repo_id, token, revision):
-                self._write_card(Path(folder), repo_id, tags)
-            commit = upload_folder(
-                folder,
-                repo_id,
-                path_in_repo=self._path_in_repo,
-                token=token,
-                private=private,
-                revision=revision,
-                create_pr=create_pr,
-                commit_message=commit_message or f"Upload {type(self).__name__}",
-                commit_description=commit_description,
-            )
-        return commit.commit_url
-
-    def _write_card(self, folder: Path, repo_id: str, tags: list[str] | None) -> None:
-        """Writes `README.md` and what it shows, where the network has a card of its own."""
+        return folded_weights(self)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -393,31 +291,8 @@ class BigGANPreTrainedModel(PreTrainedModel):
         else:
             init.xavier_uniform_(weight)
 
-    def _check_class_labels(self, class_labels: Tensor | None, num_samples: int) -> None:
-        """Shape and range; the range of labels on a GPU would cost a synchronisation and is left to the caller."""
-        if not self.config.num_labels:
-            if class_labels is not None:
-                raise ValueError("this model is unconditional (num_labels=0): class_labels must be None")
-            return
-        if class_labels is None:
-            raise ValueError(f"this model has {self.config.num_labels} classes: class_labels must be given")
-        if class_labels.shape != (num_samples,) or class_labels.dtype not in (torch.int64, torch.int32):
-            raise ValueError(
-                f"class_labels must be {num_samples} integers (int64), one a sample, got {tuple(class_labels.shape)} "
-                f"of {class_labels.dtype}"
-            )
-        if class_labels.device.type == "cpu" and not torch.compiler.is_compiling():
-            check_label_range(class_labels.tolist(), self.config.num_labels)
 
-
-def check_label_range(labels: Sequence[int], num_labels: int) -> None:
-    """Raises `ValueError` for the first label outside 0 … num_labels - 1."""
-    for label in labels:
-        if not 0 <= label < num_labels:
-            raise ValueError(f"class label {label} is outside 0 to {num_labels - 1}")
-
-
-class BigGANModel(BigGANPreTrainedModel):
+class BigGANModel(SamplingMixin, BigGANPreTrainedModel):
     """
     The generator: latents and a class to an image.
 
@@ -482,9 +357,11 @@ class BigGANModel(BigGANPreTrainedModel):
         row = self._standing_row(truncation)
         latents = latents.to(self.dtype)
         embeddings = self._class_vectors(latents, class_labels, class_embeddings)
-        iterate_in_training(self)
-        with kept_kernels(self):
-            images = self._images(latents, embeddings, row)
+        if self.training:
+            iterate_in_training(self)
+        images = self._images(latents, embeddings, row)
+        if self.training:
+            move_running_statistics(self)
         return (images,) if return_dict is False else BigGANModelOutput(images=images)
 
     def _images(self, latents: Tensor, embeddings: Tensor | None, row: StandingRow | None) -> Tensor:
@@ -492,12 +369,14 @@ class BigGANModel(BigGANPreTrainedModel):
         hidden_states = self.linear(stem).unflatten(1, (-1, 4, 4))
         for stage, condition in zip(self.stages, conditions, strict=True):
             hidden_states = stage(hidden_states, condition, row)
-        return torch.tanh(self.output_conv(F.relu(self.output_bn(hidden_states, row=row), inplace=True))).contiguous()
+        return torch.tanh(
+            self.output_conv(F.relu(self.output_bn(hidden_states, None, row), inplace=True))
+        ).contiguous()
 
     def _class_vectors(self, latents: Tensor, labels: Tensor | None, embeddings: Tensor | None) -> Tensor | None:
         """(N, class_embedding_dim), or (N, num_labels) without a shared embedding, or `None` without classes."""
         if embeddings is None:
-            self._check_class_labels(labels, len(latents))
+            check_class_labels(labels, len(latents), self.config.num_labels)
             return self.class_embedding(labels).to(latents.dtype) if self.config.num_labels else None
         if not self.config.num_labels:
             raise ValueError("this model is unconditional (num_labels=0): class_embeddings must be None")
@@ -517,128 +396,6 @@ class BigGANModel(BigGANPreTrainedModel):
             return latents, [embeddings] * len(self.stages)
         stem, *chunks = latents.chunk(self.config.num_latent_chunks, dim=1)
         return stem, [c if embeddings is None else torch.cat([embeddings, c], dim=1) for c in chunks]
-
-    def _standing_row(self, truncation: float | None) -> StandingRow | None:
-        check_truncation(truncation)
-        table = list(self.config.standing_truncations)
-        if truncation is None:
-            return None
-        if not table:
-            if not torch.compiler.is_compiling():
-                logger.warning_once("This model holds no standing statistics: truncated samples use the running ones.")
-            return None
-        if not table[0] <= truncation <= table[-1]:
-            raise ValueError(
-                f"truncation={truncation} is outside this model's standing statistics, {table[0]} to {table[-1]}"
-            )
-        if self.config.standing_interpolation == "mirrored":
-            # In that program's own arithmetic, whose rounding decides which rows a threshold on the grid meets.
-            position = truncation / (1.0 / (len(table) - 1))
-            lower = int(position)
-            weight = position - lower
-            return StandingRow(lower, min(lower + 1, len(table) - 1), 1 - weight if weight else 0.0)
-        upper = next(i for i, threshold in enumerate(table) if threshold >= truncation)
-        if table[upper] == truncation:
-            return StandingRow(upper, upper, 0.0)
-        fraction = (truncation - table[upper - 1]) / (table[upper] - table[upper - 1])
-        return StandingRow(upper - 1, upper, fraction)
-
-    def _truncation_mode(self, truncation: float | None, mode: TruncationMode | None) -> TruncationMode:
-        """How latents are drawn; refuses a mode other than that of the standing statistics that are asked for."""
-        own = self.config.truncation_mode
-        if mode is not None:
-            check_truncation_mode(mode)
-        if truncation is not None and self.config.standing_truncations and mode not in (None, own):
-            raise ValueError(f"this model's standing statistics are those of truncation_mode={own!r}, got {mode!r}")
-        return mode or own
-
-    @torch.no_grad()
-    def sample(
-        self,
-        class_labels: int | Sequence[int] | Tensor | None = None,
-        num_images_per_label: int = 1,
-        *,
-        truncation: float | None = None,
-        truncation_mode: TruncationMode | None = None,
-        latents: Tensor | None = None,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
-    ) -> Tensor:
-        """
-        Draws latents and generates images, in eval mode, without gradients.
-
-        Args:
-            class_labels: Labels; `None` draws one for each image (or none, for an unconditional model).
-            num_images_per_label: Images a label, one after the other; without labels, the number of images.
-            truncation: Threshold of the truncation trick (paper, section 3.1); `None` for plain N(0, 1).
-            truncation_mode: See `sample_latents`; default the model's own, which is that of its standing statistics.
-            latents: (number of images, z_dim) in place of drawing them.
-            generator: Makes the draw reproducible; one for all, or one an image.
-
-        Returns:
-            (len(class_labels) · num_images_per_label, num_channels, image_size, image_size) in [-1, 1].
-        """
-        self.check_weights()
-        labels = self._labels_to_sample(class_labels, num_images_per_label, generator)
-        number = num_images_per_label if labels is None else len(labels)
-        mode = self._truncation_mode(truncation, truncation_mode)
-        if latents is None:
-            latents = sample_latents(number, self.config.z_dim, truncation, mode, generator, self.device)
-        elif len(latents) != number:
-            raise ValueError(f"latents must be ({number}, {self.config.z_dim}), got {tuple(latents.shape)}")
-        return self._generate(latents, labels, None, truncation)
-
-    def check_weights(self) -> None:
-        """Raises `ValueError` where the weights are offloaded layer by layer."""
-        # A stage takes the weights of all its norms at once, when accelerate has not yet brought back those of any.
-        if any(weight.is_meta for weight in self.parameters()):
-            raise ValueError(
-                "the model's weights are offloaded layer by layer (device 'meta'), which it cannot generate with; "
-                "accelerate.cpu_offload_with_hook(model, device) moves it as a whole"
-            )
-
-    @torch.no_grad()
-    def _generate(
-        self, latents: Tensor, labels: Tensor | None, embeddings: Tensor | None, truncation: float | None
-    ) -> Tensor:
-        """Images in eval mode."""
-        was_training = self.training
-        if was_training:  # else the kernels that were made last time serve again
-            self.eval()
-        try:
-            forward = functools.partial(self, latents.to(self.device), labels, embeddings, truncation=truncation)
-            if self._compiled_call_impl is not None:
-                # A copy, since the next replay of a CUDA graph writes where this one did.
-                return run_compiled(self, forward).images.clone()
-            with kept_kernels(self):
-                return forward().images
-        finally:
-            if was_training:
-                self.train()
-
-    def _labels_to_sample(
-        self,
-        labels: int | Sequence[int] | Tensor | None,
-        repeats: int,
-        generator: torch.Generator | Sequence[torch.Generator] | None,
-    ) -> Tensor | None:
-        if repeats < 1:
-            raise ValueError(f"num_images_per_label must be at least 1, got {repeats}")
-        if labels is not None:
-            try:
-                labels = torch.as_tensor(labels, device="cpu").reshape(-1)
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"class_labels must be integers, got {labels!r}") from error
-            self._check_class_labels(labels, len(labels))
-            return labels.repeat_interleave(repeats).to(self.device)
-        if not self.config.num_labels:
-            return None
-        check_generators(generator, repeats)
-        generators, size = (generator, 1) if isinstance(generator, Sequence) else ([generator], repeats)
-        drawn = [
-            torch.randint(self.config.num_labels, (size,), generator=g, device=None if g is None else g.device)
-            for g in generators
-        ]
-        return torch.cat(drawn).to(self.device)
 
 
 class BigGANDiscriminator(BigGANPreTrainedModel):
@@ -691,15 +448,15 @@ class BigGANDiscriminator(BigGANPreTrainedModel):
                 f"pixel_values must be (N, {', '.join(map(str, expected))}) floats in [-1, 1], got "
                 f"{tuple(pixel_values.shape)} of {pixel_values.dtype}"
             )
-        self._check_class_labels(class_labels, len(pixel_values))
+        check_class_labels(class_labels, len(pixel_values), self.config.num_labels)
         pixel_values = pixel_values.to(self.dtype)
         if self.training and self.is_activation_checkpointing and not torch.compiler.is_compiling():
             # The reentrant kind gives a stage's weights a gradient only if the stage's input needs one.
             pixel_values = pixel_values if pixel_values.requires_grad else pixel_values.detach().requires_grad_()
 
-        iterate_in_training(self)
-        with kept_kernels(self):
-            logits = self._logits(pixel_values, class_labels)
+        if self.training:
+            iterate_in_training(self)
+        logits = self._logits(pixel_values, class_labels)
         return (logits,) if return_dict is False else BigGANDiscriminatorOutput(logits=logits)
 
     def _logits(self, pixel_values: Tensor, class_labels: Tensor | None) -> Tensor:

@@ -3,6 +3,7 @@
 import difflib
 import math
 import os
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -17,7 +18,9 @@ from transformers.utils import ModelOutput
 
 from .images import to_pil, to_uint8
 from .latents import TruncationMode, check_generators, sample_latents
-from .modeling_biggan import BigGANModel, check_label_range
+from .modeling_biggan import BigGANModel
+from .sampling_biggan import check_class_labels, check_label_range
+from .spectral_norm import fold, unfold
 
 
 ClassMixture = Mapping[int | str, float]
@@ -63,6 +66,10 @@ class BigGANPipeline:
     """
     Draws latents, generates and converts to pictures.
 
+    The model's weights are normalised once, at the first call, for all calls of the pipeline. A call normalises anew
+    what has been replaced, loaded or moved since, or written to by an optimiser or by another operation that autograd
+    records; after other writes (through `.data`, or from outside torch), call `renew_weights()`.
+
     Args:
         model: The generator.
 
@@ -80,6 +87,8 @@ class BigGANPipeline:
         self.model = model
         self.id2label = {int(label_id): label for label_id, label in (model.config.id2label or {}).items()}
         self._label_ids = _index_names(self.id2label)
+        self._is_compiled = False
+        weakref.finalize(self, unfold, model)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Self:
@@ -103,6 +112,12 @@ class BigGANPipeline:
         away: one graph serves them all. A second truncation, or batch size, compiles again.
         """
         self.model.compile(**kwargs)
+        self._is_compiled = True
+        return self
+
+    def renew_weights(self) -> Self:
+        """Has the next call normalise all weights anew, after a write that autograd does not record."""
+        unfold(self.model)
         return self
 
     @property
@@ -176,7 +191,7 @@ class BigGANPipeline:
         rows = []
         for mixture in mixtures:
             labels = torch.tensor([*mixture])
-            self.model._check_class_labels(labels, len(labels))
+            check_class_labels(labels, len(labels), self.model.config.num_labels)
             weights = torch.tensor([*mixture.values()], device=self.device)
             rows.append(weights @ self.model.class_embedding(labels.to(self.device)).float())
         return torch.stack(rows)
@@ -267,10 +282,9 @@ class BigGANPipeline:
         pixels = PIXELS_AT_A_TIME.get(self.device.type, PIXELS_AT_A_TIME["cpu"])
         size = batch_size or max(pixels // self.model.config.image_size**2, 1)
         total, done = len(latents), 0
-        is_compiled = self.model._compiled_call_impl is not None
         with tqdm(total=total, disable=not progress_bar, unit="image") as bar:
             while done < total:
-                if not is_compiled:
+                if not self._is_compiled:
                     size = min(size, total - done)
                 ids, vectors = (None if x is None else _rows(x, done, size) for x in (labels, embeddings))
                 images = self._generate_if_it_fits(_rows(latents, done, size), ids, vectors, truncation)
@@ -287,6 +301,7 @@ class BigGANPipeline:
     ) -> Tensor | None:
         """The images, or `None` where several at a time need more memory than there is."""
         try:
+            fold(self.model)
             return self.model._generate(latents, labels, embeddings, truncation)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):

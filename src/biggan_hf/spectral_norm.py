@@ -1,5 +1,5 @@
 """
-Spectral normalisation: W / σ(W), the largest singular value estimated by one power iteration a training forward.
+Spectral normalisation, W / σ(W): one power iteration a training forward estimates σ, the largest singular value.
 
 Source: Miyato et al. 2018, arXiv:1802.05957, algorithm 1; the function is that of BigGAN-PyTorch's `layers.py`
 (github.com/ajbrock/BigGAN-PyTorch).
@@ -7,24 +7,146 @@ Source: Miyato et al. 2018, arXiv:1802.05957, algorithm 1; the function is that 
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, Self, cast
+from contextlib import contextmanager
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.autograd.graph import increment_version
 from torch.nn import functional as F
-
-from .autograd import Function
-from .kernels import KeptKernel
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 
-def is_recomputing() -> bool:
-    """Whether this forward is activation checkpointing's second one, run from inside a backward pass.
+# Folding: what a weight becomes in eval mode is made once for many forwards
 
-    State that a forward moves (running statistics, singular vectors) must move once, and the second forward must see
-    what the first one saw.
+
+class Folded(NamedTuple):
+    """A kernel, and the tensors that it was made of, with their places in memory and their versions at that time."""
+
+    kernel: Tensor
+    sources: list[Tensor]
+    states: list[tuple[int, int]]
+
+    def is_fresh(self, sources: Sequence[Tensor]) -> bool:
+        """Whether these are the same tensors, and nothing that autograd records has been written to them."""
+        same = all(source is own for source, own in zip(sources, self.sources, strict=True))
+        return same and _states(sources) == self.states
+
+
+def _states(sources: Sequence[Tensor]) -> list[tuple[int, int]]:
+    return [(source.data_ptr(), source._version) for source in sources]
+
+
+class FoldableWeight(nn.Module):
     """
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+    A mixin in front of a layer that has a `weight` and computes with a kernel that is made of it.
+
+    Outside of `folded_weights` the kernel is made in every forward. Inside, eval mode without gradients of the weight
+    takes the folded one. A folded kernel never outlives its weight: training mode, loading, moving and casting drop
+    it, and every use checks that its sources are as they were.
+    """
+
+    weight: Tensor
+    _folded: Folded | None = None
+
+    def normalized_weight(self) -> Tensor:
+        return self.weight
+
+    def arrange(self, weight: Tensor) -> Tensor:
+        """A weight in the form that the layer's operation takes."""
+        return weight
+
+    def kernel_sources(self) -> list[Tensor]:
+        """What the kernel of eval mode depends on."""
+        return [self.weight]
+
+    def kernel(self) -> Tensor:
+        """The normalised weight in the form that the layer's operation takes."""
+        if self._folded is not None and self._may_use(self._folded):
+            return self._folded.kernel
+        return self.arrange(self.normalized_weight())
+
+    def _may_use(self, folded: Folded) -> bool:
+        if self.training or (torch.is_grad_enabled() and self.weight.requires_grad):
+            return False
+        # A compiled forward cannot compare memory: whoever enters it from outside has folded anew.
+        return torch.compiler.is_compiling() or folded.is_fresh(self.kernel_sources())
+
+    def fold(self) -> bool:
+        """Makes the kernel unless it is fresh or cannot be kept; returns whether it was made."""
+        sources = self.kernel_sources()
+        untracked = any(source.is_meta or source.is_inference() for source in sources)
+        if self.training or untracked or (self._folded is not None and self._folded.is_fresh(sources)):
+            return False
+        # A kernel of inference mode would be of no use where gradients of the latents are wanted.
+        with torch.inference_mode(False), torch.no_grad():
+            kernel = self.arrange(self.normalized_weight())
+            layout = _fastest_format(kernel) if kernel.ndim == 4 else torch.contiguous_format
+            self._folded = Folded(kernel.contiguous(memory_format=layout), sources, _states(sources))
+        return True
+
+    def unfold(self) -> None:
+        self._folded = None
+
+    def train(self, mode: bool = True) -> Self:
+        if mode:
+            self.unfold()
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self.unfold()
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.unfold()
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy, in memory or on disk, folds its own weight."""
+        return {name: value for name, value in self.__dict__.items() if name != "_folded"}
+
+
+def _fastest_format(kernel: Tensor) -> torch.memory_format:
+    """Channels last on CPUs and tensor cores; on a GPU in plain float32, a convolution would undo it in every call."""
+    convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    on_tensor_cores = kernel.dtype != torch.float32 or convolutions.fp32_precision == "tf32"
+    return torch.channels_last if kernel.device.type == "cpu" or on_tensor_cores else torch.contiguous_format
+
+
+def _count_write(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    """Fused optimisers write to weights without a trace in the version (torch 2.13), as others leave it."""
+    for group in optimizer.param_groups:
+        if group.get("fused"):
+            increment_version(group["params"])
+
+
+register_optimizer_step_post_hook(_count_write)
+
+
+def fold(network: nn.Module) -> list[FoldableWeight]:
+    """Folds all weights of a network in eval mode that are not folded, or no longer fresh; returns those layers."""
+    return [module for module in network.modules() if isinstance(module, FoldableWeight) and module.fold()]
+
+
+def unfold(network: nn.Module) -> None:
+    for module in network.modules():
+        if isinstance(module, FoldableWeight):
+            module.unfold()
+
+
+@contextmanager
+def folded_weights(network: nn.Module) -> Iterator[None]:
+    """A block in which the forwards of a network in eval mode share their kernels; the kernels end with it."""
+    folded = fold(network)
+    try:
+        yield
+    finally:
+        for layer in folded:
+            layer.unfold()
+
+
+# The normalised layers
 
 
 class Float32Buffers(nn.Module):
@@ -39,11 +161,6 @@ class Float32Buffers(nn.Module):
         return self
 
 
-# Up to this many values a weight is copied beside others of its shape: the copy costs less than eight more operations
-# on vectors.
-STACKED_WEIGHT = {"cpu": 2**16, "cuda": 2**22}
-
-
 class Estimate(NamedTuple):
     """The singular vectors u (1, rows) and v (1, columns) and σ = u W vᵀ, a scalar; constants for autograd."""
 
@@ -52,9 +169,13 @@ class Estimate(NamedTuple):
     sigma: Tensor
 
 
-class SpectralNorm(Float32Buffers, KeptKernel):
+class SpectralNorm(Float32Buffers, FoldableWeight):
     """
     What the normalised layers share: a mixin in front of a layer that has a `weight`.
+
+    In training, the network calls `power_iteration` once at the start of its forward, and the layer divides by the σ
+    that this call found until the next one. So activation checkpointing, which computes a part of the forward again,
+    meets the same σ. In eval mode the step is taken and not stored, as in BigGAN-PyTorch.
 
     Buffers, float32: `u0` (1, rows), the left singular vector that the next power iteration starts from, and `sv0`
     (1,), the last estimate of σ, for logging. `v0` (1, columns) is the right singular vector of the last training
@@ -68,7 +189,7 @@ class SpectralNorm(Float32Buffers, KeptKernel):
     v0: Tensor
     spectral_norm_eps: float
     iterates: bool = True
-    _estimate: Estimate | None = None  # of this training forward, taken for all layers at its start
+    _estimate: Estimate | None = None  # of the present training forward
 
     def _register_spectral_norm(self, eps: float) -> None:
         rows, columns = self.weight.shape[0], self.weight[0].numel()
@@ -86,19 +207,14 @@ class SpectralNorm(Float32Buffers, KeptKernel):
         """
         W / σ(W), in the weight's own shape and dtype.
 
-        In training the stepped vectors are stored. In eval mode the same step is taken and not stored.
+        Raises:
+            RuntimeError: In training, where nobody has called `power_iteration`.
         """
         if not self.training:
             return _DivideBySigma.apply(self.weight, *estimates([self], iterate=True)[0])
         if self._estimate is None:
-            power_iteration([self])
-        estimate = cast(Estimate, self._estimate)
-        if not torch.compiler.is_compiling():
-            self._estimate = None
-        return _DivideBySigma.apply(self.weight, *estimate)
-
-    def divisor(self) -> Tensor:
-        return estimates([self], iterate=True)[0].sigma.to(self.weight.dtype)
+            raise RuntimeError("a spectrally normalised layer in training needs a call of power_iteration first")
+        return _DivideBySigma.apply(self.weight, *self._estimate)
 
     def kernel_sources(self) -> list[Tensor]:
         return [self.weight, self.u0]
@@ -107,7 +223,7 @@ class SpectralNorm(Float32Buffers, KeptKernel):
         return super().__getstate__() | {"_estimate": None}
 
 
-class _DivideBySigma(Function):
+class _DivideBySigma(torch.autograd.Function):
     """W / σ with ∂σ/∂W = u vᵀ, hence the gradient (G - <G, W>/σ · u vᵀ) / σ for an incoming G."""
 
     generate_vmap_rule = True
@@ -130,6 +246,13 @@ class _DivideBySigma(Function):
         return matrix.to(weight.dtype).view_as(weight), None, None, None
 
 
+# Power iteration, of all layers at once: a network has some ninety, each a handful of small operations
+
+# Up to this many values, a weight is copied beside others of its shape: the copy costs less than eight more operations
+# on vectors.
+STACKED_WEIGHT = {"cpu": 2**16, "cuda": 2**22}
+
+
 def iterate_in_training(network: nn.Module) -> None:
     """What every training forward begins with: a step of all the layers that are in training."""
     power_iteration([m for m in network.modules() if isinstance(m, SpectralNorm) and m.training])
@@ -138,7 +261,7 @@ def iterate_in_training(network: nn.Module) -> None:
 @torch.no_grad()
 def power_iteration(layers: Sequence[SpectralNorm]) -> None:
     """A step of all the layers (or the last step's vectors again, see `SpectralNorm.iterates`), stored."""
-    iterate = all(layer.iterates for layer in layers) and not is_recomputing()
+    iterate = all(layer.iterates for layer in layers)
     found = estimates(layers, iterate)
     for layer, estimate in zip(layers, found, strict=True):
         layer._estimate = estimate

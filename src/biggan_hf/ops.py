@@ -1,0 +1,323 @@
+"""
+The operations of both networks: the door between the model and torch.
+
+Each operation stands here as the paper writes it and, where that pays, in the form that is computed. Both have one
+name and one signature; `plain_operations()` takes the first everywhere, and tests hold the two together.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.distributed.nn.functional import all_reduce
+from torch.nn import functional as F
+
+
+_plain = False
+
+
+@contextmanager
+def plain_operations() -> Iterator[None]:
+    """Inside the block, every operation of this file is computed as the paper writes it, in all threads."""
+    global _plain
+    before, _plain = _plain, True
+    try:
+        yield
+    finally:
+        _plain = before
+
+
+# Convolutions beside resampling by two
+#
+# Nearest-neighbour upsampling puts zeros between the pixels and then sums every 2x2 window. Average pooling sums every
+# 2x2 window and then keeps a quarter of every second sum. A sum of windows commutes with a convolution. If it moves to
+# the other side of the convolution, the convolution has a stride of two: it skips the zeros in the first case and what
+# is not kept in the second. The function is the same, with a quarter of the multiplications.
+
+
+def turn(weight: Tensor) -> Tensor:
+    """
+    A weight (out, in, 3, 3) as the kernel (in, out, 3, 3) of the transposed convolution, which runs over a filter
+    backwards; and back.
+    """
+    return weight.flip(2, 3).transpose(0, 1)
+
+
+def upsample_conv2d(hidden_states: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
+    """
+    Nearest-neighbour upsampling by two, then a 3x3 convolution: (N, in, H, W) to (N, out, 2H, 2W).
+
+    Args:
+        hidden_states: (N, in, H, W).
+        kernel: (in, out, 3, 3), the weight as `turn` gives it.
+        bias: (out,), or none.
+    """
+    if _plain:
+        upsampled = F.interpolate(hidden_states, scale_factor=2, mode="nearest")
+        return F.conv2d(upsampled, turn(kernel), bias, padding=1)
+    output = box_sum(F.conv_transpose2d(hidden_states, kernel, stride=2))  # (N, out, 2H + 1, 2W + 1) before the sum
+    return output if bias is None else output.add_(bias[:, None, None])
+
+
+def conv2d_pool(hidden_states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """
+    A 3x3 convolution, then average pooling by two: (N, in, H, W) to (N, out, H / 2, W / 2).
+
+    Args:
+        hidden_states: (N, in, H, W), H and W even.
+        weight: (out, in, 3, 3).
+        bias: (out,), or none.
+    """
+    if _plain:
+        return F.avg_pool2d(F.conv2d(hidden_states, weight, bias, padding=1), 2)
+    return F.conv2d(box_sum(hidden_states, padding=1), weight / 4, bias, stride=2)
+
+
+def average_pool(hidden_states: Tensor) -> Tensor:
+    """Average pooling by two: (N, C, H, W), H and W even, to (N, C, H / 2, W / 2)."""
+    if _plain or torch.compiler.is_compiling():
+        return F.avg_pool2d(hidden_states, 2)
+    return _AveragePool.apply(hidden_states)
+
+
+def add_upsampled(hidden_states: Tensor, shortcut: Tensor) -> Tensor:
+    """(N, C, 2H, 2W) plus the nearest-neighbour upsampling by two of (N, C, H, W); changes the first in place."""
+    if _plain or torch.is_grad_enabled():  # the gradient of a sum that broadcasts would be slow
+        return hidden_states.add_(F.interpolate(shortcut, scale_factor=2, mode="nearest"))
+    windows = hidden_states.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))  # (N, C, H, 2, W, 2), a view
+    windows.add_(shortcut[:, :, :, None, :, None])
+    return hidden_states
+
+
+def box_sum(hidden_states: Tensor, padding: int = 0) -> Tensor:
+    """The sums of all 2x2 windows: (N, C, H, W) to (N, C, H - 1, W - 1), or (N, C, H + 1, W + 1) with `padding=1`."""
+    if torch.compiler.is_compiling():  # the compiler fuses the sums and decides what to keep for the gradient
+        return _sum_lines(hidden_states, padding)
+    return _BoxSum.apply(hidden_states, padding)
+
+
+def _sum_lines(hidden_states: Tensor, padding: int) -> Tensor:
+    """Sums two lines, then two columns: on a GPU in half the time of pooling."""
+    if padding:
+        hidden_states = F.pad(hidden_states, (1, 1, 1, 1))
+    lines = hidden_states[..., 1:, :] + hidden_states[..., :-1, :]
+    return lines[..., 1:] + lines[..., :-1]
+
+
+def _sum_in_place(hidden_states: Tensor, padding: int) -> Tensor:
+    """Sums the four shifted maps in few passes over memory, for maps whose channels lie side by side."""
+    if not padding:
+        total = hidden_states[..., 1:, 1:] + hidden_states[..., 1:, :-1]
+        return total.add_(hidden_states[..., :-1, 1:]).add_(hidden_states[..., :-1, :-1])
+    total = F.pad(hidden_states, (1, 0, 1, 0))
+    total[..., 1:, :-1] += hidden_states
+    total[..., :-1, 1:] += hidden_states
+    total[..., :-1, :-1] += hidden_states
+    return total
+
+
+class _BoxSum(torch.autograd.Function):
+    """Keeps no map for the gradient, which is the sum of windows with the other padding."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(hidden_states: Tensor, padding: int) -> Tensor:
+        if hidden_states.device.type != "cpu":
+            return _sum_lines(hidden_states, padding)
+        if hidden_states.stride(1) == 1:
+            return _sum_in_place(hidden_states, padding)
+        return F.avg_pool2d(hidden_states, 2, stride=1, padding=padding, divisor_override=1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
+        ctx.padding = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return box_sum(gradient, 1 - ctx.padding), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
+        return box_sum(tangent, ctx.padding)
+
+
+class _AveragePool(torch.autograd.Function):
+    """Keeps no map for the gradient; `F.avg_pool2d` keeps its input, of which it only needs the shape."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(hidden_states: Tensor) -> Tensor:
+        return F.avg_pool2d(hidden_states, 2)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return F.interpolate(gradient / 4, scale_factor=2, mode="nearest")
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+        return average_pool(tangent)
+
+
+# Batch norm (Ioffe & Szegedy 2015, arXiv:1502.03167), with a gain and a bias of each sample
+
+
+def batch_norm(hidden_states: Tensor, gain: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float) -> Tensor:
+    """
+    gain · (x - mean) / sqrt(var + eps) + bias with given statistics, as in eval mode.
+
+    Args:
+        hidden_states: (N, C, H, W).
+        gain: (N, C) or (1, C).
+        bias: The same.
+        mean: (C,).
+        var: (C,).
+        eps: Added to the variance.
+    """
+    if _plain:
+        normalized = (hidden_states - _as_map(mean, hidden_states)) / _as_map(torch.sqrt(var + eps), hidden_states)
+        return _as_map(gain, hidden_states) * normalized + _as_map(bias, hidden_states)
+    # One multiply-add: x·s + (bias - mean·s) with s = gain / sqrt(var + eps).
+    scale = gain * torch.rsqrt(var + eps)
+    shift = bias - mean * scale
+    return torch.addcmul(_as_map(shift, hidden_states), hidden_states, _as_map(scale, hidden_states))
+
+
+def batch_norm_in_training(
+    hidden_states: Tensor, gain: Tensor, bias: Tensor, eps: float, group: dist.ProcessGroup | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """
+    The same with the batch's own statistics, through which gradients flow.
+
+    Args:
+        hidden_states: (N, C, H, W).
+        gain: (N, C) or (1, C).
+        bias: The same.
+        eps: Added to the variance.
+        group: Processes whose batches, of one size, are normalised as one.
+
+    Returns:
+        The normalised map; the batch's mean and unbiased variance (C,), without gradients.
+    """
+    if not _plain:
+        return _BatchNormInTraining.apply(hidden_states, gain, bias, eps, group)
+    values = hidden_states.to(torch.promote_types(hidden_states.dtype, torch.float32))
+    mean = _average(values.mean(dim=(0, 2, 3)), group)
+    var = _average((values - mean[:, None, None]).square().mean(dim=(0, 2, 3)), group)
+    output = batch_norm(values, gain, bias, mean, var, eps).to(hidden_states.dtype)
+    return output, mean.detach(), var.detach() * _unbiased(hidden_states, group)
+
+
+class _BatchNormInTraining(torch.autograd.Function):
+    """Keeps one map for the gradient, the input; composed operations would keep the normalised map as well."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, gain: Tensor, bias: Tensor, eps: float, group: dist.ProcessGroup | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        if group is None:
+            mean, var = x.new_zeros(2, x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
+            # With a momentum of one, the running statistics are the batch's.
+            normalized, _, inv_std = torch.native_batch_norm(x, None, None, mean, var, True, 1.0, eps)
+        else:
+            normalized, mean, var, inv_std = _normalize_as_one(x, eps, group)
+        ctx.save_for_backward(x, gain, mean, inv_std)
+        ctx.mark_non_differentiable(mean, var)
+        ctx.group = group
+        return _multiply_add(normalized, _as_map(gain, x), _as_map(bias, x)), mean, var
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        """
+        With x̂ = (x - mean) / std and g = gradient · gain, the gradient of x is (g - E[g] - x̂ E[g x̂]) / std, the
+        expectations taken over the batch (section 3 of the paper named above).
+        """
+        x, gain, mean, inv_std = ctx.saved_tensors
+        wide = gradient.to(mean.dtype)
+        centred = x.to(mean.dtype) - mean[:, None, None]  # before any product, which would cancel digits
+        # Gradients of bias and gain, (N, C), and the two expectations, (C,).
+        of_bias = wide.sum(dim=(2, 3))
+        of_gain = (wide * centred).sum(dim=(2, 3)) * inv_std
+        sums = torch.stack([(gain * of_bias).sum(0), (gain * of_gain).sum(0)])
+        if ctx.group is not None:
+            dist.all_reduce(sums, group=ctx.group)
+        mean_g, mean_gx = sums / (x[:, 0].numel() * _size(ctx.group))
+        # Gradient of the map: a multiply-add of the centred map and one of the incoming gradient.
+        slope, offset = -inv_std.square() * mean_gx, -inv_std * mean_g
+        of_x = _multiply_add(centred, _as_map(slope, wide), _as_map(offset, wide))
+        of_x.addcmul_(wide, _as_map(gain * inv_std, wide))
+        of_gain, of_bias = (tensor.sum_to_size(gain.shape).to(gain.dtype) for tensor in (of_gain, of_bias))
+        return of_x.to(x.dtype), of_gain, of_bias, None, None
+
+
+def _normalize_as_one(x: Tensor, eps: float, group: dist.ProcessGroup) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The normalised map, then mean, unbiased variance and 1 / sqrt(var + eps) (C,) of all batches of the group."""
+    values = x.to(torch.promote_types(x.dtype, torch.float32))
+    # Two passes, since E[x²] - E[x]² cancels digits.
+    mean = _average(values.mean(dim=(0, 2, 3)), group)
+    centred = values - mean[:, None, None]
+    var = _average(centred.square().mean(dim=(0, 2, 3)), group)
+    inv_std = torch.rsqrt(var + eps)
+    normalized = centred.mul_(inv_std[:, None, None]).to(x.dtype)
+    return normalized, mean, var * _unbiased(x, group), inv_std
+
+
+def _average(values: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """The mean over the processes of a group, with its gradient."""
+    return values if group is None else all_reduce(values, group=group) / _size(group)
+
+
+def _unbiased(x: Tensor, group: dist.ProcessGroup | None) -> float:
+    """Turns the mean of squares of n values into their unbiased variance: n / (n - 1)."""
+    count = x[:, 0].numel() * _size(group)
+    return count / (count - 1)
+
+
+def _size(group: dist.ProcessGroup | None) -> int:
+    return 1 if group is None else dist.get_world_size(group)
+
+
+def _multiply_add(x: Tensor, factor: Tensor, summand: Tensor) -> Tensor:
+    """x · factor + summand in the place of x; `torch.compile` finds a place by itself and breaks at a given one."""
+    return torch.addcmul(summand, x, factor, out=None if torch.compiler.is_compiling() else x)
+
+
+def _as_map(values: Tensor, x: Tensor) -> Tensor:
+    """(N, C) to (N, C, 1, 1), or (C,) to (C, 1, 1), in the dtype of the map."""
+    return values[..., None, None].to(x.dtype)
+
+
+# Self-attention (Zhang et al. 2018, arXiv:1805.08318, equation 1)
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """
+    softmax(Q Kᵀ) V. The logits are not divided by √d.
+
+    Args:
+        query: (N, positions, d).
+        key: (N, keys, d).
+        value: (N, keys, channels).
+
+    Returns:
+        (N, positions, channels).
+    """
+    if _plain:
+        return torch.softmax(query @ key.mT, dim=-1) @ value
+    # The fused kernel does not make the matrix of all pairs. It wants contiguous values, and on a CPU one width of all
+    # three, for which zeros make up.
+    if query.device.type == "cpu":
+        missing = value.shape[-1] - query.shape[-1]
+        query, key = F.pad(query, (0, missing)), F.pad(key, (0, missing))
+    query, key, value = (x.contiguous().unsqueeze(1) for x in (query, key, value))  # one head
+    return F.scaled_dot_product_attention(query, key, value, scale=1.0).squeeze(1)

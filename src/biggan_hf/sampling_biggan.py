@@ -1,0 +1,171 @@
+"""From labels and a truncation to images: what the generator does around its forward."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from .latents import TruncationMode, check_generators, check_truncation, check_truncation_mode, sample_latents
+from .layers import StandingRow
+from .spectral_norm import folded_weights
+
+
+logger = logging.get_logger(__name__)
+
+Generators = torch.Generator | Sequence[torch.Generator]
+
+
+def check_label_range(labels: Sequence[int], num_labels: int) -> None:
+    """Raises `ValueError` for the first label outside 0 … num_labels - 1."""
+    for label in labels:
+        if not 0 <= label < num_labels:
+            raise ValueError(f"class label {label} is outside 0 to {num_labels - 1}")
+
+
+def check_class_labels(class_labels: Tensor | None, num_samples: int, num_labels: int | None) -> None:
+    """
+    Raises `ValueError` unless there is one integer label a sample, in 0 … num_labels - 1, or none where the network
+    has no classes. The range of labels on a GPU would cost a synchronisation; the caller must see to it.
+    """
+    if not num_labels:
+        if class_labels is not None:
+            raise ValueError("this model is unconditional (num_labels=0): class_labels must be None")
+        return
+    if class_labels is None:
+        raise ValueError(f"this model has {num_labels} classes: class_labels must be given")
+    if class_labels.shape != (num_samples,) or class_labels.dtype not in (torch.int64, torch.int32):
+        raise ValueError(
+            f"class_labels must be {num_samples} integers (int64), one a sample, got {tuple(class_labels.shape)} "
+            f"of {class_labels.dtype}"
+        )
+    if class_labels.device.type == "cpu" and not torch.compiler.is_compiling():
+        check_label_range(class_labels.tolist(), num_labels)
+
+
+class SamplingMixin(PreTrainedModel):
+    """The half of the generator that draws; a mixin in front of its network."""
+
+    @torch.no_grad()
+    def sample(
+        self,
+        class_labels: int | Sequence[int] | Tensor | None = None,
+        num_images_per_label: int = 1,
+        *,
+        truncation: float | None = None,
+        truncation_mode: TruncationMode | None = None,
+        latents: Tensor | None = None,
+        generator: Generators | None = None,
+    ) -> Tensor:
+        """
+        Draws latents and generates images, in eval mode, without gradients.
+
+        Args:
+            class_labels: Labels; `None` draws one for each image (or none, for an unconditional model).
+            num_images_per_label: Images a label, one after the other; without labels, the number of images.
+            truncation: Threshold of the truncation trick (paper, section 3.1); `None` for plain N(0, 1).
+            truncation_mode: See `sample_latents`; default the model's own, which is that of its standing statistics.
+            latents: (number of images, z_dim) in place of drawing them.
+            generator: Makes the draw reproducible; one for all, or one an image.
+
+        Returns:
+            (len(class_labels) · num_images_per_label, num_channels, image_size, image_size) in [-1, 1].
+        """
+        self.check_weights()
+        # Labels first, then latents: the order in which a generator is read.
+        labels = self._labels_to_sample(class_labels, num_images_per_label, generator)
+        number = num_images_per_label if labels is None else len(labels)
+        mode = self._truncation_mode(truncation, truncation_mode)
+        if latents is None:
+            latents = sample_latents(number, self.config.z_dim, truncation, mode, generator, self.device)
+        elif len(latents) != number:
+            raise ValueError(f"latents must be ({number}, {self.config.z_dim}), got {tuple(latents.shape)}")
+        return self._generate(latents, labels, None, truncation)
+
+    def check_weights(self) -> None:
+        """Raises `ValueError` where the weights are offloaded layer by layer."""
+        if any(weight.is_meta for weight in self.parameters()):
+            raise ValueError(
+                "the model's weights are offloaded layer by layer (device 'meta'), which it cannot generate with; "
+                "accelerate.cpu_offload_with_hook(model, device) moves it as a whole"
+            )
+
+    @torch.no_grad()
+    def _generate(
+        self, latents: Tensor, labels: Tensor | None, embeddings: Tensor | None, truncation: float | None
+    ) -> Tensor:
+        """Images in eval mode."""
+        was_training = self.training
+        if was_training:
+            self.eval()
+        try:
+            with folded_weights(self):
+                images = self(latents.to(self.device), labels, embeddings, truncation=truncation).images
+            return (
+                images.clone()
+            )  # of a compiled model, since the next replay of a CUDA graph writes where this one did
+        finally:
+            if was_training:
+                self.train()
+
+    def _labels_to_sample(
+        self, labels: int | Sequence[int] | Tensor | None, repeats: int, generator: Generators | None
+    ) -> Tensor | None:
+        """The label of each image, (number of images,), given or drawn; none for an unconditional model."""
+        if repeats < 1:
+            raise ValueError(f"num_images_per_label must be at least 1, got {repeats}")
+        if labels is not None:
+            try:
+                labels = torch.as_tensor(labels, device="cpu").reshape(-1)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"class_labels must be integers, got {labels!r}") from error
+            check_class_labels(labels, len(labels), self.config.num_labels)
+            return labels.repeat_interleave(repeats).to(self.device)
+        if not self.config.num_labels:
+            return None
+        check_generators(generator, repeats)
+        generators, size = (generator, 1) if isinstance(generator, Sequence) else ([generator], repeats)
+        drawn = [
+            torch.randint(self.config.num_labels, (size,), generator=g, device=None if g is None else g.device)
+            for g in generators
+        ]
+        return torch.cat(drawn).to(self.device)
+
+    # Truncation: which latents are drawn, and which standing statistics belong to them
+
+    def _truncation_mode(self, truncation: float | None, mode: TruncationMode | None) -> TruncationMode:
+        """How latents are drawn; refuses a mode other than that of the standing statistics that are asked for."""
+        own = self.config.truncation_mode
+        if mode is not None:
+            check_truncation_mode(mode)
+        if truncation is not None and self.config.standing_truncations and mode not in (None, own):
+            raise ValueError(f"this model's standing statistics are those of truncation_mode={own!r}, got {mode!r}")
+        return mode or own
+
+    def _standing_row(self, truncation: float | None) -> StandingRow | None:
+        """The place of a truncation in the table of standing statistics; `None` for the running statistics."""
+        check_truncation(truncation)
+        table = list(self.config.standing_truncations)
+        if truncation is None:
+            return None
+        if not table:
+            if not torch.compiler.is_compiling():
+                logger.warning_once("This model holds no standing statistics: truncated samples use the running ones.")
+            return None
+        if not table[0] <= truncation <= table[-1]:
+            raise ValueError(
+                f"truncation={truncation} is outside this model's standing statistics, {table[0]} to {table[-1]}"
+            )
+        if self.config.standing_interpolation == "mirrored":
+            # In pytorch-pretrained-biggan's own arithmetic: its rounding decides which rows a threshold on the grid
+            # meets.
+            position = truncation / (1.0 / (len(table) - 1))
+            lower = int(position)
+            weight = position - lower
+            return StandingRow(lower, min(lower + 1, len(table) - 1), 1 - weight if weight else 0.0)
+        upper = next(i for i, threshold in enumerate(table) if threshold >= truncation)
+        if table[upper] == truncation:
+            return StandingRow(upper, upper, 0.0)
+        fraction = (truncation - table[upper - 1]) / (table[upper] - table[upper - 1])
+        return StandingRow(upper - 1, upper, fraction)
