@@ -17,6 +17,11 @@ from torch.distributed.nn.functional import all_reduce
 from torch.nn import functional as F
 
 
+# On a CPU and without gradients, maps of so many channels are upsampled by one product of matrices. It takes a third to
+# a half of the time (1,536 channels, 4x4 and 8x8 pixels, batch 1 to 8). A convolution would bring the weight into an
+# order of its own in every call, which takes longer than the convolution of so few pixels.
+WIDE = 1024
+
 _plain = False
 
 
@@ -59,8 +64,31 @@ def upsample_conv2d(hidden_states: Tensor, kernel: Tensor, bias: Tensor | None) 
     if _plain:
         upsampled = F.interpolate(hidden_states, scale_factor=2, mode="nearest")
         return F.conv2d(upsampled, turn(kernel), bias, padding=1)
-    output = box_sum(F.conv_transpose2d(hidden_states, kernel, stride=2))  # (N, out, 2H + 1, 2W + 1) before the sum
+    if hidden_states.device.type == "cpu" and len(kernel) >= WIDE and not torch.is_grad_enabled():
+        output = _upsample_by_product(hidden_states, kernel)
+    else:
+        output = box_sum(F.conv_transpose2d(hidden_states, kernel, stride=2))  # the sum is of (N, out, 2H + 1, 2W + 1)
     return output if bias is None else output.add_(bias[:, None, None])
+
+
+def _upsample_by_product(hidden_states: Tensor, kernel: Tensor) -> Tensor:
+    """One product of matrices for all pixels and taps, then sums: (N, in, H, W) to (N, out, 2H, 2W)."""
+    samples, channels, height, width = hidden_states.shape
+    pixels = hidden_states.permute(0, 2, 3, 1).reshape(-1, channels)
+    products = pixels @ kernel.permute(0, 2, 3, 1).reshape(channels, -1)  # (N·H·W, 3·3·out)
+    rows = _spread(*products.view(samples, height, width, 3, 3, -1).unbind(3), dim=1)  # (N, 2H, W, 3, out)
+    return _spread(*rows.unbind(3), dim=2).permute(0, 3, 1, 2)
+
+
+def _spread(first: Tensor, second: Tensor, third: Tensor, dim: int) -> Tensor:
+    """
+    The products of a line of pixels with the three taps of a turned filter, as the line of twice the length: 2i takes
+    the first two products of pixel i and the third of pixel i - 1; 2i + 1 the last two, and the first of pixel i + 1.
+    """
+    even, odd, last = first + second, second + third, first.shape[dim] - 1
+    even.narrow(dim, 1, last).add_(third.narrow(dim, 0, last))
+    odd.narrow(dim, 0, last).add_(first.narrow(dim, 1, last))
+    return torch.stack([even, odd], dim + 1).flatten(dim, dim + 1)
 
 
 def conv2d_pool(hidden_states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
