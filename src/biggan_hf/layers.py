@@ -94,6 +94,8 @@ def conv2d(
     resample: Literal["up", "down"] | None = None,
 ) -> Conv2d:
     """A convolution, spectrally normalised unless `sn_eps` is `None`, with resampling by two before or after it."""
+    if resample is not None and kernel_size != 3:
+        raise ValueError(f"kernel_size must be 3 with resample={resample!r}, got {kernel_size}")
     plain, normalized = {
         None: (Conv2d, SNConv2d),
         "up": (UpsampleConv2d, SNUpsampleConv2d),

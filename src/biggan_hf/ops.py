@@ -13,13 +13,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.distributed.nn.functional import all_reduce
 from torch.nn import functional as F
 
 
-# On a CPU and without gradients, maps of so many channels are upsampled by one product of matrices. It takes a third to
-# a half of the time (1,536 channels, 4x4 and 8x8 pixels, batch 1 to 8). A convolution would bring the weight into an
-# order of its own in every call, which takes longer than the convolution of so few pixels.
+# On a CPU and without gradients, maps of so many channels are upsampled by one product of matrices, in a third to half
+# of the time (1,536 channels, 4x4 and 8x8 pixels, batch 1 to 8). A convolution would bring the weight into an order of
+# its own in every call, which takes longer than the convolution of so few pixels.
 WIDE = 1024
 
 _plain = False
@@ -76,7 +75,9 @@ def _upsample_by_product(hidden_states: Tensor, kernel: Tensor) -> Tensor:
     samples, channels, height, width = hidden_states.shape
     pixels = hidden_states.permute(0, 2, 3, 1).reshape(-1, channels)
     products = pixels @ kernel.permute(0, 2, 3, 1).reshape(channels, -1)  # (N·H·W, 3·3·out)
-    rows = _spread(*products.view(samples, height, width, 3, 3, -1).unbind(3), dim=1)  # (N, 2H, W, 3, out)
+    rows = _spread(
+        *products.view(samples, height, width, 3, 3, kernel.shape[1]).unbind(3), dim=1
+    )  # (N, 2H, W, 3, out)
     return _spread(*rows.unbind(3), dim=2).permute(0, 3, 1, 2)
 
 
@@ -236,11 +237,11 @@ def batch_norm_in_training(
     Returns:
         The normalised map; the batch's mean and unbiased variance (C,), without gradients.
     """
-    if not _plain:
+    if not _plain or group is not None:  # across processes there is the computed form alone
         return _BatchNormInTraining.apply(hidden_states, gain, bias, eps, group)
     values = hidden_states.to(torch.promote_types(hidden_states.dtype, torch.float32))
-    mean = _average(values.mean(dim=(0, 2, 3)), group)
-    var = _average((values - mean[:, None, None]).square().mean(dim=(0, 2, 3)), group)
+    mean = values.mean(dim=(0, 2, 3))
+    var = (values - mean[:, None, None]).square().mean(dim=(0, 2, 3))
     output = batch_norm(values, gain, bias, mean, var, eps).to(hidden_states.dtype)
     return output, mean.detach(), var.detach() * _unbiased(hidden_states, group)
 
@@ -300,9 +301,10 @@ def _normalize_as_one(x: Tensor, eps: float, group: dist.ProcessGroup) -> tuple[
     return normalized, mean, var * _unbiased(x, group), inv_std
 
 
-def _average(values: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """The mean over the processes of a group, with its gradient."""
-    return values if group is None else all_reduce(values, group=group) / _size(group)
+def _average(values: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """The mean over the processes of a group, in place."""
+    dist.all_reduce(values, group=group)
+    return values.div_(_size(group))
 
 
 def _unbiased(x: Tensor, group: dist.ProcessGroup | None) -> float:

@@ -1,0 +1,381 @@
+"""Folded weights: made once a scope, never stale, and out of the way of gradients, copies, threads and compilers."""
+
+import copy
+import io
+import weakref
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+from common import VARIANTS, tiny_discriminator, tiny_generator, tiny_inputs, tiny_latents
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+from biggan_hf import BigGANDiscriminator, BigGANModel, BigGANPipeline
+from biggan_hf.layers import Conv2d, SNConv2d, SNEmbedding, SNLinear, SNUpsampleConv2d
+from biggan_hf.spectral_norm import FoldableWeight, SpectralNorm, fold, folded_weights, power_iteration
+from biggan_hf.training.ema import update_ema
+
+
+Network = BigGANModel | BigGANDiscriminator
+
+LAYERS: dict[str, tuple[Callable[[], SpectralNorm], Tensor]] = {
+    "conv": (lambda: SNConv2d(3, 8, 3), torch.randn(2, 3, 4, 4)),
+    "up": (lambda: SNUpsampleConv2d(3, 8, 3), torch.randn(2, 3, 4, 4)),
+    "linear": (lambda: SNLinear(12, 7), torch.randn(2, 12)),
+    "embedding": (lambda: SNEmbedding(9, 6), torch.tensor([3, 0, 3])),
+}
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(params=[tiny_generator, tiny_discriminator])
+def network(request: pytest.FixtureRequest) -> Network:
+    return request.param(**VARIANTS["attention"]).eval()
+
+
+def output(network: Network, *inputs: Any) -> Tensor:
+    return next(iter(network(*inputs).values()))
+
+
+def folds(network: nn.Module) -> list[Any]:
+    return [module._folded for module in network.modules() if isinstance(module, FoldableWeight)]
+
+
+# A scope
+
+
+@torch.no_grad()
+def test_a_scope_makes_each_kernel_once_and_ends_with_its_kernels(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[FoldableWeight] = []
+    arrange = FoldableWeight.arrange
+    monkeypatch.setattr(FoldableWeight, "arrange", lambda layer, weight: made.append(layer) or arrange(layer, weight))
+    inputs = tiny_inputs(network)
+    expected = output(network, *inputs)
+    made.clear()
+    with network.folded_weights():
+        assert all(folds(network))
+        with network.folded_weights():  # uses those that are there, and leaves them
+            torch.testing.assert_close(output(network, *inputs), expected)
+        torch.testing.assert_close(output(network, *inputs), expected)
+    assert len(made) == len({*made}) and not any(folds(network))
+
+
+def test_a_scope_ends_with_its_kernels_where_it_fails(network: Network) -> None:
+    with pytest.raises(KeyError), network.folded_weights():
+        raise KeyError
+    assert not any(folds(network))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@torch.no_grad()
+def test_folded_convolutions_and_their_maps_are_channels_last(dtype: torch.dtype) -> None:
+    for layer in (Conv2d(3, 5, 3).to(dtype), SNUpsampleConv2d(3, 5, 3).to(dtype)):
+        weight = layer.weight.clone()
+        with folded_weights(layer.eval()):
+            assert layer.kernel().is_contiguous(memory_format=torch.channels_last)
+            assert layer(torch.randn(2, 3, 4, 6, dtype=dtype)).is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(layer.weight, weight)
+
+
+@torch.no_grad()
+def test_images_lie_in_memory_as_users_expect() -> None:
+    model = tiny_generator()
+    assert model.sample([0]).is_contiguous() and output(model, *tiny_inputs(model)).is_contiguous()
+
+
+# Never stale
+
+
+@torch.no_grad()
+def scaled_in_place(layer: SpectralNorm) -> None:
+    layer.weight[0].mul_(3)
+
+
+def scaled_in_inference_mode(layer: SpectralNorm) -> None:
+    with torch.inference_mode():
+        layer.weight[0].mul_(3)
+
+
+def replaced(layer: SpectralNorm) -> None:
+    layer.weight = nn.Parameter(torch.randn_like(layer.weight))
+
+
+def data_replaced(layer: SpectralNorm) -> None:
+    layer.weight.data = torch.randn_like(layer.weight)
+
+
+def loaded(layer: SpectralNorm) -> None:
+    layer.load_state_dict({name: torch.randn_like(tensor) for name, tensor in layer.state_dict().items()})
+
+
+def assigned(layer: SpectralNorm) -> None:
+    layer.load_state_dict({name: torch.randn_like(x) for name, x in layer.state_dict().items()}, assign=True)
+
+
+def optimised(layer: SpectralNorm, **options: bool) -> None:
+    layer.weight.grad = torch.randn_like(layer.weight)
+    torch.optim.Adam([layer.weight], lr=0.1, **options).step()
+
+
+def optimised_in_one_kernel(layer: SpectralNorm) -> None:
+    optimised(layer, fused=True)  # which leaves the version of the weight as it is (torch 2.13)
+
+
+def averaged(layer: SpectralNorm) -> None:
+    torch._foreach_lerp_([layer.state_dict()["weight"]], [torch.randn_like(layer.weight)], 0.5)
+
+
+def given_another_vector(layer: SpectralNorm) -> None:
+    layer.u0.copy_(torch.randn_like(layer.u0))
+
+
+def trained(layer: SpectralNorm) -> None:
+    power_iteration([layer.train()])
+    layer.weight.data.mul_(torch.rand_like(layer.weight))
+    layer.eval()
+
+
+def cast(layer: SpectralNorm) -> None:
+    layer.double().float()
+    layer.weight.data[0].mul_(3)
+
+
+CHANGES = [
+    *(scaled_in_place, scaled_in_inference_mode, replaced, data_replaced, loaded, assigned, optimised),
+    *(optimised_in_one_kernel, averaged, given_another_vector, trained, cast),
+]
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("change", CHANGES, ids=[change.__name__ for change in CHANGES])
+def test_a_scope_sees_changes(change: Callable[[SpectralNorm], None], kind: str) -> None:
+    build, inputs = LAYERS[kind]
+    layer = build().eval()
+    with folded_weights(layer):
+        with torch.no_grad():
+            before = layer(inputs)
+        change(layer)
+        expected = layer(inputs).detach()  # with gradients of the weight, hence not the folded one
+        assert not torch.allclose(expected, before, atol=1e-4)
+        for _ in range(2):
+            with torch.no_grad():
+                assert torch.allclose(layer(inputs), expected, atol=1e-6)
+            fold(layer)  # as the next call of a pipeline does
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_pipeline_sees_changes_and_renews_on_demand(compiled: bool) -> None:
+    pipe = BigGANPipeline(tiny_generator())
+    if compiled:
+        torch._dynamo.reset()
+        pipe.compile(backend="eager")
+    layer = pipe.model.get_submodule("stages.1.blocks.0.conv2")
+    assert isinstance(layer, SpectralNorm)
+    latents = tiny_latents(2, pipe.model.config)
+
+    def images() -> Tensor:
+        return pipe([0, 1], latents=latents, output_type="pt", progress_bar=False).images
+
+    def unseen(layer: SpectralNorm) -> None:
+        layer.weight.data[0].mul_(-2)
+        pipe.renew_weights()
+
+    before = images()
+    kernels = folds(pipe.model)
+    assert torch.equal(images(), before)
+    assert all(kernels) and all(a is b for a, b in zip(kernels, folds(pipe.model), strict=True))
+    for change in (scaled_in_place, optimised_in_one_kernel, loaded, replaced, averaged, unseen):
+        change(layer)
+        fresh = BigGANPipeline(copy.deepcopy(pipe.model))
+        expected = fresh([0, 1], latents=latents, output_type="pt", progress_bar=False).images
+        assert not torch.allclose(expected, before, atol=1e-5), change
+        torch.testing.assert_close(images(), expected, rtol=1e-5, atol=1e-5)
+        before = expected
+
+
+def test_folded_weights_end_with_the_pipeline() -> None:
+    model = tiny_generator()
+    pipe = BigGANPipeline(model)
+    pipe(0, progress_bar=False)
+    assert all(folds(model))
+    gone = weakref.ref(pipe)
+    del pipe
+    assert gone() is None and not any(folds(model))
+
+
+def test_samples_follow_an_average_that_moves() -> None:
+    model, other = tiny_generator(), tiny_generator()
+    latents, labels = tiny_inputs(model)
+    with torch.no_grad():
+        other.get_parameter("output_conv.weight").neg_()
+    model.sample(labels, latents=latents)
+    update_ema(model, other, 0.2)
+    torch.testing.assert_close(model.sample(labels, latents=latents), output(model, latents, labels).detach())
+
+
+# Gradients, transforms, copies
+
+
+def test_gradients_of_weights_pass_a_scope(network: Network) -> None:
+    images, labels = tiny_inputs(network)
+    (expected,) = torch.autograd.grad(output(network, images, labels).sum(), next(network.parameters()))
+    with network.folded_weights():
+        (gradient,) = torch.autograd.grad(output(network, images, labels).sum(), next(network.parameters()))
+    torch.testing.assert_close(gradient, expected)
+
+
+@torch.no_grad()
+def test_a_hook_that_asks_for_gradients() -> None:
+    model = tiny_generator()
+    inputs, seen = tiny_inputs(model), []
+
+    def start(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        torch.set_grad_enabled(True)
+        seen.append(args[0].detach().requires_grad_())
+        return seen[0], *args[1:]
+
+    model.get_submodule("stages")[1].register_forward_pre_hook(start)  # type: ignore[index]
+    with model.folded_weights():
+        out = output(model, *inputs)
+    weights = [model.get_parameter(f"stages.1.blocks.0.{name}.weight") for name in ("conv2", "bn1.gain")]
+    assert all(gradient.any() for gradient in torch.autograd.grad(out.sum(), [*seen, *weights]))
+
+
+def test_a_kernel_of_inference_mode_hands_on_gradients_of_the_input() -> None:
+    layer, rows = SNLinear(12, 7).eval().requires_grad_(False), torch.randn(2, 12, requires_grad=True)
+    with folded_weights(layer):
+        with torch.inference_mode():
+            fold(layer)
+        kernel = layer._folded
+        assert torch.autograd.grad(layer(rows).sum(), rows)[0].any() and layer._folded is kernel
+
+
+def test_a_model_made_in_inference_mode() -> None:
+    with torch.inference_mode():
+        model = tiny_generator()
+        before = model.sample([0], latents=tiny_latents(1, model.config))
+        model.get_parameter("linear.weight").neg_()
+        assert not torch.allclose(model.sample([0], latents=tiny_latents(1, model.config)), before)
+
+
+@torch.no_grad()
+def test_transforms_inside_a_scope(network: Network) -> None:
+    network.requires_grad_(False)
+    first, labels = tiny_inputs(network)
+    expected = output(network, first, labels)
+    weights = {name: 1.3 * parameter for name, parameter in network.named_parameters()}
+    scaled = torch.func.functional_call(network, weights, (first, labels))
+    with network.folded_weights():
+        assert torch.func.grad(lambda x: output(network, x, labels).square().sum())(first).any()
+        torch.testing.assert_close(
+            next(iter(torch.func.functional_call(network, weights, (first, labels)).values())),
+            next(iter(scaled.values())),
+        )
+        torch.testing.assert_close(output(network, first, labels), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("variant", ["plain", "deep", "attention"])
+@torch.no_grad()
+def test_vmap_over_samples(variant: str) -> None:
+    model = tiny_generator(**VARIANTS[variant])
+    latents, labels = tiny_inputs(model)
+    embeddings = model.class_embedding(labels)
+    expected = output(model, latents, None, embeddings)
+    for context in (torch.no_grad(), model.folded_weights()):
+        with context:
+            images = torch.vmap(lambda z, e: output(model, z[None], None, e[None])[0])(latents, embeddings)
+        torch.testing.assert_close(images, expected, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_copies_fold_their_own_weights(network: Network) -> None:
+    inputs, file = tiny_inputs(network), io.BytesIO()
+    with network.folded_weights():
+        expected = output(network, *inputs)
+        torch.save(network, file)
+        copies = [copy.deepcopy(network)]
+        file.seek(0)
+        copies.append(torch.load(file, weights_only=False))
+    for copied in copies:
+        assert not any(folds(copied))
+        torch.testing.assert_close(output(copied, *inputs), expected, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_pruned_weights_are_taken_as_they_are(network: Network) -> None:
+    inputs = tiny_inputs(network)
+    for module in network.modules():
+        if isinstance(module, Conv2d):
+            prune.random_unstructured(module, "weight", amount=0.3)
+    expected = output(network, *inputs)
+    with network.folded_weights():
+        torch.testing.assert_close(output(network, *inputs), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.filterwarnings(
+    "ignore::torch.jit.TracerWarning", "ignore:`torch.jit:DeprecationWarning", "ignore:`is_grad:FutureWarning"
+)
+@torch.no_grad()
+def test_traced_inside_a_scope(network: Network) -> None:
+    inputs = tiny_inputs(network, 5)
+    expected = output(network, *inputs)
+    with network.folded_weights():
+        traced = torch.jit.trace(network, tiny_inputs(network, 3, seed=1), strict=False)
+        torch.testing.assert_close(next(iter(traced(*inputs).values())), expected, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_compiled_inside_and_outside_of_a_scope(network: Network) -> None:
+    torch._dynamo.reset()
+    inputs = tiny_inputs(network)
+    expected = output(network, *inputs)
+    network.compile(backend="aot_eager")
+    for _ in range(2):
+        torch.testing.assert_close(output(network, *inputs), expected, rtol=1e-5, atol=1e-5)
+        with network.folded_weights():
+            torch.testing.assert_close(output(network, *inputs), expected, rtol=1e-5, atol=1e-5)
+
+
+# Threads
+
+
+def test_eight_threads_on_one_pipeline_give_what_one_gives() -> None:
+    pipe = BigGANPipeline(tiny_generator(**VARIANTS["attention"]))
+    latents = tiny_latents(16, pipe.model.config)
+
+    def draw(index: int) -> Tensor:
+        return pipe(index % 5, latents=latents[index % 16, None], output_type="pt", progress_bar=False).images
+
+    expected = [draw(index) for index in range(80)]
+    pipe.renew_weights()
+    with ThreadPoolExecutor(8) as pool:
+        for images, own in zip(pool.map(draw, range(80)), expected, strict=True):
+            torch.testing.assert_close(images, own, rtol=1e-5, atol=1e-5)
+
+
+def test_threads_with_and_without_gradients_share_a_model() -> None:
+    model = tiny_generator()
+    latents, labels = tiny_inputs(model)
+    expected = output(model, latents, labels).detach()
+
+    def work(index: int) -> Tensor:
+        return output(model, latents, labels).detach() if index % 3 else model.sample(labels, latents=latents)
+
+    with ThreadPoolExecutor(4) as pool:
+        for out in pool.map(work, range(60)):
+            torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_two_models_do_not_wait_for_each_other() -> None:
+    first, second = tiny_generator(), tiny_generator()
+    with ThreadPoolExecutor(1) as pool, first.folded_weights():
+        first.register_forward_pre_hook(lambda *_: print(pool.submit(second.sample, 0).result(timeout=60).shape))
+        assert first.sample(0).isfinite().all()
