@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from biggan_hf import spectral_norm
 from biggan_hf.layers import SNConv2d, SNEmbedding, SNLinear, SNUpsampleConv2d
-from biggan_hf.spectral_norm import SpectralNorm, power_iteration
+from biggan_hf.spectral_norm import SpectralNorm, iterate_in_training, power_iteration
 
 
 SPECTRAL: dict[str, Callable[[], SpectralNorm]] = {
@@ -46,6 +46,18 @@ def stepped(layer: SpectralNorm) -> Tensor:
     return layer.normalized_weight()
 
 
+class Network(nn.Module):
+    """One layer, and the step that a network's training forward begins with."""
+
+    def __init__(self, layer: SpectralNorm) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        iterate_in_training(self)
+        return self.layer(inputs)
+
+
 def state(layer: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in [*layer.named_buffers()]}
 
@@ -71,7 +83,7 @@ def test_gradient_in_double_precision(kind: str, training: bool) -> None:
     weight = layer.weight.detach().requires_grad_()
 
     def forward(weight: Tensor) -> Tensor:
-        return torch.func.functional_call(layer, {"weight": weight}, inputs)
+        return torch.func.functional_call(Network(layer), {"layer.weight": weight}, inputs)
 
     assert torch.autograd.gradcheck(forward, weight, atol=1e-6, rtol=1e-5)
 
