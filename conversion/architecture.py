@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from reading import State
 
 from biggan_hf import BigGANConfig
 from biggan_hf.configuration_biggan import CHANNEL_MULTIPLIERS
+from biggan_hf.conversion.reading import State
 
 
 class Findings:

@@ -5,8 +5,8 @@ import importlib
 import re
 from pathlib import Path
 
-from reading import load, recognise_source
-from writing import run
+from biggan_hf.conversion.reading import load, recognise_source
+from biggan_hf.conversion.writing import run
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> None:
         raise ValueError(f"{str(args.source)!r} {what}")
     print(f"{args.source} is {kind}: {script}")
     source, chosen = folder_and_choice(args.source, script)
-    importlib.import_module(script.removesuffix(".py")).main([str(source), *chosen, *rest])
+    importlib.import_module(f"biggan_hf.conversion.{script.removesuffix('.py')}").main([str(source), *chosen, *rest])
 
 
 def folder_and_choice(source: Path, script: str) -> tuple[Path, list[str]]:

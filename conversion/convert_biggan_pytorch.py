@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from architecture import (
+
+from biggan_hf import BigGANDiscriminator, BigGANModel
+from biggan_hf.configuration_biggan import CIFAR10_CLASSES
+from biggan_hf.conversion.architecture import (
     Findings,
     deep_blocks_per_stage,
     find_discriminator,
@@ -15,13 +18,10 @@ from architecture import (
     imagenet_classes,
     no_discriminator,
 )
-from reading import State, guess, load, load_state, no_folder
-from rename import class_first, fill_in_singular_values, fold_power_step, rename, scalar_gamma
-from training_state import adam_state, counters
-from writing import Conversion, Source, add_reference, convert_and_write, parser, run
-
-from biggan_hf import BigGANDiscriminator, BigGANModel
-from biggan_hf.configuration_biggan import CIFAR10_CLASSES
+from biggan_hf.conversion.reading import State, guess, load, load_state, no_folder
+from biggan_hf.conversion.rename import class_first, fill_in_singular_values, fold_power_step, rename, scalar_gamma
+from biggan_hf.conversion.training_state import adam_state, counters
+from biggan_hf.conversion.writing import Conversion, Source, add_reference, convert_and_write, parser, run
 
 
 SOURCE = Source(

@@ -3,9 +3,15 @@
 import argparse
 import re
 
-from architecture import Findings, attention_stage, find_generator, imagenet_classes, no_discriminator
-from reading import State, load_state
-from rename import (
+from biggan_hf.conversion.architecture import (
+    Findings,
+    attention_stage,
+    find_generator,
+    imagenet_classes,
+    no_discriminator,
+)
+from biggan_hf.conversion.reading import State, load_state
+from biggan_hf.conversion.rename import (
     class_first,
     fold_spectral_norm,
     output_gain,
@@ -14,7 +20,7 @@ from rename import (
     scalar_gamma,
     stem_from_hwc,
 )
-from writing import Conversion, Source, add_reference, convert_and_write, parser, run
+from biggan_hf.conversion.writing import Conversion, Source, add_reference, convert_and_write, parser, run
 
 
 SOURCE = Source(

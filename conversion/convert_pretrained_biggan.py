@@ -5,9 +5,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from architecture import Findings, find_generator, imagenet_classes, no_discriminator
-from reading import guess, load_state, no_folder
-from rename import (
+from biggan_hf.conversion.architecture import Findings, find_generator, imagenet_classes, no_discriminator
+from biggan_hf.conversion.reading import guess, load_state, no_folder
+from biggan_hf.conversion.rename import (
     class_first,
     fold_spectral_norm,
     output_gain,
@@ -16,7 +16,7 @@ from rename import (
     scalar_gamma,
     stem_from_hwc,
 )
-from writing import Conversion, Source, add_reference, convert_and_write, parser, run
+from biggan_hf.conversion.writing import Conversion, Source, add_reference, convert_and_write, parser, run
 
 
 SOURCE = Source(

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from architecture import (
+
+from biggan_hf.configuration_biggan import CHANNEL_MULTIPLIERS, CIFAR10_CLASSES
+from biggan_hf.conversion.architecture import (
     Findings,
     deep_blocks_per_stage,
     find_discriminator,
@@ -15,11 +17,9 @@ from architecture import (
     imagenet_classes,
     no_discriminator,
 )
-from reading import State, guess, load_state, no_folder
-from rename import fold_spectral_norm, keep_spectral_norm, output_gain, rename, scalar_gamma
-from writing import Conversion, Source, add_reference, convert_and_write, parser, run
-
-from biggan_hf.configuration_biggan import CHANNEL_MULTIPLIERS, CIFAR10_CLASSES
+from biggan_hf.conversion.reading import State, guess, load_state, no_folder
+from biggan_hf.conversion.rename import fold_spectral_norm, keep_spectral_norm, output_gain, rename, scalar_gamma
+from biggan_hf.conversion.writing import Conversion, Source, add_reference, convert_and_write, parser, run
 
 
 SOURCE = Source(

@@ -11,9 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from architecture import Findings, attention_stage, find_generator, imagenet_classes, no_discriminator
-from reading import State, check_finite, check_kind, guess
-from rename import (
+
+from biggan_hf.conversion.architecture import (
+    Findings,
+    attention_stage,
+    find_generator,
+    imagenet_classes,
+    no_discriminator,
+)
+from biggan_hf.conversion.reading import State, check_finite, check_kind, guess
+from biggan_hf.conversion.rename import (
     class_first,
     fill_in_singular_values,
     fold_power_step,
@@ -23,7 +30,7 @@ from rename import (
     scalar_gamma,
     stem_from_hwc,
 )
-from writing import Conversion, Source, add_reference, convert_and_write, parser, run
+from biggan_hf.conversion.writing import Conversion, Source, add_reference, convert_and_write, parser, run
 
 
 SOURCE = Source(

@@ -5,15 +5,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from architecture import imagenet_classes
-from convert_biggan_pytorch import INITIALIZERS, OUTPUT_BATCH_NORM_EPS, discriminator_modules, generator_modules
-from reading import State, guess, load
-from training_state import STATE_FILE
 from transformers.utils import logging
-from writing import check_output, parser, replaced_folder, run
 
 from biggan_hf import BigGANConfig, BigGANDiscriminator, BigGANModel
 from biggan_hf.configuration_biggan import CHANNEL_MULTIPLIERS, CIFAR10_CLASSES
+from biggan_hf.conversion.architecture import imagenet_classes
+from biggan_hf.conversion.convert_biggan_pytorch import (
+    INITIALIZERS,
+    OUTPUT_BATCH_NORM_EPS,
+    discriminator_modules,
+    generator_modules,
+)
+from biggan_hf.conversion.reading import State, guess, load
+from biggan_hf.conversion.training_state import STATE_FILE
+from biggan_hf.conversion.writing import check_output, parser, replaced_folder, run
 
 
 def check_exportable(config: BigGANConfig) -> None:

@@ -8,9 +8,10 @@ import re
 from collections import Counter
 
 import torch
-from architecture import Findings
-from reading import State
 from torch import Tensor
+
+from biggan_hf.conversion.architecture import Findings
+from biggan_hf.conversion.reading import State
 
 
 # Names

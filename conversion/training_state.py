@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from reading import State, load
 from torch import Tensor, nn
+
+from biggan_hf.conversion.reading import State, load
 
 
 # The same names as in biggan_hf.training.run.training_state; a checkpoint that was converted knows no data set.

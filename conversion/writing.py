@@ -12,14 +12,14 @@ from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import torch
-from architecture import Findings
-from reading import State, sha256
-from rename import abbreviated
 from torch import Tensor
-from training_state import STATE_FILE
 from transformers.utils import logging
 
 from biggan_hf import BigGANConfig, BigGANDiscriminator, BigGANModel
+from biggan_hf.conversion.architecture import Findings
+from biggan_hf.conversion.reading import State, sha256
+from biggan_hf.conversion.rename import abbreviated
+from biggan_hf.conversion.training_state import STATE_FILE
 from biggan_hf.hub import model_card, staged_save
 
 

@@ -1,6 +1,5 @@
 """What the tests of conversion/ share: its scripts by name, and the original programs' checkpoints and answers."""
 
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -9,6 +8,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from biggan_hf.conversion import (
+    convert_biggan_pytorch,
+    convert_ivclab,
+    convert_pretrained_biggan,
+    convert_studiogan,
+    convert_tfhub,
+    export_biggan_pytorch,
+)
+
 
 ROOT = Path(__file__).parents[1]
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -16,21 +24,8 @@ ORIGINALS = FIXTURES / "originals"
 # More original checkpoints, beside the repository where there are any.
 SHARED = ROOT.parent / "shared" / "golden"
 
-sys.path.insert(0, str(ROOT / "conversion"))
-
-import convert as convert_any  # noqa: E402, F401
-import convert_biggan_pytorch  # noqa: E402
-import convert_ivclab  # noqa: E402
-import convert_pretrained_biggan  # noqa: E402
-import convert_studiogan  # noqa: E402
-import convert_tfhub  # noqa: E402
-import export_biggan_pytorch  # noqa: E402
-import reading  # noqa: E402, F401
-import writing  # noqa: E402, F401
-
-
 SCRIPTS: dict[str, ModuleType] = {
-    f"{module.__name__}.py": module
+    f"{module.__name__.rpartition('.')[2]}.py": module
     for module in (
         convert_biggan_pytorch,
         convert_ivclab,

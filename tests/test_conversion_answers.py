@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from conversion_common import FIXTURES, ORIGINALS, SCRIPTS, SHARED, answers, assert_close, convert, reading
-from conversion_common import convert_biggan_pytorch as biggan_pytorch
-from conversion_common import convert_pretrained_biggan as pretrained_biggan
+from conversion_common import FIXTURES, ORIGINALS, SCRIPTS, SHARED, answers, assert_close, convert
 
 from biggan_hf import BigGANConfig, BigGANDiscriminator, BigGANModel
+from biggan_hf.conversion import convert_biggan_pytorch as biggan_pytorch
+from biggan_hf.conversion import convert_pretrained_biggan as pretrained_biggan
+from biggan_hf.conversion import reading
 
 
 FOLDERS = sorted([*ORIGINALS.iterdir(), *(FIXTURES / "golden").iterdir()])

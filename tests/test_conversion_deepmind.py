@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 from common import tiny_config, tiny_generator
-from conversion_common import assert_equal, convert, convert_ivclab, convert_tfhub, reading, weights, writing
+from conversion_common import assert_equal, convert, weights
 from torch import Tensor
 from torch.nn import functional as F
 
 from biggan_hf import BigGANModel
+from biggan_hf.conversion import convert_ivclab, convert_tfhub, reading, writing
 
 
 # A plain model whose stages differ in width, as attention has to be found by its width.

@@ -8,23 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conversion_common import (
-    FIXTURES,
-    ORIGINALS,
-    SHARED,
-    answers,
-    assert_equal,
-    convert,
-    convert_ivclab,
-    reading,
-    weights,
-)
-from conversion_common import convert_biggan_pytorch as biggan_pytorch
-from conversion_common import convert_pretrained_biggan as pretrained_biggan
-from conversion_common import convert_studiogan as studiogan
+from conversion_common import FIXTURES, ORIGINALS, SHARED, answers, assert_equal, convert, weights
 from torch import nn
 
 from biggan_hf import BigGANModel
+from biggan_hf.conversion import convert_biggan_pytorch as biggan_pytorch
+from biggan_hf.conversion import convert_ivclab, reading
+from biggan_hf.conversion import convert_pretrained_biggan as pretrained_biggan
+from biggan_hf.conversion import convert_studiogan as studiogan
 
 
 SHARED_CASE = ORIGINALS / "biggan_shared"
@@ -512,7 +503,7 @@ def test_kept_spectral_norm(tmp_path: Path) -> None:
 
 
 def test_class_names_of_imagenet() -> None:
-    from architecture import imagenet_classes
+    from biggan_hf.conversion.architecture import imagenet_classes
 
     names = imagenet_classes()
     assert len(names) == 1000

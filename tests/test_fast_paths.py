@@ -21,13 +21,14 @@ from common import (
     tiny_generator,
     tiny_inputs,
 )
-from conversion_common import ORIGINALS, answers, assert_close, convert, convert_any
+from conversion_common import ORIGINALS, answers, assert_close, convert
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from biggan_hf import BigGANDiscriminator, BigGANModel, layers, winograd
 from biggan_hf.autograd import Function
+from biggan_hf.conversion import convert as convert_any
 from biggan_hf.kernels import can_pack, kept_kernels
 from biggan_hf.layers import Conv2d, Modulation, Resample, conv2d, modulations
 from biggan_hf.modeling_biggan import (
