@@ -43,7 +43,12 @@ class Findings:
         return "\n".join(f"  {n:<{widths[0]}}  {v:<{widths[1]}}  {origin}" for n, v, origin in rows)
 
 
-# Reading shapes
+# Reading names and shapes
+
+
+def number_of_blocks(source_state: State) -> int:
+    """The number of blocks of a source that calls them `blocks.0`, `blocks.1` and so on."""
+    return len({key.split(".")[1] for key in source_state if re.match(r"blocks\.\d+\.", key)})
 
 
 def is_deep(state: State) -> bool:

@@ -16,6 +16,7 @@ from biggan_hf.conversion.architecture import (
     find_discriminator,
     find_generator,
     no_discriminator,
+    number_of_blocks,
 )
 from biggan_hf.conversion.reading import State, check_folder, hint, load, load_state
 from biggan_hf.conversion.rename import class_first, fill_in_singular_values, fold_power_step, rename, scalar_gamma
@@ -123,7 +124,7 @@ def discriminator_modules(num_stages: int, depth: int) -> dict[str, str]:
 
 
 def rename_generator(state: State, findings: Findings) -> State:
-    number = _number_of_blocks(state)
+    number = number_of_blocks(state)
     depth = 1
     if "blocks.0.0.conv3.weight" in state:
         convs = [state.get(f"blocks.{block}.0.conv1.weight") for block in range(number)]
@@ -135,12 +136,8 @@ def rename_generator(state: State, findings: Findings) -> State:
 
 def rename_discriminator(state: State, findings: Findings) -> State:
     depths = [int(match[1]) for key in state if (match := re.match(r"blocks\.\d+\.(\d+)\.conv1\.weight", key))]
-    modules = discriminator_modules(_number_of_blocks(state), max(depths, default=0) + 1)
+    modules = discriminator_modules(number_of_blocks(state), max(depths, default=0) + 1)
     return rename(state, modules, NAMES, DROPPED, findings)
-
-
-def _number_of_blocks(state: State) -> int:
-    return len({key.split(".")[1] for key in state if re.match(r"blocks\.\d+\.", key)})
 
 
 # What the shapes do not tell

@@ -16,6 +16,7 @@ from biggan_hf.conversion.architecture import (
     find_discriminator,
     find_generator,
     no_discriminator,
+    number_of_blocks,
 )
 from biggan_hf.conversion.reading import State, check_folder, hint, load_state
 from biggan_hf.conversion.rename import fold_spectral_norm, keep_spectral_norm, output_gain, rename, scalar_gamma
@@ -128,7 +129,7 @@ def check_settings(settings: dict[str, Any]) -> None:
 def _blocks(state: State, modules: dict[str, str], blocks_per_stage: int) -> dict[str, str]:
     """Adds the program's blocks. It numbers them through all stages, and counts self-attention as a block."""
     result, number = dict(modules), 0
-    for index in range(_number_of_blocks(state)):
+    for index in range(number_of_blocks(state)):
         if f"blocks.{index}.0.sigma" in state:
             result[f"blocks.{index}.0"] = f"stages.{(number - 1) // blocks_per_stage}.attention"
         else:
@@ -137,20 +138,16 @@ def _blocks(state: State, modules: dict[str, str], blocks_per_stage: int) -> dic
     return result
 
 
-def _number_of_blocks(state: State) -> int:
-    return len({key.split(".")[1] for key in state if re.match(r"blocks\.\d+\.", key)})
-
-
-def _convolutions(state: State) -> list[str]:
-    """The first convolution of each residual block."""
-    keys = [f"blocks.{index}.0.conv2d1.weight" for index in range(_number_of_blocks(state))]
+def _first_convolutions(state: State) -> list[str]:
+    """The keys of the first convolution of each residual block."""
+    keys = [f"blocks.{index}.0.conv2d1.weight" for index in range(number_of_blocks(state))]
     return [key for key in keys if key in state]
 
 
 def rename_generator(state: State, findings: Findings) -> State:
     depth = 1
     if "blocks.0.0.conv2d3.weight" in state:
-        depth = deep_blocks_per_stage([state[key].shape[1] for key in _convolutions(state)])
+        depth = deep_blocks_per_stage([state[key].shape[1] for key in _first_convolutions(state)])
     state = rename(state, _blocks(state, GENERATOR_MODULES, depth), NAMES, DROPPED, findings)
     output_gain(state)
     scalar_gamma(state)
@@ -160,7 +157,7 @@ def rename_generator(state: State, findings: Findings) -> State:
 def rename_discriminator(state: State, image_size: int, findings: Findings) -> State:
     deep = "blocks.0.0.conv2d3.weight" in state
     stages = len(CHANNEL_MULTIPLIERS[image_size][1]) - deep
-    depth = max(len(_convolutions(state)) // stages, 1)
+    depth = max(len(_first_convolutions(state)) // stages, 1)
     state = rename(state, _blocks(state, DISCRIMINATOR_MODULES, depth), NAMES, DROPPED, findings)
     scalar_gamma(state)
     return state

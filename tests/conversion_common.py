@@ -1,4 +1,4 @@
-"""What the tests of conversion/ share: its scripts by name, and the original programs' checkpoints and answers."""
+"""What the tests of conversion/ share: the checkpoints and the answers of the original programs."""
 
 from pathlib import Path
 from types import ModuleType
@@ -8,33 +8,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from biggan_hf.conversion import (
-    convert_biggan_pytorch,
-    convert_ivclab,
-    convert_pretrained_biggan,
-    convert_studiogan,
-    convert_tfhub,
-    export_biggan_pytorch,
-)
-
 
 ROOT = Path(__file__).parents[1]
 FIXTURES = Path(__file__).parent / "fixtures"
 ORIGINALS = FIXTURES / "originals"
 # More original checkpoints, beside the repository where there are any.
 SHARED = ROOT.parent / "shared" / "golden"
-
-SCRIPTS: dict[str, ModuleType] = {
-    f"{module.__name__.rpartition('.')[2]}.py": module
-    for module in (
-        convert_biggan_pytorch,
-        convert_ivclab,
-        convert_pretrained_biggan,
-        convert_studiogan,
-        convert_tfhub,
-        export_biggan_pytorch,
-    )
-}
 
 
 def convert(script: ModuleType, source: Path, output: Path, *options: str) -> Path:
