@@ -193,7 +193,7 @@ def main(argv: list[str] | None = None) -> None:
         remarks.append("left out the standing statistics; the running ones stay")
     counters = {"itr": step(args.source), "epoch": 0, "save_num": 0, "save_best_num": 0, "best_IS": 0}
     files["state_dict"] = {**counters, "best_FID": 999999, "config": settings(model.config)}
-    with output_folder(args.output, owned="D.pth") as staging:
+    with output_folder(args.output, owned=("D.pth",)) as staging:
         for name, content in files.items():
             torch.save(content, staging / f"{name}.pth")
     for remark in remarks:

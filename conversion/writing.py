@@ -145,18 +145,23 @@ def compare(
         ValueError: A difference is above the tolerance, or the file holds no answers of this model.
     """
     answers = _load_answers(reference)
-    ours: dict[str, Callable[[], Tensor | None]] = {}
-    if "latents" in answers:
-        latents, labels = answers["latents"], answers.get("labels")
-        labels = labels if generator.config.num_labels else None
-        ours["images_ema" if weights == "ema" else "images_g"] = lambda: generator(latents, labels).images
-        for key in answers:
-            if key.startswith("images_trunc_"):
-                truncation = float(key.removeprefix("images_trunc_"))
-                ours[key] = lambda t=truncation: generator(latents, labels, truncation=t).images  # type: ignore[misc]
-    if discriminator is not None and "disc_inputs" in answers:
-        ours["disc_scores"] = lambda: discriminator(answers["disc_inputs"], labels).logits
-    lines = [_comparison(key, answer(), answers[key]) for key, answer in ours.items() if key in answers]
+    labels = answers.get("labels") if generator.config.num_labels else None
+    images = "images_ema" if weights == "ema" else "images_g"
+    lines = []
+    for key, theirs in answers.items():
+        of_generator = key == images or key.startswith("images_trunc_")
+        if not of_generator and (key != "disc_scores" or discriminator is None):
+            continue
+        inputs = "latents" if of_generator else "disc_inputs"
+        if inputs not in answers:
+            raise ValueError(f"{str(reference)!r} holds {key}, expected its inputs {inputs} too")
+        if of_generator:
+            truncation = None if key == images else float(key.removeprefix("images_trunc_"))
+            ours = generator(answers[inputs], labels, truncation=truncation).images
+        else:
+            assert discriminator is not None
+            ours = discriminator(answers[inputs], labels).logits
+        lines.append(_comparison(key, ours, theirs))
     if not lines:
         raise ValueError(f"{str(reference)!r} holds no answer of this model")
     return lines
@@ -172,8 +177,7 @@ def _load_answers(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{str(path)!r} is no .npz file of arrays") from error
 
 
-def _comparison(key: str, ours: Tensor | None, theirs: Tensor) -> str:
-    assert ours is not None
+def _comparison(key: str, ours: Tensor, theirs: Tensor) -> str:
     difference, largest = (ours.reshape(theirs.shape) - theirs).abs().max().item(), theirs.abs().max().item()
     if not difference <= TOLERANCE * largest:
         raise ValueError(f"{key} differs from the reference by {difference:.2g}, its largest entry is {largest:.2g}")
@@ -205,7 +209,7 @@ def finish(conversion: Conversion, args: argparse.Namespace) -> None:
     remarks = list(conversion.findings.remarks)
     if args.reference is not None:
         remarks += compare(generator, discriminator, args.reference, conversion.weights)
-    with output_folder(args.output, owned="discriminator") as staging:
+    with output_folder(args.output, owned=("discriminator", "generator", STATE_FILE)) as staging:
         generator.save_pretrained(staging)
         if discriminator is not None:
             discriminator.save_pretrained(staging / "discriminator")
@@ -252,21 +256,21 @@ def _source_section(conversion: Conversion, remarks: list[str]) -> str:
 
 
 @contextmanager
-def output_folder(output: Path, owned: str) -> Iterator[Path]:
+def output_folder(output: Path, owned: tuple[str, ...]) -> Iterator[Path]:
     """
     Yields an empty folder. The caller writes into it, and when the block ends its files move to `output`.
 
     Args:
         output: Where the files go. Files of other names that it already holds stay.
-        owned: A file or folder of an earlier model, which is removed if it is not written anew.
+        owned: Files and folders of an earlier model, which are removed if they are not written anew.
     """
     if output.is_dir() and any(output.iterdir()):
         with staged_save(output) as staging:
             yield staging
-            is_new = (staging / owned).exists()
-        stale = output / owned
-        if stale.exists() and not is_new:
-            shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+            stale = [output / name for name in owned if not (staging / name).exists()]
+        for path in stale:
+            if path.exists():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
         return
     output.parent.mkdir(parents=True, exist_ok=True)
     staging = output.with_name(f".{output.name}-{os.getpid()}")

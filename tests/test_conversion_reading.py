@@ -265,9 +265,13 @@ def test_an_earlier_model(checkpoint: Path, plain: Path, tmp_path: Path) -> None
     change(checkpoint / "D.pth", **{"linear.bias": None})
     refused(checkpoint, output, "1 missing: linear.bias", "--overwrite")
     assert_same_generator(output, plain)  # a refused conversion leaves it
+    # A new model does not keep parts of it, and keeps files of other names.
     (checkpoint / "D.pth").unlink()
+    for name in ("training_state.pt", "notes.txt"):
+        (output / name).write_text("old")
     convert(biggan_pytorch, checkpoint, output, "--overwrite")
-    assert not (output / "discriminator").exists()
+    names = {path.name for path in output.iterdir()}
+    assert names == {"README.md", "config.json", "model.safetensors", "notes.txt"}
 
 
 def test_the_card(checkpoint: Path, tmp_path: Path) -> None:
@@ -286,15 +290,19 @@ def test_the_reference(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     printed = capsys.readouterr().out
     assert "images_ema: largest difference from the reference" in printed
     assert "disc_scores: largest difference from the reference" in printed
-    wrong = answers(SHARED_CASE)
-    wrong["images_ema"] = wrong["images_ema"] + 1e-3
-    arrays: dict[str, Any] = {name: value.numpy() for name, value in wrong.items()}
-    np.savez(tmp_path / "wrong.npz", **arrays)
-    refused(SHARED_CASE, tmp_path / "other", "images_ema differs", "--reference", str(tmp_path / "wrong.npz"))
-    (tmp_path / "text.npz").write_text("text")
-    refused(SHARED_CASE, tmp_path / "other", "is no .npz file", "--reference", str(tmp_path / "text.npz"))
+    images = answers(SHARED_CASE)["images_ema"].numpy()
+    latents, labels = (answers(SHARED_CASE)[name].numpy() for name in ("latents", "labels"))
+    np.savez(tmp_path / "wrong.npz", images_ema=images + 1e-3, latents=latents, labels=labels)
+    np.savez(tmp_path / "alone.npz", images_ema=images)
     np.savez(tmp_path / "empty.npz", x=np.zeros(1))
-    refused(SHARED_CASE, tmp_path / "other", "no answer of this model", "--reference", str(tmp_path / "empty.npz"))
+    (tmp_path / "text.npz").write_text("text")
+    for name, match in (
+        ("wrong", "images_ema differs"),
+        ("alone", "holds images_ema, expected its inputs latents too"),
+        ("empty", "no answer of this model"),
+        ("text", "is no .npz file"),
+    ):
+        refused(SHARED_CASE, tmp_path / "other", match, "--reference", str(tmp_path / f"{name}.npz"))
 
 
 def test_what_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
