@@ -69,9 +69,9 @@ setup(
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
         "Typing :: Typed",
     ],
-    # The scripts of conversion/ travel inside the package, for `biggan-hf convert`.
-    package_dir={"": "src", "biggan_hf.conversion": "conversion"},
-    packages=[*find_packages("src"), "biggan_hf.conversion"],
+    package_dir={"": "src"},
+    # `src/biggan_hf/conversion` is a link to `conversion/`, so every kind of install finds `biggan_hf.conversion`.
+    packages=find_packages("src"),
     package_data={"biggan_hf": ["py.typed"], "biggan_hf.conversion": ["*.txt"]},
     python_requires=">=3.11",
     install_requires=install_requires,

@@ -20,13 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from biggan_hf import BigGANConfig, BigGANModel
-
-
-sys.path.append(str(Path(__file__).parents[1] / "conversion"))
-
-import convert_biggan_pytorch  # noqa: E402
-import convert_pretrained_biggan  # noqa: E402
-from export_biggan_pytorch import check_exportable, discriminator_problem, settings  # noqa: E402
+from biggan_hf.conversion import convert_biggan_pytorch, convert_pretrained_biggan
+from biggan_hf.conversion.export_biggan_pytorch import check_exportable, discriminator_problem, settings
 
 
 BIGGAN_PYTORCH = "BigGAN-PyTorch"

@@ -1,6 +1,6 @@
-"""The architecture that tensors imply: what a checkpoint without a configuration says of itself by its shapes.
+"""Infers the architecture of a checkpoint from the shapes of its tensors.
 
-All functions read tensors that have this project's names already, so every format shares them.
+All functions read tensors that have this project's names already, so the converters of all formats share them.
 """
 
 import math
@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from reading import State
 
 from biggan_hf import BigGANConfig
-from biggan_hf.configuration_biggan import CHANNEL_MULTIPLIERS
+from biggan_hf.configuration_biggan import CHANNEL_MULTIPLIERS, CIFAR10_CLASSES
+from biggan_hf.conversion.reading import State
 
 
 class Findings:
-    """What is known of a model: its configuration's fields with where each came from, and remarks."""
+    """What a converter knows of a model: the fields of its configuration, the origin of each, and remarks."""
 
     def __init__(self) -> None:
         self.fields: dict[str, Any] = {}
@@ -43,7 +43,16 @@ class Findings:
         return "\n".join(f"  {n:<{widths[0]}}  {v:<{widths[1]}}  {origin}" for n, v, origin in rows)
 
 
-# Reading shapes
+# Reading names and shapes
+
+
+def number_of_blocks(source_state: State) -> int:
+    """The number of blocks of a source that calls them `blocks.0`, `blocks.1` and so on."""
+    return len({key.split(".")[1] for key in source_state if re.match(r"blocks\.\d+\.", key)})
+
+
+def is_deep(state: State) -> bool:
+    return "stages.0.blocks.0.conv3.weight" in state
 
 
 def stage_numbers(state: State) -> list[int]:
@@ -65,10 +74,6 @@ def stage_outputs(state: State) -> list[int]:
     return [rows(state, f"stages.{stage}.blocks.{last}.{conv}.weight") for stage in stage_numbers(state)]
 
 
-def is_deep(state: State) -> bool:
-    return "stages.0.blocks.0.conv3.weight" in state
-
-
 def rows(state: State, name: str) -> int:
     return shape(state, name)[0]
 
@@ -82,7 +87,7 @@ def shape(state: State, name: str) -> torch.Size:
 
 
 def attention_stage(outputs: list[int], width: int) -> int:
-    """The stage that attention of this width follows, where the names do not say it; raises unless there is one."""
+    """The one stage with this output width; raises `ValueError` where attention of this width fits none or several."""
     fitting = [stage for stage, output in enumerate(outputs) if output == width]
     if len(fitting) != 1:
         raise ValueError(f"attention of {width} channels fits {len(fitting)} of the stages of {outputs} channels")
@@ -90,7 +95,7 @@ def attention_stage(outputs: list[int], width: int) -> int:
 
 
 def width_and_multipliers(channels: list[int], table: list[int]) -> tuple[int, list[int]]:
-    """Base width and multiples of it: the usual multiples where they fit, else over the greatest common divisor."""
+    """The base width and the multiples of it: the table's if they fit, else over the greatest common divisor."""
     width = max(channels[0] // table[0], 1)
     if channels == [width * multiple for multiple in table]:
         return width, table
@@ -100,12 +105,15 @@ def width_and_multipliers(channels: list[int], table: list[int]) -> tuple[int, l
 
 def deep_blocks_per_stage(widths: list[int]) -> int:
     """
-    Blocks at each size of a deep generator, from the input widths of all its blocks.
+    The number of blocks in each stage of a deep generator, from the input widths of all its blocks.
 
-    The programs that have a depth parameter can be built with any at 32 pixels, where all widths are equal, and with
-    2 at every other size.
+    The programs that let the user choose this number build any at 32 pixels, where all widths are equal, and only 2
+    at the other sizes.
     """
     return len(widths) // 3 if len(set(widths)) == 1 else 2
+
+
+# The fields of the configuration
 
 
 def find_generator(state: State, findings: Findings, has_classes: bool = True) -> None:
@@ -114,9 +122,9 @@ def find_generator(state: State, findings: Findings, has_classes: bool = True) -
 
     Args:
         state: Its tensors.
-        findings: Where they go.
-        has_classes: What a generator without a shared class embedding is: one with an embedding in each batch norm,
-            or an unconditional one.
+        findings: Takes the fields.
+        has_classes: Whether a generator without a shared class embedding has an embedding in each batch norm; if not,
+            it is unconditional.
 
     Raises:
         ValueError: The shapes fit no architecture.
@@ -142,7 +150,7 @@ def find_generator(state: State, findings: Findings, has_classes: bool = True) -
 
 
 def _conditioning(state: State, has_classes: bool) -> dict[str, Any]:
-    """How classes and latents enter."""
+    """The fields that say how classes and latents enter."""
     stem = shape(state, "linear.weight")[1]
     gain = shape(state, "stages.0.blocks.0.bn1.gain.weight")
     chunks = 1 if is_deep(state) else len(stage_numbers(state)) + 1
@@ -164,7 +172,7 @@ def _conditioning(state: State, has_classes: bool) -> dict[str, Any]:
 
 
 def find_discriminator(state: State, findings: Findings) -> None:
-    """Adds the fields of the discriminator; call it after `find_generator`, with which they must agree."""
+    """Adds the fields of the discriminator. Call it after `find_generator`, whose fields it must agree with."""
     size = findings.fields["image_size"]
     channels = stage_outputs(state)
     if is_deep(state):
@@ -184,12 +192,12 @@ def find_discriminator(state: State, findings: Findings) -> None:
         discriminator_spectral_norm="linear.u0" in state,
         discriminator_wide=is_deep(state) or all(rows(state, c.format(1)) == rows(state, c.format(2)) for c in convs),
         **({"discriminator_blocks_per_stage": blocks_per_stage(state)} if is_deep(state) else {}),
-        **_attention_fields(attention_stages(state), len(convs), size),
+        **_discriminator_attention(attention_stages(state), len(convs), size),
     )
 
 
-def _attention_fields(stages: list[int], number: int, image_size: int) -> dict[str, Any]:
-    """The sizes of the stages with attention, and their numbers where the sizes would name other stages too."""
+def _discriminator_attention(stages: list[int], number: int, image_size: int) -> dict[str, Any]:
+    """The output sizes of the stages with attention; and their numbers, if other stages have these sizes too."""
     smallest = 8 if image_size == 32 else 4
     sizes = [max(image_size // 2 ** (stage + 1), smallest) for stage in range(number)]
     chosen = list(dict.fromkeys(sizes[stage] for stage in stages))
@@ -201,7 +209,7 @@ def _attention_fields(stages: list[int], number: int, image_size: int) -> dict[s
 
 
 def no_discriminator(findings: Findings) -> None:
-    """The fields of a discriminator that the source lacks: the usual one, as wide as the generator."""
+    """Adds the fields of a discriminator that the source lacks: the usual one, as wide as the generator."""
     fields = findings.fields
     size, width = fields["image_size"], fields["generator_base_channels"]
     outputs = CHANNEL_MULTIPLIERS[size][1][1 if fields["architecture"] == "biggan-deep" else 0 :]
@@ -215,7 +223,17 @@ def no_discriminator(findings: Findings) -> None:
     findings.remark("the source holds no discriminator, so none was written")
 
 
+# Class names
+
+
+def find_class_names(data_set: str, findings: Findings) -> None:
+    """Adds the class names of "CIFAR10" or "ImageNet", if the generator has as many classes as that data set."""
+    names = {"CIFAR10": dict(enumerate(CIFAR10_CLASSES)), "ImageNet": imagenet_classes()}.get(data_set, {})
+    if names and len(names) == findings.fields["num_labels"]:
+        findings.add(data_set, id2label=names)
+
+
 def imagenet_classes() -> dict[int, str]:
-    """ImageNet's 1000 classes, synonyms separated by commas, in ascending order of their WordNet ids."""
+    """ImageNet's 1000 classes in ascending order of their WordNet ids; commas separate synonyms."""
     text = (Path(__file__).parent / "imagenet_classes.txt").read_text(encoding="utf-8")
     return dict(enumerate(text.splitlines()))

@@ -7,42 +7,41 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from architecture import (
-    Findings,
-    deep_blocks_per_stage,
-    find_discriminator,
-    find_generator,
-    imagenet_classes,
-    no_discriminator,
-)
-from reading import State, guess, load, load_state, no_folder
-from rename import class_first, fill_in_singular_values, fold_power_step, rename, scalar_gamma
-from training_state import adam_state, counters
-from writing import Conversion, Source, add_reference, convert_and_write, parser, run
 
 from biggan_hf import BigGANDiscriminator, BigGANModel
-from biggan_hf.configuration_biggan import CIFAR10_CLASSES
+from biggan_hf.conversion.architecture import (
+    Findings,
+    deep_blocks_per_stage,
+    find_class_names,
+    find_discriminator,
+    find_generator,
+    no_discriminator,
+    number_of_blocks,
+)
+from biggan_hf.conversion.reading import State, check_folder, hint, load, load_state
+from biggan_hf.conversion.rename import class_first, fill_in_singular_values, fold_power_step, rename, scalar_gamma
+from biggan_hf.conversion.training_state import adam_state, counters
+from biggan_hf.conversion.writing import Conversion, Source, convert_and_write, parser, run
 
 
 SOURCE = Source(
     "BigGAN-PyTorch",
     "https://github.com/ajbrock/BigGAN-PyTorch",
-    "The program is under the MIT licence; that of the weights is their publisher's to say.",
+    "The program is under the MIT licence. The licence of the weights is up to those who publish them.",
 )
 
-# How the tensors within a module are called. The statistics are the module's own, or those of `--mybn` and
-# `--cross_replica`, which keep them in a module of their own.
+# The names of the tensors in a module. With `--mybn` and `--cross_replica`, a batch norm has a module for statistics.
 NAMES = [
     (r"(bn\d\.)?(?:bn\.)?(?:stored|running)_(mean|var)", r"\1running_\2"),
     (r"((?:\w+\.)*(?:weight|bias|gain|gamma|u0|sv0))", r"\1"),
 ]
 DROPPED = {
-    r".*\.(u|sv)[1-9]\d*": "a further singular vector or value, logged and not part of the function",
+    r".*\.(u|sv)[1-9]\d*": "a further singular vector or value, which is logged and no part of the function",
     r".*\.num_batches_tracked": "a count of batches, no part of the function",
-    r".*\.accumulation_counter": "the count of --accumulate_stats, which the program does not use in a fresh process",
+    r".*\.accumulation_counter": "the count of --accumulate_stats, which the program does not use in a new process",
 }
 
-# The output batch norm does not get the program's `BN_eps`.
+# The program does not pass its `BN_eps` to the last batch norm.
 OUTPUT_BATCH_NORM_EPS = 1e-5
 DEFAULT_EPS = {"batch_norm_eps": ("BN_eps", 1e-5), "spectral_norm_eps": ("SN_eps", 1e-8)}
 INITIALIZERS = {"ortho": "orthogonal", "N02": "normal", "glorot": "xavier_uniform", "xavier": "xavier_uniform"}
@@ -50,7 +49,7 @@ INITIALIZERS = {"ortho": "orthogonal", "N02": "normal", "glorot": "xavier_unifor
 
 @dataclass
 class Checkpoint:
-    """The files of one suffix."""
+    """The files of one copy of the weights."""
 
     generator: Path
     discriminator: Path | None
@@ -69,11 +68,11 @@ def find_checkpoint(source: Path, weights: str | None, suffix: str) -> Checkpoin
     """
     Args:
         source: The experiment's folder, or one generator file.
-        weights: "ema", "live", or `None`: ema where there is one.
-        suffix: What stands after `G_`, such as "best0"; "" for nothing.
+        weights: "ema", "live", or `None`: "ema" if there is such a file.
+        suffix: What follows `G_` in the file names, such as "best0"; "" for nothing.
 
     Raises:
-        FileNotFoundError: The folder or the generator does not exist; the line says which do.
+        FileNotFoundError: There is no such folder, or no such generator in it; the error names those that are.
     """
     if source.is_file():
         match = re.fullmatch(r"G(_ema)?(_(?!ema).+)?", source.stem)
@@ -81,29 +80,27 @@ def find_checkpoint(source: Path, weights: str | None, suffix: str) -> Checkpoin
         counters = source.with_name(f"state_dict{tail}.pth")
         implied = "ema" if match and match[1] else "live"
         return Checkpoint(source, None, counters if counters.is_file() else None, weights or implied)
-    if not source.is_dir():
-        raise FileNotFoundError(no_folder(source))
+    check_folder(source)
     tail = f"_{suffix.removeprefix('_')}" if suffix else ""
     paths = {name: source / f"{name}{tail}.pth" for name in ("G", "G_ema", "D", "state_dict")}
-    there = {name: path if path.is_file() else None for name, path in paths.items()}
-    chosen = weights or ("ema" if there["G_ema"] else "live")
-    generator = there["G_ema" if chosen == "ema" else "G"]
-    if generator is None:
-        raise FileNotFoundError(_nothing_here(source, paths["G_ema" if chosen == "ema" else "G"].name))
-    return Checkpoint(generator, there["D"], there["state_dict"], chosen)
+    existing = {name: path for name, path in paths.items() if path.is_file()}
+    chosen = weights or ("ema" if "G_ema" in existing else "live")
+    network = "G_ema" if chosen == "ema" else "G"
+    if network not in existing:
+        found = sorted(path.name for path in source.glob("*.pth") if re.match(r"G(_(?!optim)|\.)", path.name))
+        known = f"; there are {', '.join(found)}: choose with --suffix and --weights" if found else hint(source)
+        wanted = paths[network].name
+        raise FileNotFoundError(
+            f"{str(source)!r} holds no {wanted}, so it is no such checkpoint of BigGAN-PyTorch{known}"
+        )
+    return Checkpoint(existing[network], existing.get("D"), existing.get("state_dict"), chosen)
 
 
-def _nothing_here(source: Path, wanted: str) -> str:
-    found = sorted(path.name for path in source.glob("*.pth") if re.match(r"G(_(?!optim)|\.)", path.name))
-    hint = f"; there are {', '.join(found)}: choose with --suffix and --weights" if found else guess(source)
-    return f"{str(source)!r} holds no {wanted}, so it is no such checkpoint of BigGAN-PyTorch{hint}"
-
-
-# Names: also the exporter's
+# Names, also for the exporter
 
 
 def generator_modules(num_stages: int, depth: int) -> dict[str, str]:
-    """The program's modules and ours. Its blocks are numbered through; attention follows the last of a stage."""
+    """The program's modules and ours. It numbers the blocks through all stages; attention follows the last of one."""
     modules = {
         "shared": "class_embedding",
         "linear": "linear",
@@ -127,31 +124,27 @@ def discriminator_modules(num_stages: int, depth: int) -> dict[str, str]:
 
 
 def rename_generator(state: State, findings: Findings) -> State:
-    number = _number_of_blocks(state)
+    number = number_of_blocks(state)
     depth = 1
     if "blocks.0.0.conv3.weight" in state:
         convs = [state.get(f"blocks.{block}.0.conv1.weight") for block in range(number)]
         depth = deep_blocks_per_stage([conv.shape[1] for conv in convs if conv is not None])
     state = rename(state, generator_modules(number // depth, depth), NAMES, DROPPED, findings)
-    scalar_gamma(state)  # (1,) in what the program's converter from TFHub writes
+    scalar_gamma(state)  # the program's converter from TFHub writes (1,)
     return state
 
 
 def rename_discriminator(state: State, findings: Findings) -> State:
     depths = [int(match[1]) for key in state if (match := re.match(r"blocks\.\d+\.(\d+)\.conv1\.weight", key))]
-    modules = discriminator_modules(_number_of_blocks(state), max(depths, default=0) + 1)
+    modules = discriminator_modules(number_of_blocks(state), max(depths, default=0) + 1)
     return rename(state, modules, NAMES, DROPPED, findings)
 
 
-def _number_of_blocks(state: State) -> int:
-    return len({key.split(".")[1] for key in state if re.match(r"blocks\.\d+\.", key)})
-
-
-# What shapes don't say
+# What the shapes do not tell
 
 
 def read_settings(path: Path | None) -> dict[str, Any]:
-    """The program's own settings, `{}` where there are none."""
+    """The settings that the program stored; `{}` without a file."""
     if path is None:
         return {}
     content = load(path)
@@ -162,7 +155,7 @@ def read_settings(path: Path | None) -> dict[str, Any]:
 
 
 def find_settings(settings: dict[str, Any], given: dict[str, float | None], findings: Findings) -> None:
-    """Adds the epsilons, the initialisation and the class names: from a flag, from the settings, or by default."""
+    """Adds the epsilons (from a flag, from the settings, or by default), the initialisation and the class names."""
     for field, (name, default) in DEFAULT_EPS.items():
         if given[field] is not None:
             findings.add("flag", **{field: given[field]})
@@ -170,22 +163,21 @@ def find_settings(settings: dict[str, Any], given: dict[str, float | None], find
             findings.add("state_dict", **{field: float(settings[name])})
         else:
             findings.add("the program's default", **{field: default})
-    # Its `z_var`, the one way to draw other latents, is the standard deviation of a normal.
+    # `z_var` is the program's only way to draw other latents: the standard deviation of a normal distribution.
     findings.add("fixed in the program", output_batch_norm_eps=OUTPUT_BATCH_NORM_EPS, truncation_mode="normal")
     if settings.get("G_init") in INITIALIZERS:
         findings.add("state_dict", initializer=INITIALIZERS[settings["G_init"]])
-    data, number = str(settings.get("dataset", "")), findings.fields["num_labels"]
-    if data == "C10" and number == len(CIFAR10_CLASSES):
-        findings.add(f"data set {data}", id2label=dict(enumerate(CIFAR10_CLASSES)))
-    elif data.startswith("I") and number == 1000:
-        findings.add(f"data set {data}", id2label=imagenet_classes())
+    data = str(settings.get("dataset"))
+    find_class_names("CIFAR10" if data == "C10" else "ImageNet" if data.startswith("I") else data, findings)
 
 
 def fold_added_gain(state: State, eps: float, sn_eps: float) -> State:
     """
-    `--cross_replica` in eval mode: bn(x) + gain + bias, where every other batch norm of the program multiplies
-    (its issue 96). The same answer by multiplication: a gain of 1 and the program's gain moved to the bias, with the
-    constant 1 of a conditional gain moved into the mean, since (x - mean) / s + 1 = (x - (mean - s)) / s.
+    The tensors with which a batch norm that multiplies by its gain answers as one of `--cross_replica` in eval mode.
+
+    That one adds its gain (issue 96 of the program): bn(x) + gain + bias. So the gain is added to the bias, and 1
+    takes its place. A conditional gain holds a constant 1, which is added here too: it moves into the mean, since
+    (x - mean) / s + 1 = (x - (mean - s)) / s.
     """
     state = fold_power_step(state, sn_eps)
     for name in [name for name in state if name.endswith(".running_mean")]:
@@ -214,14 +206,14 @@ def convert(args: argparse.Namespace) -> Conversion:
     find_settings(settings, {field: getattr(args, field) for field in DEFAULT_EPS}, findings)
     fields = findings.fields
     if args.condition_order == "zy":
-        class_first(generator, fields["class_embedding_dim"], fields["architecture"] == "biggan-deep")
+        class_first(generator, fields["architecture"] == "biggan-deep")
     fill_in_singular_values(generator, fields["spectral_norm_eps"])
     if any(key.endswith(".bn1.bn.running_mean") for key in raw) and args.cross_replica_gain == "add":
         generator = fold_added_gain(generator, fields["batch_norm_eps"], fields["spectral_norm_eps"])
         findings.add("folded", generator_spectral_norm=False)
         findings.remark(
-            "--cross_replica: this program's eval mode adds the gain that its training on several GPUs multiplies by; "
-            "this model answers as eval mode does (--cross_replica_gain multiply for the other)"
+            "--cross_replica: the program adds the gain in eval mode and multiplies by it in training on several GPUs;"
+            " this model answers as eval mode does (--cross_replica_gain multiply converts the other)"
         )
     discriminator = None
     if checkpoint.discriminator is None:
@@ -239,10 +231,10 @@ def convert(args: argparse.Namespace) -> Conversion:
 
 def add_training_state(conversion: Conversion, args: argparse.Namespace, checkpoint: Checkpoint) -> None:
     """
-    Makes the conversion a checkpoint to train on from: the live generator, both optimisers, the counters.
+    Adds what training needs to go on: the live generator, the state of both optimisers, and the counters.
 
     Raises:
-        ValueError: A file of the training is missing, or the weights were changed on the way.
+        ValueError: A file of the training is missing, or an option changed the weights.
     """
     if args.source.is_file() or checkpoint.counters is None or conversion.discriminator is None:
         raise ValueError("--training_state needs a folder with G, D, state_dict and both optimisers' files")
@@ -253,52 +245,52 @@ def add_training_state(conversion: Conversion, args: argparse.Namespace, checkpo
     missing = [path.name for path in files.values() if not path.is_file()]
     if missing:
         raise ValueError(f"--training_state needs {', '.join(missing)}, which {str(args.source)!r} does not hold")
-    findings = Findings()  # of a second reading, which would repeat the first one's remarks
+    findings = Findings()  # not those of the conversion, which hold the remarks already
     live = rename_generator(load_state(files["G"], "a BigGAN-PyTorch generator"), findings)
     fill_in_singular_values(live, conversion.findings.fields["spectral_norm_eps"])
     assert checkpoint.discriminator is not None
-    judge = load_state(checkpoint.discriminator, "a BigGAN-PyTorch discriminator")
-    judge = rename_discriminator(judge, findings)
+    raw = load_state(checkpoint.discriminator, "a BigGAN-PyTorch discriminator")
+    renamed = rename_discriminator(raw, findings)
     saved = load(checkpoint.counters)
 
     def training_state(generator: BigGANModel, discriminator: BigGANDiscriminator) -> dict[str, Any]:
         return {
             **counters(saved["config"], saved["itr"]),
             "generator_optimizer": adam_state(files["G_optim"], live, generator),
-            "discriminator_optimizer": adam_state(files["D_optim"], judge, discriminator),
+            "discriminator_optimizer": adam_state(files["D_optim"], renamed, discriminator),
         }
 
     conversion.live_generator, conversion.training_state = live, training_state
-    conversion.findings.remark(f"optimisers and counters: step {saved['itr']}")
+    conversion.findings.remark(f"optimisers and counters are those of step {saved['itr']}")
 
 
 def main(argv: list[str] | None = None) -> None:
-    arguments = parser(__doc__, "CHECKPOINT_DIR", "the folder with G.pth, G_ema.pth, D.pth …, or one generator file")
-    arguments.add_argument("--weights", choices=["ema", "live"], help="default: ema where there is one")
+    arguments = parser(__doc__, "CHECKPOINT_DIR", "the folder with G.pth, G_ema.pth, D.pth …, or a generator's file")
+    arguments.add_argument("--weights", choices=["ema", "live"], help="default: ema if there is such a file")
     arguments.add_argument("--suffix", default="", metavar="NAME", help="what follows G_, such as best0 or copy1")
     arguments.add_argument(
         "--training_state",
         action="store_true",
-        help="write a checkpoint that train.py --init_from DIR --resume_from_checkpoint DIR goes on from",
+        help="write a checkpoint from which train.py --init_from DIR --resume_from_checkpoint DIR goes on",
     )
     for field, (name, default) in DEFAULT_EPS.items():
         arguments.add_argument(
-            f"--{field}", type=float, metavar="EPS", help=f"default: {name} of state_dict.pth, else {default:g}"
+            f"--{field}", type=float, metavar="EPS", help=f"default: {name} in state_dict.pth, else {default:g}"
         )
     arguments.add_argument(
         "--condition_order",
         choices=["yz", "zy"],
         default="yz",
-        help="class or latents first in a condition; zy in forks that follow TFHub (default: %(default)s)",
+        help="yz: the class comes before the latents in a condition; zy: after them, as in forks that follow TFHub "
+        "(default: %(default)s)",
     )
     arguments.add_argument(
         "--cross_replica_gain",
         choices=["add", "multiply"],
         default="add",
-        help="for --cross_replica checkpoints: as in the program's eval mode, or as it trains on several GPUs "
-        "(default: %(default)s)",
+        help="what a checkpoint of --cross_replica does with the gain: add is the program's eval mode, multiply its "
+        "training on several GPUs (default: %(default)s)",
     )
-    add_reference(arguments)
     convert_and_write(convert, arguments.parse_args(argv))
 
 

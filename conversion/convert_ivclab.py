@@ -1,20 +1,17 @@
-"""Converts a file of ivclab's port, such as `biggan256-release.pt`: DeepMind's plain models with all statistics."""
+"""Converts a file of ivclab's port, such as `biggan256-release.pt`: a plain model of DeepMind with all statistics."""
 
 import argparse
-import re
 
-from architecture import Findings, attention_stage, find_generator, imagenet_classes, no_discriminator
-from reading import State, load_state
-from rename import (
-    class_first,
+from biggan_hf.conversion.architecture import Findings, find_class_names, find_generator, no_discriminator
+from biggan_hf.conversion.reading import load_state
+from biggan_hf.conversion.rename import (
+    add_running_statistics,
+    deepmind_blocks,
+    deepmind_layouts,
     fold_spectral_norm,
-    output_gain,
     rename,
-    run_on_standing_row,
-    scalar_gamma,
-    stem_from_hwc,
 )
-from writing import Conversion, Source, add_reference, convert_and_write, parser, run
+from biggan_hf.conversion.writing import Conversion, Source, convert_and_write, parser, run
 
 
 SOURCE = Source(
@@ -47,36 +44,19 @@ NAMES = [
     (r"(weight|bias|gamma)", r"\1"),
 ]
 DROPPED = {
-    r".*\.running_(mean|var)": "statistics that this port uses in training only",
+    r".*\.running_(mean|var)": "statistics that this port uses only in training",
     r".*\.num_batches_tracked": "a count of batches, no part of the function",
 }
 EPS = 1e-4
 
 
-def modules(state: State) -> dict[str, str]:
-    """The port's blocks are `gblock`, `gblock_1` …; where self-attention stands only its width tells."""
-    result = dict(MODULES)
-    numbers = sorted({int(match[1] or 0) for key in state if (match := re.match(r"gblock(?:_(\d+))?\.", key))})
-    blocks = ["gblock" if number == 0 else f"gblock_{number}" for number in numbers]
-    for stage, block in enumerate(blocks):
-        for module, ours in BLOCK_MODULES.items():
-            result[f"{block}.{module}"] = f"stages.{stage}.blocks.0.{ours}"
-    theta = state.get("attention.theta.weight")
-    if theta is not None:
-        outputs = [len(state[f"{block}.conv1.bias"]) for block in blocks]
-        result["attention"] = f"stages.{attention_stage(outputs, theta.shape[1])}.attention"
-    return result
-
-
 def convert(args: argparse.Namespace) -> Conversion:
     findings = Findings()
     state = fold_spectral_norm(load_state(args.source, "a generator ported by ivclab"), channels_last=True)
-    state = rename(state, modules(state), NAMES, DROPPED, findings)
-    output_gain(state)
-    scalar_gamma(state)
-    stem_from_hwc(state)
-    class_first(state, state["class_embedding.weight"].shape[1], deep=False)
-    run_on_standing_row(state, -1)
+    blocks = deepmind_blocks(state, "gblock", BLOCK_MODULES, "conv1.bias", "attention.theta.weight", depth=1)
+    state = rename(state, MODULES | blocks, NAMES, DROPPED, findings)
+    deepmind_layouts(state, deep=False)
+    add_running_statistics(state)
     find_generator(state, findings)
     number = len(state["output_bn.standing_mean"])
     findings.add(
@@ -86,17 +66,15 @@ def convert(args: argparse.Namespace) -> Conversion:
         truncation_mode="scale",
         standing_truncations=[(row + 1) / number for row in range(number)],
     )
-    if findings.fields["num_labels"] == 1000:
-        findings.add("ImageNet", id2label=imagenet_classes())
+    find_class_names("ImageNet", findings)
     no_discriminator(findings)
     findings.remark("spectral norm is folded into the weights")
-    findings.remark("between two rows of statistics this model interpolates; the port has their weights wrong there")
+    findings.remark("between two rows of statistics this model interpolates; the port weighs the rows wrongly there")
     return Conversion(SOURCE, findings, state, None, [args.source])
 
 
 def main(argv: list[str] | None = None) -> None:
     arguments = parser(__doc__, "FILE", "biggan128-release.pt, biggan256-release.pt or biggan512-release.pt")
-    add_reference(arguments)
     convert_and_write(convert, arguments.parse_args(argv))
 
 

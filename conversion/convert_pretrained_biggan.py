@@ -5,18 +5,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-from architecture import Findings, find_generator, imagenet_classes, no_discriminator
-from reading import guess, load_state, no_folder
-from rename import (
-    class_first,
+from biggan_hf.conversion.architecture import Findings, find_class_names, find_generator, no_discriminator
+from biggan_hf.conversion.reading import check_folder, hint, load_state
+from biggan_hf.conversion.rename import (
+    add_running_statistics,
+    deepmind_layouts,
     fold_spectral_norm,
-    output_gain,
+    keep_three_channels,
     rename,
-    run_on_standing_row,
-    scalar_gamma,
-    stem_from_hwc,
 )
-from writing import Conversion, Source, add_reference, convert_and_write, parser, run
+from biggan_hf.conversion.writing import Conversion, Source, convert_and_write, parser, run
 
 
 SOURCE = Source(
@@ -54,7 +52,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     """The program's `config.json`."""
     if not path.is_file():
         raise FileNotFoundError(
-            f"there is no file {str(path)!r}, which a model of pytorch-pretrained-biggan has{guess(path.parent)}"
+            f"there is no file {str(path)!r}, which a model of pytorch-pretrained-biggan has{hint(path.parent)}"
         )
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
@@ -64,21 +62,21 @@ def read_settings(path: Path) -> dict[str, Any]:
     if missing:
         raise ValueError(
             f"{str(path)!r} has no {missing[0]!r}, expected a configuration of pytorch-pretrained-biggan"
-            f"{guess(path.parent)}"
+            f"{hint(path.parent)}"
         )
     return settings
 
 
 def stage_modules(layers: list[list[Any]], attention: int) -> dict[str, str]:
     """
-    The program's numbered layers and our stages, each of which ends with the layer that upsamples.
+    The names of the program's layers, which are numbered, and ours. The layer that upsamples is the last of a stage.
 
     Args:
         layers: (upsamples, input width, output width) of each layer.
-        attention: Self-attention stands before the layer of this number, as a layer of its own.
+        attention: The number of the layer before which self-attention stands, as a layer of its own.
 
     Raises:
-        ValueError: Stages of different lengths, or attention within one.
+        ValueError: The stages have different lengths, or self-attention stands within one.
     """
     ends = [i + 1 for i, layer in enumerate(layers) if layer[0]]
     depth = ends[0] if ends else 0
@@ -96,23 +94,17 @@ def stage_modules(layers: list[list[Any]], attention: int) -> dict[str, str]:
 
 
 def convert(args: argparse.Namespace) -> Conversion:
-    if not args.source.is_dir():
-        raise FileNotFoundError(no_folder(args.source))
+    check_folder(args.source)
     settings = read_settings(args.source / "config.json")
     weights = args.source / "pytorch_model.bin"
     findings = Findings()
     modules = MODULES | stage_modules(settings["layers"], settings["attention_layer_position"])
-    # σ of the last convolution is that of all its channels, of which three are used.
     state = fold_spectral_norm(load_state(weights, "a pytorch-pretrained-biggan generator"))
     state = rename(state, modules, NAMES, {}, findings)
     state["class_embedding.weight"] = state["class_embedding.weight"].t()
-    for name in ("output_conv.weight", "output_conv.bias"):
-        state[name] = state[name][:3].clone()
-    output_gain(state)
-    scalar_gamma(state)
-    stem_from_hwc(state)
-    class_first(state, state["class_embedding.weight"].shape[1], deep=True)
-    run_on_standing_row(state, -1)
+    keep_three_channels(state)
+    deepmind_layouts(state, deep=True)
+    add_running_statistics(state)
     find_generator(state, findings)
     last = len(state["output_bn.standing_mean"]) - 1
     findings.add("config.json", batch_norm_eps=float(settings["eps"]), spectral_norm_eps=float(settings["eps"]))
@@ -120,8 +112,7 @@ def convert(args: argparse.Namespace) -> Conversion:
         "fixed in the program", truncation_mode="scale", standing_truncations=[i / last for i in range(last + 1)]
     )
     findings.add("flag", standing_interpolation=args.stats_interpolation)
-    if findings.fields["num_labels"] == 1000:
-        findings.add("ImageNet", id2label=imagenet_classes())
+    find_class_names("ImageNet", findings)
     no_discriminator(findings)
     findings.remark("spectral norm is folded into the weights")
     return Conversion(SOURCE, findings, state, None, [weights, args.source / "config.json"])
@@ -133,10 +124,9 @@ def main(argv: list[str] | None = None) -> None:
         "--stats-interpolation",
         choices=["linear", "mirrored"],
         default="linear",
-        help="between two rows of statistics: right, or as that program does, with the weights of the rows exchanged "
-        "(default: %(default)s)",
+        help="between two rows of statistics: linear is right, mirrored exchanges the weights of the rows, as that "
+        "program does (default: %(default)s)",
     )
-    add_reference(arguments)
     convert_and_write(convert, arguments.parse_args(argv))
 
 

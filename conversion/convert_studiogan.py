@@ -7,25 +7,26 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from architecture import (
+
+from biggan_hf.configuration_biggan import CHANNEL_MULTIPLIERS
+from biggan_hf.conversion.architecture import (
     Findings,
     deep_blocks_per_stage,
+    find_class_names,
     find_discriminator,
     find_generator,
-    imagenet_classes,
     no_discriminator,
+    number_of_blocks,
 )
-from reading import State, guess, load_state, no_folder
-from rename import fold_spectral_norm, keep_spectral_norm, output_gain, rename, scalar_gamma
-from writing import Conversion, Source, add_reference, convert_and_write, parser, run
-
-from biggan_hf.configuration_biggan import CHANNEL_MULTIPLIERS, CIFAR10_CLASSES
+from biggan_hf.conversion.reading import State, check_folder, hint, load_state
+from biggan_hf.conversion.rename import fold_spectral_norm, keep_spectral_norm, output_gain, rename, scalar_gamma
+from biggan_hf.conversion.writing import Conversion, Source, convert_and_write, parser, run
 
 
 SOURCE = Source(
     "StudioGAN",
     "https://github.com/POSTECH-CVLab/PyTorch-StudioGAN",
-    "The program is under the MIT licence; that of the weights is their publisher's to say.",
+    "The program is under the MIT licence. The licence of the weights is up to those who publish them.",
 )
 
 BACKBONES = ("big_resnet", "big_resnet_deep_legacy", "big_resnet_deep_studiogan")
@@ -46,7 +47,7 @@ NAMES = [
     (r"((?:bn\d\.(?:gain|bias)\.)?(?:weight|bias|u0|sv0|running_mean|running_var))", r"\1"),
 ]
 DROPPED = {r".*\.num_batches_tracked": "a count of batches, no part of the function"}
-# Discriminators that do more than ours: what their tensors are called, and what they are.
+# Discriminators that do more than ours: a pattern of their tensors' names, and what those tensors are.
 OTHER_HEADS = {
     r"linear2\..*": "a classifier or an embedding head (AC, 2C, D2DCE)",
     r"(linear|embedding)_mi\..*": "a second head (TAC)",
@@ -68,18 +69,17 @@ class Checkpoint:
 
 def find_checkpoint(source: Path, weights: str | None, step: int | None) -> Checkpoint:
     """
-    The files of one step, the newest unless `step` is given; of "best" and "current" files of one step the best.
+    The files of one step. If there are "best" and "current" files of this step, the best.
 
     Args:
-        source: The run's folder of checkpoints.
-        weights: "ema", "live", or `None`: ema where there is one.
-        step: A step.
+        source: The folder with the checkpoints of a run.
+        weights: "ema", "live", or `None`: "ema" if there is such a file.
+        step: The step; `None`: the newest.
 
     Raises:
-        FileNotFoundError: No folder, or no generator in it.
+        FileNotFoundError: There is no such folder, or no generator in it.
     """
-    if not source.is_dir():
-        raise FileNotFoundError(no_folder(source))
+    check_folder(source)
     found: dict[tuple[str, int], Path] = {}
     for path in sorted(source.glob("model=*.pth"), reverse=True):  # "current" before "best"
         match = re.fullmatch(r"model=(G|G_ema|D)-(best|current)-weights-step=(\d+)", path.stem)
@@ -89,15 +89,15 @@ def find_checkpoint(source: Path, weights: str | None, step: int | None) -> Chec
     steps = sorted({number for network, number in found if network in networks})
     if not steps or (step is not None and step not in steps):
         wanted = " or ".join(f"model={network}-…-weights-step={step or 'N'}.pth" for network in networks)
-        hint = f"; there are the steps {', '.join(map(str, steps))}" if steps else guess(source)
-        raise FileNotFoundError(f"{str(source)!r} holds no {wanted}, so it is no such checkpoint of StudioGAN{hint}")
+        known = f"; there are the steps {', '.join(map(str, steps))}" if steps else hint(source)
+        raise FileNotFoundError(f"{str(source)!r} holds no {wanted}, so it is no such checkpoint of StudioGAN{known}")
     step = steps[-1] if step is None else step
     network = next(network for network in networks if (network, step) in found)
     return Checkpoint(found[network, step], found.get(("D", step)), step, "ema" if network == "G_ema" else "live")
 
 
 def read_settings(given: Path | None, source: Path) -> dict[str, Any]:
-    """The run's YAML, given or the only one beside the checkpoints; `{}` without one."""
+    """The YAML file of the run: the given one, or the only one beside the checkpoints; `{}` if there is none."""
     beside = sorted([*source.glob("*.yaml"), *source.glob("*.yml")])
     path = given or (beside[0] if len(beside) == 1 else None)
     if path is None:
@@ -114,7 +114,7 @@ def read_settings(given: Path | None, source: Path) -> dict[str, Any]:
 
 
 def check_settings(settings: dict[str, Any]) -> None:
-    """Raises `ValueError` for what the tensors don't show and this model can't do."""
+    """Raises `ValueError` where the settings name a function that the tensors do not show and our model lacks."""
     model = settings.get("MODEL", {})
     if model.get("backbone", BACKBONES[0]) not in BACKBONES:
         raise ValueError(f"backbone must be one of {', '.join(BACKBONES)}, got {model['backbone']!r}")
@@ -127,9 +127,9 @@ def check_settings(settings: dict[str, Any]) -> None:
 
 
 def _blocks(state: State, modules: dict[str, str], blocks_per_stage: int) -> dict[str, str]:
-    """Adds the program's blocks, which are numbered through, with self-attention as a block of its own."""
+    """Adds the program's blocks. It numbers them through all stages, and counts self-attention as a block."""
     result, number = dict(modules), 0
-    for index in range(_number_of_blocks(state)):
+    for index in range(number_of_blocks(state)):
         if f"blocks.{index}.0.sigma" in state:
             result[f"blocks.{index}.0"] = f"stages.{(number - 1) // blocks_per_stage}.attention"
         else:
@@ -138,20 +138,16 @@ def _blocks(state: State, modules: dict[str, str], blocks_per_stage: int) -> dic
     return result
 
 
-def _number_of_blocks(state: State) -> int:
-    return len({key.split(".")[1] for key in state if re.match(r"blocks\.\d+\.", key)})
-
-
-def _convolutions(state: State) -> list[str]:
-    """The first convolution of each residual block."""
-    keys = [f"blocks.{index}.0.conv2d1.weight" for index in range(_number_of_blocks(state))]
+def _first_convolutions(state: State) -> list[str]:
+    """The keys of the first convolution of each residual block."""
+    keys = [f"blocks.{index}.0.conv2d1.weight" for index in range(number_of_blocks(state))]
     return [key for key in keys if key in state]
 
 
 def rename_generator(state: State, findings: Findings) -> State:
     depth = 1
     if "blocks.0.0.conv2d3.weight" in state:
-        depth = deep_blocks_per_stage([state[key].shape[1] for key in _convolutions(state)])
+        depth = deep_blocks_per_stage([state[key].shape[1] for key in _first_convolutions(state)])
     state = rename(state, _blocks(state, GENERATOR_MODULES, depth), NAMES, DROPPED, findings)
     output_gain(state)
     scalar_gamma(state)
@@ -161,38 +157,32 @@ def rename_generator(state: State, findings: Findings) -> State:
 def rename_discriminator(state: State, image_size: int, findings: Findings) -> State:
     deep = "blocks.0.0.conv2d3.weight" in state
     stages = len(CHANNEL_MULTIPLIERS[image_size][1]) - deep
-    depth = max(len(_convolutions(state)) // stages, 1)
+    depth = max(len(_first_convolutions(state)) // stages, 1)
     state = rename(state, _blocks(state, DISCRIMINATOR_MODULES, depth), NAMES, DROPPED, findings)
     scalar_gamma(state)
     return state
 
 
-def why_not(state: State, num_labels: int) -> str | None:
-    """Why this model can't hold a discriminator; `None` where it can."""
+def what_ours_lacks(state: State, num_labels: int) -> str | None:
+    """What the discriminator has and ours can't have; `None` if our discriminator can hold it."""
     for pattern, what in OTHER_HEADS.items():
         if any(re.fullmatch(pattern, key) for key in state):
             return what
     if len(state["linear1.bias"]) != 1:
         return "an output for each class (MH, MD)"
-    embeddings = next((len(value) for key, value in state.items() if key in EMBEDDINGS), 0)
+    names = ("embedding.weight", "embedding.weight_orig")
+    embeddings = next((len(value) for key, value in state.items() if key in names), 0)
     if embeddings != num_labels:
         return f"{embeddings} class embeddings for {num_labels} classes"
     return None
 
 
-EMBEDDINGS = ("embedding.weight", "embedding.weight_orig")
-
-
 def find_settings(state: State, settings: dict[str, Any], findings: Findings) -> None:
-    """Adds what is fixed in the program, and the class names of the data sets that it knows."""
+    """Adds what is fixed in the program, and the class names of the data set."""
     findings.add("fixed in the program", batch_norm_eps=1e-4, spectral_norm_eps=1e-6, discriminator_shortcut_relu=True)
     if "stages.0.blocks.0.conv3.weight" in state:
         findings.add("tensor names", deep_projection_shortcut="stages.0.blocks.0.conv_sc.weight" in state)
-    data, number = (settings.get("DATA") or {}).get("name"), findings.fields["num_labels"]
-    if data == "CIFAR10" and number == len(CIFAR10_CLASSES):
-        findings.add(f"data set {data}", id2label=dict(enumerate(CIFAR10_CLASSES)))
-    elif data == "ImageNet" and number == 1000:
-        findings.add(f"data set {data}", id2label=imagenet_classes())
+    find_class_names(str((settings.get("DATA") or {}).get("name")), findings)
 
 
 def convert(args: argparse.Namespace) -> Conversion:
@@ -210,7 +200,7 @@ def convert(args: argparse.Namespace) -> Conversion:
         no_discriminator(findings)
     else:
         state = load_state(checkpoint.discriminator, "a StudioGAN discriminator")
-        reason = why_not(state, findings.fields["num_labels"])
+        reason = what_ours_lacks(state, findings.fields["num_labels"])
         if reason:
             no_discriminator(findings)
             findings.remark(f"left out {checkpoint.discriminator.name}, which has {reason}")
@@ -219,26 +209,30 @@ def convert(args: argparse.Namespace) -> Conversion:
             find_discriminator(discriminator, findings)
             files.append(checkpoint.discriminator)
     findings.remark(
-        "spectral norm is folded into the weights, so that the answer is the program's"
+        "spectral norm is folded into the weights, so that the model answers as the program does"
         if args.spectral_norm == "fold"
-        else "spectral norm is kept for training on; σ is estimated anew, so the answer is near the program's only"
+        else "spectral norm is kept for training; σ is estimated anew, so the model answers only nearly as the program"
     )
     return Conversion(SOURCE, findings, generator, discriminator, files, checkpoint.weights)
 
 
 def main(argv: list[str] | None = None) -> None:
-    arguments = parser(__doc__, "CHECKPOINT_DIR", "the run's folder with model=G-best-weights-step=N.pth …")
-    arguments.add_argument("--config", type=Path, metavar="YAML", help="the run's configuration, for class names")
-    arguments.add_argument("--weights", choices=["ema", "live"], help="default: ema where there is one")
+    arguments = parser(__doc__, "CHECKPOINT_DIR", "the folder with model=G-best-weights-step=N.pth and so on")
+    arguments.add_argument(
+        "--config",
+        type=Path,
+        metavar="YAML",
+        help="the configuration of the run, for class names",
+    )
+    arguments.add_argument("--weights", choices=["ema", "live"], help="default: ema if there is such a file")
     arguments.add_argument("--step", type=int, metavar="N", help="default: the newest")
     arguments.add_argument(
         "--spectral_norm",
         choices=["fold", "keep"],
         default="fold",
-        help="fold it into the weights, which answers as the program does, or keep it for training on "
-        "(default: %(default)s)",
+        help="fold it into the weights, and the model answers as the program does; or keep it, and the model can be "
+        "trained further (default: %(default)s)",
     )
-    add_reference(arguments)
     convert_and_write(convert, arguments.parse_args(argv))
 
 

@@ -1,6 +1,6 @@
 """Converts a TFHub module of DeepMind, plain or deep, to a model folder.
 
-The source is the HDF5 dump that BigGAN-PyTorch's `TFHub/converter.py` writes, or the module's own folder, which
+The source is the HDF5 dump that `TFHub/converter.py` of BigGAN-PyTorch writes, or the folder of the module, which
 TensorFlow reads.
 """
 
@@ -11,19 +11,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from architecture import Findings, attention_stage, find_generator, imagenet_classes, no_discriminator
-from reading import State, check_finite, check_kind, guess
-from rename import (
-    class_first,
+
+from biggan_hf.conversion.architecture import Findings, find_class_names, find_generator, no_discriminator
+from biggan_hf.conversion.reading import State, check_finite, check_kind, hint
+from biggan_hf.conversion.rename import (
+    add_running_statistics,
+    deepmind_blocks,
+    deepmind_layouts,
     fill_in_singular_values,
     fold_power_step,
-    output_gain,
+    keep_three_channels,
     rename,
-    run_on_standing_row,
-    scalar_gamma,
-    stem_from_hwc,
 )
-from writing import Conversion, Source, add_reference, convert_and_write, parser, run
+from biggan_hf.conversion.writing import Conversion, Source, convert_and_write, parser, run
 
 
 SOURCE = Source(
@@ -79,8 +79,8 @@ DROPPED = {
 }
 EPS = 1e-4
 DEEP_BLOCKS_PER_STAGE = 2
-# A deep module's statistics, at 51 truncations, are constants of its graph: the tensors stack_1, 3, 6, 8, 11 and so on
-# are mean and variance of each batch norm in turn.
+# The graph of a deep module holds the statistics at 51 truncations as constants. The tensors stack_1, 3, 6, 8, 11 and
+# so on are the mean and the variance of each batch norm in turn.
 STACKS = [10 * i + j for i in range(100) for j in (1, 3, 6, 8)]
 
 
@@ -89,12 +89,12 @@ STACKS = [10 * i + j for i in range(100) for j in (1, 3, 6, 8)]
 
 def read_variables(source: Path) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
     """
-    All variables by name, and the deep modules' statistics where the source has them.
+    All variables by name, and the statistics of a deep module where the source has them.
 
     Raises:
         FileNotFoundError: There is no such file or folder.
-        ValueError: It is neither an HDF5 file nor a folder that TensorFlow wrote.
-        ImportError: The reader's package is not installed.
+        ValueError: The source is neither an HDF5 file nor a folder that TensorFlow wrote.
+        ImportError: The package that reads it is not installed.
     """
     if source.is_dir():
         return _read_folder(source)
@@ -118,7 +118,7 @@ def _read_hdf5(path: Path) -> dict[str, np.ndarray]:
         with h5py.File(path, "r") as file:
             file.visititems(visit)
     except OSError as error:
-        raise ValueError(f"{str(path)!r} is truncated or no HDF5 file{guess(path)}") from error
+        raise ValueError(f"{str(path)!r} is truncated or no HDF5 file{hint(path)}") from error
     return variables
 
 
@@ -126,7 +126,7 @@ def _read_folder(folder: Path) -> tuple[dict[str, np.ndarray], list[np.ndarray]]
     indices = sorted([*folder.glob("variables/*.index"), *folder.glob("*.index")])
     if not indices:
         raise ValueError(
-            f"{str(folder)!r} holds no SavedModel or TensorFlow checkpoint (no .index file){guess(folder)}"
+            f"{str(folder)!r} holds no SavedModel or TensorFlow checkpoint (no .index file){hint(folder)}"
         )
     try:
         import tensorflow
@@ -144,7 +144,7 @@ def _read_folder(folder: Path) -> tuple[dict[str, np.ndarray], list[np.ndarray]]
 
 
 def _graph_statistics(folder: Path) -> list[np.ndarray]:
-    """The deep modules' tables of statistics, mean and variance in turn; empty for a plain module."""
+    """The tables of statistics of a deep module, mean and variance in turn; empty for a plain module."""
     import tensorflow
 
     v1 = tensorflow.compat.v1
@@ -165,13 +165,14 @@ def _graph_statistics(folder: Path) -> list[np.ndarray]:
 
 def to_state(variables: Mapping[str, np.ndarray]) -> State:
     """
-    PyTorch's layouts, averaged weights where there are any, `.` between modules.
+    The variables as tensors in PyTorch's layouts, with `.` between the names of modules.
 
-    A convolution (height, width, in, out) becomes (out, in, height, width), a linear map (in, out) its transpose, and
-    accumulated statistics are divided by their count.
+    Where a variable has an average, the average is taken. A convolution (height, width, in, out) becomes
+    (out, in, height, width), a linear map (in, out) becomes (out, in), and accumulated statistics are divided by
+    their count.
     """
     state: State = {}
-    for averaged in (False, True):  # the averaged weight, of the second round, replaces the other
+    for averaged in (False, True):  # in the second round the average replaces the variable
         for name, value in variables.items():
             name, tensor = name.removesuffix(":0").removeprefix("module/"), torch.from_numpy(np.array(value))
             base = re.sub(r"/ema_[\w.]+$", "", name)
@@ -195,25 +196,8 @@ def _layout(key: str, tensor: torch.Tensor) -> torch.Tensor:
     return tensor.reshape(1, -1) if key.endswith(".u0") else tensor
 
 
-def modules(state: State, deep: bool) -> dict[str, str]:
-    """The module's blocks are `GBlock`, `GBlock_1` …; where self-attention stands only its width tells."""
-    result = dict(MODULES)
-    found = {int(match[1] or 0) for key in state if (match := re.match(r"Generator\.GBlock(?:_(\d+))?\.", key))}
-    blocks = [f"Generator.GBlock{f'_{number}' if number else ''}" for number in sorted(found)]
-    depth = DEEP_BLOCKS_PER_STAGE if deep else 1
-    for number, block in enumerate(blocks):
-        for module, ours in (DEEP_BLOCK if deep else PLAIN_BLOCK).items():
-            result[f"{block}.{module}"] = f"stages.{number // depth}.blocks.{number % depth}.{ours}"
-    theta = state.get("Generator.attention.theta.w")
-    if theta is not None:
-        last = "conv3" if deep else "conv1"
-        outputs = [len(state[f"{block}.{last}.b"]) for block in blocks[depth - 1 :: depth]]
-        result["Generator.attention"] = f"stages.{attention_stage(outputs, theta.shape[1])}.attention"
-    return result
-
-
 def add_statistics(state: State, tables: list[np.ndarray], source: Path) -> None:
-    """Places the deep modules' tables, a mean and a variance for each batch norm in order."""
+    """Adds the tables of a deep module: in the order of its batch norms, a mean and a variance for each."""
     norms = sorted(
         {re.sub(r"\.gain\.weight$", "", key) for key in state if key.endswith(".gain.weight")},
         key=lambda name: [int(part) for part in re.findall(r"\d+", name)],
@@ -221,7 +205,7 @@ def add_statistics(state: State, tables: list[np.ndarray], source: Path) -> None
     norms.append("output_bn")
     if not tables:
         raise ValueError(
-            f"{str(source)!r} holds no batch-norm statistics: a deep module keeps them as constants of its graph, so "
+            f"{str(source)!r} holds no batch-norm statistics. A deep module keeps them as constants of its graph; "
             "give the module's folder (with saved_model.pb), which TensorFlow reads"
         )
     if len(tables) != 2 * len(norms):
@@ -234,30 +218,31 @@ def add_statistics(state: State, tables: list[np.ndarray], source: Path) -> None
 def convert_variables(
     variables: Mapping[str, np.ndarray], tables: list[np.ndarray], source: Path, findings: Findings
 ) -> State:
-    """This project's tensors, and the fields that the module implies."""
+    """The tensors under this project's names. Adds the fields that the module implies to `findings`."""
     state = to_state(variables)
     deep = "Generator.GenZ.G_linear.w" in state
     check_kind(
         [key.replace(".", "/") for key in state], "a TFHub deep generator" if deep else "a TFHub generator", source
     )
     check_finite(state, source)
-    state = rename(state, modules(state, deep), NAMES, DROPPED, findings)
-    output_gain(state, "scale" if deep else "gamma", "offset" if deep else "beta")
-    scalar_gamma(state)
-    stem_from_hwc(state)
-    class_first(state, state["class_embedding.weight"].shape[1], deep)
+    modules, conv = (DEEP_BLOCK, "conv3") if deep else (PLAIN_BLOCK, "conv1")
+    depth = DEEP_BLOCKS_PER_STAGE if deep else 1
+    blocks = deepmind_blocks(
+        state, "Generator.GBlock", modules, bias=f"{conv}.b", theta="Generator.attention.theta.w", depth=depth
+    )
+    state = rename(state, MODULES | blocks, NAMES, DROPPED, findings)
+    deepmind_layouts(state, deep)
     if deep:
-        # σ of the last convolution is that of all its channels, of which three are used.
         state = fold_power_step(state, EPS)
-        state |= {name: state[name][:3].clone() for name in ("output_conv.weight", "output_conv.bias")}
+        keep_three_channels(state)
         findings.remark("spectral norm is folded into the weights")
         add_statistics(state, tables, source)
-        run_on_standing_row(state, -1)
+        add_running_statistics(state)
         last = len(state["output_bn.standing_mean"]) - 1
         findings.add("statistics", standing_truncations=[row / last for row in range(last + 1)])
     else:
         fill_in_singular_values(state, EPS)
-        findings.remark("statistics are those of truncation 1, the only ones among a plain module's variables")
+        findings.remark("the statistics are those of truncation 1, as the variables of a plain module hold no others")
     find_generator(state, findings)
     findings.add("fixed in the program", batch_norm_eps=EPS, spectral_norm_eps=EPS, truncation_mode="scale")
     return state
@@ -267,8 +252,7 @@ def convert(args: argparse.Namespace) -> Conversion:
     findings = Findings()
     variables, tables = read_variables(args.source)
     state = convert_variables(variables, tables, args.source, findings)
-    if findings.fields["num_labels"] == 1000:
-        findings.add("ImageNet", id2label=imagenet_classes())
+    find_class_names("ImageNet", findings)
     no_discriminator(findings)
     files = (
         [args.source] if args.source.is_file() else sorted(path for path in args.source.rglob("*") if path.is_file())
@@ -278,7 +262,6 @@ def convert(args: argparse.Namespace) -> Conversion:
 
 def main(argv: list[str] | None = None) -> None:
     arguments = parser(__doc__, "SOURCE", "biggan-128.h5, or the folder of a module or of a TensorFlow checkpoint")
-    add_reference(arguments)
     convert_and_write(convert, arguments.parse_args(argv))
 
 

@@ -5,19 +5,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from architecture import imagenet_classes
-from convert_biggan_pytorch import INITIALIZERS, OUTPUT_BATCH_NORM_EPS, discriminator_modules, generator_modules
-from reading import State, guess, load
-from training_state import STATE_FILE
 from transformers.utils import logging
-from writing import check_output, parser, replaced_folder, run
 
 from biggan_hf import BigGANConfig, BigGANDiscriminator, BigGANModel
 from biggan_hf.configuration_biggan import CHANNEL_MULTIPLIERS, CIFAR10_CLASSES
+from biggan_hf.conversion.architecture import imagenet_classes
+from biggan_hf.conversion.convert_biggan_pytorch import (
+    INITIALIZERS,
+    OUTPUT_BATCH_NORM_EPS,
+    discriminator_modules,
+    generator_modules,
+)
+from biggan_hf.conversion.reading import State, hint, load
+from biggan_hf.conversion.training_state import STATE_FILE
+from biggan_hf.conversion.writing import check_output, output_folder, parser, run
 
 
 def check_exportable(config: BigGANConfig) -> None:
-    """Raises `ValueError` for a generator that the program can't build."""
+    """Raises `ValueError` if the program can't build the generator."""
     largest = 256 if config.is_deep else 512
     problems = {
         "is unconditional": not config.num_labels,
@@ -35,7 +40,7 @@ def check_exportable(config: BigGANConfig) -> None:
 
 
 def discriminator_problem(config: BigGANConfig) -> str | None:
-    """Why the program can't build the discriminator; `None` where it can."""
+    """Why the program can't build the discriminator; `None` if it can."""
     attention = config.discriminator_attention
     problems = {
         "it is larger than 256 pixels": config.image_size > 256,
@@ -54,7 +59,7 @@ def _has_usual_width(config: BigGANConfig, network: int) -> bool:
 
 
 def settings(config: BigGANConfig) -> dict[str, Any]:
-    """The program's settings, what `Generator(**config)` and `Discriminator(**config)` need, in plain values."""
+    """The program's settings: what `Generator(**config)` and `Discriminator(**config)` need, in plain values."""
     return {
         "model": "BigGANdeep" if config.is_deep else "BigGAN",
         "resolution": config.image_size,
@@ -69,7 +74,7 @@ def settings(config: BigGANConfig) -> dict[str, Any]:
         "dim_z": config.z_dim,
         "hier": config.hierarchical_latents,
         "G_attn": _sizes(config.generator_attention_resolutions),
-        # At 32 pixels the program calls the outputs of all stages 16 wide, and they are 16, 8, 8, 8.
+        # At 32 pixels the stages end at 16, 8, 8 and 8 pixels; the program calls each of these sizes 16.
         "D_attn": _sizes(r for r in config.discriminator_attention_resolutions if config.image_size > 32 or r == 16),
         "G_param": "SN" if config.generator_spectral_norm else "none",
         "D_param": "SN",
@@ -93,7 +98,7 @@ def settings(config: BigGANConfig) -> dict[str, Any]:
 
 
 def _data_set(config: BigGANConfig) -> dict[str, str]:
-    """The program's name of the data set that the class names are those of; `{}` for any other."""
+    """The program's name of the data set that has these class names; `{}` if it has none."""
     names = config.id2label
     if config.image_size == 32 and names == dict(enumerate(CIFAR10_CLASSES)):
         return {"dataset": "C10"}
@@ -105,7 +110,7 @@ def _sizes(resolutions: Any) -> str:
 
 
 def export_state(state: State, modules: dict[str, str]) -> State:
-    """The program's names, by its table of modules read the other way."""
+    """The tensors under the program's names. `modules` maps these names to ours."""
     theirs = {ours: module for module, ours in modules.items()}
     exported: State = {}
     for key, value in state.items():
@@ -118,10 +123,11 @@ def export_state(state: State, modules: dict[str, str]) -> State:
 
 def export_generator(model: BigGANModel) -> State:
     """
-    The generator's tensors in the program's names.
+    The generator's tensors under the program's names.
 
-    Tables of statistics have no place there; the running ones, of truncation 1 in a converted model, stay. The
-    program's last batch norm has an epsilon of its own, and a variance of var + (ours - its) is the same function.
+    The program has no place for standing statistics; the running ones stay, which in a converted model are those of
+    truncation 1. The program's last batch norm has another epsilon; the variance takes up the difference, so that
+    variance + epsilon, and with it the function, is the same.
     """
     config = model.config
     state = {key: value for key, value in model.state_dict().items() if ".standing_" not in key}
@@ -138,38 +144,40 @@ def export_discriminator(model: BigGANDiscriminator) -> State:
 
 
 def load_networks(source: Path) -> tuple[BigGANModel, BigGANDiscriminator | None]:
-    """The generator, and the discriminator where there is one; raises where the folder is no model's."""
+    """The generator, and the discriminator if there is one; raises `ValueError` if the folder holds no model."""
     path = source / "config.json"
     try:
         is_ours = json.loads(path.read_text(encoding="utf-8")).get("model_type") == BigGANConfig.model_type
     except (OSError, ValueError, AttributeError):
         is_ours = False
     if not is_ours:
-        raise ValueError(f"{str(source)!r} is not the folder of a biggan_hf model{guess(source)}")
+        raise ValueError(f"{str(source)!r} is not the folder of a biggan_hf model{hint(source)}")
     logging.disable_progress_bar()
     folder = source / "discriminator"
     try:
         discriminator = BigGANDiscriminator.from_pretrained(folder) if folder.is_dir() else None
         return BigGANModel.from_pretrained(source), discriminator
-    # A damaged file raises one of half a dozen types, some of them private.
+    # A damaged file raises one of half a dozen errors, and some of their types are private.
     except Exception as error:
         raise ValueError(f"{str(source)!r} can't be loaded: {error}") from error
 
 
 def load_live(source: Path) -> BigGANModel | None:
-    """The generator as it trains, which a training checkpoint holds beside the average; else the average is both."""
+    """The generator as it trains, which a training checkpoint holds beside the average; `None` for another folder."""
     folder = source / "generator"
     return load_networks(folder)[0] if folder.is_dir() else None
 
 
 def step(source: Path) -> int:
-    """Of a training checkpoint; 0 for a model."""
+    """The step of a training checkpoint; 0 for another folder."""
     path = source / STATE_FILE
     return int(load(path)["global_step"]) if path.is_file() else 0
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parser(__doc__, "MODEL_DIR", "a folder with config.json and model.safetensors").parse_args(argv)
+    args = parser(__doc__, "MODEL_DIR", "a folder with config.json and model.safetensors", reference=False).parse_args(
+        argv
+    )
     check_output(args.output, args.overwrite)
     model, discriminator = load_networks(args.source)
     check_exportable(model.config)
@@ -183,16 +191,9 @@ def main(argv: list[str] | None = None) -> None:
         files["D"] = export_discriminator(discriminator)
     if model.config.standing_truncations:
         remarks.append("left out the standing statistics; the running ones stay")
-    counters = {
-        "itr": step(args.source),
-        "epoch": 0,
-        "save_num": 0,
-        "save_best_num": 0,
-        "best_IS": 0,
-        "best_FID": 999999,
-    }
-    files["state_dict"] = {**counters, "config": settings(model.config)}
-    with replaced_folder(args.output, owned="D.pth") as staging:
+    counters = {"itr": step(args.source), "epoch": 0, "save_num": 0, "save_best_num": 0, "best_IS": 0}
+    files["state_dict"] = {**counters, "best_FID": 999999, "config": settings(model.config)}
+    with output_folder(args.output, owned=("D.pth",)) as staging:
         for name, content in files.items():
             torch.save(content, staging / f"{name}.pth")
     for remark in remarks:

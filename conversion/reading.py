@@ -1,4 +1,4 @@
-"""Reading strangers' checkpoints: nothing in them is executed, and what a file is not is said in one line."""
+"""Reads the checkpoints of strangers. Nothing in a file is executed, and a wrong file gets an error of one line."""
 
 import codecs
 import hashlib
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 State = dict[str, Tensor]
 
-# Classes that checkpoints of the known programs carry beside tensors: BigGAN-PyTorch's activation, and NumPy numbers
-# where a score was stored. Unpickling them runs no code of the file's author.
+# The classes that the known programs store beside tensors: BigGAN-PyTorch stores its activation function, and NumPy
+# numbers as scores. Unpickling an object of these classes runs no code that the file's author wrote.
 _scalar = np.float64(0).__reduce__()[0]
 HARMLESS: list[Any] = [
     nn.ReLU,
@@ -30,14 +30,14 @@ HARMLESS_NAMES: dict[str, Any] = {
     "torch.nn.modules.activation.ReLU": nn.ReLU,
     "collections.OrderedDict": OrderedDict,
     "builtins.set": set,
-    "__builtin__.set": set,  # by Python 2's name, which old pickles use
+    "__builtin__.set": set,  # the name in Python 2, which old pickles use
     "numpy.dtype": np.dtype,
     "numpy.core.multiarray.scalar": _scalar,
     "numpy._core.multiarray.scalar": _scalar,
     "_codecs.encode": codecs.encode,
 }
 
-# What a state dict is: a key that it has, what has such a key, and the script for it.
+# State dicts: a pattern of a key, the kind of network that has such a key, and the script that converts it.
 KINDS = [
     (r"generator\.gen_z\.weight_orig", "a pytorch-pretrained-biggan generator", "convert_pretrained_biggan.py"),
     (r"g_z\.g_linear\.weight_orig", "a generator ported by ivclab", "convert_ivclab.py"),
@@ -53,7 +53,7 @@ KINDS = [
     (r"(module/)?Generator/GenZ/.+", "a TFHub deep generator", "convert_tfhub.py"),
 ]
 
-# What a folder is: a file that it has, what has such a file, and the script for it.
+# Folders: a pattern of a file, the kind of folder that has such a file, and the script that converts it.
 FOLDERS = [
     ("model=*-weights-step=*.pth", "a StudioGAN checkpoint", "convert_studiogan.py"),
     ("pytorch_model.bin", "a pytorch-pretrained-biggan model", "convert_pretrained_biggan.py"),
@@ -66,13 +66,16 @@ FOLDERS = [
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
+# Files of torch
+
+
 def load(path: Path) -> Any:
     """
     The content of a file that `torch.save` wrote.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is truncated, no torch file, or holds a class that is not among `HARMLESS`.
+        ValueError: The file is truncated, or no torch file, or it holds a class that is not among `HARMLESS`.
     """
     if not path.is_file():
         raise FileNotFoundError(
@@ -86,17 +89,17 @@ def load(path: Path) -> Any:
             return _load_old_settings(path)
         foreign = re.search(r"GLOBAL (\S+)", str(error)) or re.search(r"class '?([\w.]+)'? ", str(error))
         raise _refusal(path, foreign[1] if foreign else None) from error
-    # A damaged file can fail anywhere in the reader.
+    # A damaged file can make any part of torch's reader fail.
     except Exception as error:
         raise _refusal(path) from error
 
 
-def _refusal(path: Path, foreign: str | None = None) -> ValueError:
-    if foreign is None:
+def _refusal(path: Path, foreign_class: str | None = None) -> ValueError:
+    if foreign_class is None:
         return ValueError(f"{str(path)!r} is truncated or no torch file")
     return ValueError(
-        f"{str(path)!r} holds the class {foreign}, which is not one of the harmless classes that a checkpoint needs; "
-        "nothing in it was executed"
+        f"{str(path)!r} holds the class {foreign_class}, which is not one of the harmless classes that a checkpoint "
+        "needs; nothing in it was executed"
     )
 
 
@@ -105,7 +108,7 @@ class _ForeignClass(Exception):
 
 
 class _SettingsUnpickler(pickle.Unpickler):
-    """Python's unpickler with an allow-list of exact names, for plain values and modules without tensors."""
+    """Python's unpickler for plain values and modules without tensors. It allows the classes of a list, by name."""
 
     def find_class(self, module: str, name: str) -> Any:
         if f"{module}.{name}" not in HARMLESS_NAMES:
@@ -113,7 +116,7 @@ class _SettingsUnpickler(pickle.Unpickler):
         return HARMLESS_NAMES[f"{module}.{name}"]
 
     def persistent_load(self, pid: Any) -> Any:
-        """A module's class, beside which the old format keeps its source code; that is ignored."""
+        """The class of a module. The old format stores the module's source code beside it, which is ignored."""
         if isinstance(pid, tuple) and pid[0] == "module":
             return pid[1]
         raise pickle.UnpicklingError("tensors among settings")
@@ -121,8 +124,8 @@ class _SettingsUnpickler(pickle.Unpickler):
 
 def _load_old_settings(path: Path) -> Any:
     """
-    BigGAN-PyTorch's settings as torch wrote them before 1.6: the object follows a magic number, a version and the
-    machine's properties. `weights_only` refuses modules in this format, even those of harmless classes.
+    The settings of BigGAN-PyTorch in the format that torch wrote before 1.6: a magic number, a version, properties of
+    the machine, and then the object. In this format `weights_only` refuses modules, even those of harmless classes.
     """
     try:
         with path.open("rb") as file:
@@ -136,14 +139,14 @@ def _load_old_settings(path: Path) -> Any:
 
 def load_state(path: Path, expected: str) -> State:
     """
-    A network's tensors in float32, without `module.` prefixes and out of StudioGAN's `{"state_dict": …}`.
+    The tensors of a network in float32, without the prefix `module.` and out of StudioGAN's `{"state_dict": …}`.
 
     Args:
         path: The file.
-        expected: The kind of `KINDS` that it must be.
+        expected: The kind of network, one of `KINDS`.
 
     Raises:
-        ValueError: As for `load`; or it is something else, or a tensor is not finite.
+        ValueError: As for `load`; or the file holds something else, or a tensor that is not finite.
     """
     content = load(path)
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
@@ -151,26 +154,32 @@ def load_state(path: Path, expected: str) -> State:
     is_state = isinstance(content, Mapping) and all(isinstance(value, Tensor) for value in content.values())
     if not is_state or not content:
         raise ValueError(f"{str(path)!r} holds a {type(content).__name__}, expected the tensors of {expected}")
-    state = {key.removeprefix("module."): _float32(value) for key, value in content.items()}
+    state = {key.removeprefix("module."): value for key, value in content.items()}
     check_kind(state, expected, path)
-    check_floats(state, path)
+    for key, value in state.items():
+        if not value.is_floating_point() and value.ndim > 0:  # a scalar is a count of batches
+            raise ValueError(f"{str(path)!r}: {key} is {value.dtype}, expected floating-point numbers")
+    state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
     check_finite(state, path)
     return state
 
 
-def _float32(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.is_floating_point() else tensor
-
-
-def check_floats(state: State, path: Path) -> None:
-    """Weights are floating-point numbers; counters of batches need not be."""
+def check_finite(state: State, path: Path) -> None:
     for key, value in state.items():
-        if not value.is_floating_point() and value.ndim > 0:
-            raise ValueError(f"{str(path)!r}: {key} is {value.dtype}, expected floating-point numbers")
+        if value.is_floating_point() and not value.isfinite().all():
+            raise ValueError(f"{str(path)!r}: {key} holds NaN or infinity")
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# Which program wrote it
 
 
 def check_kind(keys: Iterable[str], expected: str, path: Path) -> None:
-    """Raises `ValueError` with the closest guess unless the keys are those of the expected network."""
+    """Raises `ValueError`, with the kind that the keys look like, unless they are those of the expected network."""
     kind, script = recognise(keys)
     if kind == expected:
         return
@@ -180,27 +189,17 @@ def check_kind(keys: Iterable[str], expected: str, path: Path) -> None:
     raise ValueError(f"{str(path)!r} {found}, expected {expected}{hint}")
 
 
-def check_finite(state: State, path: Path) -> None:
-    for key, value in state.items():
-        if value.is_floating_point() and not value.isfinite().all():
-            raise ValueError(f"{str(path)!r}: {key} holds NaN or infinity")
-
-
 def recognise(keys: Iterable[str]) -> tuple[str, str | None]:
     """The kind of network that has these keys and the script that converts it; `("", None)` for none."""
     text = "\n".join(key.removeprefix("module.") for key in keys)
-    for pattern, kind, script in KINDS:
-        if re.search(f"^{pattern}$", text, re.MULTILINE):
-            return kind, script
-    return "", None
+    found = (row[1:] for row in KINDS if re.search(f"^{row[0]}$", text, re.MULTILINE))
+    return next(found, ("", None))
 
 
 def recognise_source(source: Path) -> tuple[str, str | None]:
-    """What a file or folder is and the script that converts it; `("", None)` for nothing known."""
+    """The kind of a file or folder and the script that converts it; `("", None)` for an unknown one."""
     if source.is_dir():
-        found = (folder for folder in FOLDERS if next(source.glob(folder[0]), None))
-        _, kind, script = next(found, ("", "", None))
-        return kind, script
+        return next((row[1:] for row in FOLDERS if next(source.glob(row[0]), None)), ("", None))
     with source.open("rb") as file:
         if file.read(len(HDF5_SIGNATURE)) == HDF5_SIGNATURE:
             return "an HDF5 dump of a TFHub module", "convert_tfhub.py"
@@ -212,19 +211,15 @@ def recognise_source(source: Path) -> tuple[str, str | None]:
     return recognise(map(str, content))
 
 
-def guess(source: Path) -> str:
-    """The end of a message that says what the source is not: what it looks like, where that is known."""
+def hint(source: Path) -> str:
+    """The end of an error on a wrong source: what it looks like and which script converts that, if this is known."""
     kind, script = recognise_source(source) if source.exists() else ("", None)
     return (f"; it looks like {kind}" if kind else "") + (f", try {script}" if script else "")
 
 
-def no_folder(source: Path) -> str:
-    """What is said of a source that is no folder."""
+def check_folder(source: Path) -> None:
+    """Raises `FileNotFoundError` unless the source is a folder."""
     if source.is_file():
-        return f"{str(source)!r} is a file, expected the folder that it lies in{guess(source)}"
-    return f"there is no folder {str(source)!r}"
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        raise FileNotFoundError(f"{str(source)!r} is a file, expected the folder that it lies in{hint(source)}")
+    if not source.is_dir():
+        raise FileNotFoundError(f"there is no folder {str(source)!r}")

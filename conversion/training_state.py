@@ -1,37 +1,38 @@
-"""BigGAN-PyTorch's optimisers and counters as what a checkpoint of `train.py` holds beside its networks."""
+"""Turns the optimisers and counters of BigGAN-PyTorch into those of a checkpoint of `train.py`."""
 
 import math
 from pathlib import Path
 from typing import Any
 
 import torch
-from reading import State, load
 from torch import Tensor, nn
 
+from biggan_hf.conversion.reading import State, load
 
-# The same names as in biggan_hf.training.run.training_state; a checkpoint that was converted knows no data set.
+
+# The file and its keys are those of `biggan_hf.training`, which is not imported here because it needs accelerate. The
+# number of pictures is `None`, since a converted checkpoint does not know its data set.
 STATE_FILE = "training_state.pt"
 
 
 def counters(settings: dict[str, Any], itr: int) -> dict[str, Any]:
-    """Steps, and the pictures that the discriminator was shown in them."""
-    defaults = {"num_D_steps": 2, "num_D_accumulations": 1, "batch_size": 64}  # the program's
-    shown = math.prod(settings.get(name, default) for name, default in defaults.items())
-    return {"global_step": itr, "samples_seen": itr * shown, "rollbacks": 0, "num_pictures": None}
+    """The number of steps, and of the pictures that the discriminator saw in them."""
+    defaults = {"num_D_steps": 2, "num_D_accumulations": 1, "batch_size": 64}  # those of the program
+    pictures_per_step = math.prod(settings.get(name, default) for name, default in defaults.items())
+    return {"global_step": itr, "samples_seen": itr * pictures_per_step, "rollbacks": 0, "num_pictures": None}
 
 
 def adam_state(path: Path, renamed: State, network: nn.Module) -> dict[str, Any]:
     """
-    The state of an Adam over the network's parameters.
+    The state of `torch.optim.Adam` for the network's parameters.
 
     Args:
-        path: `G_optim.pth` or `D_optim.pth`: moments by place in the original's list of parameters.
-        renamed: The original's state dict under this project's names, in the original's order, which is that of its
-            parameters.
+        path: `G_optim.pth` or `D_optim.pth`. It holds the moments in the order of the original's parameters.
+        renamed: The original's state dict under this project's names. It has the order of the original's parameters.
         network: The converted network.
 
     Raises:
-        ValueError: The optimiser is of other parameters.
+        ValueError: The optimiser belongs to other parameters.
     """
     saved = load(path)
     (group,) = saved["param_groups"]
@@ -52,7 +53,9 @@ def adam_state(path: Path, renamed: State, network: nn.Module) -> dict[str, Any]
 
 def _moments(saved: Any, parameter: Tensor, name: str) -> dict[str, Tensor]:
     if saved["exp_avg"].numel() != parameter.numel():
-        raise ValueError(f"{name}: moments of {tuple(saved['exp_avg'].shape)} for {tuple(parameter.shape)}")
+        raise ValueError(
+            f"{name}: moments of the shape {tuple(saved['exp_avg'].shape)}, expected {tuple(parameter.shape)}"
+        )
     moments = {key: saved[key].float().reshape(parameter.shape) for key in ("exp_avg", "exp_avg_sq")}
     for key, value in moments.items():
         if not value.isfinite().all():

@@ -1,4 +1,4 @@
-"""Writing a model folder: strict loading, the comparison with a reference, the card, and all of it or nothing."""
+"""Writes a model folder: loads all tensors, compares with a reference, and writes the card, or writes nothing."""
 
 import argparse
 import os
@@ -12,18 +12,18 @@ from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import torch
-from architecture import Findings
-from reading import State, sha256
-from rename import abbreviated
 from torch import Tensor
-from training_state import STATE_FILE
 from transformers.utils import logging
 
 from biggan_hf import BigGANConfig, BigGANDiscriminator, BigGANModel
+from biggan_hf.conversion.architecture import Findings
+from biggan_hf.conversion.reading import State, sha256
+from biggan_hf.conversion.rename import abbreviated
+from biggan_hf.conversion.training_state import STATE_FILE
 from biggan_hf.hub import model_card, staged_save
 
 
-# Largest accepted difference from a reference answer, relative to the reference's largest entry.
+# The largest difference from a reference answer that is accepted, relative to the largest entry of the answer.
 TOLERANCE = 1e-4
 
 Network = TypeVar("Network", BigGANModel, BigGANDiscriminator)
@@ -31,7 +31,7 @@ Network = TypeVar("Network", BigGANModel, BigGANDiscriminator)
 
 @dataclass
 class Source:
-    """Where weights come from: the program, its address, and a sentence on licence and completeness."""
+    """Where weights come from: the program, its address, and what to know of licence and completeness."""
 
     program: str
     url: str
@@ -41,8 +41,12 @@ class Source:
 @dataclass
 class Conversion:
     """
-    What a converter has read, under this project's names; `weights` is "ema" or "live". With a `live_generator` and a
-    `training_state`, which is made of both networks as they train, the folder is a checkpoint to train on from.
+    What a converter has read, under this project's names.
+
+    Args:
+        weights: "ema" or "live".
+        live_generator: The generator as it trains, for a folder from which training goes on.
+        training_state: Makes the state of training from the live generator and the discriminator.
     """
 
     source: Source
@@ -63,27 +67,26 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
-def parser(description: str | None, source: str, help: str) -> argparse.ArgumentParser:
-    """A parser with the arguments that all converters share."""
+def parser(description: str | None, source: str, help: str, reference: bool = True) -> argparse.ArgumentParser:
+    """A parser with the arguments that the scripts share."""
     result = _Parser(description=(description or "").splitlines()[0])
     result.add_argument("source", type=Path, metavar=source, help=help)
     result.add_argument("--output", type=Path, required=True, metavar="DIR", help="the model folder to write")
     result.add_argument("--overwrite", action="store_true", help="write into a folder that already holds something")
+    if reference:
+        result.add_argument(
+            "--reference",
+            type=Path,
+            metavar="FILE.npz",
+            help="inputs and answers of the original program (latents, labels, images_g, images_ema, images_trunc_T, "
+            "disc_inputs, disc_scores); nothing is written if the model's answers differ by more than "
+            f"{TOLERANCE:g} of the largest entry",
+        )
     return result
 
 
-def add_reference(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--reference",
-        type=Path,
-        metavar="FILE.npz",
-        help="the original program's answers (latents, labels, images_g, images_ema, images_trunc_T, disc_inputs, "
-        f"disc_scores); nothing is written unless ours agree to {TOLERANCE:g} of the largest",
-    )
-
-
 def run(main: Callable[[], None]) -> None:
-    """Runs a script; what the user can put right ends in one line on stderr and exit status 2."""
+    """Runs a script. An error that the user can put right ends it with one line on stderr and exit status 2."""
     try:
         main()
     except (OSError, ValueError, ImportError) as error:
@@ -92,7 +95,7 @@ def run(main: Callable[[], None]) -> None:
 
 
 def check_output(output: Path, overwrite: bool) -> None:
-    """Raises `FileExistsError` where the output would be mixed with something; to be called before the work."""
+    """Raises `FileExistsError` if the output exists and would be changed. Call it before the work begins."""
     if output.exists() and not output.is_dir():
         raise FileExistsError(f"the output {str(output)!r} is a file, expected a folder")
     if output.is_dir() and any(output.iterdir()) and not overwrite:
@@ -104,10 +107,10 @@ def check_output(output: Path, overwrite: bool) -> None:
 
 def build(network: type[Network], config: BigGANConfig, state: State) -> Network:
     """
-    The network with these tensors: all of them, and no others.
+    The network with these tensors.
 
     Raises:
-        ValueError: Missing, unexpected or misshapen tensors.
+        ValueError: Tensors are missing, or left over, or have the wrong shape.
     """
     with torch.device("meta"):
         expected = {name: tensor.shape for name, tensor in network(config).state_dict().items()}
@@ -126,7 +129,7 @@ def build(network: type[Network], config: BigGANConfig, state: State) -> Network
     found = "; ".join(f"{len(names)} {what}: {abbreviated(names)}" for names, what in problems if names)
     if found:
         raise ValueError(f"the tensors fit no {config.architecture} of {config.image_size} pixels: {found}")
-    # Tensors are contiguous and own their memory, as safetensors wants them.
+    # safetensors writes only contiguous tensors.
     state = {name: tensor.contiguous() for name, tensor in state.items()}
     return network.from_pretrained(None, config=config, state_dict=state, dtype=torch.float32)
 
@@ -136,24 +139,29 @@ def compare(
     generator: BigGANModel, discriminator: BigGANDiscriminator | None, reference: Path, weights: str
 ) -> list[str]:
     """
-    A line for each answer in the reference, with the largest difference.
+    Compares the model's answers with those of the original program; returns a line for each, with the difference.
 
     Raises:
-        ValueError: A difference above the tolerance, or a file without answers of this model.
+        ValueError: A difference is above the tolerance, or the file holds no answers of this model.
     """
     answers = _load_answers(reference)
-    ours: dict[str, Callable[[], Tensor | None]] = {}
-    if "latents" in answers:
-        latents, labels = answers["latents"], answers.get("labels")
-        labels = labels if generator.config.num_labels else None
-        ours["images_ema" if weights == "ema" else "images_g"] = lambda: generator(latents, labels).images
-        for key in answers:
-            if key.startswith("images_trunc_"):
-                truncation = float(key.removeprefix("images_trunc_"))
-                ours[key] = lambda t=truncation: generator(latents, labels, truncation=t).images  # type: ignore[misc]
-    if discriminator is not None and "disc_inputs" in answers:
-        ours["disc_scores"] = lambda: discriminator(answers["disc_inputs"], labels).logits
-    lines = [_comparison(key, answer(), answers[key]) for key, answer in ours.items() if key in answers]
+    labels = answers.get("labels") if generator.config.num_labels else None
+    images = "images_ema" if weights == "ema" else "images_g"
+    lines = []
+    for key, theirs in answers.items():
+        of_generator = key == images or key.startswith("images_trunc_")
+        if not of_generator and (key != "disc_scores" or discriminator is None):
+            continue
+        inputs = "latents" if of_generator else "disc_inputs"
+        if inputs not in answers:
+            raise ValueError(f"{str(reference)!r} holds {key}, expected its inputs {inputs} too")
+        if of_generator:
+            truncation = None if key == images else float(key.removeprefix("images_trunc_"))
+            ours = generator(answers[inputs], labels, truncation=truncation).images
+        else:
+            assert discriminator is not None
+            ours = discriminator(answers[inputs], labels).logits
+        lines.append(_comparison(key, ours, theirs))
     if not lines:
         raise ValueError(f"{str(reference)!r} holds no answer of this model")
     return lines
@@ -164,13 +172,12 @@ def _load_answers(path: Path) -> dict[str, Tensor]:
         return {key: torch.from_numpy(value) for key, value in np.load(path).items()}
     except FileNotFoundError:
         raise
-    # A damaged file raises one of several types.
+    # A damaged file raises errors of several types.
     except Exception as error:
         raise ValueError(f"{str(path)!r} is no .npz file of arrays") from error
 
 
-def _comparison(key: str, ours: Tensor | None, theirs: Tensor) -> str:
-    assert ours is not None
+def _comparison(key: str, ours: Tensor, theirs: Tensor) -> str:
     difference, largest = (ours.reshape(theirs.shape) - theirs).abs().max().item(), theirs.abs().max().item()
     if not difference <= TOLERANCE * largest:
         raise ValueError(f"{key} differs from the reference by {difference:.2g}, its largest entry is {largest:.2g}")
@@ -181,18 +188,18 @@ def _comparison(key: str, ours: Tensor | None, theirs: Tensor) -> str:
 
 
 def convert_and_write(convert: Callable[[argparse.Namespace], Conversion], args: argparse.Namespace) -> None:
-    """All of a converter's work; what is wrong with the source or the output is a `ValueError` or an `OSError`."""
+    """Does all the work of a converter. If the source or the output is wrong, raises `ValueError` or `OSError`."""
     check_output(args.output, args.overwrite)
     try:
         conversion = convert(args)
-    # Tensors that are missing or misshapen where a layout is changed.
+    # A tensor is missing or has the wrong shape where a layout is changed.
     except (AttributeError, KeyError, IndexError, TypeError, RuntimeError) as error:
         raise ValueError(f"{str(args.source)!r} fits no BigGAN: {type(error).__name__}: {error}") from error
     finish(conversion, args)
 
 
 def finish(conversion: Conversion, args: argparse.Namespace) -> None:
-    """Builds both networks, compares them with the reference, writes the folder, and says what was done."""
+    """Builds both networks, compares them with the reference, writes the folder, and prints what was done."""
     logging.disable_progress_bar()
     config = conversion.findings.config()
     generator = build(BigGANModel, config, conversion.generator)
@@ -202,7 +209,7 @@ def finish(conversion: Conversion, args: argparse.Namespace) -> None:
     remarks = list(conversion.findings.remarks)
     if args.reference is not None:
         remarks += compare(generator, discriminator, args.reference, conversion.weights)
-    with replaced_folder(args.output, owned="discriminator") as staging:
+    with output_folder(args.output, owned=("discriminator", "generator", STATE_FILE)) as staging:
         generator.save_pretrained(staging)
         if discriminator is not None:
             discriminator.save_pretrained(staging / "discriminator")
@@ -231,7 +238,7 @@ def write_training_state(
         state = conversion.training_state(live, discriminator)
     except (AttributeError, KeyError, IndexError, TypeError) as error:
         raise ValueError(
-            f"the training's files are not as the program writes them: {type(error).__name__}: {error}"
+            f"the files of the training are not as the program writes them: {type(error).__name__}: {error}"
         ) from error
     torch.save(state, folder / STATE_FILE)
 
@@ -249,21 +256,21 @@ def _source_section(conversion: Conversion, remarks: list[str]) -> str:
 
 
 @contextmanager
-def replaced_folder(output: Path, owned: str) -> Iterator[Path]:
+def output_folder(output: Path, owned: tuple[str, ...]) -> Iterator[Path]:
     """
-    A folder to write into, which takes the output's place once all is written.
+    Yields an empty folder. The caller writes into it, and when the block ends its files move to `output`.
 
     Args:
-        output: Where the files go. Where it already holds some, those of other names stay.
-        owned: A file or folder that is removed unless it is written anew, since it would belong to another model.
+        output: Where the files go. Files of other names that it already holds stay.
+        owned: Files and folders of an earlier model, which are removed if they are not written anew.
     """
     if output.is_dir() and any(output.iterdir()):
         with staged_save(output) as staging:
             yield staging
-            is_new = (staging / owned).exists()
-        stale = output / owned
-        if stale.exists() and not is_new:
-            shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+            stale = [output / name for name in owned if not (staging / name).exists()]
+        for path in stale:
+            if path.exists():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
         return
     output.parent.mkdir(parents=True, exist_ok=True)
     staging = output.with_name(f".{output.name}-{os.getpid()}")

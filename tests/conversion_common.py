@@ -1,6 +1,5 @@
-"""What the tests of conversion/ share: its scripts by name, and the original programs' checkpoints and answers."""
+"""What the tests of conversion/ share: the checkpoints and the answers of the original programs."""
 
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -15,31 +14,6 @@ FIXTURES = Path(__file__).parent / "fixtures"
 ORIGINALS = FIXTURES / "originals"
 # More original checkpoints, beside the repository where there are any.
 SHARED = ROOT.parent / "shared" / "golden"
-
-sys.path.insert(0, str(ROOT / "conversion"))
-
-import convert as convert_any  # noqa: E402, F401
-import convert_biggan_pytorch  # noqa: E402
-import convert_ivclab  # noqa: E402
-import convert_pretrained_biggan  # noqa: E402
-import convert_studiogan  # noqa: E402
-import convert_tfhub  # noqa: E402
-import export_biggan_pytorch  # noqa: E402
-import reading  # noqa: E402, F401
-import writing  # noqa: E402, F401
-
-
-SCRIPTS: dict[str, ModuleType] = {
-    f"{module.__name__}.py": module
-    for module in (
-        convert_biggan_pytorch,
-        convert_ivclab,
-        convert_pretrained_biggan,
-        convert_studiogan,
-        convert_tfhub,
-        export_biggan_pytorch,
-    )
-}
 
 
 def convert(script: ModuleType, source: Path, output: Path, *options: str) -> Path:

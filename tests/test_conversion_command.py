@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from common import tiny_generator
-from conversion_common import FIXTURES, ORIGINALS, ROOT, convert_any, convert_biggan_pytorch
+from conversion_common import FIXTURES, ORIGINALS, ROOT
 from safetensors.torch import load_file
 from test_conversion_deepmind import PLAIN, ivclab_state
 
 from biggan_hf.cli import main
+from biggan_hf.conversion import convert as convert_any
+from biggan_hf.conversion import convert_biggan_pytorch
 
 
 def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:

@@ -1,6 +1,7 @@
 """DeepMind's modules, from TensorFlow's variables and from ivclab's port: layouts, orders and statistics."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 from common import tiny_config, tiny_generator
-from conversion_common import assert_equal, convert, convert_ivclab, convert_tfhub, reading, weights, writing
+from conversion_common import assert_equal, convert, weights
 from torch import Tensor
 from torch.nn import functional as F
 
 from biggan_hf import BigGANModel
+from biggan_hf.conversion import convert_ivclab, convert_tfhub, reading, writing
 
 
 # A plain model whose stages differ in width, as attention has to be found by its width.
@@ -44,50 +46,65 @@ def tensorflow_layout(weight: Tensor) -> Tensor:
     return weight.permute(2, 3, 1, 0) if weight.ndim == 4 else weight.t()
 
 
-def block(prefix: str, index: int) -> str:
-    return f"Generator/{prefix}" + (f"_{index}" if index else "")
+def block(name: str, index: int) -> str:
+    return name + (f"_{index}" if index else "")
+
+
+def plain_layers(model: BigGANModel) -> Iterator[tuple[str, str, Tensor, Tensor | None]]:
+    """Their name, our name, and weight and bias in their order of rows and columns, of each layer of a plain model."""
+    state, class_dim = model.state_dict(), model.config.class_embedding_dim
+    names = {"G_Z/G_linear": "linear", "conv_2d": "output_conv"}
+    for i in range(len(model.stages)):
+        theirs, ours = block("GBlock", i), f"stages.{i}.blocks.0"
+        names |= {f"{theirs}/conv0": f"{ours}.conv1", f"{theirs}/conv1": f"{ours}.conv2"}
+        names[f"{theirs}/conv_sc"] = f"{ours}.conv_sc"
+        for suffix, bn in (("", "bn1"), ("_1", "bn2")):
+            names[f"{theirs}/HyperBN{suffix}/gamma"] = f"{ours}.{bn}.gain"
+            names[f"{theirs}/HyperBN{suffix}/beta"] = f"{ours}.{bn}.bias"
+    names |= attention_names()
+    for theirs, ours in names.items():
+        weight, bias = state[f"{ours}.weight"], state.get(f"{ours}.bias")
+        if ours == "linear":
+            assert bias is not None
+            weight, bias = hwc_rows(weight), hwc_rows(bias)
+        elif "HyperBN" in theirs:
+            weight = latents_first(weight, class_dim)
+        yield theirs, ours, weight, bias
+
+
+def attention_names() -> dict[str, str]:
+    names = {"theta": "theta", "phi": "phi", "g": "g", "o_conv": "o"}
+    return {f"attention/{theirs}": f"stages.2.attention.{ours}" for theirs, ours in names.items()}
+
+
+def plain_norms(model: BigGANModel) -> Iterator[tuple[str, str, str]]:
+    """Their block, their suffix and our name of each conditional batch norm of a plain model."""
+    for i in range(len(model.stages)):
+        yield block("GBlock", i), "", f"stages.{i}.blocks.0.bn1"
+        yield block("GBlock", i), "_1", f"stages.{i}.blocks.0.bn2"
 
 
 def plain_variables(model: BigGANModel) -> dict[str, np.ndarray]:
     """The variables of a plain module, averaged and not, with statistics accumulated three times."""
-    state, class_dim = model.state_dict(), model.config.class_embedding_dim
-    variables: dict[str, Tensor] = {"linear/w/ema_b999900": state["class_embedding.weight"]}
-
-    def layer(name: str, ours: str, weight: Tensor | None = None) -> None:
-        weight = state[f"{ours}.weight"] if weight is None else weight
-        variables[f"{name}/w/ema_b999900"] = tensorflow_layout(weight)
+    state, ema = model.state_dict(), "ema_b999900"
+    variables: dict[str, Tensor] = {f"linear/w/{ema}": state["class_embedding.weight"]}
+    for theirs, ours, weight, bias in plain_layers(model):
+        name = f"Generator/{theirs}"
+        variables[f"{name}/w/{ema}"] = tensorflow_layout(weight)
         variables[f"{name}/w"] = torch.zeros_like(tensorflow_layout(weight))
-        variables[f"{name}/u0"] = state[f"{ours}.u0"]
+        variables[f"{name}/u0"] = state[f"{ours}.u0"] if ours != "linear" else hwc_rows(state["linear.u0"][0])[None]
         variables[f"{name}/u1"] = torch.ones(1, weight[0].numel())
-        if f"{ours}.bias" in state:
-            variables[f"{name}/b/ema_b999900"] = state[f"{ours}.bias"]
-
-    def statistics(name: str, ours: str) -> None:
-        variables[f"{name}/accumulation_counter"] = torch.tensor(3.0)
-        variables[f"{name}/accumulated_mean"] = 3 * state[f"{ours}.running_mean"]
-        variables[f"{name}/accumulated_var"] = 3 * state[f"{ours}.running_var"]
-
-    layer("Generator/G_Z/G_linear", "linear", hwc_rows(state["linear.weight"]))
-    variables["Generator/G_Z/G_linear/b/ema_b999900"] = hwc_rows(state["linear.bias"])
-    variables["Generator/G_Z/G_linear/u0"] = hwc_rows(state["linear.u0"][0])[None]
-    for i in range(len(model.stages)):
-        ours = f"stages.{i}.blocks.0"
-        for conv, our_conv in (("conv0", "conv1"), ("conv1", "conv2"), ("conv_sc", "conv_sc")):
-            layer(f"{block('GBlock', i)}/{conv}", f"{ours}.{our_conv}")
-        for suffix, bn in (("", "bn1"), ("_1", "bn2")):
-            for theirs, map_ in (("gamma", "gain"), ("beta", "bias")):
-                weight = latents_first(state[f"{ours}.{bn}.{map_}.weight"], class_dim)
-                layer(f"{block('GBlock', i)}/HyperBN{suffix}/{theirs}", f"{ours}.{bn}.{map_}", weight)
-            statistics(f"{block('GBlock', i)}/CrossReplicaBN{suffix}", f"{ours}.{bn}")
-    for theirs, name in (("theta", "theta"), ("phi", "phi"), ("g", "g"), ("o_conv", "o")):
-        layer(f"Generator/attention/{theirs}", f"stages.2.attention.{name}")
-    variables["Generator/attention/gamma/ema_b999900"] = state["stages.2.attention.gamma"].reshape(1)
-    for theirs, name in (("gamma", "gain"), ("beta", "bias")):
-        variables[f"Generator/ScaledCrossReplicaBN/{theirs}/ema_b999900"] = state[f"output_bn.{name}"].reshape(
-            1, 1, 1, -1
-        )
-    statistics("Generator/ScaledCrossReplicaBNbn", "output_bn")
-    layer("Generator/conv_2d", "output_conv")
+        if bias is not None:
+            variables[f"{name}/b/{ema}"] = bias
+    norms = {f"{theirs}/CrossReplicaBN{suffix}": ours for theirs, suffix, ours in plain_norms(model)}
+    for theirs, ours in {**norms, "ScaledCrossReplicaBNbn": "output_bn"}.items():
+        variables[f"Generator/{theirs}/accumulation_counter"] = torch.tensor(3.0)
+        variables[f"Generator/{theirs}/accumulated_mean"] = 3 * state[f"{ours}.running_mean"]
+        variables[f"Generator/{theirs}/accumulated_var"] = 3 * state[f"{ours}.running_var"]
+    variables[f"Generator/attention/gamma/{ema}"] = state["stages.2.attention.gamma"].reshape(1)
+    for theirs, ours in (("gamma", "gain"), ("beta", "bias")):
+        scale = state[f"output_bn.{ours}"].reshape(1, 1, 1, -1)
+        variables[f"Generator/ScaledCrossReplicaBN/{theirs}/{ema}"] = scale
     return {f"module/{name}:0": tensor.numpy() for name, tensor in variables.items()}
 
 
@@ -146,18 +163,16 @@ def deep_variables(model: BigGANModel, last: dict[str, Tensor]) -> dict[str, np.
     stem = hwc_rows(latents_first(state["linear.weight"], class_dim))
     layer("Generator/GenZ/G_linear", stem, hwc_rows(state["linear.u0"][0])[None], hwc_rows(state["linear.bias"]))
     for i in range(2 * len(model.stages)):
-        ours = f"stages.{i // 2}.blocks.{i % 2}"
+        theirs, ours = f"Generator/{block('GBlock', i)}", f"stages.{i // 2}.blocks.{i % 2}"
         for k in range(4):
             conv = f"{ours}.conv{k + 1}"
-            layer(f"{block('GBlock', i)}/conv{k}", state[f"{conv}.weight"], state[f"{conv}.u0"], state[f"{conv}.bias"])
-            for theirs, map_ in (("scale", "gain"), ("offset", "bias")):
-                name = f"{ours}.bn{k + 1}.{map_}"
-                norm = "BatchNorm" + (f"_{k}" if k else "")
+            layer(f"{theirs}/conv{k}", state[f"{conv}.weight"], state[f"{conv}.u0"], state[f"{conv}.bias"])
+            for their_map, our_map in (("scale", "gain"), ("offset", "bias")):
+                name = f"{ours}.bn{k + 1}.{our_map}"
                 weight = latents_first(state[f"{name}.weight"], class_dim)
-                layer(f"{block('GBlock', i)}/{norm}/{theirs}", weight, state[f"{name}.u0"])
-    for theirs, name in (("theta", "theta"), ("phi", "phi"), ("g", "g"), ("o_conv", "o")):
-        key = f"stages.2.attention.{name}"
-        layer(f"Generator/attention/{theirs}", state[f"{key}.weight"], state[f"{key}.u0"])
+                layer(f"{theirs}/{block('BatchNorm', k)}/{their_map}", weight, state[f"{name}.u0"])
+    for theirs, ours in attention_names().items():
+        layer(f"Generator/{theirs}", state[f"{ours}.weight"], state[f"{ours}.u0"])
     variables["Generator/attention/gamma/ema_0.9999"] = state["stages.2.attention.gamma"].reshape(1)
     variables["Generator/BatchNorm/scale/ema_0.9999"] = state["output_bn.gain"]
     variables["Generator/BatchNorm/offset/ema_0.9999"] = state["output_bn.bias"]
@@ -211,16 +226,11 @@ def test_a_deep_module_without_statistics() -> None:
 
 
 def test_attention_that_fits_several_stages() -> None:
-    # At 32 pixels all stages are equally wide.
-    model = tiny_generator(generator_attention_resolutions=[16])
-    variables = plain_variables_at_32(model)
+    # At 32 pixels all stages have the same width.
+    variables = {f"Generator/{block('GBlock', i)}/conv1/b": np.zeros(16) for i in range(3)}
+    variables |= {"Generator/attention/theta/w": np.zeros((1, 1, 16, 2)), "Generator/G_Z/x": np.zeros(1)}
     with pytest.raises(ValueError, match="attention of 16 channels fits 3 of the stages"):
         convert_tfhub.convert_variables(variables, [], Path("module"), convert_tfhub.Findings())
-
-
-def plain_variables_at_32(model: BigGANModel) -> dict[str, np.ndarray]:
-    names = {f"Generator/{block}/conv1/b": np.zeros(16) for block in ("GBlock", "GBlock_1", "GBlock_2")}
-    return {**names, "Generator/attention/theta/w": np.zeros((1, 1, 16, 2)), "Generator/G_Z/x": np.zeros(1)}
 
 
 @pytest.mark.parametrize(
@@ -255,11 +265,11 @@ def test_readers_that_are_not_installed(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def ivclab_state(model: BigGANModel) -> dict[str, Tensor]:
-    """A file of the port. Its stored singular vectors are made so that uᵀWv = 1 / 2 for each weight."""
-    state, class_dim = model.state_dict(), model.config.class_embedding_dim
+    """A file of the port. Its singular vectors are such that uᵀWv = 1 / 2 for each weight."""
+    state = model.state_dict()
     result: dict[str, Tensor] = {"linear.weight": state["class_embedding.weight"]}
-
-    def layer(name: str, ours: str, weight: Tensor, bias: Tensor | None = None) -> None:
+    for theirs, _, weight, bias in plain_layers(model):
+        name = theirs.lower().replace("/", ".")
         matrix = weight.permute(0, 2, 3, 1).flatten(1) if weight.ndim == 4 else weight
         u = torch.randn(len(matrix))
         v = matrix.t() @ u
@@ -267,32 +277,15 @@ def ivclab_state(model: BigGANModel) -> dict[str, Tensor]:
         result[f"{name}.weight_v"] = v / (2 * (u @ matrix @ v))
         if bias is not None:
             result[f"{name}.bias"] = bias
-
-    def statistics(name: str, ours: str) -> None:
+    norms = {f"{theirs.lower()}.hyperbn{suffix}.crossreplicabn": ours for theirs, suffix, ours in plain_norms(model)}
+    for name, ours in {**norms, "scaledcrossreplicabn": "output_bn"}.items():
         result[f"{name}.standing_means"] = state[f"{ours}.standing_mean"]
         result[f"{name}.standing_vars"] = state[f"{ours}.standing_var"]
         result[f"{name}.running_mean"] = torch.zeros(3)
         result[f"{name}.num_batches_tracked"] = torch.tensor(0)
-
-    layer("g_z.g_linear", "linear", hwc_rows(state["linear.weight"]), hwc_rows(state["linear.bias"]))
-    for i in range(len(model.stages)):
-        theirs, ours = "gblock" + (f"_{i}" if i else ""), f"stages.{i}.blocks.0"
-        for conv, our_conv in (("conv0", "conv1"), ("conv1", "conv2"), ("conv_sc", "conv_sc")):
-            key = f"{ours}.{our_conv}"
-            layer(f"{theirs}.{conv}", key, state[f"{key}.weight"], state[f"{key}.bias"])
-        for norm, bn in (("hyperbn", "bn1"), ("hyperbn_1", "bn2")):
-            for map_, our_map in (("gamma", "gain"), ("beta", "bias")):
-                key = f"{ours}.{bn}.{our_map}"
-                layer(f"{theirs}.{norm}.{map_}", key, latents_first(state[f"{key}.weight"], class_dim))
-            statistics(f"{theirs}.{norm}.crossreplicabn", f"{ours}.{bn}")
-    for name in ("theta", "phi", "g", "o"):
-        key = f"stages.2.attention.{name}"
-        layer(f"attention.{'o_conv' if name == 'o' else name}", key, state[f"{key}.weight"])
     result["attention.gamma"] = state["stages.2.attention.gamma"].reshape(1)
     result["scaledcrossreplicabn.weight"] = state["output_bn.gain"]
     result["scaledcrossreplicabn.bias"] = state["output_bn.bias"]
-    statistics("scaledcrossreplicabn", "output_bn")
-    layer("conv_2d", "output_conv", state["output_conv.weight"], state["output_conv.bias"])
     return result
 
 

@@ -6,13 +6,14 @@ from typing import Any
 import pytest
 import torch
 from common import tiny_config, tiny_discriminator, tiny_generator
-from conversion_common import FIXTURES, ORIGINALS, assert_close, assert_equal, convert, reading, weights
-from conversion_common import convert_biggan_pytorch as biggan_pytorch
-from conversion_common import convert_studiogan as studiogan
-from conversion_common import export_biggan_pytorch as export
+from conversion_common import FIXTURES, ORIGINALS, assert_close, assert_equal, convert, weights
 
 from biggan_hf import BigGANModel
 from biggan_hf.configuration_biggan import CIFAR10_CLASSES
+from biggan_hf.conversion import convert_biggan_pytorch as biggan_pytorch
+from biggan_hf.conversion import convert_studiogan as studiogan
+from biggan_hf.conversion import export_biggan_pytorch as export
+from biggan_hf.conversion import reading
 
 
 CASES = ["biggan_shared", "biggan_mybn", "biggan_cross_replica", "biggan_thin", "biggan_deep"]

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from conversion_common import ORIGINALS, SHARED, convert, convert_biggan_pytorch, export_biggan_pytorch, reading
+from conversion_common import ORIGINALS, SHARED, convert
 from safetensors.torch import load_file
 from training_runs import write_pictures
 
 from biggan_hf import BigGANModel
 from biggan_hf.configuration_biggan import CIFAR10_CLASSES
+from biggan_hf.conversion import convert_biggan_pytorch, export_biggan_pytorch, reading
 from biggan_hf.training import main
 
 

@@ -1,9 +1,11 @@
 """What `pip install` and `make` see: metadata, extras, the tested versions, the commands."""
 
 import os
+import re
 import runpy
 import shutil
 import subprocess
+import sys
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,26 @@ def test_typed_package_with_its_command(metadata: dict[str, Any]) -> None:
     assert metadata["package_data"] == {"biggan_hf": ["py.typed"], "biggan_hf.conversion": ["*.txt"]}
     assert (ROOT / "src" / "biggan_hf" / "py.typed").exists()
     assert metadata["entry_points"]["console_scripts"] == ["biggan-hf = biggan_hf.cli:main"]
+
+
+def test_conversion_is_a_package_in_every_install(metadata: dict[str, Any], tmp_path: Path) -> None:
+    assert "biggan_hf.conversion" in metadata["packages"]
+    scripts = sorted((ROOT / "conversion").glob("c*.py"))
+    names = [f"biggan_hf.conversion.{script.stem}" for script in scripts]
+    code = f"import {', '.join(names)}\nfor name in {names}: print(sys.modules[name].__file__)"
+    command = [sys.executable, "-P", "-c", f"import sys\n{code}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [Path(line).resolve() for line in done.stdout.splitlines()] == scripts
+
+
+def test_conversion_needs_no_search_path() -> None:
+    # `python conversion/x.py` puts conversion/ on the path, an installed package does not.
+    files = sorted((ROOT / "conversion").glob("*.py"))
+    text = "\n".join(path.read_text(encoding="utf-8") for path in files)
+    imported = set(re.findall(r"^ *(?:import|from) (\w+)", text, re.MULTILINE))
+    assert len(files) > 10 and not imported & {path.stem for path in files}
+    assert "sys.path" not in text
 
 
 def test_every_requirement_is_pinned_within_its_bounds(metadata: dict[str, Any], pins: dict[str, str]) -> None:

@@ -1,9 +1,6 @@
-"""`biggan-hf convert`: another program's checkpoint to a model folder, by the scripts of conversion/."""
+"""`biggan-hf convert`: converts another program's checkpoint to a model folder."""
 
 import argparse
-import importlib
-import sys
-from pathlib import Path
 
 from . import common
 
@@ -21,22 +18,16 @@ def add_command(commands: common.Commands) -> None:
         "convert",
         run,
         help="convert another program's checkpoint",
-        description="Says which program's checkpoint SOURCE is, and converts it to a model folder.",
+        description="Finds out which program wrote SOURCE, and converts it to a model folder.",
         examples=EXAMPLES,
     )
     parser.add_argument("source", metavar="SOURCE", help="a checkpoint's file or folder")
     parser.add_argument(
-        "rest", nargs=argparse.REMAINDER, metavar="--output DIR …", help="the arguments of that program's converter"
+        "rest", nargs=argparse.REMAINDER, metavar="--output DIR …", help="the options of that program's converter"
     )
 
 
 def run(args: argparse.Namespace) -> None:
-    sys.path.insert(0, str(conversion_folder()))
-    importlib.import_module("convert").main([args.source, *args.rest])
+    from ..conversion import convert  # here, because it imports torch
 
-
-def conversion_folder() -> Path:
-    """Where the scripts are: inside an installed package, beside src/ in a clone."""
-    package = Path(__file__).parents[1]
-    folders = (package / "conversion", package.parents[1] / "conversion")
-    return next(folder for folder in folders if (folder / "convert.py").is_file())
+    convert.main([args.source, *args.rest])
