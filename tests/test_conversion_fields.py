@@ -8,7 +8,7 @@ from common import tiny_config, tiny_discriminator, tiny_generator, tiny_inputs
 from torch.nn import functional as F
 
 from biggan_hf import BigGANDiscriminator
-from biggan_hf.layers import StandingRow, modulations
+from biggan_hf.layers import Conv2dPool, StandingRow
 from biggan_hf.modeling_biggan import (
     BigGANDeepDiscriminatorBlock,
     BigGANDeepGeneratorBlock,
@@ -93,9 +93,9 @@ def test_projection_shortcut_of_the_generator() -> None:
     shared = {name: tensor for name, tensor in block.state_dict().items() if "conv_sc" not in name}
     plain.load_state_dict(shared)
     maps, condition = torch.randn(2, 16, 4, 4), torch.randn(2, config.condition_dim)
-    residual = plain(maps, modulations(plain.norms, condition), None) - F.interpolate(maps, scale_factor=2)
+    residual = plain(maps, condition, None) - F.interpolate(maps, scale_factor=2)
     shortcut = block.conv_sc(F.interpolate(maps, scale_factor=2))
-    out = block(maps, modulations(block.norms, condition), None)
+    out = block(maps, condition, None)
     torch.testing.assert_close(out, residual + shortcut)
 
 
@@ -103,7 +103,7 @@ def test_projection_shortcut_of_the_discriminator() -> None:
     config = tiny_config(architecture="biggan-deep", deep_projection_shortcut=True)
     block = BigGANDeepDiscriminatorBlock(config, 8, 16, downsample=True).eval()
     maps = torch.randn(2, 8, 8, 8)
-    assert block.conv3.resample == "down"  # pooled before the last ReLU
+    assert isinstance(block.conv3, Conv2dPool)  # pooled before the last ReLU
     residual = block.conv3(F.relu(block.conv2(F.relu(block.conv1(F.relu(maps))))))
     residual = block.conv4(F.relu(residual))
     assert block.conv_sc is not None and block.conv_sc.out_channels == 16

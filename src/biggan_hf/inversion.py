@@ -153,10 +153,11 @@ def _closest(
 ) -> list[Tensor]:
     """The candidate that is closest to each picture; each candidate is generated once."""
     points = [latents] if labels is None else [latents, model.class_embedding(labels).float()]
-    errors = [
-        torch.stack([_mean_square(candidates - image) for image in images])
-        for candidates in (_generate(model, batch, truncation) for batch in _batches(points, batch_size))
-    ]
+    with model.folded_weights():
+        errors = [
+            torch.stack([_mean_square(candidates - image) for image in images])
+            for candidates in (_generate(model, batch, truncation) for batch in _batches(points, batch_size))
+        ]
     closest = torch.cat(errors, dim=1).argmin(dim=1)
     return [x[closest] for x in points]
 

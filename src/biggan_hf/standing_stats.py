@@ -152,7 +152,8 @@ def _batch_statistics(model: BigGANModel, layers: Layers) -> Iterator[list[tuple
         model.eval()
         for index, layer in enumerate(layers):
             layer.observer = partial(_observe, observed, index)
-        yield observed
+        with model.folded_weights():
+            yield observed
     finally:
         for layer in layers:
             layer.observer = None
