@@ -160,8 +160,8 @@ def test_no_images_at_all(layer_of: type[UpsampleConv2d | Conv2dPool], channels:
 @pytest.mark.parametrize(
     ("function", "plain"),
     [
-        (ops.box_sum, lambda x: 4 * F.avg_pool2d(x, 2, stride=1)),
-        (functools.partial(ops.box_sum, padding=1), lambda x: 4 * F.avg_pool2d(F.pad(x, [1] * 4), 2, stride=1)),
+        (ops.window_sum, lambda x: 4 * F.avg_pool2d(x, 2, stride=1)),
+        (functools.partial(ops.window_sum, padding=1), lambda x: 4 * F.avg_pool2d(F.pad(x, [1] * 4), 2, stride=1)),
         (ops.average_pool, lambda x: F.avg_pool2d(x, 2)),
     ],
 )
@@ -174,12 +174,6 @@ def test_windows(
     assert torch.autograd.gradcheck(function, maps, check_forward_ad=True)
     assert torch.autograd.gradgradcheck(function, maps)  # R1 needs the gradient of a gradient
     assert not saved_for_the_gradient(lambda: function(maps))
-
-
-def test_upsampled_shortcut() -> None:
-    assert_computed_is_plain(
-        lambda x, y: ops.add_upsampled(1 * x, y), [torch.randn(2, 3, 4, 6), torch.randn(2, 3, 2, 3)]
-    )
 
 
 @pytest.mark.parametrize("samples", [1, 4])
@@ -352,15 +346,6 @@ def test_relu_is_in_place_but_of_the_input_of_a_block(name: str) -> None:
     with Operations() as operations:
         forward(maps)
     assert operations.names.count("relu") == ("discriminator" in name) and "relu_" in operations.names
-
-
-@pytest.mark.parametrize("name", [name for name in COSTS if "generator" in name])
-@torch.no_grad()
-def test_sampling_makes_no_upsampled_copy(name: str) -> None:
-    block, maps, forward = costed(name, samples=1, size=(2, 2), dtype=torch.float32)
-    with Operations() as operations, folded_weights(block.eval()):
-        forward(maps)
-    assert not [name for name in operations.names if "upsample" in name]
 
 
 @pytest.mark.parametrize("build", [tiny_generator, tiny_discriminator])

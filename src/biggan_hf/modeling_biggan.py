@@ -31,7 +31,7 @@ from .layers import (
     linear,
     move_running_statistics,
 )
-from .ops import add_upsampled, average_pool
+from .ops import average_pool, upsample
 from .sampling_biggan import SamplingMixin, check_class_labels
 from .spectral_norm import SpectralNorm, folded_weights, iterate_in_training
 
@@ -87,7 +87,7 @@ class BigGANGeneratorBlock(nn.Module):
         shortcut = self.conv_sc(hidden_states)  # (N, out, H, W)
         hidden_states = self.conv1(F.relu(self.bn1(hidden_states, condition, row), inplace=True))  # (N, out, 2H, 2W)
         hidden_states = self.conv2(F.relu(self.bn2(hidden_states, condition, row), inplace=True))
-        return add_upsampled(hidden_states, shortcut)
+        return hidden_states.add_(upsample(shortcut))
 
 
 class BigGANDeepGeneratorBlock(nn.Module):
@@ -115,7 +115,7 @@ class BigGANDeepGeneratorBlock(nn.Module):
         hidden_states = self.conv2(F.relu(self.bn2(hidden_states, condition, row), inplace=True))
         hidden_states = self.conv3(F.relu(self.bn3(hidden_states, condition, row), inplace=True))
         hidden_states = self.conv4(F.relu(self.bn4(hidden_states, condition, row), inplace=True))
-        return add_upsampled(hidden_states, shortcut) if self.upsample else hidden_states.add_(shortcut)
+        return hidden_states.add_(upsample(shortcut) if self.upsample else shortcut)
 
 
 class BigGANDiscriminatorBlock(nn.Module):
