@@ -78,21 +78,21 @@ def upsample_conv2d(hidden_states: Tensor, kernel: Tensor, bias: Tensor | None) 
 
 def _upsample_by_product(hidden_states: Tensor, kernel: Tensor) -> Tensor:
     """One product of matrices for all pixels and taps, then sums: (N, in, H, W) to (N, out, 2H, 2W)."""
-    samples, channels, height, width = hidden_states.shape
-    pixels = hidden_states.permute(0, 2, 3, 1).reshape(-1, channels)
-    products = pixels @ kernel.permute(0, 2, 3, 1).reshape(channels, -1)  # (N·H·W, 3·3·out)
-    rows = _spread(
-        *products.view(samples, height, width, 3, 3, kernel.shape[1]).unbind(3), dim=1
-    )  # (N, 2H, W, 3, out)
-    return _spread(*rows.unbind(3), dim=2).permute(0, 3, 1, 2)
+    samples, in_channels, height, width = hidden_states.shape
+    pixels = hidden_states.permute(0, 2, 3, 1).reshape(-1, in_channels)
+    products = pixels @ kernel.permute(0, 2, 3, 1).reshape(in_channels, -1)
+    products = products.view(samples, height, width, 3, 3, kernel.shape[1])
+    lines = _spread(products, dim=1)  # (N, 2H, W, 3, out)
+    return _spread(lines, dim=2).permute(0, 3, 1, 2)
 
 
-def _spread(first: Tensor, second: Tensor, third: Tensor, dim: int) -> Tensor:
+def _spread(products: Tensor, dim: int) -> Tensor:
     """
-    The products of a line of pixels with the three taps of a turned filter, as the line of twice the length: 2i takes
-    the first two products of pixel i and the third of pixel i - 1; 2i + 1 the last two, and the first of pixel i + 1.
+    The products of a line of pixels (along `dim`) with three taps (dimension 3), as the line of twice the length: 2i
+    takes taps 0 and 1 of pixel i and tap 2 of pixel i - 1; 2i + 1 takes taps 1 and 2, and tap 0 of pixel i + 1.
     """
-    even, odd, last = first + second, second + third, first.shape[dim] - 1
+    (first, second, third), last = products.unbind(3), products.shape[dim] - 1
+    even, odd = first + second, second + third
     even.narrow(dim, 1, last).add_(third.narrow(dim, 0, last))
     odd.narrow(dim, 0, last).add_(first.narrow(dim, 1, last))
     return torch.stack([even, odd], dim + 1).flatten(dim, dim + 1)
