@@ -168,9 +168,10 @@ class Side:
         from biggan_hf import BigGANDiscriminator, BigGANModel
 
         self.generator, self.discriminator = BigGANModel(config), BigGANDiscriminator(config)
-        for network, name in ((self.generator, "G/"), (self.discriminator, "D/")):
+        networks: list[tuple[Any, str]] = [(self.generator, "G/"), (self.discriminator, "D/")]
+        for network, name in networks:
             network.load_state_dict({k.removeprefix(name): v for k, v in weights.items() if k.startswith(name)})
-            network.to(dtype=dtype).eval()
+            network.to(dtype).eval()
             if checkpointing:
                 network.gradient_checkpointing_enable()
         self.checkpointing = checkpointing
@@ -330,9 +331,9 @@ SAME, ROUNDED, BIAS, DIFFERENT = VERDICTS = (
 def compare(variant: str, before: Record, now: Record, tolerance: float = TOLERANCE) -> list[Comparison]:
     """One comparison a tensor that either side has; the names are `precision/mode/pass/kind/network.tensor`."""
     own_error: dict[str, float] = defaultdict(float)  # the baseline's in float32, of each pass
-    for name in before:
-        exact = before.get(name.replace("float32", "float64"))
-        own_error[group(name)] = max(own_error[group(name)], difference(exact, before[name]))
+    for name, value in before.items():
+        error = difference(before.get(name.replace("float32", "float64")), value)
+        own_error[group(name)] = max(own_error[group(name)], error)
     comparisons = []
     for name in {**before, **now}:
         share, exact = difference(before.get(name), now.get(name)), name.replace("float32", "float64")

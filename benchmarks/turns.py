@@ -78,7 +78,7 @@ def training(preset: str, batch_size: int, discriminator_steps: int) -> Callable
             for network in (generator, discriminator)
         )
         pixels = 2 * torch.rand(batch_size, config.num_channels, config.image_size, config.image_size) - 1
-        labels, pixels = torch.arange(batch_size, device=device) % config.num_labels, pixels.to(device)
+        labels, pixels = torch.arange(batch_size, device=device) % (config.num_labels or 1), pixels.to(device)
 
         def generate() -> Tensor:
             return generator(torch.randn(batch_size, config.z_dim, device=device), labels).images
