@@ -6,7 +6,6 @@ Nothing here knows BigGAN. The programs must have been shown to compute the same
 
 import argparse
 import json
-import math
 import os
 import platform
 import shlex
@@ -30,7 +29,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 import biggan_hf
-from biggan_hf.onednn import product
 
 
 # Largest difference between outputs in [-1, 1] that float32 leaves between two orders of the same arithmetic.
@@ -108,30 +106,10 @@ def tensor_float32(allowed: bool) -> Iterator[None]:
 def count_flops(run: Callable[[], object]) -> int:
     """FLOPs of convolutions and matrix products in one run, which must not be compiled."""
     # Of attention only the plain kernel is counted on every device.
-    counter = FlopCounterMode(display=False, custom_mapping=_of_onednn())
+    counter = FlopCounterMode(display=False)
     with counter, sdpa_kernel(SDPBackend.MATH):
         run()
     return counter.get_total_flops()
-
-
-def _of_onednn() -> dict[object, Callable[..., int]]:
-    """How to count oneDNN's own operations, which torch has but does not count."""
-
-    def forward(maps: Sequence[int], kernel: Sequence[int], *_: object, out_shape: Sequence[int], **__: object) -> int:
-        return 2 * out_shape[0] * math.prod(out_shape[2:]) * math.prod(kernel)
-
-    def transposed(maps: Sequence[int], kernel: Sequence[int], *_: object, **__: object) -> int:
-        return 2 * maps[0] * math.prod(maps[2:]) * math.prod(kernel)
-
-    def linear(left: Sequence[int], right: Sequence[int], *_: object, **__: object) -> int:
-        return 2 * math.prod(left) * right[0]
-
-    formulas: dict[str, Callable[..., int]] = {
-        "_convolution_pointwise": forward,
-        "_convolution_transpose_pointwise": transposed,
-        "_linear_pointwise": linear,
-    }
-    return {getattr(torch.ops.mkldnn, name): f for name, f in formulas.items() if hasattr(torch.ops.mkldnn, name)}
 
 
 def weigh(build: Callable[[], Run], device: torch.device) -> tuple[Run, int | None]:
@@ -154,11 +132,10 @@ def weigh(build: Callable[[], Run], device: torch.device) -> tuple[Run, int | No
 
 
 def matrix_product(device: torch.device, dtype: torch.dtype) -> Callable[[], float]:
-    """The product of two large square matrices, what is within reach here, as a run that returns FLOP/s. It is the
-    package's own, since torch's on a CPU can be far from what the machine does."""
+    """The product of two large square matrices, what is within reach here, as a run that returns FLOP/s."""
     size = MATRIX_SIZE[device.type]
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    seconds = timed(lambda: product(left, right), device)
+    seconds = timed(lambda: left @ right, device)
     return lambda: 2 * size**3 / seconds()
 
 

@@ -62,7 +62,7 @@ class Pair:
 
 
 def sample_biggan_hf(network: BigGANModel, latents: Tensor, labels: Tensor, truncation: float | None = None) -> Tensor:
-    """By the model's own method: what it compiles is then a graph of kept kernels, as in the pipeline."""
+    """By the model's own method, which normalises the weights once."""
     return network.sample(labels, latents=latents, truncation=truncation)
 
 

@@ -92,19 +92,13 @@ def check_outputs(pair: Pair, device: torch.device) -> None:
         network.cpu()
 
 
-def flops_of(network: nn.Module, sample: Sample, inputs: Inputs, has_cpu_forms: bool) -> int:
-    """
-    Of a run on the device of the inputs. What a CPU does in float32 depends on the batch; compiled or in another
-    precision it takes no form of its own, nor does a GPU, where one image tells.
-    """
-    number, device = len(inputs[1]), inputs[0].device
-    counted = inputs if device.type == "cpu" else (inputs[0][:1], inputs[1][:1])
-    network.to(device)
-    with torch.backends.mkldnn.flags(enabled=has_cpu_forms):
-        sample(network, *counted)  # makes the kernels
-        flops = count_flops(lambda: sample(network, *counted))
+def flops_of(network: nn.Module, sample: Sample, inputs: Inputs) -> int:
+    """Of a run on the device of the inputs, by what one image takes."""
+    latents, labels = inputs
+    network.to(latents.device)
+    flops = count_flops(lambda: sample(network, latents[:1], labels[:1]))
     network.cpu()
-    return flops * number // len(counted[1])
+    return flops * len(labels)
 
 
 def arrange(network: nn.Module, dtype: torch.dtype, args: argparse.Namespace) -> nn.Module:
@@ -140,9 +134,8 @@ def measure_pair(pair: Pair, args: argparse.Namespace, device: torch.device) -> 
     check_outputs(pair, device)
     config = pair.ours.config
     batches = [draw(config, batch_size, device) for batch_size in args.batch_sizes]
-    has_cpu_forms = args.dtype == "float32" and not args.compile
-    flops = [flops_of(pair.ours, pair.sample_ours, inputs, has_cpu_forms) for inputs in batches]
-    peer_flops = [flops_of(pair.theirs, pair.sample_theirs, inputs, has_cpu_forms=True) for inputs in batches]
+    flops = [flops_of(pair.ours, pair.sample_ours, inputs) for inputs in batches]
+    peer_flops = [flops_of(pair.theirs, pair.sample_theirs, inputs) for inputs in batches]
     ours = arrange(pair.ours, DTYPES[args.dtype], args)
     theirs = pair.theirs.to(DTYPES[args.peer_dtype])
     what = f"sampling {config.architecture}-{config.image_size}, ch {config.generator_base_channels}"

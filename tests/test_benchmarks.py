@@ -3,10 +3,10 @@
 import argparse
 import contextlib
 import copy
-import io
 import json
 import os
-import subprocess
+import re
+import shutil
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,12 +15,9 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from common import ATTENTION, Operations, tiles_from, tiny_discriminator, tiny_generator, tiny_inputs
-from torch import Tensor, nn
+from common import ATTENTION, tiny_discriminator, tiny_generator
+from torch import Tensor
 
-from biggan_hf import layers, winograd
-from biggan_hf.kernels import kept_kernels
-from biggan_hf.onednn import can_pack, product
 from biggan_hf.training.arguments import TrainingArguments
 
 
@@ -30,12 +27,11 @@ sys.path.append(str(ROOT / "benchmarks"))
 import first_image  # noqa: E402
 import measuring  # noqa: E402
 import peers  # noqa: E402
-import resampling  # noqa: E402
-import rules  # noqa: E402
+import same_function  # noqa: E402
 import sampling  # noqa: E402
-import saved_memory  # noqa: E402
 import scaling  # noqa: E402
 import training  # noqa: E402
+import turns  # noqa: E402
 
 
 CPU = torch.device("cpu")
@@ -91,19 +87,6 @@ def test_multiplications_and_additions_count_separately() -> None:
     assert measuring.count_flops(lambda: attend(query, query, query)) == 2 * (2 * 4 * 4 * 8)
 
 
-def test_work_of_onednn_is_counted() -> None:
-    left, right = torch.ones(2, 3), torch.ones(5, 3)
-    assert measuring.count_flops(lambda: product(left, right)) == 2 * 2 * 3 * 5
-    model = tiny_generator().eval().requires_grad_(False)
-    latents, labels = torch.randn(2, model.config.z_dim), torch.tensor([0, 1])
-    counts = []
-    for gradients in (False, True):  # with gradients nothing is packed
-        with torch.set_grad_enabled(gradients):
-            model(latents, labels)
-            counts.append(measuring.count_flops(lambda: model(latents, labels)))
-    assert counts[0] == counts[1] > 0
-
-
 @pytest.mark.parametrize(
     ("ours", "message"),
     [
@@ -140,11 +123,11 @@ def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert content["environment"]["versions"]["torch"] == torch.__version__
 
 
-@pytest.mark.parametrize("script", [sampling, training, scaling, saved_memory, resampling, rules])
+@pytest.mark.parametrize("script", [sampling, training, scaling, turns, same_function])
 def test_help(script: Any, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         script.main(["--help"])
-    assert end.value.code == 0 and "--channels" in capsys.readouterr().out
+    assert end.value.code == 0 and "--threads" in capsys.readouterr().out
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
@@ -163,12 +146,6 @@ def test_names_of_results(option: str, name: str, suffix: str, tmp_path: Path) -
     assert not any(tmp_path.iterdir())
 
 
-def test_a_preset_has_its_own_size(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        training.main(["--biggan_pytorch", "nowhere", "--preset", "cifar10", "--image_size", "128"])
-    assert "argument --image_size: not allowed with argument --preset" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("device", ["meta", "foo"])
 def test_unusable_device(device: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
@@ -178,6 +155,79 @@ def test_unusable_device(device: str, capsys: pytest.CaptureFixture[str]) -> Non
 
 def tf32() -> tuple[bool, bool]:
     return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+
+# Two checkouts of the project
+
+
+def changed_package(folder: Path, file: str, old: str, new: str) -> Path:
+    """A checkout in which one expression of the package is another."""
+    shutil.copytree(ROOT / "src" / "biggan_hf", folder / "src" / "biggan_hf")
+    path = folder / "src" / "biggan_hf" / file
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    return folder
+
+
+VARIANT = "nothing conditions"
+
+
+def test_a_checkout_is_the_same_as_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    assert same_function.main([str(ROOT), "--variants", VARIANT]) == 0
+    printed = capsys.readouterr().out
+    assert re.match(r"\d{3} tensors compared", printed) and printed.endswith("0 DIFFER\n")
+
+
+def test_another_function_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = changed_package(tmp_path, "modeling_biggan.py", "config.batch_norm_eps", "(1.01 * config.batch_norm_eps)")
+    assert same_function.main([str(ROOT), "--now", str(other), "--variants", VARIANT]) == 1
+    differ = capsys.readouterr().out.partition(" DIFFER:\n")[2]
+    for name in ("float32/eval/images", "float64/training/G/gradient/BigGANModel/linear.weight"):
+        assert f"{VARIANT}: {name}\n" in differ
+    assert "float64/eval/logits" not in differ  # the discriminator has no batch norm
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "verdict"),
+    [
+        ("float64/eval/images", [0.0, 1.0 + 1e-6], same_function.SAME),
+        ("float64/eval/images", [0.0, 1.0 + 1e-5], same_function.DIFFERENT),
+        ("float64/eval/images", [0.0, float("nan")], same_function.DIFFERENT),
+        ("float64/eval/images", [0.0, 1.0, 1.0], same_function.DIFFERENT),
+        ("float32/training/G/gradient/a.weight", [1.0, -1.001], same_function.ROUNDED),
+        ("float32/training/G/gradient/a.weight", [1.0, -1.1], same_function.DIFFERENT),
+        ("float64/training/G/gradient/a.weight", [1.0, -1.001], same_function.DIFFERENT),
+        ("float32/training/G/gradient/a.bias", [-1e-7, 3e-7], same_function.BIAS),
+        ("float32/training/G/gradient/a.bias", [1e-7, 2e-2], same_function.DIFFERENT),
+    ],
+)
+def test_verdicts(name: str, value: list[float], verdict: str) -> None:
+    before = {
+        "float32/training/G/gradient/a.weight": torch.tensor([1.0, -1.0]),
+        "float64/training/G/gradient/a.weight": torch.tensor([1.0, -1.0]),
+        "float32/training/G/gradient/a.bias": torch.tensor([1e-7, 2e-7]),
+        "float64/eval/images": torch.tensor([0.0, 1.0]),
+    }
+    found = same_function.compare("v", before, {**before, name: torch.tensor(value)})
+    assert {c.name: c.verdict for c in found}[f"v: {name}"] == verdict
+    missing = same_function.compare("v", before, {key: before[key] for key in before if key != name})
+    assert {c.name: c.verdict for c in missing}[f"v: {name}"] == same_function.DIFFERENT
+
+
+def test_two_checkouts_by_turns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    only = ["sample-1", "pipeline-1-bf16"]
+    flags = ["--channels", "8", "--rounds", "2", "--threads", "1", "--device", "cpu"]
+    turns.main([str(ROOT), *flags, "--json", str(tmp_path / "x.json"), "--only", *only])
+    results = json.loads((tmp_path / "x.json").read_text())["results"]
+    assert [result["what"] for result in results] == only
+    assert all(len(result[side]) == 2 for result in results for side in ("before", "now"))
+    assert f"| {only[1]} |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("script", [same_function, turns])
+def test_what_is_no_checkout_of_the_project_is_refused(script: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="expected a checkout of the project with src/biggan_hf"):
+        script.main([str(tmp_path)])
 
 
 # Sampling
@@ -226,67 +276,6 @@ def test_timed_images_are_compared_as_well(tmp_path: Path) -> None:
     assert result["largest_difference"] > measuring.TOLERANCE
 
 
-def test_images_are_compared_without_tf32(tmp_path: Path) -> None:
-    pair, seen = pair_of_copies(tmp_path), []
-
-    def sample(network: Any, latents: Tensor, labels: Tensor) -> Tensor:
-        seen.append(tf32())
-        return network(latents, labels).images
-
-    pair.sample_ours = pair.sample_theirs = sample
-    with measuring.tensor_float32(True):
-        sampling.check_outputs(pair, CPU)
-        assert seen == [(False, False)] * 2 and tf32() == (True, True)
-
-
-class Peer(nn.Module):
-    """Our generator, called as that of BigGAN-PyTorch is."""
-
-    def __init__(self, model: Any):
-        super().__init__()
-        self.model, self.shared = model, model.class_embedding
-
-    def forward(self, latents: Tensor, embeddings: Tensor) -> Tensor:
-        return self.model(latents, class_embeddings=embeddings).images
-
-
-def test_first_images_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pair = pair_of_copies(tmp_path)
-    pair.ours.save_pretrained(tmp_path / "ours")
-
-    def run_here(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
-        with contextlib.redirect_stdout(io.StringIO()) as printed:
-            first_image.main(command[2:])
-        return subprocess.CompletedProcess(command, 0, printed.getvalue(), "")
-
-    monkeypatch.setattr(subprocess, "run", run_here)
-    monkeypatch.setattr(first_image, "import_checkout", lambda *_: None)
-    monkeypatch.setattr(first_image, "load_biggan_pytorch", lambda *_: Peer(pair.theirs))
-    asked = options(repeats=1, biggan_pytorch=tmp_path)
-    assert sampling.measure_first_image(pair, asked)["largest_difference"] < measuring.TOLERANCE
-    pair.theirs.get_parameter("output_bn.bias").data.add_(0.01)
-    with pytest.raises(ValueError, match="the first images of biggan_hf and copy differ by"):
-        sampling.measure_first_image(pair, asked)
-
-
-def test_what_is_compiled_makes_no_kernels(tmp_path: Path) -> None:
-    graphs: list[set[str]] = []
-
-    def backend(graph: Any, _: Any) -> Any:
-        graphs.append({node.name for node in graph.graph.nodes})
-        return graph
-
-    torch._dynamo.reset()  # what was compiled before in this process
-    pair = pair_of_copies(tmp_path)
-    pair.ours.compile(backend=backend)
-    inputs = peers.draw(pair.ours.config, 2)
-    _, images = sampling.contestant("ours", pair.ours, pair.sample_ours, inputs, "", 0)
-    assert len(graphs) == 1 and not any("u0" in name for name in graphs[0])
-    with torch.no_grad():
-        torch.testing.assert_close(pair.ours(*inputs).images, images)
-    assert any("u0" in name for name in graphs[1])  # the forward alone takes power iterations
-
-
 def without_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets no pair be built."""
 
@@ -326,114 +315,6 @@ def test_pretrained_biggan(tmp_path: Path) -> None:
     (result,) = json.loads((tmp_path / "x.json").read_text())["results"]
     assert result["largest_difference"] < measuring.TOLERANCE
     assert result["theirs"]["program"] == "pytorch-pretrained-biggan"
-
-
-def test_layout_of_pretrained_biggan() -> None:
-    config = peers.pretrained_biggan_config(128, None)
-    settings = peers.pretrained_biggan_settings(config)
-    assert [layer[1] for layer in settings["layers"]] == [16, 16, 16, 16, 8, 8, 4, 4, 2, 2]
-    assert settings["layers"][-1] == [True, 2, 1] and settings["attention_layer_position"] == 8
-
-
-# Resampling
-
-
-def test_resampling_beside_the_plain_form(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(resampling, "SECONDS", 0.0)
-    flags = ["--presets", "demo", "--batch_sizes", "1", "--repeats", "1", "--device", "cpu"]
-    resampling.main([*flags, "--json", str(tmp_path / "x.json")])
-    rows = json.loads((tmp_path / "x.json").read_text())["results"]
-    found = {(row["what"], row["resample"], row["size"]) for row in rows}
-    sizes = [("up", 4), ("up", 8), ("up", 16), ("down", 32), ("down", 16)]
-    assert found == {(what, *place) for what in ("sampling", "training") for place in sizes}
-    for row in rows:
-        assert row["largest_difference"] < measuring.TOLERANCE
-        assert row["ratio"] == row["plain_seconds"] / row["seconds"] > 0
-    printed = capsys.readouterr().out.strip().splitlines()[2:]
-    (sampled,) = (row for row in rows if (row["what"], row["resample"], row["size"]) == ("sampling", "up", 16))
-    assert len(printed) == len(sizes) and any(f"| 16 | {sampled['ratio']:.2f} |" in line for line in printed)
-
-
-def test_resampling_that_is_not_the_plain_form_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resampling.Plain, "forward", lambda self, maps: self.conv(maps)[..., ::2, ::2])
-    command = ["--presets", "demo", "--what", "training", "--batch_sizes", "1", "--device", "cpu"]
-    with pytest.raises(ValueError, match="the forms of training, Place"):
-        resampling.main(command)
-    monkeypatch.undo()
-    whole = resampling.Plain.forward  # whose gradient is half
-    monkeypatch.setattr(resampling.Plain, "forward", lambda self, x: (whole(self, x) + whole(self, x).detach()) / 2)
-    with pytest.raises(ValueError, match="the forms of training, Place"):
-        resampling.main(command)
-
-
-# Rules
-
-
-def test_both_forms_of_every_rule(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(resampling, "SECONDS", 0.0)
-    small = {name: rule._replace(sizes=[(16, 6)]) for name, rule in rules.RULES.items()}
-    monkeypatch.setattr(rules, "RULES", small)
-    lines, outputs = (layers.PRODUCT_CHANNELS, layers.PART_KEYS, winograd.TILES), []
-
-    def timed(compute: Any, device: torch.device) -> Any:
-        outputs.append(compute()[0].detach().clone())
-        return measuring.timed(compute, device)
-
-    monkeypatch.setattr(resampling, "timed", timed)
-    rules.main(["--batch_sizes", "1", "--repeats", "1", "--device", "cpu", "--json", str(tmp_path / "x.json")])
-    assert lines == (layers.PRODUCT_CHANNELS, layers.PART_KEYS, winograd.TILES)
-    rows = json.loads((tmp_path / "x.json").read_text())["results"]
-    assert [(row["rule"], row["what"]) for row in rows] == [(name, use) for name in small for use in small[name].uses]
-    assert all(row["largest_difference"] < measuring.TOLERANCE and row["ratio"] > 0 for row in rows)
-    assert rows[4]["largest_difference"] > 0  # one form would be the same as itself
-    for ours, theirs in zip(outputs[::2], outputs[1::2], strict=True):  # what is timed is what was compared
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
-    printed = capsys.readouterr().out.strip().splitlines()[2:]
-    assert [line.split(" | ")[0] for line in printed] == [f"| {name}" for name in small]
-    assert printed[2] == f"| tiles | 16 | 6 | {rows[4]['ratio']:.2f} | – |"
-
-
-@pytest.mark.skipif(not can_pack(torch.ones(1)), reason="this torch has no packed convolutions for this CPU")
-@pytest.mark.parametrize(
-    ("name", "operation"),
-    [
-        ("product, up", "col2im"),
-        ("product, down", "im2col"),
-        ("tiles", "_linear_pointwise"),
-        ("attention in parts", "_linear_pointwise"),
-    ],
-)
-@torch.no_grad()
-def test_only_one_form_of_a_rule_is_the_other(name: str, operation: str) -> None:
-    rule, below, above = rules.RULES[name], Operations(), Operations()
-    layer, maps = rule.build(16).eval(), torch.randn(1, 16, 6, 6)
-    for line, operations in ((1, above), (2**30, below)):
-        form = rules.Form(copy.deepcopy(layer), rule, line)
-        with kept_kernels(form), operations:
-            form(maps)
-    assert operation in above.names and operation not in below.names
-
-
-@pytest.mark.skipif(not can_pack(torch.ones(1)), reason="this torch has no packed convolutions for this CPU")
-@pytest.mark.parametrize("has_cpu_forms", [True, False])
-@torch.no_grad()
-def test_work_is_that_of_the_form(has_cpu_forms: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    tiles_from(monkeypatch, channels=1)
-    monkeypatch.setattr(winograd, "TILES", 257)  # a map of 32x32 pixels has 256
-    model = tiny_generator().eval()
-    latents, labels = tiny_inputs(model)
-    batches = [(latents[:number], labels[:number]) for number in (1, 3)]  # type: ignore[index]
-    one, three = (sampling.flops_of(model, lambda m, *x: m(*x).images, inputs, has_cpu_forms) for inputs in batches)
-    assert three < 3 * one if has_cpu_forms else three == 3 * one
-
-
-def test_rules_are_of_float32_on_a_cpu() -> None:
-    with pytest.raises(ValueError, match="the rules are of float32 on a CPU, got bfloat16 on cpu"):
-        rules.main(["--device", "cpu", "--dtype", "bfloat16"])
 
 
 # BigGAN-PyTorch
@@ -490,22 +371,6 @@ def test_training_beside_biggan_pytorch(tmp_path: Path) -> None:
     (result,) = json.loads((tmp_path / "x.json").read_text())["results"]
     assert result["largest_difference"] < training.ROUNDED
     assert result["images"] == 4 * 2 and result["ours"]["flops"] < result["theirs"]["flops"]
-
-
-@needs_checkout
-def test_training_with_other_losses_is_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = training.write_biggan_pytorch
-
-    def write_two_functions(checkout: Path, config: Any, folder: Path, discriminator: bool) -> None:
-        write(checkout, config, folder, discriminator)
-        path = folder / "theirs" / "D.pth"
-        state = torch.load(path)
-        state["linear.bias"] += 0.1
-        torch.save(state, path)
-
-    monkeypatch.setattr(training, "write_biggan_pytorch", write_two_functions)
-    with pytest.raises(ValueError, match="the losses of biggan_hf and BigGAN-PyTorch differ"):
-        training.main(["--biggan_pytorch", str(CHECKOUT), *TRAINING])
 
 
 @needs_checkout
@@ -573,13 +438,6 @@ def test_every_size_is_checked_before_the_first_is_measured(monkeypatch: pytest.
         scaling.main([*TINY, "--image_sizes", "32", "33"])
 
 
-def test_one_quantity_at_a_time() -> None:
-    given = {"image_sizes": [64, 32], "batch_sizes": [8, 1], "channels": [32], "num_processes": [1, 2]}
-    found = scaling.points(argparse.Namespace(what=["sampling"], **given))
-    places = [(p.image_size, p.batch_size, p.channels, p.num_processes) for p in found]
-    assert places == [(64, 8, 32, 1), (32, 8, 32, 1), (64, 1, 32, 1), (64, 8, 32, 2)]
-
-
 def test_fewer_processes_than_asked_for_are_refused() -> None:
     with pytest.raises(ValueError, match="2 processes were asked for, and 1 started"):
         scaling.measure(scaling.Point("sampling", 32, 1, 4, 2), Accelerator(cpu=True), 1)
@@ -591,8 +449,3 @@ def test_scaling_over_processes(tmp_path: Path) -> None:
     rows = json.loads(path.read_text())["results"]
     assert [row["num_processes"] for row in rows] == [2, 1, 2, 1]
     assert rows[0]["images_per_second"] * rows[0]["seconds"][0] == pytest.approx(4)
-
-
-def test_saved_memory_counts_what_is_kept_but_no_parameter() -> None:
-    layer, x = torch.nn.Linear(3, 5), torch.randn(7, 3, requires_grad=True)
-    assert saved_memory.saved_bytes(layer, lambda: layer(x).exp()) == 4 * (7 * 3 + 7 * 5)
