@@ -20,7 +20,8 @@ from training_state import STATE_FILE
 from transformers.utils import logging
 
 from biggan_hf import BigGANConfig, BigGANDiscriminator, BigGANModel
-from biggan_hf.hub import model_card, staged_save
+from biggan_hf.files import staged_folder
+from biggan_hf.hub import model_card
 
 
 # Largest accepted difference from a reference answer, relative to the reference's largest entry.
@@ -258,7 +259,7 @@ def replaced_folder(output: Path, owned: str) -> Iterator[Path]:
         owned: A file or folder that is removed unless it is written anew, since it would belong to another model.
     """
     if output.is_dir() and any(output.iterdir()):
-        with staged_save(output) as staging:
+        with staged_folder(output) as staging:
             yield staging
             is_new = (staging / owned).exists()
         stale = output / owned

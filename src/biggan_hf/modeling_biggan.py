@@ -22,7 +22,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput, logging
 
 from .configuration_biggan import BigGANConfig
-from .hub import create_repo, has_card, model_card, staged_save, upload_folder
+from .files import staged_folder
+from .hub import create_repo, has_card, model_card, upload_folder
 from .images import sample_sheet
 from .kernels import kept_kernels, run_compiled
 from .latents import TruncationMode, check_generators, check_truncation, check_truncation_mode, sample_latents
@@ -309,7 +310,7 @@ class BigGANPreTrainedModel(PreTrainedModel):
         push = {name: kwargs.pop(name) for name in _PUSH_ARGUMENTS if name in kwargs}
         if not is_main_process:
             return
-        with staged_save(save_directory) as staging:
+        with staged_folder(save_directory) as staging:
             super().save_pretrained(staging, **kwargs)
         if push_to_hub:
             self.push_to_hub(push.pop("repo_id", Path(save_directory).name), **push)

@@ -1,4 +1,4 @@
-"""`biggan-hf interpolate`: a sheet or a film of the way from image to image."""
+"""`biggan-hf interpolate`: a sheet or a film of images along a path."""
 
 import argparse
 from typing import TYPE_CHECKING
@@ -29,32 +29,37 @@ def add_command(commands: common.Commands) -> None:
         examples=EXAMPLES,
     )
     common.add_model_arguments(parser)
-    parser.add_argument(
+    group = parser.add_argument_group("the path")
+    group.add_argument(
         "--over",
         choices=["latents", "classes", "both"],
         default="latents",
-        help="what moves; over latents, the rows take the classes in turn (default: %(default)s)",
+        help="what changes along a path; if the latents, each row keeps its class (default: %(default)s)",
     )
-    common.add_classes_argument(parser, "the first ones")
-    parser.add_argument(
+    common.add_classes_argument(group, "the first ones")
+    group.add_argument(
         "--points",
         type=common.positive_int,
         metavar="N",
-        help="points of a path; over classes, the classes by default (default: 3)",
+        help="points of a path (default: 3; over classes, as many as there are in --classes)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--steps", type=common.positive_int, default=8, metavar="N", help="from point to point (default: %(default)s)"
     )
-    parser.add_argument(
-        "--rows", type=common.positive_int, default=1, metavar="N", help="paths, of latents of their own (default: 1)"
+    group.add_argument(
+        "--rows", type=common.positive_int, default=1, metavar="N", help="paths, each of its own latents (default: 1)"
     )
-    parser.add_argument("--spherical", action="store_true", help="along great circles instead of straight lines")
-    parser.add_argument("--loop", action="store_true", help="lead back to the first point")
-    parser.add_argument(
-        "--fps", type=common.positive_int, default=16, metavar="N", help="of a film (default: %(default)s)"
+    group.add_argument("--spherical", action="store_true", help="along great circles, not straight lines")
+    group.add_argument("--loop", action="store_true", help="lead back to the first point")
+    common.add_drawing_arguments(group)
+    group = common.add_output_arguments(parser, "FILE", "a .png sheet, or a .gif or .mp4 film")
+    group.add_argument(
+        "--fps",
+        type=common.positive_int,
+        default=16,
+        metavar="N",
+        help="of a film, a second (default: %(default)s)",
     )
-    common.add_drawing_arguments(parser)
-    common.add_output_arguments(parser, "FILE", "a .png sheet, or a .gif or .mp4 film")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -68,7 +73,7 @@ def run(args: argparse.Namespace) -> None:
     suffix = args.output.suffix.lower()
     if suffix == ".mp4":
         import_av()
-    pipe = common.load_pipeline(args.model, args.device)
+    pipe = common.load_pipeline(args)
     classes, points = _points(pipe, args)
     paths = _paths(pipe, classes, points, args)  # (rows, frames, C, H, W)
     if suffix == ".png":
@@ -90,7 +95,7 @@ def _paths(
     from ..latents import sample_latents
 
     embeddings = None if classes is None else pipe.embed_classes(classes)
-    mode = pipe.model._truncation_mode(args.truncation, args.truncation_mode)
+    mode = pipe.model.config.truncation_mode
     generator = torch.Generator().manual_seed(args.seed)
     num_latents = 1 if args.over == "classes" else points
     rows = []
@@ -108,7 +113,6 @@ def _paths(
                 spherical=args.spherical,
                 closed=args.loop,
                 truncation=args.truncation,
-                batch_size=args.batch_size,
                 progress_bar=True,
             )
         )
@@ -129,7 +133,10 @@ def _points(pipe: "BigGANPipeline", args: argparse.Namespace) -> "tuple[list[com
 
 
 def _labels(names: list[str], points: int, args: argparse.Namespace) -> tuple[list[str], list[str]]:
-    """Left of each row its class or the number of its latents, above each column its point or the way to the next."""
+    """
+    Labels of the rows: the class, or the number of the path. Labels of the columns: the point, or how far the image
+    is on the way to the next point.
+    """
     over_latents = args.over == "latents"
     at_points = [f"z {point + 1}" for point in range(points)] if over_latents else names
     between = [f"{step}/{args.steps}" for step in range(1, args.steps)]

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..media import replacing
-from .reports import Report, write_text
+from ..files import write_file, write_text
+from .reports import Report
 
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def write_csv(reports: list[Report], path: Path) -> None:
         truncation = report.protocol["samples"]["truncation"]
         marked = "; ".join(name for name, index in points.items() if index == row)
         writer.writerow(["" if truncation is None else truncation, *report.values.values(), marked])
-    write_text(text.getvalue(), path)
+    write_text(path, text.getvalue())
 
 
 def marked_points(reports: list[Report]) -> dict[str, int]:
@@ -65,8 +65,8 @@ def plot_curve(reports: list[Report], path: Path) -> None:
     Raises:
         ImportError: matplotlib is missing.
     """
-    with replacing(path) as temporary:
-        draw_curve(reports).savefig(temporary, format="png", dpi=150)
+    with write_file(path) as unfinished:
+        draw_curve(reports).savefig(unfinished, dpi=150)
 
 
 def draw_curve(reports: list[Report]) -> "Figure":

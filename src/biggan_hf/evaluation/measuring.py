@@ -3,7 +3,7 @@
 import datetime
 import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 
 from ..latents import TruncationMode
+from ..processes import from_main, is_main_process, num_processes
 from .extractors import FeatureExtractor
 from .metrics import DENSITY_NEIGHBOURS, NEIGHBOURS, frechet_distance, kernel_distance, manifold_scores
 from .reports import Measure, Report
 from .sources import GeneratedImages, ImageSource, RealImages
-from .statistics import Measurements, forget, measure, num_processes, process_rank
+from .statistics import Measurements, forget, measure
 
 
 if TYPE_CHECKING:
@@ -198,13 +198,11 @@ def _report(
     extractor: FeatureExtractor,
     settings: EvaluationSettings,
 ) -> Report:
-    """Computed by the main process, had by all."""
-
-    def compute() -> Report:
-        compared = [] if real is None or fake is None else _compare(real, fake, floor, extractor, settings)
-        return Report([*compared, *within], protocol)
-
-    return _from_main(compute)
+    """The first process computes it; all processes get it."""
+    measures = within
+    if is_main_process() and real is not None and fake is not None:
+        measures = [*_compare(real, fake, floor, extractor, settings), *within]
+    return from_main(Report(measures, protocol))
 
 
 def _compare(
@@ -278,7 +276,7 @@ def _class_distances(
         generated = samples.of_class(class_label, len(images))
         fake = measure(generated, extractor, **moments.pass_options, title=f"samples of class {class_label}")
         files.append(fake.file)
-        if process_rank() == 0:
+        if is_main_process():
             distances.append(_distances(real, fake, extractor, moments)[0].value)
     values = torch.tensor(distances or [torch.nan], dtype=torch.float64)
     name = label("intra_class_fid", extractor)
@@ -362,15 +360,6 @@ def _version(package: str) -> str | None:
         return str(loaded or version(package))
     except PackageNotFoundError:
         return None
-
-
-def _from_main(compute: Callable[[], Report]) -> Report:
-    """Computed by the main process, had by all."""
-    if num_processes() == 1:
-        return compute()
-    reports: list[Any] = [compute() if process_rank() == 0 else None]
-    dist.broadcast_object_list(reports, 0)
-    return reports[0]
 
 
 # What is refused, before the first image

@@ -12,7 +12,7 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 from huggingface_hub.utils import yaml_dump
 
-from ..media import replacing
+from ..files import write_text
 
 
 TASK = "unconditional-image-generation"  # the Hub's name, with classes or without
@@ -95,12 +95,7 @@ def write_json(reports: list[Report], path: Path) -> None:
     """One report as an object, several as a list; the file appears when it is whole."""
     dictionaries = [report.to_dict() for report in reports]
     text = json.dumps(dictionaries if len(reports) > 1 else dictionaries[0], indent=2, ensure_ascii=False)
-    write_text(text + "\n", path)
-
-
-def write_text(text: str, path: Path) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(path, text + "\n")
 
 
 # The model's card
@@ -140,7 +135,7 @@ def add_to_card(report: Report, path: Path, model_name: str) -> None:
     after = rest.partition(END)[2]
     section = f"{BEGIN}\n## Evaluation\n\n{report.table()}\n{END}"
     text = f"{before.rstrip()}\n\n{section}\n{after}"
-    write_text(f"---\n{yaml_dump(data, sort_keys=False).strip()}\n---\n\n{text.lstrip()}", path)
+    write_text(path, f"---\n{yaml_dump(data, sort_keys=False).strip()}\n---\n\n{text.lstrip()}")
 
 
 def read_card(path: Path) -> tuple[dict[str, Any], str]:

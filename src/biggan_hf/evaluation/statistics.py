@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..media import replacing
+from ..files import write_file
+from ..processes import add_up, from_main, is_main_process, num_processes, process_rank
 from .extractors import FeatureExtractor
 from .sources import ImageSource, load_npz
 
@@ -179,16 +179,16 @@ def measure(
     statistics = RunningStatistics(len(source), num_kept, num_splits, extractor, covariance)
     wanted = [num_kept, num_splits, covariance]
     file = None if cache_dir is None else cache_dir / f"{_key(source, extractor, wanted)}.pt"
-    stored = _main_decides(file is not None and file.is_file(), extractor.device)
+    stored = from_main(file is not None and file.is_file())  # not all of them may see the same disk
     if stored:
-        if process_rank() == 0:
+        if is_main_process():
             _load(statistics, file)
     else:
         _extract(statistics, source, extractor, batch_size, file, title)
-    _add_up(statistics)
+    add_up(statistics.sums.values())
     if statistics.count != len(source):
         raise ValueError(f"{len(source)} images were to be measured, {statistics.count} were: delete {file}")
-    if file is not None and not stored and process_rank() == 0:
+    if file is not None and not stored and is_main_process():
         _save(statistics.sums, file)
         forget(file.parent.glob(f"{file.stem}-*.pt"))
     return statistics.finish(source, extractor, file)
@@ -196,7 +196,7 @@ def measure(
 
 def forget(files: Iterable[Path]) -> None:
     """Removes stored passes; another evaluation of the same images may have been faster."""
-    if process_rank() == 0:
+    if is_main_process():
         for file in files:
             file.unlink(missing_ok=True)
 
@@ -250,8 +250,8 @@ def _key(source: ImageSource, extractor: FeatureExtractor, wanted: list[int]) ->
 
 def _save(sums: dict[str, Tensor], file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(file) as temporary:
-        torch.save({name: tensor.cpu() for name, tensor in sums.items()}, temporary)
+    with write_file(file) as unfinished:
+        torch.save({name: tensor.cpu() for name, tensor in sums.items()}, unfinished)
 
 
 def _load(statistics: RunningStatistics, file: Path | None) -> None:
@@ -262,30 +262,6 @@ def _load(statistics: RunningStatistics, file: Path | None) -> None:
             tensor.copy_(stored[name])
     except Exception as error:  # a truncated file raises nearly any type
         raise ValueError(f"cannot read the stored statistics {str(file)!r}: delete the file ({error})") from error
-
-
-# Processes
-
-
-def process_rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def num_processes() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def _add_up(statistics: RunningStatistics) -> None:
-    if num_processes() > 1:
-        for tensor in statistics.sums.values():
-            dist.all_reduce(tensor)
-
-
-def _main_decides(answer: bool, device: torch.device) -> bool:
-    flag = torch.tensor(float(answer), device=device)
-    if num_processes() > 1:
-        dist.broadcast(flag, 0)
-    return bool(flag)
 
 
 # Files of moments, as BigGAN-PyTorch and pytorch-fid keep them
@@ -343,5 +319,5 @@ def write_moments(measurements: Measurements, path: str | Path) -> None:
         "extractor": measurements.extractor,
     }
     mean, covariance = measurements.mean.cpu().numpy(), measurements.covariance.cpu().numpy()
-    with replacing(Path(path)) as temporary, temporary.open("wb") as file:
-        np.savez(file, mu=mean, sigma=covariance, protocol=np.array(json.dumps(protocol)))
+    with write_file(path) as unfinished:
+        np.savez(unfinished, mu=mean, sigma=covariance, protocol=np.array(json.dumps(protocol)))
