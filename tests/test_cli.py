@@ -1,5 +1,6 @@
 """`biggan-hf`: what its commands write, and that a mistake costs one line and no file."""
 
+import argparse
 import os
 import re
 import resource
@@ -763,3 +764,23 @@ def test_help_has_two_examples(command: str, capsys: pytest.CaptureFixture[str])
         program, *argv = shlex.split(example)
         assert program == "biggan-hf" and argv[0] == (command or "sample")
         build_parser().parse_args(argv)
+
+
+# docs/options.md
+
+
+def options_of_the_page() -> dict[str, set[str]]:
+    """By command, the options that docs/options.md names for it."""
+    page = (Path(__file__).parents[1] / "docs" / "options.md").read_text(encoding="utf-8")
+    section = page.partition("\n## Commands\n")[2].partition("\n## ")[0]
+    parts = {part.splitlines()[0]: set(re.findall(r"^\| (`--.*?) \|", part, re.M)) for part in section.split("\n### ")}
+    return {name: set(re.findall(r"`(--\w+)", " ".join(cells))) for name, cells in parts.items()}
+
+
+def test_the_page_of_options_names_those_that_there_are() -> None:
+    named = options_of_the_page()
+    (commands,) = [action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction)]
+    for name, parser in commands.choices.items():
+        there_are = {option for action in parser._actions for option in action.option_strings if option[2:] != "help"}
+        shared = set() if name == "convert" else named["All commands but convert"]
+        assert there_are - {"-h"} == named[name] | shared, name

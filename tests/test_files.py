@@ -58,6 +58,13 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path, error: type[BaseEx
     assert (tmp_path / "log.txt").read_text() == "one" and names(tmp_path) == ["log.txt"]
 
 
+def test_two_writers_of_one_file(tmp_path: Path) -> None:
+    with write_file(tmp_path / "log.txt") as mine:
+        mine.write_text("mine")
+        write_text(tmp_path / "log.txt", "of another")
+    assert (tmp_path / "log.txt").read_text() == "mine" and names(tmp_path) == ["log.txt"]
+
+
 def test_a_file_on_a_full_disk_stays_as_it_was(tmp_path: Path) -> None:
     write_text(tmp_path / "log.txt", "one")
     with files_of_at_most(1000), pytest.raises(OSError, match=f"^cannot write '{tmp_path}/log.txt': File too large$"):

@@ -23,7 +23,7 @@ TRUNCATION_MODES = ["resample", "scale", "normal"]
 class CommandParser(argparse.ArgumentParser):
     """A parser that names the closest option when there is no such option."""
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override]
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         args = sys.argv[1:] if args is None else list(args)
         passes_on = any(action.nargs == argparse.REMAINDER for action in self._actions)
         wrong = None if passes_on else unknown_option(args, self._option_string_actions)
