@@ -1,4 +1,4 @@
-"""Pictures, films and arrays to files, each whole or not at all."""
+"""Pictures, films and arrays to files."""
 
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
@@ -18,13 +18,13 @@ def save_png(image: Image.Image, path: Path) -> None:
 
 
 def check_frames_per_second(frames_per_second: float) -> None:
-    """Raises `ValueError` outside 1 to 100, since a GIF's clock counts hundredths of a second."""
+    """Raises `ValueError` outside 1 to 100, since a GIF counts hundredths of a second."""
     if not 1 <= frames_per_second <= 100:
         raise ValueError(f"a film has from 1 to 100 frames a second, got {frames_per_second}")
 
 
 def save_gif(frames: Sequence[Image.Image], path: Path, frames_per_second: float) -> None:
-    """A GIF that repeats for ever; each frame ends at the hundredth of a second that is closest to its time."""
+    """A GIF that repeats for ever. Each frame ends at the hundredth of a second that is closest to its time."""
     check_frames_per_second(frames_per_second)
     ends = [round(100 * index / frames_per_second) for index in range(len(frames) + 1)]
     milliseconds = [10 * (end - start) for start, end in pairwise(ends)]
@@ -34,10 +34,10 @@ def save_gif(frames: Sequence[Image.Image], path: Path, frames_per_second: float
 
 
 def save_mp4(frames: Sequence[Image.Image], path: Path, frames_per_second: float) -> None:
-    """H.264, which players everywhere know; needs PyAV."""
+    """H.264, which every player knows; needs PyAV."""
     check_frames_per_second(frames_per_second)
     av = import_av()
-    # 4:2:0 has one colour for two by two pixels: both sides must be even.
+    # 4:2:0 stores one colour for two by two pixels, so both sides must be even.
     width, height = (side + side % 2 for side in frames[0].size)
     with write_file(path) as unfinished, av.open(str(unfinished), "w", format="mp4") as film:
         stream = film.add_stream("libx264", rate=round(frames_per_second), options={"crf": "18"})
@@ -50,7 +50,7 @@ def save_mp4(frames: Sequence[Image.Image], path: Path, frames_per_second: float
 
 
 def import_av() -> Any:
-    """PyAV, which need not be there; raises `ImportError` with what to install."""
+    """PyAV; raises an `ImportError` that says what to install."""
     try:
         import av
     except ImportError as error:
@@ -63,7 +63,7 @@ FILMS: dict[str, Callable[[Sequence[Image.Image], Path, float], None]] = {".gif"
 
 def save_npz(batches: Iterable[tuple[np.ndarray, np.ndarray | None]], number: int, path: Path) -> None:
     """
-    Images and labels for metric tools, written as they come: only a batch is in memory.
+    Writes images and labels for metric tools, batch by batch: memory holds one batch.
 
     Args:
         batches: Pairs of images, uint8 (N, H, W, C), and labels, int64 (N,) or `None`.
