@@ -6,6 +6,9 @@ from .commands import convert, evaluate, interpolate, invert, neighbours, npz, s
 from .commands.common import CommandParser
 
 
+COMMANDS = (sample, interpolate, sweep, npz, neighbours, invert, stats, convert, evaluate)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Runs `biggan-hf`. A mistake that the user can put right ends in one line on stderr and exit status 2."""
     parser = build_parser()
@@ -28,15 +31,16 @@ class _Parser(argparse.ArgumentParser):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="biggan-hf",
-        description="BigGAN on the command line. `biggan-hf COMMAND --help` lists the options of a command.",
-        epilog=sample.EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    description = "BigGAN on the command line. `biggan-hf COMMAND --help` lists the options of a command."
+    parser = _Parser(prog="biggan-hf", description=description, epilog=sample.EXAMPLES, formatter_class=raw)
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=CommandParser)
-    for command in (sample, interpolate, sweep, npz, neighbours, invert, stats, convert, evaluate):
-        command.add_command(commands)
+    for command in COMMANDS:
+        settings = {"help": command.HELP, "description": command.DESCRIPTION, "epilog": command.EXAMPLES}
+        name = command.__name__.rpartition(".")[2]
+        sub_parser = commands.add_parser(name, formatter_class=raw, allow_abbrev=False, **settings)
+        command.add_arguments(sub_parser)
+        sub_parser.set_defaults(run=command.run)
     return parser
 
 

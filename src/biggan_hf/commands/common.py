@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,6 @@ from ..options import unknown_option
 if TYPE_CHECKING:
     from ..pipeline_biggan import BigGANPipeline
 
-Commands = Any  # what argparse's add_subparsers returns, a private type
 Group = argparse._ArgumentGroup
 Class = int | str | dict[int | str, float]
 
@@ -35,21 +34,6 @@ class CommandParser(argparse.ArgumentParser):
         self.exit(2, f"biggan-hf: error: {message}\n")
 
 
-def add_parser(
-    commands: Commands,
-    name: str,
-    run: Callable[[argparse.Namespace], None],
-    help: str,
-    description: str,
-    examples: str,
-) -> CommandParser:
-    raw = argparse.RawDescriptionHelpFormatter
-    settings: dict[str, Any] = {"description": description, "epilog": examples, "formatter_class": raw}
-    parser = commands.add_parser(name, help=help, allow_abbrev=False, **settings)
-    parser.set_defaults(run=run)
-    return parser
-
-
 # Options
 
 
@@ -69,6 +53,12 @@ def add_drawing_arguments(group: Group, mode: bool = False) -> None:
     add_seed_argument(group)
 
 
+def add_number(group: Group, name: str, default: int | None, help: str) -> None:
+    """A positive integer; the help says the default unless it is `None`."""
+    told = help if default is None else f"{help} (default: %(default)s)"
+    group.add_argument(name, type=positive_int, default=default, metavar="N", help=told)
+
+
 def add_truncation_mode_argument(group: Group) -> None:
     group.add_argument(
         "--truncation_mode",
@@ -82,24 +72,12 @@ def add_seed_argument(group: Group) -> None:
     group.add_argument("--seed", type=seed, default=0, metavar="N", help="of the draw (default: %(default)s)")
 
 
-def add_batch_size_argument(group: Group, default: int, what: str) -> None:
-    group.add_argument(
-        "--batch_size", type=positive_int, default=default, metavar="N", help=f"{what} (default: %(default)s)"
-    )
-
-
 def add_classes_argument(group: Group, default: str) -> None:
     group.add_argument(
         "--classes",
         nargs="+",
         metavar="CLASS",
         help=f'names, ids, or mixtures such as \'{{"goldfish": 0.7, "tiger": 0.3}}\' (default: {default})',
-    )
-
-
-def add_images_per_class_argument(group: Group, default: int, what: str) -> None:
-    group.add_argument(
-        "--images_per_class", type=positive_int, default=default, metavar="N", help=f"{what} (default: %(default)s)"
     )
 
 
@@ -174,6 +152,15 @@ def load_pipeline(args: argparse.Namespace, folder: str | None = None) -> "BigGA
         source = "" if Path(model).is_dir() else ", which is no folder here, from the Hub"
         raise ValueError(f"cannot load {model!r}{source}: {error}") from error
     return pipe.to(device_or_best(args.device))
+
+
+def checked_pipeline(args: argparse.Namespace, *suffixes: str) -> "BigGANPipeline":
+    """The pipeline, loaded after what can be wrong with `--output` and `--truncation` is reported."""
+    from ..latents import check_truncation
+
+    check_output(args.output, suffixes, args.overwrite)
+    check_truncation(args.truncation)
+    return load_pipeline(args)
 
 
 def drawing_options(args: argparse.Namespace) -> dict[str, Any]:

@@ -5,9 +5,9 @@ import importlib
 import sys
 from pathlib import Path
 
-from . import common
 
-
+HELP = "convert another program's checkpoint"
+DESCRIPTION = "Says which program's checkpoint SOURCE is, and converts it to a model folder."
 EXAMPLES = """\
 examples:
   biggan-hf convert weights/my_experiment --output my-biggan
@@ -15,15 +15,7 @@ examples:
 """
 
 
-def add_command(commands: common.Commands) -> None:
-    parser = common.add_parser(
-        commands,
-        "convert",
-        run,
-        help="convert another program's checkpoint",
-        description="Says which program's checkpoint SOURCE is, and converts it to a model folder.",
-        examples=EXAMPLES,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SOURCE", help="a checkpoint's file or folder")
     parser.add_argument(
         "rest", nargs=argparse.REMAINDER, metavar="--output DIR …", help="the arguments of that program's converter"

@@ -13,6 +13,10 @@ from . import common
 if TYPE_CHECKING:
     from ..evaluation import FeatureExtractor, ImageSource, Measurements, RealImages, Report
 
+HELP = "measure a model against real images"
+DESCRIPTION = (
+    "Measures FID, KID, IS, precision and recall of a model's samples, and reports all that these numbers depend on."
+)
 EXAMPLES = """\
 examples:
   biggan-hf evaluate user/biggan --dataset_name uoft-cs/cifar10 --output cifar10.json
@@ -20,16 +24,7 @@ examples:
 """
 
 
-def add_command(commands: common.Commands) -> None:
-    parser = common.add_parser(
-        commands,
-        "evaluate",
-        run,
-        help="measure a model against real images",
-        description="Measures FID, KID, IS, precision and recall of a model's samples, and reports all that these "
-        "numbers depend on.",
-        examples=EXAMPLES,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_model_arguments(parser, "a folder, a repository on the Hub, or an .npz of samples")
     _add_reference(parser.add_argument_group("the real images"))
     _add_samples(parser.add_argument_group("the samples"))
@@ -47,9 +42,7 @@ def _add_reference(group: common.Group) -> None:
     common.add_dataset_arguments(group, required=False)
     group.add_argument("--image_column", metavar="NAME", help="default: the only column of images")
     group.add_argument("--label_column", metavar="NAME", help="default: found by its type")
-    group.add_argument(
-        "--reference_images", type=common.positive_int, metavar="N", help="a random choice (default: all)"
-    )
+    common.add_number(group, "--reference_images", None, "a random choice (default: all)")
     group.add_argument(
         "--convert", action="store_true", help="crop, resize and turn to grey or RGB what is unlike the samples"
     )
@@ -68,9 +61,7 @@ def _add_reference(group: common.Group) -> None:
 
 
 def _add_samples(group: common.Group) -> None:
-    group.add_argument(
-        "--num_images", type=common.positive_int, default=50_000, metavar="N", help="default: %(default)s"
-    )
+    common.add_number(group, "--num_images", 50_000, "samples")
     group.add_argument("--weights", choices=["ema", "live"], default="ema", help="of a checkpoint (default: ema)")
     group.add_argument(
         "--truncations",
@@ -82,7 +73,7 @@ def _add_samples(group: common.Group) -> None:
     )
     common.add_truncation_mode_argument(group)
     common.add_seed_argument(group)
-    common.add_batch_size_argument(group, 64, "images at a time")
+    common.add_number(group, "--batch_size", 64, "images at a time")
 
 
 def _add_measures(group: common.Group) -> None:
@@ -266,15 +257,15 @@ def _check_reference(args: argparse.Namespace, settings: EvaluationSettings) -> 
 def _check_written(args: argparse.Namespace) -> None:
     from ..evaluation.reports import read_card
 
-    if args.output is not None and args.output.suffix != ".json":
-        raise ValueError(f"the output must be a .json file, got {str(args.output)!r}")
-    written = [] if args.output is None else [args.output]
-    written += [args.output.with_suffix(suffix) for suffix in (".csv", ".png")] if len(args.truncations) > 1 else []
-    for path in [*written, *([] if args.save_moments is None else [args.save_moments])]:
-        if not path.parent.is_dir():
-            raise FileNotFoundError(f"the output's folder {str(path.parent)!r} does not exist")
-        if path.exists() and not args.overwrite:
-            raise FileExistsError(f"{str(path)!r} exists; --overwrite replaces it")
+    written = []
+    if args.output is not None:
+        written = [(args.output, ".json")]
+        if len(args.truncations) > 1:
+            written += [(args.output.with_suffix(suffix), suffix) for suffix in (".csv", ".png")]
+    if args.save_moments is not None:
+        written.append((args.save_moments, args.save_moments.suffix.lower()))
+    for path, suffix in written:
+        common.check_output(path, [suffix], args.overwrite)
     if args.update_card:
         if not (Path(args.model) / "README.md").is_file():
             raise FileNotFoundError(f"--update_card: {args.model!r} is no local folder with a README.md")

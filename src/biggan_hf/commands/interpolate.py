@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from ..pipeline_biggan import BigGANPipeline
 
 
+HELP = "images along a path through latents or classes"
+DESCRIPTION = "Generates images along a path: a sheet with a path a row (.png), or a film (.gif, .mp4)."
 EXAMPLES = """\
 examples:
   biggan-hf interpolate user/biggan --classes tiger goldfish --rows 4 --output tigers-and-goldfish.png
@@ -19,15 +21,7 @@ examples:
 """
 
 
-def add_command(commands: common.Commands) -> None:
-    parser = common.add_parser(
-        commands,
-        "interpolate",
-        run,
-        help="images along a path through latents or classes",
-        description="Generates images along a path: a sheet with a path a row (.png), or a film (.gif, .mp4).",
-        examples=EXAMPLES,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_model_arguments(parser)
     group = parser.add_argument_group("the path")
     group.add_argument(
@@ -37,43 +31,27 @@ def add_command(commands: common.Commands) -> None:
         help="what changes along a path; if the latents, each row keeps its class (default: %(default)s)",
     )
     common.add_classes_argument(group, "the first ones")
-    group.add_argument(
-        "--points",
-        type=common.positive_int,
-        metavar="N",
-        help="points of a path (default: 3; over classes, as many as there are in --classes)",
+    common.add_number(
+        group, "--points", None, "points of a path (default: 3; over classes, one for each class)"
     )
-    group.add_argument(
-        "--steps", type=common.positive_int, default=8, metavar="N", help="from point to point (default: %(default)s)"
-    )
-    group.add_argument(
-        "--rows", type=common.positive_int, default=1, metavar="N", help="paths, each of its own latents (default: 1)"
-    )
+    common.add_number(group, "--steps", 8, "from point to point")
+    common.add_number(group, "--rows", 1, "paths, each of its own latents")
     group.add_argument("--spherical", action="store_true", help="along great circles, not straight lines")
     group.add_argument("--loop", action="store_true", help="lead back to the first point")
     common.add_drawing_arguments(group)
     group = common.add_output_arguments(parser, "FILE", "a .png sheet, or a .gif or .mp4 film")
-    group.add_argument(
-        "--fps",
-        type=common.positive_int,
-        default=16,
-        metavar="N",
-        help="of a film, a second (default: %(default)s)",
-    )
+    common.add_number(group, "--fps", 16, "of a film, a second")
 
 
 def run(args: argparse.Namespace) -> None:
     from ..images import image_grid
-    from ..latents import check_truncation
     from ..media import FILMS, check_frames_per_second, import_av, save_png
 
-    common.check_output(args.output, [".png", *FILMS], args.overwrite)
-    check_truncation(args.truncation)
     check_frames_per_second(args.fps)
     suffix = args.output.suffix.lower()
     if suffix == ".mp4":
         import_av()
-    pipe = common.load_pipeline(args)
+    pipe = common.checked_pipeline(args, ".png", *FILMS)
     classes, points = _points(pipe, args)
     paths = _paths(pipe, classes, points, args)  # (rows, frames, C, H, W)
     if suffix == ".png":

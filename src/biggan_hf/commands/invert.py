@@ -11,6 +11,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+HELP = "the latents that come closest to a picture"
+DESCRIPTION = (
+    "Searches for the latents and the class embedding that generate given pictures. A row of the sheet shows a "
+    "picture, the random sample that was closest to it, and what the search found from there."
+)
 EXAMPLES = """\
 examples:
   biggan-hf invert user/biggan cat.png --output inverted.png
@@ -18,27 +23,16 @@ examples:
 """
 
 
-def add_command(commands: common.Commands) -> None:
-    parser = common.add_parser(
-        commands,
-        "invert",
-        run,
-        help="the latents that come closest to a picture",
-        description="Searches for the latents and the class embedding that generate given pictures. A row of the "
-        "sheet shows a picture, the random sample that was closest to it, and what the search found from there.",
-        examples=EXAMPLES,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_model_arguments(parser)
     parser.add_argument("pictures", nargs="+", type=Path, metavar="PICTURE", help="of the model's own size")
     group = parser.add_argument_group("the search")
     group.add_argument(
         "--classes", nargs="+", metavar="CLASS", help="a name or id for each picture, to start from (default: any)"
     )
-    group.add_argument(
-        "--steps", type=common.positive_int, default=300, metavar="N", help="of descent (default: %(default)s)"
-    )
+    common.add_number(group, "--steps", 300, "of descent")
     common.add_seed_argument(group)
-    common.add_batch_size_argument(group, 16, "most pictures or samples at a time")
+    common.add_number(group, "--batch_size", 16, "most pictures or samples at a time")
     group = common.add_output_arguments(parser, "FILE.png", "where the sheet goes")
     group.add_argument(
         "--latents", type=Path, metavar="FILE.npz", help="also write latents, class_embeddings and errors"

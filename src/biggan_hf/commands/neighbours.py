@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from ..data import LabelledImages
 
 
+HELP = "the closest pictures of a data set to samples"
+DESCRIPTION = (
+    "Shows whether the model has memorised pictures. Generates a sheet with a sample a row; right of it stand the "
+    "pictures of a data set that are closest to it, in pixels or in the features of a network."
+)
 EXAMPLES = """\
 examples:
   biggan-hf neighbours user/biggan --dataset_name uoft-cs/cifar10 --output neighbours.png
@@ -23,21 +28,12 @@ NEIGHBOURS = 5  # pictures a row: they fit a page beside the sample
 PICTURES_AT_A_TIME = 256
 
 
-def add_command(commands: common.Commands) -> None:
-    parser = common.add_parser(
-        commands,
-        "neighbours",
-        run,
-        help="the closest pictures of a data set to samples",
-        description="Shows whether the model has memorised pictures. Generates a sheet with a sample a row; right of "
-        "it stand the pictures of a data set that are closest to it, in pixels or in the features of a network.",
-        examples=EXAMPLES,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_model_arguments(parser)
     common.add_dataset_arguments(parser.add_argument_group("the data set"), required=True)
     group = parser.add_argument_group("the samples")
     common.add_classes_argument(group, "the first 10")
-    common.add_images_per_class_argument(group, 1, "samples a class; without classes, samples")
+    common.add_number(group, "--images_per_class", 1, "samples a class; without classes, samples")
     common.add_drawing_arguments(group)
     group.add_argument(
         "--extractor",
@@ -55,12 +51,9 @@ def run(args: argparse.Namespace) -> None:
     from ..evaluation import load_extractor
     from ..exploring import nearest_neighbours
     from ..images import image_grid
-    from ..latents import check_truncation
     from ..media import save_png
 
-    common.check_output(args.output, [".png"], args.overwrite)
-    check_truncation(args.truncation)
-    pipe = common.load_pipeline(args)
+    pipe = common.checked_pipeline(args, ".png")
     extractor = None if args.extractor is None else load_extractor(args.extractor, pipe.device)
     config = pipe.model.config
     data_set = load_labelled_images(

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from ..pipeline_biggan import BigGANPipeline
 
 
+HELP = "many images in one .npz file"
+DESCRIPTION = "Generates images for metric tools: x, uint8 (N, H, W, channels), and y, int64 (N,)."
 EXAMPLES = """\
 examples:
   biggan-hf npz user/biggan --num_images 50000 --output samples.npz
@@ -23,20 +25,10 @@ examples:
 IMAGES_AT_A_TIME = 1024  # drawn and written together; a fixed number, so that no image depends on the batch size
 
 
-def add_command(commands: common.Commands) -> None:
-    parser = common.add_parser(
-        commands,
-        "npz",
-        run,
-        help="many images in one .npz file",
-        description="Generates images for metric tools: x, uint8 (N, H, W, channels), and y, int64 (N,).",
-        examples=EXAMPLES,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_model_arguments(parser)
     group = parser.add_argument_group("the images")
-    group.add_argument(
-        "--num_images", type=common.positive_int, default=50_000, metavar="N", help="default: %(default)s"
-    )
+    common.add_number(group, "--num_images", 50_000, "images in all")
     group.add_argument(
         "--classes", nargs="+", metavar="CLASS", help="names or ids, taken in turn (default: a random one each)"
     )
@@ -47,12 +39,9 @@ def add_command(commands: common.Commands) -> None:
 def run(args: argparse.Namespace) -> None:
     from tqdm.auto import tqdm
 
-    from ..latents import check_truncation
     from ..media import save_npz
 
-    common.check_output(args.output, [".npz"], args.overwrite)
-    check_truncation(args.truncation)
-    pipe = common.load_pipeline(args)
+    pipe = common.checked_pipeline(args, ".npz")
     with tqdm(total=args.num_images, unit="image", delay=1) as bar:  # not before a mistake can be reported
         save_npz(_batches(pipe, args, bar), args.num_images, args.output)
     print(args.output)

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from ..pipeline_biggan import BigGANPipeline
 
 
+HELP = "generate a sheet of images"
+DESCRIPTION = "Generates images on one sheet, a row a class. A model without classes fills a square."
 EXAMPLES = """\
 examples:
   biggan-hf sample user/biggan --output samples.png
@@ -20,19 +22,11 @@ examples:
 IMAGES_PER_CLASS = 10
 
 
-def add_command(commands: common.Commands) -> None:
-    parser = common.add_parser(
-        commands,
-        "sample",
-        run,
-        help="generate a sheet of images",
-        description="Generates images on one sheet, a row a class. A model without classes fills a square.",
-        examples=EXAMPLES,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_model_arguments(parser)
     group = parser.add_argument_group("the images")
     common.add_classes_argument(group, "the first 10")
-    common.add_images_per_class_argument(group, IMAGES_PER_CLASS, "images a row; without classes, side of the square")
+    common.add_number(group, "--images_per_class", IMAGES_PER_CLASS, "images a row; without classes, rows too")
     group.add_argument("--same_latents", action="store_true", help="the same latents for every class, a column each")
     common.add_drawing_arguments(group, mode=True)
     common.add_output_arguments(parser, "FILE.png", "where the sheet goes")
@@ -43,12 +37,9 @@ def run(args: argparse.Namespace) -> None:
 
     from ..exploring import class_grid
     from ..images import image_grid
-    from ..latents import check_truncation
     from ..media import save_png
 
-    common.check_output(args.output, [".png"], args.overwrite)
-    check_truncation(args.truncation)
-    pipe = common.load_pipeline(args)
+    pipe = common.checked_pipeline(args, ".png")
     classes = common.classes_to_sample(pipe, args.classes)
     columns = args.images_per_class
     options = common.drawing_options(args)

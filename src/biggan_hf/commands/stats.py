@@ -7,6 +7,11 @@ from pathlib import Path
 from . import common
 
 
+HELP = "measure standing statistics for truncations"
+DESCRIPTION = (
+    "Measures batch norm's standing statistics, for each truncation or for plain N(0, 1), and saves the generator "
+    "with them. Processes of `accelerate launch` or `torchrun` share the passes."
+)
 EXAMPLES = """\
 examples:
   biggan-hf stats user/biggan --truncations 0.04 0.2 0.4 0.6 0.8 1 1.5 2 --output biggan-with-statistics
@@ -14,16 +19,7 @@ examples:
 """
 
 
-def add_command(commands: common.Commands) -> None:
-    parser = common.add_parser(
-        commands,
-        "stats",
-        run,
-        help="measure standing statistics for truncations",
-        description="Measures batch norm's standing statistics, for each truncation or for plain N(0, 1), and saves "
-        "the generator with them. Processes of `accelerate launch` or `torchrun` share the passes.",
-        examples=EXAMPLES,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_model_arguments(parser)
     group = parser.add_argument_group("the statistics")
     group.add_argument(
@@ -34,14 +30,8 @@ def add_command(commands: common.Commands) -> None:
         help="as the model's own mode means them; statistics between two of them are interpolated (default: none; the "
         "statistics of plain N(0, 1) replace the running ones)",
     )
-    group.add_argument(
-        "--num_batches",
-        type=common.positive_int,
-        default=100,
-        metavar="N",
-        help="forward passes for each truncation (default: %(default)s)",
-    )
-    common.add_batch_size_argument(group, 64, "samples a pass")
+    common.add_number(group, "--num_batches", 100, "forward passes for each truncation")
+    common.add_number(group, "--batch_size", 64, "samples a pass")
     common.add_seed_argument(group)
     common.add_output_arguments(parser, "FOLDER", "where the generator goes; other files in it stay")
 

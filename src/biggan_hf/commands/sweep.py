@@ -5,6 +5,8 @@ import argparse
 from . import common
 
 
+HELP = "the same draws at several truncations"
+DESCRIPTION = "Generates a sheet with a column a truncation, like the paper's figure 2a. Each row is one draw."
 EXAMPLES = """\
 examples:
   biggan-hf sweep user/biggan --output sweep.png
@@ -14,19 +16,11 @@ examples:
 PAPER = [2.0, 1.0, 0.5, 0.04]  # figure 2a, from left to right
 
 
-def add_command(commands: common.Commands) -> None:
-    parser = common.add_parser(
-        commands,
-        "sweep",
-        run,
-        help="the same draws at several truncations",
-        description="Generates a sheet with a column a truncation, like the paper's figure 2a. Each row is one draw.",
-        examples=EXAMPLES,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_model_arguments(parser)
     group = parser.add_argument_group("the images")
     common.add_classes_argument(group, "the first 4")
-    common.add_images_per_class_argument(group, 2, "rows a class; without classes, rows")
+    common.add_number(group, "--images_per_class", 2, "rows a class; without classes, rows")
     group.add_argument(
         "--truncations",
         nargs="+",

@@ -320,5 +320,5 @@ def write_moments(measurements: Measurements, path: str | Path) -> None:
         "extractor": measurements.extractor,
     }
     mean, covariance = measurements.mean.cpu().numpy(), measurements.covariance.cpu().numpy()
-    with write_file(path) as unfinished:
-        np.savez(unfinished, mu=mean, sigma=covariance, protocol=np.array(json.dumps(protocol)))
+    with write_file(path) as unfinished, unfinished.open("wb") as file:  # to a path, savez may add a suffix
+        np.savez(file, mu=mean, sigma=covariance, protocol=np.array(json.dumps(protocol)))
