@@ -36,7 +36,6 @@ from biggan_hf.evaluation.curves import draw_curve, marked_points, plot_curve, w
 from biggan_hf.evaluation.extractors import STANDARD_DIGEST
 from biggan_hf.evaluation.measuring import label
 from biggan_hf.evaluation.reports import BEGIN, Measure, Report, flatten, write_json
-from biggan_hf.evaluation.statistics import read_moments
 from biggan_hf.images import to_uint8
 
 
@@ -704,20 +703,6 @@ def test_moments_give_fid_only() -> None:
     assert list(report.values)[0] == "FD-tiny"
     narrow = replace(moments, mean=torch.zeros(3), covariance=torch.eye(3))
     refused(samples, narrow, "width 3, extractor 'tiny' of 12: it was measured with another one", metrics=("fid",))
-
-
-@pytest.mark.parametrize(
-    ("arrays", "message"),
-    [
-        ({"sigma": np.eye(2) + 1j}, "must be floating-point numbers, got float64 and complex128"),
-        ({"mu": np.array(["a", "b"])}, "must be floating-point numbers, got <U1 and float64"),
-        ({"protocol": np.array('{"reference": {}, "num_images": null, "image_shape": null, "extractor": 3}')}, "is 3"),
-    ],
-)
-def test_damaged_moments(arrays: dict[str, Any], message: str, tmp_path: Path) -> None:
-    np.savez(tmp_path / "moments.npz", **{"mu": np.zeros(2), "sigma": np.eye(2)} | arrays)
-    with pytest.raises(ValueError, match=f"moments.npz.* {message}"):
-        read_moments(tmp_path / "moments.npz")
 
 
 def test_moments_of_another_extractor_are_refused_and_of_an_unknown_one_not_called_fid() -> None:

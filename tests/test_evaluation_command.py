@@ -231,10 +231,3 @@ def test_weights_that_can_t_be_downloaded(
     monkeypatch.setattr("biggan_hf.evaluation.extractors.TORCHVISION_WEIGHTS", url)
     message = refused(capsys, "model", "--dataset_name", "pictures", "--extractor", "inception-torchvision")
     assert "cannot download http://127.0.0.1:9/inception_v3_google-0cc3c7bd.pth" in message
-
-
-def test_help_has_two_examples(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        main(["evaluate", "--help"])
-    assert stopped.value.code == 0
-    assert capsys.readouterr().out.partition("examples:")[2].count("biggan-hf evaluate") == 2
