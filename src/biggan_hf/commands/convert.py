@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 HELP = "convert another program's checkpoint"
-DESCRIPTION = "Says which program's checkpoint SOURCE is, and converts it to a model folder."
+DESCRIPTION = "Finds out which program wrote SOURCE, and converts it to a model folder."
 EXAMPLES = """\
 examples:
   biggan-hf convert weights/my_experiment --output my-biggan
@@ -18,7 +18,7 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SOURCE", help="a checkpoint's file or folder")
     parser.add_argument(
-        "rest", nargs=argparse.REMAINDER, metavar="--output DIR …", help="the arguments of that program's converter"
+        "rest", nargs=argparse.REMAINDER, metavar="--output DIR …", help="the options of that program's converter"
     )
 
 
