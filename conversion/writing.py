@@ -1,7 +1,6 @@
 """Writes a model folder: loads all tensors, compares with a reference, and writes the card, or writes nothing."""
 
 import argparse
-import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -20,7 +19,8 @@ from biggan_hf.conversion.architecture import Findings
 from biggan_hf.conversion.reading import State, sha256
 from biggan_hf.conversion.rename import abbreviated
 from biggan_hf.conversion.training_state import STATE_FILE
-from biggan_hf.hub import model_card, staged_save
+from biggan_hf.files import replaced_folder, staged_folder
+from biggan_hf.hub import model_card
 
 
 # The largest difference from a reference answer that is accepted, relative to the largest entry of the answer.
@@ -265,18 +265,12 @@ def output_folder(output: Path, owned: tuple[str, ...]) -> Iterator[Path]:
         owned: Files and folders of an earlier model, which are removed if they are not written anew.
     """
     if output.is_dir() and any(output.iterdir()):
-        with staged_save(output) as staging:
+        with staged_folder(output) as staging:
             yield staging
             stale = [output / name for name in owned if not (staging / name).exists()]
         for path in stale:
             if path.exists():
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         return
-    output.parent.mkdir(parents=True, exist_ok=True)
-    staging = output.with_name(f".{output.name}-{os.getpid()}")
-    staging.mkdir()
-    try:
+    with replaced_folder(output) as staging:
         yield staging
-        os.replace(staging, output)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)

@@ -2,9 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +26,6 @@ from biggan_hf.evaluation import (
     add_to_card,
     evaluate,
     evaluate_all,
-    evaluate_generator,
     kernel_distance,
     load_extractor,
     manifold_scores,
@@ -40,7 +36,6 @@ from biggan_hf.evaluation.curves import draw_curve, marked_points, plot_curve, w
 from biggan_hf.evaluation.extractors import STANDARD_DIGEST
 from biggan_hf.evaluation.measuring import label
 from biggan_hf.evaluation.reports import BEGIN, Measure, Report, flatten, write_json
-from biggan_hf.evaluation.statistics import read_moments
 from biggan_hf.images import to_uint8
 
 
@@ -250,42 +245,10 @@ def test_an_unfinished_pass_goes_on_only_in_the_same_batches(tmp_path: Path, mon
     # Now the first process of two, which takes every other batch.
     with monkeypatch.context() as patch:
         patch.setattr(statistics, "num_processes", lambda: 2)
-        patch.setattr(statistics, "_main_decides", lambda answer, device: answer)
+        patch.setattr(statistics, "from_main", lambda answer: answer)
         interrupted(source, 16, extractor, batch_size=8, **options)
     assert len(list(tmp_path.iterdir())) == 1
     assert same(measure(source, extractor, batch_size=8, **options), expected, rtol=1e-5)
-
-
-def test_a_save_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
-    class Broken:
-        def cpu(self) -> Any:
-            return lambda: None  # which can't be saved
-
-    file = tmp_path / "pass.pt"
-    statistics._save({"total": torch.ones(3)}, file)
-    before = file.read_bytes()
-    with pytest.raises(Exception, match="pickle|local object"):
-        statistics._save({"total": torch.zeros(3), "outer": Broken()}, file)  # type: ignore[dict-item]
-    assert file.read_bytes() == before and list(tmp_path.iterdir()) == [file]
-
-
-def test_two_evaluations_at_once_share_a_cache(tmp_path: Path) -> None:
-    file = tmp_path / "pass.pt"
-    code = "import sys, torch; from pathlib import Path; from biggan_hf.evaluation.statistics import _save; "
-    code += "_save({'total': torch.ones(3)}, Path(sys.argv[1]))"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-
-    class SavedByAnotherMeanwhile:
-        def cpu(self) -> Any:
-            return self
-
-        def __reduce__(self) -> Any:
-            subprocess.run([sys.executable, "-c", code, str(file)], env=environment, check=True, timeout=300)
-            return int, ()
-
-    statistics._save({"total": SavedByAnotherMeanwhile()}, file)  # type: ignore[dict-item]
-    assert torch.load(file, weights_only=False) == {"total": 0} and list(tmp_path.iterdir()) == [file]
-    statistics.forget([tmp_path / "removed by the other one.pt"])
 
 
 def test_a_pass_shows_its_progress(capsys: pytest.CaptureFixture[str]) -> None:
@@ -682,10 +645,11 @@ def test_intra_class_fid_is_the_mean_over_classes(pictures: LabelledImages) -> N
 def test_a_training_loop_gets_numbers(pictures: LabelledImages, tmp_path: Path) -> None:
     model = tiny_generator(num_channels=1).train()
     settings = replace(FEW, metrics=("fid", "is"), cache_dir=tmp_path)
-    numbers = evaluate_generator(model, pictures, tiny_extractor(), num_images=30, settings=settings)
+    sources = GeneratedImages(model, 30), RealImages(pictures)
+    numbers = evaluate(*sources, tiny_extractor(), settings).values
     assert list(numbers) == ["FD-tiny", "IS-tiny", "IS-tiny of the real images (images, 120 images)"]
     assert model.training and len(list(tmp_path.iterdir())) == 1
-    assert evaluate_generator(model, pictures, tiny_extractor(), num_images=30, settings=settings) == numbers
+    assert evaluate(*sources, tiny_extractor(), settings).values == numbers
 
 
 # What is refused
@@ -739,20 +703,6 @@ def test_moments_give_fid_only() -> None:
     assert list(report.values)[0] == "FD-tiny"
     narrow = replace(moments, mean=torch.zeros(3), covariance=torch.eye(3))
     refused(samples, narrow, "width 3, extractor 'tiny' of 12: it was measured with another one", metrics=("fid",))
-
-
-@pytest.mark.parametrize(
-    ("arrays", "message"),
-    [
-        ({"sigma": np.eye(2) + 1j}, "must be floating-point numbers, got float64 and complex128"),
-        ({"mu": np.array(["a", "b"])}, "must be floating-point numbers, got <U1 and float64"),
-        ({"protocol": np.array('{"reference": {}, "num_images": null, "image_shape": null, "extractor": 3}')}, "is 3"),
-    ],
-)
-def test_damaged_moments(arrays: dict[str, Any], message: str, tmp_path: Path) -> None:
-    np.savez(tmp_path / "moments.npz", **{"mu": np.zeros(2), "sigma": np.eye(2)} | arrays)
-    with pytest.raises(ValueError, match=f"moments.npz.* {message}"):
-        read_moments(tmp_path / "moments.npz")
 
 
 def test_moments_of_another_extractor_are_refused_and_of_an_unknown_one_not_called_fid() -> None:

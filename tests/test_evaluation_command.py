@@ -14,11 +14,10 @@ from evaluation_common import TINY_SOURCE, save_pictures
 from huggingface_hub import ModelCard
 
 from biggan_hf.cli import build_parser, main
-from biggan_hf.commands.evaluate import PROTOCOLS
 
 
 ROOT = Path(__file__).parents[1]
-MEASURED = ["--dataset", "pictures", "--reference_images", "60", "--extractor", "own:extract"]
+MEASURED = ["--dataset_name", "pictures", "--reference_images", "60", "--extractor", "own:extract"]
 
 
 @pytest.fixture
@@ -79,27 +78,21 @@ def test_a_report(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_options_reach_what_they_are_for(folder: Path) -> None:
     source = TINY_SOURCE.replace("    return", "    open('sizes', 'a').write(f'{len(images)} ')\n    return")
     Path("own.py").write_text(source)
-    options = ["--seed", "7", "--truncation", "0.5", "--truncation_mode", "clamp", "--batch_size", "25"]
-    sizes = ["--kid_subsets", "7", "--kid_subset_size", "11", "--is_splits", "3", "--num_kept", "30"]
-    evaluate("--output", "report.json", *options, *sizes)
+    options = ["--seed", "7", "--truncations", "0.5", "--truncation_mode", "scale", "--batch_size", "25"]
+    evaluate("--output", "report.json", *options)
     protocol = json.loads(Path("report.json").read_text())["protocol"]
     samples = protocol["samples"]
-    assert (samples["seed"], samples["truncation"], samples["truncation_mode"]) == (7, 0.5, "clamp")
+    assert (samples["seed"], samples["truncation"], samples["truncation_mode"]) == (7, 0.5, "scale")
     assert Path("sizes").read_text().split() == ["2", "25", "25", "10", "25", "25"]  # tried, 60 real ones, 50 samples
-    assert protocol["kid"] == "7 subsets of 11" and protocol["is"] == "3 splits"
-    assert protocol["features_of"].startswith("30 real images and 30 samples")
+    assert protocol["kid"] == "100 subsets of 50" and protocol["is"] == "10 splits"
+    assert protocol["features_of"].startswith("60 real images and 50 samples")
 
 
 def test_defaults() -> None:
-    args = build_parser().parse_args(["evaluate", "model", "--dataset", "x"])
-    assert (args.num_images, args.seed, args.truncation, args.split, args.weights) == (
-        50_000,
-        0,
-        [None],
-        "train",
-        "ema",
-    )
-    assert (args.kid_subsets, args.kid_subset_size, args.is_splits, args.num_kept) == (100, 1_000, 10, 10_000)
+    args = build_parser().parse_args(["evaluate", "model", "--dataset_name", "x"])
+    assert (args.num_images, args.seed, args.truncations) == (50_000, 0, [None])
+    assert (args.dataset_split, args.weights, args.batch_size) == ("train", "ema", 64)
+    assert (args.extractor, args.metrics) == ("inception", ["fid", "kid", "is", "prdc"])
 
 
 def test_pictures_unlike_the_samples_are_converted_only_on_request(
@@ -118,7 +111,7 @@ def test_pictures_unlike_the_samples_are_converted_only_on_request(
 
 
 def test_a_curve_without_fid(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    evaluate("--output", "curve.json", "--truncation", "0.3", "none", "--metrics", "is", "prdc")
+    evaluate("--output", "curve.json", "--truncations", "0.3", "none", "--metrics", "is", "prdc")
     assert Path("curve.png").read_bytes().startswith(b"\x89PNG")
     assert Path("curve.csv").read_text().splitlines()[0].endswith(",marked")
     assert "max IS-own:extract: truncation" in capsys.readouterr().out
@@ -133,7 +126,7 @@ def test_live_weights_are_those_of_the_checkpoint(folder: Path) -> None:
 
 
 def test_a_truncation_curve(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    evaluate("--output", "curve.json", "--truncation", "0.3", "1", "none", "0.30", "none")
+    evaluate("--output", "curve.json", "--truncations", "0.3", "1", "none", "0.30", "none")
     reports = json.loads(Path("curve.json").read_text())
     assert [report["protocol"]["samples"]["truncation"] for report in reports] == [0.3, 1.0, None]
     assert len(Path("curve.csv").read_text().splitlines()) == 4
@@ -178,15 +171,15 @@ def test_what_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
     Path("latin/README.md").write_text("# Où\n", encoding="latin-1")
     fast = [*MEASURED, "--num_images", "50", "--cache_dir", "cache"]
     cases = {
-        "name the real images with --dataset": ["model"],
-        "or their moments with --moments": ["model", "--dataset", "x", "--moments", "y.npz"],
+        "name the real images with --dataset_name": ["model"],
+        "or their moments with --moments": ["model", "--dataset_name", "x", "--moments", "y.npz"],
         "--floor and --save_moments need": ["model", "--moments", "y.npz", "--floor", "rest"],
-        "they need --output": ["model", *fast, "--truncation", "0.5", "1"],
+        "they need --output": ["model", *fast, "--truncations", "0.5", "1"],
         "must be a .json file, got 'report.csv'": ["model", *fast, "--output", "report.csv"],
         "folder 'nowhere' does not exist": ["model", *fast, "--output", "nowhere/report.json"],
         "'report.json' exists; --overwrite": ["model", *fast, "--output", "report.json"],
         "no local folder with a README.md": ["own.py", *fast, "--update_card"],
-        "a positive number or 'none', got '0'": ["model", *fast, "--truncation", "0"],
+        "a positive number or 'none', got '0'": ["model", *fast, "--truncations", "0"],
         "integer from 0 to 2**63 - 1, got '-1'": ["model", *fast, "--seed", "-1"],
         "cache 'own.py': 'own.py' is a file": ["model", *fast, "--cache_dir", "own.py"],
         "--save_moments needs the metric 'fid'": ["model", *fast, "--save_moments", "m.npz", "--metrics", "is"],
@@ -204,7 +197,7 @@ def test_what_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
             "--extractor",
             "exploding:extract",
         ],
-        "there is no truncation": ["samples.npz", *fast, "--truncation", "0.5"],
+        "'samples.npz' holds images: --truncations, --weights": ["samples.npz", *fast, "--truncations", "0.5"],
         "there is no file 'samples.npz'": ["samples.npz", *fast],
         "there is no file 'y.npz'": ["model", "--moments", "y.npz", "--extractor", "own:extract"],
         "cannot import extractor 'nothing:here'": ["model", *fast, "--extractor", "nothing:here"],
@@ -225,24 +218,16 @@ def test_a_missing_package_is_one_line(
     message = refused(capsys, "model", *MEASURED, "--num_images", "50", "--cache_dir", "cache")
     assert "pip install biggan_hf[eval]" in message and "leave out 'kid'" in message
     monkeypatch.setattr("biggan_hf.commands.evaluate.find_spec", lambda name: None)
-    message = refused(capsys, "model", *MEASURED, "--truncation", "0.5", "1", "--output", "curve.json")
+    message = refused(capsys, "model", *MEASURED, "--truncations", "0.5", "1", "--output", "curve.json")
     assert "a curve needs matplotlib: pip install biggan_hf[eval]" in message
 
 
-def test_the_protocol_of_biggan_pytorch(
+def test_weights_that_can_t_be_downloaded(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert PROTOCOLS["biggan-pytorch"] == {"extractor": "inception-torchvision", "metrics": ["fid", "is"]}
-    # Its weights are looked for and can't be had here.
+    # Its weights are searched for, and there is no network here.
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(folder))
     url = "http://127.0.0.1:9/inception_v3_google-0cc3c7bd.pth"
     monkeypatch.setattr("biggan_hf.evaluation.extractors.TORCHVISION_WEIGHTS", url)
-    message = refused(capsys, "model", "--dataset", "pictures", "--protocol", "biggan-pytorch")
+    message = refused(capsys, "model", "--dataset_name", "pictures", "--extractor", "inception-torchvision")
     assert "cannot download http://127.0.0.1:9/inception_v3_google-0cc3c7bd.pth" in message
-
-
-def test_help_has_two_examples(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        main(["evaluate", "--help"])
-    assert stopped.value.code == 0
-    assert capsys.readouterr().out.partition("examples:")[2].count("biggan-hf evaluate") == 2

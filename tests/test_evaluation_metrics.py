@@ -210,13 +210,6 @@ def test_what_is_not_asked_for_is_not_gathered() -> None:
         write_moments(measured, "moments.npz")
 
 
-def test_nan_features_are_named() -> None:
-    x = torch.zeros(20, 3)
-    x[9] = math.nan
-    with pytest.raises(ValueError, match="images 7 to 13 are NaN"):
-        statistics_of(x, torch.zeros(20, 2), splits=1)
-
-
 # Files of moments
 
 
@@ -245,12 +238,17 @@ def test_moments_files_are_those_of_biggan_pytorch(tmp_path: Path) -> None:
     [
         ({"x": np.zeros(3)}, "has the arrays x, expected mu and sigma"),
         ({"mu": np.zeros(3), "sigma": np.eye(4)}, r"got \(3,\) and \(4, 4\)"),
-        ({"mu": np.zeros(2), "sigma": np.full((2, 2), np.nan)}, "NaN"),
-        ({"mu": np.zeros(2), "sigma": np.eye(2), "protocol": np.array("{}")}, "protocol that can't be read"),
+        ({"sigma": np.full((2, 2), np.nan)}, "NaN"),
+        ({"protocol": np.array("{}")}, "protocol that can't be read"),
         ({"mu": np.array([None, 1]), "sigma": np.eye(2)}, "no .npz file of arrays"),  # an object: code
+        ({"sigma": np.eye(2) + 1j}, "must be floating-point numbers, got float64 and complex128"),
+        ({"mu": np.array(["a", "b"])}, "must be floating-point numbers, got <U1 and float64"),
+        ({"protocol": np.array('{"reference": {}, "num_images": null, "image_shape": null, "extractor": 3}')}, "is 3"),
     ],
 )
 def test_what_is_no_file_of_moments(arrays: dict[str, np.ndarray], message: str, tmp_path: Path) -> None:
+    if "x" not in arrays:
+        arrays = {"mu": np.zeros(2), "sigma": np.eye(2), **arrays}
     np.savez(tmp_path / "moments.npz", **arrays)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=message):
         read_moments(tmp_path / "moments.npz")

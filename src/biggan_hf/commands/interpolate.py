@@ -1,4 +1,4 @@
-"""`biggan-hf interpolate`: a sheet or a film of the way from image to image."""
+"""`biggan-hf interpolate`: a sheet or a film of images along a path."""
 
 import argparse
 from typing import TYPE_CHECKING
@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from ..pipeline_biggan import BigGANPipeline
 
 
+HELP = "images along a path through latents or classes"
+DESCRIPTION = "Generates images along a path: a sheet with a path a row (.png), or a film (.gif, .mp4)."
 EXAMPLES = """\
 examples:
   biggan-hf interpolate user/biggan --classes tiger goldfish --rows 4 --output tigers-and-goldfish.png
@@ -19,56 +21,35 @@ examples:
 """
 
 
-def add_command(commands: common.Commands) -> None:
-    parser = common.add_parser(
-        commands,
-        "interpolate",
-        run,
-        help="images along a path through latents or classes",
-        description="Generates images along a path: a sheet with a path a row (.png), or a film (.gif, .mp4).",
-        examples=EXAMPLES,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_model_arguments(parser)
-    parser.add_argument(
+    group = parser.add_argument_group("the path")
+    group.add_argument(
         "--over",
         choices=["latents", "classes", "both"],
         default="latents",
-        help="what moves; over latents, the rows take the classes in turn (default: %(default)s)",
+        help="what changes along a path; if the latents, each row keeps its class (default: %(default)s)",
     )
-    common.add_classes_argument(parser, "the first ones")
-    parser.add_argument(
-        "--points",
-        type=common.positive_int,
-        metavar="N",
-        help="points of a path; over classes, the classes by default (default: 3)",
-    )
-    parser.add_argument(
-        "--steps", type=common.positive_int, default=8, metavar="N", help="from point to point (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--rows", type=common.positive_int, default=1, metavar="N", help="paths, of latents of their own (default: 1)"
-    )
-    parser.add_argument("--spherical", action="store_true", help="along great circles instead of straight lines")
-    parser.add_argument("--loop", action="store_true", help="lead back to the first point")
-    parser.add_argument(
-        "--fps", type=common.positive_int, default=16, metavar="N", help="of a film (default: %(default)s)"
-    )
-    common.add_drawing_arguments(parser)
-    common.add_output_arguments(parser, "FILE", "a .png sheet, or a .gif or .mp4 film")
+    common.add_classes_argument(group, "the first ones")
+    common.add_number(group, "--points", None, "points of a path (default: 3; over classes, one for each class)")
+    common.add_number(group, "--steps", 8, "from point to point")
+    common.add_number(group, "--rows", 1, "paths, each of its own latents")
+    group.add_argument("--spherical", action="store_true", help="along great circles, not straight lines")
+    group.add_argument("--loop", action="store_true", help="lead back to the first point")
+    common.add_drawing_arguments(group)
+    group = common.add_output_arguments(parser, "FILE", "a .png sheet, or a .gif or .mp4 film")
+    common.add_number(group, "--fps", 16, "frames a second of a film")
 
 
 def run(args: argparse.Namespace) -> None:
     from ..images import image_grid
-    from ..latents import check_truncation
     from ..media import FILMS, check_frames_per_second, import_av, save_png
 
-    common.check_output(args.output, [".png", *FILMS], args.overwrite)
-    check_truncation(args.truncation)
     check_frames_per_second(args.fps)
     suffix = args.output.suffix.lower()
     if suffix == ".mp4":
         import_av()
-    pipe = common.load_pipeline(args.model, args.device)
+    pipe = common.checked_pipeline(args, ".png", *FILMS)
     classes, points = _points(pipe, args)
     paths = _paths(pipe, classes, points, args)  # (rows, frames, C, H, W)
     if suffix == ".png":
@@ -90,7 +71,7 @@ def _paths(
     from ..latents import sample_latents
 
     embeddings = None if classes is None else pipe.embed_classes(classes)
-    mode = pipe.model._truncation_mode(args.truncation, args.truncation_mode)
+    mode = pipe.model.config.truncation_mode
     generator = torch.Generator().manual_seed(args.seed)
     num_latents = 1 if args.over == "classes" else points
     rows = []
@@ -108,7 +89,6 @@ def _paths(
                 spherical=args.spherical,
                 closed=args.loop,
                 truncation=args.truncation,
-                batch_size=args.batch_size,
                 progress_bar=True,
             )
         )
@@ -129,7 +109,10 @@ def _points(pipe: "BigGANPipeline", args: argparse.Namespace) -> "tuple[list[com
 
 
 def _labels(names: list[str], points: int, args: argparse.Namespace) -> tuple[list[str], list[str]]:
-    """Left of each row its class or the number of its latents, above each column its point or the way to the next."""
+    """
+    Labels of the rows: the class, or the number of the path. Labels of the columns: the point, or how far the image
+    is on the way to the next point.
+    """
     over_latents = args.over == "latents"
     at_points = [f"z {point + 1}" for point in range(points)] if over_latents else names
     between = [f"{step}/{args.steps}" for step in range(1, args.steps)]

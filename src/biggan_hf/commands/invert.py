@@ -11,6 +11,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+HELP = "the latents that come closest to a picture"
+DESCRIPTION = (
+    "Searches for the latents and the class embedding that generate given pictures. A row of the sheet shows a "
+    "picture, the random sample that was closest to it, and what the search found from there."
+)
 EXAMPLES = """\
 examples:
   biggan-hf invert user/biggan cat.png --output inverted.png
@@ -18,58 +23,42 @@ examples:
 """
 
 
-def add_command(commands: common.Commands) -> None:
-    parser = common.add_parser(
-        commands,
-        "invert",
-        run,
-        help="the latents that come closest to a picture",
-        description="Looks for the latents and the class embedding that generate given pictures. A row of the sheet "
-        "is a picture, the random sample that was closest to it, and what was found from there.",
-        examples=EXAMPLES,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_model_arguments(parser)
     parser.add_argument("pictures", nargs="+", type=Path, metavar="PICTURE", help="of the model's own size")
-    parser.add_argument(
-        "--classes", nargs="+", metavar="CLASS", help="where each begins, a name or id each (default: any)"
+    group = parser.add_argument_group("the search")
+    group.add_argument(
+        "--classes", nargs="+", metavar="CLASS", help="a name or id for each picture, to start from (default: any)"
     )
-    parser.add_argument(
-        "--steps", type=common.positive_int, default=300, metavar="N", help="of descent (default: %(default)s)"
-    )
-    parser.add_argument("--truncation", type=float, metavar="T", help="of the samples to begin with (default: none)")
-    parser.add_argument("--seed", type=common.seed, default=0, help="of the samples (default: %(default)s)")
-    parser.add_argument(
-        "--batch_size",
-        type=common.positive_int,
-        default=16,
-        metavar="N",
-        help="most pictures or samples at a time (default: %(default)s)",
-    )
-    parser.add_argument(
+    common.add_number(group, "--steps", 300, "of descent")
+    common.add_seed_argument(group)
+    common.add_number(group, "--batch_size", 16, "most pictures or samples at a time")
+    group = common.add_output_arguments(parser, "FILE.png", "where the sheet goes")
+    group.add_argument(
         "--latents", type=Path, metavar="FILE.npz", help="also write latents, class_embeddings and errors"
     )
-    common.add_output_arguments(parser, "FILE.png", "where the sheet goes")
 
 
 def run(args: argparse.Namespace) -> None:
     import numpy as np
     import torch
 
+    from ..files import write_file
     from ..images import image_grid
     from ..inversion import invert
-    from ..latents import check_truncation
-    from ..media import replacing, save_png
+    from ..media import save_png
 
     common.check_output(args.output, [".png"], args.overwrite)
     if args.latents:
         common.check_output(args.latents, [".npz"], args.overwrite)
-    check_truncation(args.truncation)
     if args.classes and len(args.classes) != len(args.pictures):
-        raise ValueError(f"--classes takes one a picture: got {len(args.classes)} for {len(args.pictures)} pictures")
+        raise ValueError(
+            f"--classes takes a class for each picture, got {len(args.classes)} for {len(args.pictures)} pictures"
+        )
     for path in args.pictures:
         if not path.is_file():
             raise FileNotFoundError(f"there is no picture {str(path)!r}")
-    pipe = common.load_pipeline(args.model, args.device)
+    pipe = common.load_pipeline(args)
     config = pipe.model.config
     pictures = torch.stack([_read(path, config.image_size, config.num_channels) for path in args.pictures])
     ids = None if args.classes is None else common.class_ids(pipe, args.classes)
@@ -78,15 +67,14 @@ def run(args: argparse.Namespace) -> None:
         pictures,
         None if ids is None else torch.tensor(ids),
         num_steps=args.steps,
-        truncation=args.truncation,
         generator=torch.Generator().manual_seed(args.seed),
         batch_size=args.batch_size,
     )
     if args.latents:
         arrays = {"latents": found.latents, "class_embeddings": found.class_embeddings, "errors": found.errors}
         given: dict[str, Any] = {name: x.cpu().numpy() for name, x in arrays.items() if x is not None}
-        with replacing(args.latents) as temporary, temporary.open("wb") as file:
-            np.savez(file, **given)
+        with write_file(args.latents) as unfinished:
+            np.savez(unfinished, **given)
         print(args.latents)
     sheet = torch.stack([pictures, found.starts.cpu(), found.images.cpu()], dim=1).flatten(0, 1)
     labels = [path.stem for path in args.pictures]

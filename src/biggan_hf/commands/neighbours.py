@@ -13,46 +13,34 @@ if TYPE_CHECKING:
     from ..data import LabelledImages
 
 
+HELP = "the closest pictures of a data set to samples"
+DESCRIPTION = (
+    "Shows whether the model has memorised pictures. Generates a sheet with a sample a row; right of it stand the "
+    "pictures of a data set that are closest to it, in pixels or in the features of a network."
+)
 EXAMPLES = """\
 examples:
   biggan-hf neighbours user/biggan --dataset_name uoft-cs/cifar10 --output neighbours.png
-  biggan-hf neighbours user/biggan --dataset_name path/to/pictures --classes tiger --neighbours 8 --output tigers.png
+  biggan-hf neighbours user/biggan --dataset_name path/to/pictures --extractor lite0 --output tigers.png
 """
 
+NEIGHBOURS = 5  # pictures a row: they fit a page beside the sample
 PICTURES_AT_A_TIME = 256
 
 
-def add_command(commands: common.Commands) -> None:
-    parser = common.add_parser(
-        commands,
-        "neighbours",
-        run,
-        help="the closest pictures of a data set to samples",
-        description="Generates a sheet with a sample a row, and right of it the pictures of a data set that differ "
-        "least from it, pixel by pixel or in the features of a network: a look for memorised pictures.",
-        examples=EXAMPLES,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_model_arguments(parser)
-    parser.add_argument("--dataset_name", required=True, metavar="NAME", help="as for training: a folder or a Hub id")
-    parser.add_argument("--dataset_split", default="train", metavar="SPLIT", help="default: %(default)s")
-    common.add_classes_argument(parser, "the first 10")
-    parser.add_argument(
-        "--images_per_class",
-        type=common.positive_int,
-        default=1,
-        metavar="N",
-        help="samples a class; without classes, samples (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--neighbours", type=common.positive_int, default=5, metavar="K", help="pictures a row (default: %(default)s)"
-    )
-    parser.add_argument(
+    common.add_dataset_arguments(parser.add_argument_group("the data set"), required=True)
+    group = parser.add_argument_group("the samples")
+    common.add_classes_argument(group, "the first 10")
+    common.add_number(group, "--images_per_class", 1, "samples a class; without classes, samples")
+    common.add_drawing_arguments(group)
+    group.add_argument(
         "--extractor",
         metavar="NAME",
         help="compare features: lite0, inception, inception-torchvision, a TorchScript file or module:function "
         "(default: the pixels)",
     )
-    common.add_drawing_arguments(parser)
     common.add_output_arguments(parser, "FILE.png", "where the sheet goes")
 
 
@@ -63,40 +51,33 @@ def run(args: argparse.Namespace) -> None:
     from ..evaluation import load_extractor
     from ..exploring import nearest_neighbours
     from ..images import image_grid
-    from ..latents import check_truncation
     from ..media import save_png
 
-    common.check_output(args.output, [".png"], args.overwrite)
-    check_truncation(args.truncation)
-    pipe = common.load_pipeline(args.model, args.device)
+    pipe = common.checked_pipeline(args, ".png")
     extractor = None if args.extractor is None else load_extractor(args.extractor, pipe.device)
     config = pipe.model.config
     data_set = load_labelled_images(
         args.dataset_name,
         image_size=config.image_size,
         num_channels=config.num_channels,
+        dataset_config_name=args.dataset_config_name,
         split=args.dataset_split,
         label_column="none",
     )
-    if args.neighbours > len(data_set):
-        raise ValueError(f"--neighbours {args.neighbours}: the data set has {len(data_set)} pictures")
     classes = common.classes_to_sample(pipe, args.classes)
     output = pipe(
         classes,
         num_images_per_prompt=args.images_per_class,
-        batch_size=args.batch_size,
-        truncation=args.truncation,
-        truncation_mode=args.truncation_mode,
-        generator=torch.Generator().manual_seed(args.seed),
         output_type="uint8",
+        **common.drawing_options(args),
     )
     samples = torch.from_numpy(output.images).permute(0, 3, 1, 2)
     features = None if extractor is None else lambda images: extractor(images)[0]
-    found = nearest_neighbours(samples, _batches(data_set), args.neighbours, features)
+    found = nearest_neighbours(samples, _batches(data_set), min(NEIGHBOURS, len(data_set)), features)
     pictures = data_set.__getitems__(found.indices.flatten().tolist())["pixel_values"].unflatten(0, (len(samples), -1))
     sheet = torch.cat([samples[:, None], pictures], dim=1)
     labels = [label for name in common.class_names(pipe, classes) for label in [name] * args.images_per_class] or None
-    titles = ["sample", *(str(rank) for rank in range(1, args.neighbours + 1))]
+    titles = ["sample", *(str(rank) for rank in range(1, pictures.shape[1] + 1))]
     save_png(image_grid(sheet.flatten(0, 1), len(titles), labels, column_labels=titles), args.output)
     print(args.output)
     unit = "in grey levels of 255" if extractor is None else f"of the features of {extractor.name}"

@@ -14,45 +14,35 @@ if TYPE_CHECKING:
     from ..pipeline_biggan import BigGANPipeline
 
 
+HELP = "many images in one .npz file"
+DESCRIPTION = "Generates images for metric tools: x, uint8 (N, H, W, channels), and y, int64 (N,)."
 EXAMPLES = """\
 examples:
   biggan-hf npz user/biggan --num_images 50000 --output samples.npz
   biggan-hf npz user/biggan --classes tiger goldfish --num_images 1000 --truncation 0.5 --output two-classes.npz
 """
 
-IMAGES_AT_A_TIME = 1024  # drawn and written together; fixed, so that no image depends on the batch size
+IMAGES_AT_A_TIME = 1024  # drawn and written together; a fixed number, so that no image depends on the batch size
 
 
-def add_command(commands: common.Commands) -> None:
-    parser = common.add_parser(
-        commands,
-        "npz",
-        run,
-        help="many images in one .npz file",
-        description="Generates images for metric tools: x, uint8 (N, H, W, channels), and y, int64 (N,).",
-        examples=EXAMPLES,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_model_arguments(parser)
-    parser.add_argument(
-        "--num_images", type=common.positive_int, default=50_000, metavar="N", help="default: %(default)s"
-    )
-    parser.add_argument(
+    group = parser.add_argument_group("the images")
+    common.add_number(group, "--num_images", 50_000, "images in all")
+    group.add_argument(
         "--classes", nargs="+", metavar="CLASS", help="names or ids, taken in turn (default: a random one each)"
     )
-    common.add_drawing_arguments(parser)
+    common.add_drawing_arguments(group, mode=True)
     common.add_output_arguments(parser, "FILE.npz", "where the images go")
 
 
 def run(args: argparse.Namespace) -> None:
     from tqdm.auto import tqdm
 
-    from ..latents import check_truncation
     from ..media import save_npz
 
-    common.check_output(args.output, [".npz"], args.overwrite)
-    check_truncation(args.truncation)
-    pipe = common.load_pipeline(args.model, args.device)
-    with tqdm(total=args.num_images, unit="image", delay=1) as bar:  # later than what is wrong with the arguments
+    pipe = common.checked_pipeline(args, ".npz")
+    with tqdm(total=args.num_images, unit="image", delay=1) as bar:  # not before a mistake can be reported
         save_npz(_batches(pipe, args, bar), args.num_images, args.output)
     print(args.output)
 
@@ -60,21 +50,16 @@ def run(args: argparse.Namespace) -> None:
 def _batches(
     pipe: "BigGANPipeline", args: argparse.Namespace, bar: "tqdm"
 ) -> "Iterator[tuple[np.ndarray, np.ndarray | None]]":
-    import torch
-
-    generator = torch.Generator().manual_seed(args.seed)
+    options = common.drawing_options(args)
     classes = None if args.classes is None else common.class_ids(pipe, args.classes)
     for start in range(0, args.num_images, IMAGES_AT_A_TIME):
         images = range(start, min(start + IMAGES_AT_A_TIME, args.num_images))
         output = pipe(
             None if classes is None else [classes[i % len(classes)] for i in images],
             num_images_per_prompt=len(images) if classes is None else 1,
-            batch_size=args.batch_size,
-            truncation=args.truncation,
-            truncation_mode=args.truncation_mode,
-            generator=generator,
             output_type="uint8",
             progress_bar=False,
+            **options,
         )
         yield output.images, None if output.class_labels is None else output.class_labels.cpu().numpy()
         bar.update(len(images))

@@ -1,10 +1,12 @@
-"""`biggan-hf sweep`: the same draws at several truncations, the paper's figure 2a."""
+"""`biggan-hf sweep`: the same draws at several truncations, as in the paper's figure 2a."""
 
 import argparse
 
 from . import common
 
 
+HELP = "the same draws at several truncations"
+DESCRIPTION = "Generates a sheet with a column a truncation, like the paper's figure 2a. Each row is one draw."
 EXAMPLES = """\
 examples:
   biggan-hf sweep user/biggan --output sweep.png
@@ -14,35 +16,20 @@ examples:
 PAPER = [2.0, 1.0, 0.5, 0.04]  # figure 2a, from left to right
 
 
-def add_command(commands: common.Commands) -> None:
-    parser = common.add_parser(
-        commands,
-        "sweep",
-        run,
-        help="the same draws at several truncations",
-        description="Generates a sheet with a column a truncation, like the paper's figure 2a; each row is one draw.",
-        examples=EXAMPLES,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_model_arguments(parser)
-    common.add_classes_argument(parser, "the first 4")
-    parser.add_argument(
+    group = parser.add_argument_group("the images")
+    common.add_classes_argument(group, "the first 4")
+    common.add_number(group, "--images_per_class", 2, "rows a class; without classes, rows")
+    group.add_argument(
         "--truncations",
         nargs="+",
         type=float,
         metavar="T",
-        help="from left to right (default: 2 1 0.5 0.04, the paper's, or those of them that the model has "
-        "statistics for)",
+        help="from left to right (default: the paper's 2 1 0.5 0.04; of these, those for which the model has "
+        "statistics)",
     )
-    parser.add_argument(
-        "--images_per_class",
-        type=common.positive_int,
-        default=2,
-        metavar="N",
-        help="rows a class; without classes, rows (default: %(default)s)",
-    )
-    common.add_truncation_mode_argument(parser)
-    parser.add_argument("--seed", type=common.seed, default=0, help="default: %(default)s")
-    common.add_batch_size_argument(parser)
+    common.add_seed_argument(group)
     common.add_output_arguments(parser, "FILE.png", "where the sheet goes")
 
 
@@ -57,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
     common.check_output(args.output, [".png"], args.overwrite)
     for truncation in args.truncations or []:
         check_truncation(truncation)
-    pipe = common.load_pipeline(args.model, args.device)
+    pipe = common.load_pipeline(args)
     table = pipe.model.config.standing_truncations
     given = args.truncations or [t for t in PAPER if not table or table[0] <= t <= table[-1]]
     truncations = list(dict.fromkeys(given))
@@ -72,12 +59,9 @@ def run(args: argparse.Namespace) -> None:
         truncations,
         torch.Generator().manual_seed(args.seed),
         num_images_per_prompt=args.images_per_class,
-        truncation_mode=args.truncation_mode,
-        batch_size=args.batch_size,
         progress_bar=True,
     )
-    names = common.class_names(pipe, classes)
-    rows = [label for name in names for label in [name, *[""] * (args.images_per_class - 1)]] or None
+    rows = common.spread_labels(common.class_names(pipe, classes), args.images_per_class)
     titles = [f"{truncation:g}" for truncation in truncations]
     save_png(image_grid(images.flatten(0, 1), len(titles), rows, column_labels=titles), args.output)
     print(args.output)

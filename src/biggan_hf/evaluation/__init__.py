@@ -1,7 +1,7 @@
 """Measuring a generator: FID, KID, IS, precision and recall, each with its protocol (docs/evaluation.md)."""
 
 from .extractors import FeatureExtractor, load_extractor
-from .measuring import EvaluationSettings, evaluate, evaluate_all, evaluate_generator
+from .measuring import EvaluationSettings, evaluate, evaluate_all
 from .metrics import frechet_distance, kernel_distance, manifold_scores
 from .reports import Measure, Report, add_to_card
 from .sources import GeneratedImages, ImageArray, ImageSource, RealImages
@@ -21,7 +21,6 @@ __all__ = [
     "add_to_card",
     "evaluate",
     "evaluate_all",
-    "evaluate_generator",
     "frechet_distance",
     "kernel_distance",
     "load_extractor",

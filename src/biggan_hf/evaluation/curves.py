@@ -1,4 +1,4 @@
-"""Truncation against the measures: the trade of variety for quality, as a CSV file and a figure."""
+"""Truncation curves: how the measures trade variety for quality, as a CSV file and a figure."""
 
 import csv
 import io
@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..media import replacing
-from .reports import Report, write_text
+from ..files import write_file, write_text
+from .reports import Report
 
 
 if TYPE_CHECKING:
@@ -19,8 +19,8 @@ PANELS = ("fid", "kid", "is", "precision", "recall", "intra_class_fid")
 
 def write_csv(reports: list[Report], path: Path) -> None:
     """
-    A row for each truncation, a column for each number, and which of the marked points it is; an empty first cell is
-    no truncation.
+    Writes a row for each truncation, with a column for each number and one for the names of the marked points. An
+    empty first cell stands for no truncation.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -30,14 +30,14 @@ def write_csv(reports: list[Report], path: Path) -> None:
         truncation = report.protocol["samples"]["truncation"]
         marked = "; ".join(name for name, index in points.items() if index == row)
         writer.writerow(["" if truncation is None else truncation, *report.values.values(), marked])
-    write_text(text.getvalue(), path)
+    write_text(path, text.getvalue())
 
 
 def marked_points(reports: list[Report]) -> dict[str, int]:
     """
-    The points of the curve that the paper's tables name, of what was measured: the least FID, the IS closest to that
-    of real images, the greatest IS. The real images are those of the floor, which may be the validation split as in
-    the paper, else the reference.
+    The points that the paper's tables name, where they were measured: the least FID, the IS closest to that of real
+    images, and the greatest IS. The real images are those of the floor (in the paper the validation split), or else
+    the reference.
 
     Returns:
         Indices into `reports`, by name.
@@ -65,12 +65,12 @@ def plot_curve(reports: list[Report], path: Path) -> None:
     Raises:
         ImportError: matplotlib is missing.
     """
-    with replacing(path) as temporary:
-        draw_curve(reports).savefig(temporary, format="png", dpi=150)
+    with write_file(path) as unfinished:
+        draw_curve(reports).savefig(unfinished, dpi=150)
 
 
 def draw_curve(reports: list[Report]) -> "Figure":
-    """Each measure against the truncation, and FID against IS with the marked points, of what was measured."""
+    """Each measure against the truncation, and FID against IS with the marked points, where they were measured."""
     from matplotlib.figure import Figure  # of the extra `eval`
 
     reports = sorted(reports, key=_truncation)
@@ -80,7 +80,7 @@ def draw_curve(reports: list[Report]) -> "Figure":
     figure = Figure(figsize=(3.4 * panels, 3.2), layout="constrained")
     axes = figure.subplots(1, panels, squeeze=False)[0]
     for axis, key in zip(axes, keys, strict=False):
-        # Evenly spaced, since "none" has no place on a scale.
+        # At equal distances, since "none" has no place on a scale.
         _draw(axis, list(range(len(reports))), [report[key] for report in reports])
         axis.set_xticks(range(len(reports)), [truncation_in_words(report) for report in reports], fontsize=7)
         axis.set(xlabel="truncation", ylabel=_label(reports, key))
@@ -97,7 +97,7 @@ def _draw(axis: Any, x: Sequence[float], y: Sequence[float]) -> None:
 def _draw_trade(axis: Any, reports: list[Report]) -> None:
     """FID against IS, as in the paper."""
     _draw(axis, [report["is"] for report in reports], [report["fid"] for report in reports])
-    # Hollow and of three sizes, since they may fall on one point.
+    # Hollow markers of three sizes, since they may fall on one point.
     for marker, size, (name, index) in zip("os^", (13, 10, 7), marked_points(reports).items(), strict=False):
         report, text = reports[index], f"{name}: t = {truncation_in_words(reports[index])}"
         axis.plot(report["is"], report["fid"], marker, markersize=size, fillstyle="none", label=text)

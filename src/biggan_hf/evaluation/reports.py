@@ -1,4 +1,4 @@
-"""A number never goes without its protocol: reports as JSON, as a table, and in a model's card."""
+"""Reports: numbers with their protocol, as JSON, as a table, and in a model's card."""
 
 import json
 from collections.abc import Mapping
@@ -12,11 +12,11 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 from huggingface_hub.utils import yaml_dump
 
-from ..media import replacing
+from ..files import write_text
 
 
 TASK = "unconditional-image-generation"  # the Hub's name, with classes or without
-# What two runs of a protocol may differ in: devices round the probe, and the model whose card it is may have moved.
+# Two runs of one protocol may differ in these: the probe by the device's rounding, the source since models move.
 OF_THE_RUN = ("software.", "device", "processes", "date", "samples.source", "extractor.probe")
 BEGIN, END = "<!-- evaluation: begin -->", "<!-- evaluation: end -->"
 
@@ -27,7 +27,7 @@ class Measure:
     Args:
         key: `"fid"`, `"kid"`, `"is"`, `"precision"`, `"recall"`, `"density"`, `"coverage"`, `"intra_class_fid"`, or
             one of these after `"floor_"` or `"reference_"`.
-        label: How the number is called, with the extractor's name in it.
+        label: The number's name, which includes the extractor's.
         value: The number.
         deviation: Standard deviation over subsets (KID), splits (IS) or classes (intra-class FID).
     """
@@ -43,7 +43,7 @@ class Report:
     """
     Args:
         measures: The numbers.
-        protocol: All that they depend on: nested dictionaries of JSON values.
+        protocol: All that the numbers depend on: nested dictionaries of JSON values.
     """
 
     measures: list[Measure]
@@ -92,22 +92,17 @@ def _table(head: tuple[str, str], rows: list[tuple[str, str]]) -> str:
 
 
 def write_json(reports: list[Report], path: Path) -> None:
-    """One report as an object, several as a list; the file appears when it is whole."""
+    """Writes one report as an object, several as a list."""
     dictionaries = [report.to_dict() for report in reports]
     text = json.dumps(dictionaries if len(reports) > 1 else dictionaries[0], indent=2, ensure_ascii=False)
-    write_text(text + "\n", path)
-
-
-def write_text(text: str, path: Path) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(path, text + "\n")
 
 
 # The model's card
 
 
 def eval_results(report: Report) -> list[EvalResult]:
-    """What the Hub shows beside a model: a result for each number of its samples, with its protocol."""
+    """The numbers and their protocol as the Hub shows them beside a model."""
     reference = report.protocol["reference"]
     return [
         EvalResult(
@@ -126,8 +121,8 @@ def eval_results(report: Report) -> list[EvalResult]:
 
 def add_to_card(report: Report, path: Path, model_name: str) -> None:
     """
-    Puts the numbers into a `README.md`: as a section that a later report replaces, and into its metadata
-    (`model-index`), where they stand beside all others but those of the same data set, measure and protocol.
+    Puts the numbers into a `README.md`: as a section, which a later report replaces, and into its metadata
+    (`model-index`), where they replace numbers of the same data set, measure and protocol; all others stay.
 
     Raises:
         FileNotFoundError: There is no such card.
@@ -140,7 +135,7 @@ def add_to_card(report: Report, path: Path, model_name: str) -> None:
     after = rest.partition(END)[2]
     section = f"{BEGIN}\n## Evaluation\n\n{report.table()}\n{END}"
     text = f"{before.rstrip()}\n\n{section}\n{after}"
-    write_text(f"---\n{yaml_dump(data, sort_keys=False).strip()}\n---\n\n{text.lstrip()}", path)
+    write_text(path, f"---\n{yaml_dump(data, sort_keys=False).strip()}\n---\n\n{text.lstrip()}")
 
 
 def read_card(path: Path) -> tuple[dict[str, Any], str]:
@@ -149,8 +144,8 @@ def read_card(path: Path) -> tuple[dict[str, Any], str]:
 
     Raises:
         FileNotFoundError: There is no such card.
-        ValueError: It is no UTF-8, its metadata is no YAML, its `model-index` is none, or its evaluation section has
-            no end.
+        ValueError: The card is no UTF-8, its metadata is no YAML, its `model-index` is invalid, or its evaluation
+            section has no end.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no card {str(path)!r} to add the numbers to")
@@ -180,7 +175,7 @@ def read_card(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def _merged(index: list[dict[str, Any]], ours: dict[str, Any]) -> list[dict[str, Any]]:
-    """A model-index with our results in it, in the place of those that they repeat."""
+    """A model-index with our results in the place of those that they repeat."""
     new = {_identity(result, metric) for result in ours["results"] for metric in result["metrics"]}
     entries = [{**entry, "results": _without(new, entry["results"])} for entry in index]
     own = next((entry for entry in entries if entry["name"] == ours["name"]), None)
@@ -200,7 +195,7 @@ def _without(identities: set[str], results: list[dict[str, Any]]) -> list[dict[s
 
 
 def _identity(result: Mapping[str, Any], metric: Mapping[str, Any]) -> str:
-    """Of the data set, the measure and the protocol, but not of the run: a later run gives the same number anew."""
+    """The data set, the measure and the protocol of a number, without what differs from run to run."""
     args = metric.get("args")
     if isinstance(args, Mapping):
         args = {name: value for name, value in args.items() if not name.startswith(OF_THE_RUN)}

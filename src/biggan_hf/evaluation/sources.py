@@ -1,4 +1,4 @@
-"""What is measured: sets of images with a fixed order, generated, real or from another program's file."""
+"""What is measured: sets of images in a fixed order, generated, real or from another program's file."""
 
 import hashlib
 import json
@@ -18,20 +18,20 @@ from ..images import to_uint8
 from ..latents import TruncationMode, sample_latents
 
 
-if TYPE_CHECKING:  # `datasets` takes its time, and samples do not need it
+if TYPE_CHECKING:  # `datasets` is slow to import, and samples do not need it
     from ..data import ImageBatch, LabelledImages
 
 
-NUM_PROBES = 16  # pictures that are looked at for what a set stores
-GREY_MODES = ("1", "L", "I", "F")  # beginnings of PIL's
+NUM_PROBES = 16  # pictures of a set that are opened to learn how its pictures are stored
+GREY_MODES = ("1", "L", "I", "F")  # how the names of PIL's grey modes begin
 
 
 class ImageSource(Protocol):
     """
-    Images in a fixed order: what stands at an index does not depend on the batch or the process that asks for it.
+    Images in a fixed order: the image at an index does not depend on the batch or on the process that asks for it.
 
-    `description` says what the images are, in words and numbers that go into the report; `fingerprint` changes with
-    every pixel. A source that decodes pictures may do so in `num_workers` processes.
+    `description` goes into the report: what the images are, in words and numbers. `fingerprint` changes with every
+    pixel. A source that decodes pictures may do so in `num_workers` processes.
     """
 
     num_workers: int
@@ -53,14 +53,14 @@ class ImageSource(Protocol):
 @dataclass(eq=False)
 class GeneratedImages:
     """
-    Samples of a generator. All latents and labels are drawn beforehand from one seed, uniform over the classes.
+    Samples of a generator. All latents and labels, uniform over the classes, are drawn beforehand from one seed.
 
     Args:
         model (`BigGANModel`): the generator, on the device where it is to run.
         num_images: N.
         seed: Of latents and labels.
         truncation: As for `BigGANModel.sample`.
-        truncation_mode: `"resample"` or `"scale"`; default the model's own.
+        truncation_mode: As for `BigGANModel.sample`; default the model's own.
         class_label: Only images of this class.
         name: Of the model, for the report.
         weights: Which weights these are, for the report: `"ema"` or `"live"`.
@@ -157,7 +157,7 @@ def _labels_in_words(num_labels: int, class_label: int | None) -> str:
 @dataclass(eq=False)
 class RealImages:
     """
-    Pictures of a data set, all of them or some, drawn without replacement.
+    Pictures of a data set: all of them, or a random choice.
 
     Args:
         images: As `load_labelled_images` opens them.
@@ -198,7 +198,7 @@ class RealImages:
 
     @cached_property
     def fingerprint(self) -> str:
-        # That of the table, which `datasets` derives from the files and everything done to them.
+        # `datasets` derives the fingerprint of a table from its files and from everything done to them.
         parts = [self.images.pictures._fingerprint, self.images.on_unreadable_image, *self.image_shape]
         digest = hashlib.sha256("|".join(map(str, parts)).encode())
         digest.update(self._rows.numpy().tobytes())
@@ -206,12 +206,12 @@ class RealImages:
 
     @cached_property
     def stored(self) -> tuple[set[int], list[tuple[int, int]]]:
-        """Channels, and heights and widths in order, of some spread pictures as they are stored."""
+        """Channels, and sorted heights and widths, of pictures from all over the set, as they are stored."""
         import datasets
 
         formats = []
         for row in range(0, len(self.images), max(1, len(self.images) // NUM_PROBES)):
-            with suppress(Exception):  # PIL's decoders raise nearly any type on broken bytes, met when they are read
+            with suppress(Exception):  # of any type from broken bytes, which are reported when they are measured
                 picture = datasets.Image().decode_example(self.images.pictures[row]["image"])
                 formats.append((1 if picture.mode.startswith(GREY_MODES) else 3, (picture.height, picture.width)))
         return {channels for channels, _ in formats}, sorted({size for _, size in formats})
@@ -224,7 +224,7 @@ class RealImages:
 
     @property
     def conversion(self) -> str | None:
-        """What is done to the stored pictures; `None` where they are measured as they are."""
+        """What is done to the stored pictures before they are measured; `None` for nothing."""
         channels, sizes = self.stored
         number, size, _ = self.image_shape
         steps = [f"centre square, Lanczos to {size} px"] if sizes != [(size, size)] else []

@@ -1,4 +1,4 @@
-"""One pass over a set of images: sums that add up over processes and go on after an interruption."""
+"""One pass over a set of images: sums that are added up over processes, and that an interrupted pass resumes."""
 
 import hashlib
 import json
@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..media import replacing
+from ..files import write_file
+from ..processes import add_up, from_main, is_main_process, num_processes, process_rank
 from .extractors import FeatureExtractor
 from .sources import ImageSource, load_npz
 
@@ -25,18 +25,19 @@ SAVE_SECONDS = 60.0  # between saves of an unfinished pass
 @dataclass(frozen=True, eq=False)
 class Measurements:
     """
-    What the measures need to know of a set of images.
+    What the measures need of a set of images. `None` stands for what was not measured, and for what another program's
+    file of moments does not say.
 
     Args:
         description: What the images are.
-        mean: (d,) float64.
-        covariance: (d, d) float64, with N - 1 in the denominator; `None` where it was not asked for.
-        num_images: N; `None` where another program's file of moments does not say.
-        image_shape: (C, H, W); `None` where such a file does not say.
-        class_scores: Inception Score of each split, float64; `None` without logits, and for a file of moments.
-        kept: Features of some of the images, float32 (K, d); `None` where none were asked for, and for such a file.
-        extractor: `FeatureExtractor.identity` of what measured them; `None` where such a file does not say.
-        file: Where the finished pass is stored, if it is.
+        mean: Of the features, (d,) float64.
+        covariance: Of the features, (d, d) float64, with N - 1 in the denominator.
+        num_images: N.
+        image_shape: (C, H, W).
+        class_scores: Inception Score of each split, float64.
+        kept: Features of some of the images, float32 (K, d).
+        extractor: `FeatureExtractor.identity` of what measured them.
+        file: Where the finished pass is stored.
     """
 
     description: dict[str, Any]
@@ -52,13 +53,13 @@ class Measurements:
 
 class RunningStatistics:
     """
-    Sums over images. Those of two disjoint sets of images add up to those of their union.
+    Sums over images. The sums of two disjoint sets add up to the sums of their union.
 
     Args:
         num_images: N, of the whole set.
         num_kept: Images whose features are kept, chosen at random with a fixed seed.
-        num_splits: Parts of the set for each of which there is an Inception Score; image i is in part i mod
-            `num_splits`, which mixes the classes of a sorted set.
+        num_splits: Parts of the set; each has an Inception Score. Image i is in part i mod `num_splits`, which mixes
+            the classes of a sorted set.
         extractor: Gives the widths and the device.
         covariance: Whether products of features are summed too.
     """
@@ -160,43 +161,43 @@ def measure(
     title: str = "images",
 ) -> Measurements:
     """
-    Extracts the features of all images once. With `torch.distributed` initialised (as `accelerate` does), every
-    process calls this, takes every so many-th batch, and gets the whole result.
+    Extracts the features of all images once. Under `torch.distributed` (which `accelerate` initialises) every process
+    calls this and takes its share of the batches; all processes get the whole result.
 
     Args:
         source: The images.
         extractor: What measures them.
-        num_kept: Images whose features are kept, for the measures that moments do not suffice for.
+        num_kept: Images whose features are kept, for the measures that need more than moments.
         num_splits: Splits of the Inception Score.
         covariance: Whether a covariance is measured.
         batch_size: Images at a time.
-        cache_dir: Where a finished pass is stored and looked up, and an unfinished one goes on; `None` for neither.
+        cache_dir: Stores finished passes, and unfinished ones from which a later call goes on. `None` for neither.
         title: For the progress bar.
 
     Raises:
-        ValueError: NaN, or a broken cache.
+        ValueError: A feature is NaN or infinite, or a stored pass is damaged.
     """
     statistics = RunningStatistics(len(source), num_kept, num_splits, extractor, covariance)
     wanted = [num_kept, num_splits, covariance]
     file = None if cache_dir is None else cache_dir / f"{_key(source, extractor, wanted)}.pt"
-    stored = _main_decides(file is not None and file.is_file(), extractor.device)
+    stored = from_main(file is not None and file.is_file())  # not all of them may see the same disk
     if stored:
-        if process_rank() == 0:
+        if is_main_process():
             _load(statistics, file)
     else:
         _extract(statistics, source, extractor, batch_size, file, title)
-    _add_up(statistics)
+    add_up(statistics.sums.values())
     if statistics.count != len(source):
         raise ValueError(f"{len(source)} images were to be measured, {statistics.count} were: delete {file}")
-    if file is not None and not stored and process_rank() == 0:
+    if file is not None and not stored and is_main_process():
         _save(statistics.sums, file)
         forget(file.parent.glob(f"{file.stem}-*.pt"))
     return statistics.finish(source, extractor, file)
 
 
 def forget(files: Iterable[Path]) -> None:
-    """Removes stored passes; another evaluation of the same images may have been faster."""
-    if process_rank() == 0:
+    """Removes stored passes, unless another evaluation has removed them."""
+    if is_main_process():
         for file in files:
             file.unlink(missing_ok=True)
 
@@ -209,7 +210,7 @@ def _extract(
     file: Path | None,
     title: str,
 ) -> None:
-    """This process's share of the pass: the batches, the same for any number of processes, are dealt out in turn."""
+    """This process's share of the pass. Processes take the batches in turn; the batches do not depend on them."""
     rank, world = process_rank(), num_processes()
     unfinished = None if file is None else file.with_name(f"{file.stem}-{batch_size}-{rank}of{world}.pt")
     if unfinished is not None and unfinished.is_file():
@@ -226,7 +227,7 @@ def _extract(
         collate_fn=_as_it_is,
         num_workers=source.num_workers,
         pin_memory=source.num_workers > 0 and extractor.device.type == "cuda",
-        generator=torch.Generator(),  # leaves the global state alone, with which somebody may be training
+        generator=torch.Generator(),  # leaves the global generator to whoever is training with it
     )
     saved = time.monotonic()
     total = sum(map(len, batches))
@@ -250,8 +251,8 @@ def _key(source: ImageSource, extractor: FeatureExtractor, wanted: list[int]) ->
 
 def _save(sums: dict[str, Tensor], file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(file) as temporary:
-        torch.save({name: tensor.cpu() for name, tensor in sums.items()}, temporary)
+    with write_file(file) as unfinished:
+        torch.save({name: tensor.cpu() for name, tensor in sums.items()}, unfinished)
 
 
 def _load(statistics: RunningStatistics, file: Path | None) -> None:
@@ -260,32 +261,8 @@ def _load(statistics: RunningStatistics, file: Path | None) -> None:
         stored = torch.load(file, map_location="cpu", weights_only=True)
         for name, tensor in statistics.sums.items():
             tensor.copy_(stored[name])
-    except Exception as error:  # a truncated file raises nearly any type
+    except Exception as error:  # a truncated file raises errors of many types
         raise ValueError(f"cannot read the stored statistics {str(file)!r}: delete the file ({error})") from error
-
-
-# Processes
-
-
-def process_rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def num_processes() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def _add_up(statistics: RunningStatistics) -> None:
-    if num_processes() > 1:
-        for tensor in statistics.sums.values():
-            dist.all_reduce(tensor)
-
-
-def _main_decides(answer: bool, device: torch.device) -> bool:
-    flag = torch.tensor(float(answer), device=device)
-    if num_processes() > 1:
-        dist.broadcast(flag, 0)
-    return bool(flag)
 
 
 # Files of moments, as BigGAN-PyTorch and pytorch-fid keep them
@@ -294,8 +271,8 @@ def _main_decides(answer: bool, device: torch.device) -> bool:
 def read_moments(path: str | Path) -> Measurements:
     """
     Args:
-        path: `inception_moments.npz`: arrays `mu` (d,) and `sigma` (d, d), and what `write_moments` adds. Where that
-            is missing, the extractor is unknown, and no distance to these moments is called FID.
+        path: `inception_moments.npz`: arrays `mu` (d,) and `sigma` (d, d), and what `write_moments` adds. Without
+            that the extractor is unknown, and no distance to these moments is called FID.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -331,8 +308,8 @@ def read_moments(path: str | Path) -> Measurements:
 
 def write_moments(measurements: Measurements, path: str | Path) -> None:
     """
-    Writes what `read_moments` reads: `mu`, `sigma` and, as JSON, `protocol`: the images, their number and the
-    extractor. Other programs look for the first two.
+    Writes what `read_moments` reads: `mu` and `sigma`, which other programs read too, and as JSON `protocol`: the
+    images, their number and the extractor.
     """
     if measurements.covariance is None:
         raise ValueError("these measurements have no covariance: measure 'fid' too")
@@ -343,5 +320,5 @@ def write_moments(measurements: Measurements, path: str | Path) -> None:
         "extractor": measurements.extractor,
     }
     mean, covariance = measurements.mean.cpu().numpy(), measurements.covariance.cpu().numpy()
-    with replacing(Path(path)) as temporary, temporary.open("wb") as file:
+    with write_file(path) as unfinished, unfinished.open("wb") as file:  # to a path, savez may add a suffix
         np.savez(file, mu=mean, sigma=covariance, protocol=np.array(json.dumps(protocol)))

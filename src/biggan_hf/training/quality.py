@@ -51,12 +51,13 @@ class Quality:
 
     def measure(self, model: BigGANModel) -> dict[str, float]:
         """The Fréchet distance by its label, "FID" with the standard Inception alone; every process calls this."""
-        from ..evaluation import EvaluationSettings, evaluate_generator
+        from ..evaluation import EvaluationSettings, GeneratedImages, RealImages, evaluate
 
         settings = EvaluationSettings(
             metrics=("fid",), allow_few_images=self.allow_few_images, cache_dir=self.cache_dir
         )
-        return evaluate_generator(model, self.images, self.extractor, num_images=self.num_images, settings=settings)
+        samples, reference = GeneratedImages(model, self.num_images), RealImages(self.images)
+        return evaluate(samples, reference, self.extractor, settings).values
 
 
 def keep_if_best(
