@@ -12,7 +12,7 @@ import torch
 from reading import State
 
 from biggan_hf import BigGANConfig
-from biggan_hf.configuration_biggan import CHANNEL_MULTIPLIERS
+from biggan_hf.presets import CHANNEL_MULTIPLIERS
 
 
 class Findings:

@@ -21,7 +21,7 @@ from training_state import adam_state, counters
 from writing import Conversion, Source, add_reference, convert_and_write, parser, run
 
 from biggan_hf import BigGANDiscriminator, BigGANModel
-from biggan_hf.configuration_biggan import CIFAR10_CLASSES
+from biggan_hf.presets import CIFAR10_CLASSES
 
 
 SOURCE = Source(

@@ -19,7 +19,7 @@ from reading import State, guess, load_state, no_folder
 from rename import fold_spectral_norm, keep_spectral_norm, output_gain, rename, scalar_gamma
 from writing import Conversion, Source, add_reference, convert_and_write, parser, run
 
-from biggan_hf.configuration_biggan import CHANNEL_MULTIPLIERS, CIFAR10_CLASSES
+from biggan_hf.presets import CHANNEL_MULTIPLIERS, CIFAR10_CLASSES
 
 
 SOURCE = Source(

@@ -13,7 +13,7 @@ from transformers.utils import logging
 from writing import check_output, parser, replaced_folder, run
 
 from biggan_hf import BigGANConfig, BigGANDiscriminator, BigGANModel
-from biggan_hf.configuration_biggan import CHANNEL_MULTIPLIERS, CIFAR10_CLASSES
+from biggan_hf.presets import CHANNEL_MULTIPLIERS, CIFAR10_CLASSES
 
 
 def check_exportable(config: BigGANConfig) -> None:

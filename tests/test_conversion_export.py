@@ -12,7 +12,7 @@ from conversion_common import convert_studiogan as studiogan
 from conversion_common import export_biggan_pytorch as export
 
 from biggan_hf import BigGANModel
-from biggan_hf.configuration_biggan import CIFAR10_CLASSES
+from biggan_hf.presets import CIFAR10_CLASSES
 
 
 CASES = ["biggan_shared", "biggan_mybn", "biggan_cross_replica", "biggan_thin", "biggan_deep"]

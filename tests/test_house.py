@@ -15,6 +15,7 @@ FILES = {path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text()) for p
 # The parts of the package that a file may import: a file or a folder of it.
 MODEL_FILES = {
     "autograd",
+    "presets",
     "configuration_biggan",
     "kernels",
     "normalization",
@@ -28,11 +29,12 @@ MODEL_FILES = {
 }
 NOTHING = (
     "autograd",
-    "configuration_biggan",
+    "presets",
+    "files",
+    "processes",
+    "options",
     "normalization",
     "latents",
-    "losses",
-    "augment",
     "data",
     "images",
     "media",
@@ -40,6 +42,7 @@ NOTHING = (
 )
 MAY_IMPORT: dict[str, set[str]] = {
     **{part: set() for part in NOTHING},
+    "configuration_biggan": {"presets"},
     "onednn": {"autograd"},
     "kernels": {"onednn"},
     "resampling": {"autograd", "onednn"},
@@ -62,16 +65,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "inversion": {"modeling_biggan", "latents"},
     "training": {
         *(
+            "presets",
             "configuration_biggan",
             "modeling_biggan",
             "spectral_norm",
             "layers",
             "latents",
-            "losses",
-            "augment",
             "standing_stats",
         ),
-        *("data", "augment", "evaluation", "hub", "images"),
+        *("files", "options", "processes", "data", "evaluation", "hub", "images"),
     },
     "evaluation": {"latents", "images", "media", "data"},
 }

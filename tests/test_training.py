@@ -157,7 +157,6 @@ def test_unreadable_picture_in_the_middle_is_skipped_or_stops(
         (["--label_column", "image"], "label column 'image' is Image"),
         (["--global_batch_size", "10"], "global_batch_size=10 does not divide"),
         (["--compile", "--r1_gamma", "10"], "compile or R1"),
-        (["--compile", "--rollback_r1_gamma", "10"], "compile or R1"),
         (["--sigma_clamp", "1", "--sigma_clamp_ratio", "2"], "two ways to clamp; give one"),
         (
             [

@@ -11,9 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from torch.nn import functional as F
+
+from biggan_hf import BigGANConfig, BigGANDiscriminator, BigGANModel
+from biggan_hf.training import main, stability
+from biggan_hf.training.checkpoints import save_checkpoint
 
 
 TINY = ["--preset", "demo", "--config_overrides", "generator_base_channels=4", "discriminator_base_channels=4"]
@@ -39,6 +44,41 @@ def arguments(pictures: Path, output: Path, *more: str, steps: int = 2) -> list[
     """The command line of a short run; what comes later wins."""
     where = ["--dataset_name", str(pictures), "--output_dir", str(output), "--max_train_steps", str(steps)]
     return [*TINY, *SHORT, *where, *more]
+
+
+# What a checkpoint of no run holds.
+STATE: dict[str, Any] = {"samples_seen": 10, "rollbacks": 0, "num_pictures": 10}
+STATE |= {"generator_optimizer": {}, "discriminator_optimizer": {}}
+
+
+def tiny(**overrides: Any) -> BigGANConfig:
+    settings = {"num_labels": 3, "generator_base_channels": 4, "discriminator_base_channels": 4, **overrides}
+    return BigGANConfig.preset("demo", **settings)
+
+
+def write_checkpoint(folder: Path, step: int) -> Path:
+    """A checkpoint of new networks."""
+    model, discriminator = BigGANModel(tiny()), BigGANDiscriminator(tiny())
+    checkpoint, state = folder / f"checkpoint-{step}", {**STATE, "global_step": step}
+    save_checkpoint(checkpoint, ema=model, generator=model, discriminator=discriminator, training_state=state)
+    return checkpoint
+
+
+def error_line(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line with which a run ends that can't be."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main(argv)
+    printed = capsys.readouterr().err
+    (line,) = [line for line in printed.splitlines() if line.startswith("error: ")]
+    assert stop.value.code == 2 and "Traceback" not in printed
+    return line
+
+
+def set_rule(monkeypatch: pytest.MonkeyPatch, **constants: float) -> None:
+    """Other constants of the rule for collapses, so that a short run meets it."""
+    for name, value in constants.items():
+        monkeypatch.setattr(stability, name, value)
 
 
 def launch_worker(worker: str, num_processes: int, path: Path, *argv: str) -> Any:

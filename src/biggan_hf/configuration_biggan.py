@@ -1,8 +1,4 @@
-"""The configuration of BigGAN, one object for both networks, and the table of presets.
-
-Source: "Large Scale GAN Training for High Fidelity Natural Image Synthesis" (Brock, Donahue, Simonyan 2018,
-arXiv:1809.11096), appendix B, and the released programs named beside each preset.
-"""
+"""The configuration of BigGAN: one object for both networks (Brock, Donahue, Simonyan 2018, arXiv:1809.11096)."""
 
 import difflib
 import math
@@ -11,103 +7,15 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from .presets import CHANNEL_MULTIPLIERS, PRESETS
 
-# Multiples of the base channels per image size (paper, appendix B, tables 4 to 9).
-# Generator: the 4x4 stem, then the output of each upsampling stage.
-# Discriminator: the output of each plain block; a deep network has its stem in the place of the first block.
-CHANNEL_MULTIPLIERS: dict[int, tuple[list[int], list[int]]] = {
-    32: ([4, 4, 4, 4], [4, 4, 4, 4]),
-    64: ([16, 16, 8, 4, 2], [1, 2, 4, 8, 16]),
-    128: ([16, 16, 8, 4, 2, 1], [1, 2, 4, 8, 16, 16]),
-    256: ([16, 16, 8, 8, 4, 2, 1], [1, 2, 4, 8, 8, 16, 16]),
-    512: ([16, 16, 8, 8, 4, 2, 1, 1], [1, 1, 2, 4, 8, 8, 16, 16]),
-}
 
 NETWORKS = ("generator", "discriminator")
 
-CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-
-# Rows of settings shared by several presets.
-_DEEP: dict[str, Any] = {
-    "architecture": "biggan-deep",
-    "z_dim": 128,
-    "generator_base_channels": 128,
-    "discriminator_base_channels": 128,
-}
-_PER_LAYER_LABELS: dict[str, Any] = {
-    "z_dim": 128,
-    "shared_class_embedding": False,
-    "hierarchical_latents": False,
-    "generator_base_channels": 64,
-    "discriminator_base_channels": 64,
-    "batch_norm_eps": 1e-5,
-    "spectral_norm_eps": 1e-8,
-}
-
-# A row a model; what a row leaves out is the default of `BigGANConfig`, the paper's 128-pixel model.
-PRESETS: dict[str, dict[str, Any]] = {
-    # Paper and DeepMind's TFHub modules; untruncated at 128 px IS 98.8, FID 8.7 (the paper's row, after StudioGAN).
-    "biggan-128": {},
-    "biggan-256": {"image_size": 256, "z_dim": 140, "generator_attention_resolutions": [128]},
-    "biggan-512": {"image_size": 512, "z_dim": 128},
-    "biggan-deep-128": {**_DEEP},  # IS 166.5, FID 7.4 with truncation (the paper's abstract, v2)
-    "biggan-deep-256": {**_DEEP, "image_size": 256},
-    "biggan-deep-512": {**_DEEP, "image_size": 512},
-    # The sizes for which BigGAN-PyTorch has tables but nobody released weights.
-    "biggan-32": {
-        "image_size": 32,
-        "z_dim": 128,
-        "generator_attention_resolutions": [],
-        "discriminator_attention_resolutions": [],
-    },
-    "biggan-64": {"image_size": 64, "discriminator_attention_resolutions": [32]},
-    "biggan-deep-64": {**_DEEP, "image_size": 64, "discriminator_attention_resolutions": [32]},
-    # BigGAN-PyTorch, scripts/launch_cifar_ema.sh, launch_SAGAN_bs128x2_ema.sh and launch_SNGAN.sh.
-    "cifar10": {
-        **_PER_LAYER_LABELS,
-        "image_size": 32,
-        "id2label": dict(enumerate(CIFAR10_CLASSES)),
-        "generator_attention_resolutions": [],
-        "discriminator_attention_resolutions": [],
-        "initializer": "normal",
-    },
-    "sagan-128": {**_PER_LAYER_LABELS, "initializer": "xavier_uniform"},
-    "sngan-128": {
-        **_PER_LAYER_LABELS,
-        "initializer": "xavier_uniform",
-        "generator_attention_resolutions": [],
-        "discriminator_attention_resolutions": [],
-        "discriminator_wide": False,
-    },
-    # Grey digits on a laptop in minutes: `make demo`.
-    "demo": {
-        "image_size": 32,
-        "num_channels": 1,
-        "num_labels": 10,
-        "z_dim": 64,
-        "class_embedding_dim": 32,
-        "generator_base_channels": 8,
-        "discriminator_base_channels": 8,
-        "generator_attention_resolutions": [],
-        "discriminator_attention_resolutions": [],
-        "spectral_norm_eps": 1e-6,
-    },
-}
-
-# What transformers itself passes through a configuration's constructor beside its fields.
-_BASE_KEYWORDS = {
-    "_attn_implementation_internal",
-    "_commit_hash",
-    "_experts_implementation_internal",
-    "_name_or_path",
-    "attn_implementation",
-    "auto_map",
-    "experts_implementation",
-    "model_type",
-    "name_or_path",
-    "output_attentions",
-    "torch_dtype",
-}
+# transformers passes these to the constructor of a configuration, beside its fields.
+_BASE_KEYWORDS = {"_commit_hash", "_name_or_path", "auto_map", "model_type", "name_or_path", "output_attentions"}
+_BASE_KEYWORDS |= {"torch_dtype", "attn_implementation", "_attn_implementation_internal"}
+_BASE_KEYWORDS |= {"experts_implementation", "_experts_implementation_internal"}
 
 
 @strict
@@ -158,8 +66,8 @@ class BigGANConfig(PreTrainedConfig):
         output_batch_norm_eps: The same in the batch norm before the last convolution; `None`: `batch_norm_eps`.
         initializer: `"orthogonal"` (paper), `"normal"` (standard deviation 0.02) or `"xavier_uniform"`.
         truncation_mode: What `truncation=t` means to this model: `"resample"` (the paper: entries of N(0, 1) beyond
-            t are drawn again), `"scale"` (TFHub, pytorch-pretrained-biggan: t times N(0, 1) cut at 2), `"clamp"`
-            (mmgeneration: N(0, 1) clamped to ±t) or `"normal"` (BigGAN-PyTorch: N(0, t²)).
+            t are drawn again), `"scale"` (TFHub, pytorch-pretrained-biggan: t times N(0, 1) cut at 2) or `"normal"`
+            (BigGAN-PyTorch: N(0, t²)).
         standing_truncations: Thresholds, ascending, for which the generator holds standing statistics.
         standing_interpolation: Between two thresholds, `"linear"`, or `"mirrored"`: the weights of the two rows
             exchanged, as pytorch-pretrained-biggan computes it; its rows lie evenly from 0 to 1.
@@ -199,7 +107,7 @@ class BigGANConfig(PreTrainedConfig):
     batch_norm_eps: float = 1e-4
     output_batch_norm_eps: float | None = None
     initializer: Literal["orthogonal", "normal", "xavier_uniform"] = "orthogonal"
-    truncation_mode: Literal["resample", "scale", "clamp", "normal"] = "resample"
+    truncation_mode: Literal["resample", "scale", "normal"] = "resample"
     standing_truncations: list[float | int] | tuple[float | int, ...] = ()
     standing_interpolation: Literal["linear", "mirrored"] = "linear"
 
@@ -226,7 +134,7 @@ class BigGANConfig(PreTrainedConfig):
         """
         if name not in PRESETS:
             raise ValueError(f"unknown preset {name!r}; the presets are {', '.join(PRESETS)}")
-        return cls(**_replaced(PRESETS[name], overrides))
+        return cls(**_replaced(PRESETS[name].networks, overrides))
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:

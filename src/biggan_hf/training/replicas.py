@@ -1,4 +1,4 @@
-"""Batch norm across processes: the paper's cross-replica batch norm (appendix C), which works on gloo and NCCL."""
+"""Batch norm across processes: the paper's cross-replica batch norm (appendix C). It works with gloo and with NCCL."""
 
 import torch
 import torch.distributed as dist
@@ -9,10 +9,10 @@ from ..modeling_biggan import BigGANModel
 
 def replica_group_size(setting: str, num_processes: int) -> int:
     """
-    How many processes normalise their batches as one: of "off" 1, of "on" all, of a number that many.
+    How many processes normalise their batches as one: 1 for "off", all for "on", or the number that was given.
 
     Raises:
-        ValueError: Another setting, or a number that does not divide the processes.
+        ValueError: The setting is none of these, or the number does not divide the number of processes.
     """
     if setting in ("off", "on"):
         return 1 if setting == "off" else num_processes
@@ -26,7 +26,7 @@ def replica_group_size(setting: str, num_processes: int) -> int:
 
 
 def set_cross_replica_batch_norm(generator: BigGANModel, group_size: int) -> None:
-    """Joins neighbouring processes in groups; every process must call this, with the process group initialised."""
+    """Joins neighbouring processes in groups. Every process calls this, after `torch.distributed` is initialised."""
     if group_size == 1:
         return
     group, _ = dist.new_subgroups(group_size)
@@ -38,8 +38,8 @@ def set_cross_replica_batch_norm(generator: BigGANModel, group_size: int) -> Non
 @torch.no_grad()
 def average_running_statistics(generator: BigGANModel) -> None:
     """
-    Replaces the running statistics of batch norms that see less than all processes by their means over processes,
-    so that every process holds, averages, evaluates and saves one and the same generator.
+    Replaces running statistics by their means over all processes, where a batch norm sees only some of them. So every
+    process holds, averages, evaluates and saves the same generator.
     """
     processes = dist.get_world_size() if dist.is_initialized() else 1
     norms = [module for module in generator.modules() if isinstance(module, BatchNorm2d | ConditionalBatchNorm2d)]
