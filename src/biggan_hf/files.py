@@ -1,0 +1,221 @@
+"""Files and folders that are written whole or not at all: the only place where the package writes them.
+
+What is being written has another name, which begins with `unfinished-`. It gets its own when all of it is on the
+disk. A write that fails removes it; a kill or a power cut leaves it, for `remove_unfinished`.
+"""
+
+import itertools
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from safetensors import SafetensorError
+
+
+UNFINISHED, REPLACED = "unfinished-", "replaced-"
+# What an upload must ignore, at the top of a folder and below.
+LEFTOVERS = [f"{parent}{prefix}*" for parent in ("", "*/") for prefix in (UNFINISHED, REPLACED)]
+
+# `from_pretrained` prefers `model.safetensors` to an index with its shards, and `save_pretrained` removes neither of
+# the two when it writes the other: a sharded save into the folder of an unsharded one would load the old weights.
+WEIGHT_GLOBS = ("model.safetensors", "model.safetensors.index.json", "model-?????-of-?????.safetensors")
+
+
+# Files
+
+
+@contextmanager
+def write_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """
+    Yields the path of a new file in the folder of `path`. The caller writes to it, and it takes the place of `path`.
+    Where the block fails, `path` stays as it was.
+
+    Raises:
+        OSError: The disk is full, the folder is missing, or the like; the message names `path`.
+    """
+    path = Path(path)
+    # Its own name for each writer, since two processes may write the same file; the same suffix, which tells formats.
+    unfinished = path.with_name(f"{UNFINISHED}{os.urandom(4).hex()}-{path.name}")
+    try:
+        with _named_errors(path):
+            yield unfinished
+            _flush(unfinished)
+            unfinished.replace(path)
+            _flush(path.parent)
+    finally:
+        with suppress(OSError):  # it is there only where the write failed
+            unfinished.unlink()
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    with write_file(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
+
+
+def append_line(path: Path, values: Mapping[str, Any]) -> None:
+    """Adds a line to a file of JSON lines. A last line that a kill cut off stays a line of its own."""
+    with open(path, "ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            file.write(b"" if file.read() == b"\n" else b"\n")
+        file.write(json.dumps(values).encode() + b"\n")
+
+
+# Folders
+
+
+@contextmanager
+def staged_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """
+    Yields an empty folder. The caller saves into it, and when the block ends its files move to `folder`, where they
+    replace those of the same names. Files of other names stay, but for the weights of an earlier model. Where the
+    block fails, `folder` stays as it was.
+
+    Args:
+        folder: Where the files go; made if it does not exist.
+    """
+    folder = Path(folder)
+    with _named_errors(folder), _made(folder):
+        # Inside `folder`, and so on the same file system: a move is a rename.
+        with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=folder) as directory:
+            staging = Path(directory)
+            yield staging
+            _flush_all(staging)
+            written = sorted(path.relative_to(staging) for path in staging.rglob("*") if path.is_file())
+            for path in written:
+                (folder / path).parent.mkdir(parents=True, exist_ok=True)
+                (staging / path).replace(folder / path)
+            remove_stale_weights(folder, {path.as_posix() for path in written})
+        for parent in {path.parent for path in written}:
+            _flush(folder / parent)
+
+
+@contextmanager
+def replaced_folder(folder: Path) -> Iterator[Path]:
+    """
+    Yields an empty folder. The caller saves into it, and when the block ends it becomes `folder`; what was there is
+    removed. Where the block fails, `folder` stays as it was. A kill between the two renames leaves the old folder
+    under the name `replaced-…`, from which `restore_replaced` gives it back.
+    """
+    unfinished, replaced = (folder.with_name(prefix + folder.name) for prefix in (UNFINISHED, REPLACED))
+    with _named_errors(folder), _made(folder.parent):
+        restore_replaced(folder.parent)
+        shutil.rmtree(unfinished, ignore_errors=True)
+        try:
+            unfinished.mkdir()
+            yield unfinished
+            _flush_all(unfinished)
+        except BaseException:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
+        shutil.rmtree(replaced, ignore_errors=True)
+        if folder.exists():
+            folder.rename(replaced)
+        unfinished.rename(folder)
+        _flush(folder.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def restore_replaced(parent: Path) -> None:
+    """Gives the folders in `parent` their names back that a kill in `replaced_folder` took from them."""
+    for replaced in parent.glob(f"{REPLACED}*"):
+        folder = replaced.with_name(replaced.name.removeprefix(REPLACED))
+        if not folder.exists():
+            with suppress(FileNotFoundError):  # another process was faster
+                replaced.rename(folder)
+
+
+def remove_folder(folder: Path) -> None:
+    """Removes a folder. If a kill leaves some of it, that no longer has the folder's name."""
+    shutil.rmtree(folder.rename(free_name(folder.with_name(UNFINISHED + folder.name))))
+
+
+def remove_unfinished(parent: Path) -> None:
+    """Removes what kills have left in `parent` of files and folders that were being written or removed."""
+    for path in parent.glob(f"{UNFINISHED}*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def free_name(path: Path) -> Path:
+    """The path, or if it is taken the first of path-2, path-3, … that is free."""
+    numbered = (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))
+    return next(free for free in itertools.chain([path], numbered) if not free.exists())
+
+
+# Weights of an earlier model
+
+
+def weight_patterns(files: Iterable[str]) -> list[str]:
+    """Globs of all weights that may lie beside the weights among `files`."""
+    parents = {path.parent for path in map(PurePosixPath, files) if any(map(path.match, WEIGHT_GLOBS))}
+    return [(parent / glob).as_posix() for parent in sorted(parents) for glob in WEIGHT_GLOBS]
+
+
+def remove_stale_weights(folder: Path, written: Iterable[str]) -> None:
+    """
+    Deletes the weights of an earlier save, sharded or not, from the folders into which new weights were written.
+
+    Args:
+        folder: The folder of the model.
+        written: Paths, relative to `folder`, of the files of the new save.
+    """
+    written = set(written)
+    for pattern in weight_patterns(written):
+        for path in folder.glob(pattern):
+            if path.relative_to(folder).as_posix() not in written:
+                path.unlink()
+
+
+# Helpers
+
+
+def _flush(path: Path) -> None:
+    """Waits until a file's content, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        if not path.is_dir():  # not every file system can flush a folder
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _flush_all(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        _flush(path)
+
+
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Makes a folder and its parents; where the block fails, removes those that were not there."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # another program has put something there
+            for path in made:
+                path.rmdir()
+        raise
+
+
+@contextmanager
+def _named_errors(path: Path) -> Iterator[None]:
+    """Writers' errors become an `OSError` that names `path`; errors about other files pass."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or (error.filename is not None and UNFINISHED not in str(error.filename)):
+            raise
+        raise OSError(f"cannot write {str(path)!r}: {error.strerror}") from error
+    except (RuntimeError, SafetensorError) as error:
+        # torch's writer of archives has no type of error of its own.
+        if isinstance(error, RuntimeError) and "inline_container" not in str(error):
+            raise
+        raise OSError(f"cannot write {str(path)!r}: {' '.join(str(error).split())}") from error

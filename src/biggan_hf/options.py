@@ -1,0 +1,26 @@
+"""Options of a command line: what to say of one that there is not."""
+
+from collections.abc import Collection, Iterable
+from difflib import get_close_matches
+
+
+def unknown_option(words: Iterable[str], known: Collection[str]) -> str | None:
+    """
+    Args:
+        words: The words of the command line.
+        known: The options that there are, such as `"--batch_size"`.
+
+    Returns:
+        What is wrong with the first word that looks like an option and is none, with those that are like it; `None`
+        if there is no such word.
+    """
+    for word in words:
+        name = word.partition("=")[0]
+        if word == "--":  # what follows is no option
+            break
+        if name.startswith("--") and name not in known:
+            # The one that is nearly the same, else up to three that are like it.
+            similar = get_close_matches(name, known, 1, cutoff=0.85) or get_close_matches(name, known, 3, cutoff=0.6)
+            hint = f"; did you mean {' or '.join(similar)}?" if similar else ""
+            return f"unrecognized arguments: {name}{hint}"
+    return None

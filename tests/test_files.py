@@ -1,0 +1,212 @@
+"""Files and folders that are written whole or not at all."""
+
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from training_runs import files_of_at_most
+
+from biggan_hf.files import (
+    append_line,
+    free_name,
+    remove_folder,
+    remove_stale_weights,
+    remove_unfinished,
+    replaced_folder,
+    restore_replaced,
+    staged_folder,
+    write_file,
+    write_text,
+)
+
+
+FOLDERS = [staged_folder, replaced_folder]
+Writer = Callable[[Path], AbstractContextManager[Path]]
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+def kill(*args: object) -> Path:
+    raise KeyboardInterrupt
+
+
+# Files
+
+
+def test_a_file_takes_its_place_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "log.txt"
+    write_text(path, "one")
+    with write_file(path) as unfinished:
+        unfinished.write_text("two")
+        assert unfinished.suffix == ".txt" and unfinished.parent == tmp_path and path.read_text() == "one"
+    assert path.read_text() == "two" and names(tmp_path) == ["log.txt"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_failed_write_leaves_what_was_there(tmp_path: Path, error: type[BaseException]) -> None:
+    write_text(tmp_path / "log.txt", "one")
+    with pytest.raises(error), write_file(tmp_path / "log.txt") as unfinished:
+        unfinished.write_text("half")
+        raise error
+    assert (tmp_path / "log.txt").read_text() == "one" and names(tmp_path) == ["log.txt"]
+
+
+def test_a_file_on_a_full_disk_stays_as_it_was(tmp_path: Path) -> None:
+    write_text(tmp_path / "log.txt", "one")
+    with files_of_at_most(1000), pytest.raises(OSError, match=f"^cannot write '{tmp_path}/log.txt': File too large$"):
+        write_text(tmp_path / "log.txt", "two" * 1000)
+    assert (tmp_path / "log.txt").read_text() == "one" and names(tmp_path) == ["log.txt"]
+
+
+@pytest.mark.parametrize("save", [torch.save, save_file])
+def test_other_writers_name_the_file_too(tmp_path: Path, save: Callable[[Any, Path], None]) -> None:
+    with files_of_at_most(1000), pytest.raises(OSError, match="cannot write '.*/x.pt': .+"):
+        with write_file(tmp_path / "x.pt") as unfinished:
+            save({"x": torch.zeros(10_000)}, unfinished)
+    assert names(tmp_path) == []
+
+
+def test_a_file_in_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for parent in ("missing", "file"):
+        with pytest.raises(OSError, match=f"cannot write '{tmp_path}/{parent}/x'"):
+            write_text(tmp_path / parent / "x", "")
+
+
+def test_an_error_of_something_else_stays_as_it_is(tmp_path: Path) -> None:
+    for error, read in (
+        (FileNotFoundError, lambda: open(tmp_path / "picture.png")),
+        (RuntimeError, lambda: torch.zeros(2) @ torch.zeros(3)),
+    ):
+        with pytest.raises(error) as raised, write_file(tmp_path / "x"):
+            read()
+        assert "cannot write" not in str(raised.value)
+
+
+def test_lines_are_added(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    append_line(path, {"step": 1})
+    append_line(path, {"step": 2, "name": "é"})
+    path.write_bytes(path.read_bytes() + b'{"step": 3, "na')  # cut off
+    append_line(path, {"step": 4})
+    lines = path.read_text().splitlines()
+    assert lines == ['{"step": 1}', '{"step": 2, "name": "\\u00e9"}', '{"step": 3, "na', '{"step": 4}']
+
+
+# Folders
+
+
+def test_a_staged_folder_keeps_other_files(tmp_path: Path) -> None:
+    for text in ("one", "two"):
+        with staged_folder(tmp_path / "model") as folder:
+            assert list(folder.iterdir()) == []
+            (folder / "inner").mkdir()
+            (folder / "inner" / "file").write_text(text)
+        (tmp_path / "model" / "notes").touch()
+    assert names(tmp_path / "model") == ["inner", "inner/file", "notes"]
+    assert (tmp_path / "model" / "inner" / "file").read_text() == "two"
+
+
+def test_a_replaced_folder_keeps_nothing(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        with replaced_folder(tmp_path / "a" / "best") as folder:
+            (folder / name).touch()
+    assert names(tmp_path) == ["a", "a/best", "a/best/two"]
+
+
+@pytest.mark.parametrize("write", FOLDERS)
+@pytest.mark.parametrize("name", ["there", "there/a/b"])
+def test_a_failed_save_changes_nothing(tmp_path: Path, write: Writer, name: str) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "file").write_text("one")
+    for error in (OSError("disk full"), KeyboardInterrupt("stop")):
+        with pytest.raises(type(error), match=str(error)), write(tmp_path / name) as folder:
+            (folder / "file").write_text("two")
+            raise error
+        assert names(tmp_path) == ["there", "there/file"] and (tmp_path / "there" / "file").read_text() == "one"
+
+
+@pytest.mark.parametrize("write", FOLDERS)
+def test_a_full_disk_is_told_with_the_name_of_the_folder(tmp_path: Path, write: Writer) -> None:
+    with files_of_at_most(1000), pytest.raises(OSError, match=f"cannot write '{tmp_path}/x': File too large"):
+        with write(tmp_path / "x") as folder:
+            (folder / "file").write_text("two" * 1000)
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("write", [*FOLDERS, write_file])
+def test_files_are_on_the_disk_before_they_have_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Writer
+) -> None:
+    flushed = set()
+
+    def fsync(descriptor: int) -> None:
+        flushed.add((os.fstat(descriptor).st_ino, final.exists()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    final = tmp_path / "new" if write is write_file else tmp_path / "new" / "file"
+    with write(tmp_path / "new") as unfinished:
+        (unfinished if write is write_file else unfinished / "file").write_text("text")
+    parent = tmp_path / "new" if write is staged_folder else tmp_path
+    assert {(final.stat().st_ino, False), (parent.stat().st_ino, True)} <= flushed
+
+
+# After a kill
+
+
+def test_a_kill_while_a_folder_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def save(name: str) -> None:
+        with replaced_folder(tmp_path / "best") as folder:
+            (folder / name).touch()
+
+    def rename(path: Path, target: Path) -> Path:
+        return kill() if path.name.startswith("unfinished-") else real_rename(path, target)
+
+    save("one")
+    real_rename = Path.rename
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "rename", rename)
+        save("two")
+    assert names(tmp_path) == ["replaced-best", "replaced-best/one", "unfinished-best", "unfinished-best/two"]
+    for _ in range(2):
+        restore_replaced(tmp_path)
+        assert (tmp_path / "best" / "one").exists() and not (tmp_path / "replaced-best").exists()
+    save("three")
+    assert names(tmp_path) == ["best", "best/three"]
+
+
+def test_a_kill_while_a_folder_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "checkpoint-1").mkdir()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("shutil.rmtree", kill)
+        remove_folder(tmp_path / "checkpoint-1")
+    (tmp_path / "unfinished-0123abcd-log.txt").touch()
+    assert names(tmp_path) == ["unfinished-0123abcd-log.txt", "unfinished-checkpoint-1"]
+    remove_unfinished(tmp_path)
+    assert names(tmp_path) == []
+
+
+def test_free_name(tmp_path: Path) -> None:
+    for expected in ("x", "x-2", "x-3"):
+        assert free_name(tmp_path / "x").name == expected
+        (tmp_path / expected).touch()
+
+
+# Weights
+
+
+def test_stale_weights_are_only_the_default_weights(tmp_path: Path) -> None:
+    files = ["model.safetensors", "model.ema.safetensors", "model-notes.safetensors", "optimizer.bin"]
+    for name in files:
+        (tmp_path / name).touch()
+    remove_stale_weights(tmp_path, {"README.md"})
+    assert names(tmp_path) == sorted(files)
+    remove_stale_weights(tmp_path, {"model.safetensors.index.json", "model-00001-of-00002.safetensors"})
+    assert names(tmp_path) == sorted(files[1:])

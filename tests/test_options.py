@@ -1,0 +1,34 @@
+"""What is said of an option that there is not."""
+
+import pytest
+
+from biggan_hf.options import unknown_option
+
+
+COMMAND = ["--batch_size", "--dataset_name", "--output", "--seed", "--truncation", "--truncation_mode"]
+TRAINING = ["--per_device_batch_size", "--global_batch_size", "--generator_learning_rate", "--loss"]
+
+
+@pytest.mark.parametrize(
+    ("words", "known", "expected"),
+    [
+        (["--batchsize", "4"], COMMAND, "unrecognized arguments: --batchsize; did you mean --batch_size?"),
+        (["x", "--batch-size=4"], COMMAND, "unrecognized arguments: --batch-size; did you mean --batch_size?"),
+        (["--dataset", "x"], COMMAND, "unrecognized arguments: --dataset; did you mean --dataset_name?"),
+        (["--outptu"], COMMAND, "unrecognized arguments: --outptu; did you mean --output?"),
+        (["--seed", "1", "--colour"], COMMAND, "unrecognized arguments: --colour"),
+        (
+            ["--batch_size", "4"],
+            TRAINING,
+            "unrecognized arguments: --batch_size; did you mean --global_batch_size or --per_device_batch_size?",
+        ),
+        (
+            ["--learning_rate", "1"],
+            TRAINING,
+            "unrecognized arguments: --learning_rate; did you mean --generator_learning_rate?",
+        ),
+        (["model", "-3", "--seed=1", "--", "--not-an-option"], COMMAND, None),
+    ],
+)
+def test_unknown_option(words: list[str], known: list[str], expected: str | None) -> None:
+    assert unknown_option(words, known) == expected
