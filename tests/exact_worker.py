@@ -13,8 +13,8 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from biggan_hf import BigGANConfig, BigGANDiscriminator, BigGANModel
 from biggan_hf.layers import BatchNorm2d, ConditionalBatchNorm2d
 from biggan_hf.normalization import batch_normalize
-from biggan_hf.training import parse_arguments, set_up
 from biggan_hf.processes import Vote
+from biggan_hf.training import parse_arguments, set_up
 from biggan_hf.training.logs import fetch
 from biggan_hf.training.loop import train_step
 from biggan_hf.training.replicas import average_running_statistics, replica_group_size, set_cross_replica_batch_norm

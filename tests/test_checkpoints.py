@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from training_runs import arguments, error_line, read_log, write_checkpoint
 
-from biggan_hf.files import remove_unfinished
 from biggan_hf.training import main
 from biggan_hf.training.arguments import TrainingArguments
 from biggan_hf.training.checkpoints import find_checkpoint, rotate_checkpoints, set_aside
@@ -94,22 +93,6 @@ def test_other_weights_to_train_are_refused(
 # Kills and power cuts
 
 
-def test_checkpoint_killed_while_it_was_removed_has_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for step in (1, 2):
-        write_checkpoint(tmp_path, step)
-
-    def killed(path: Path) -> None:
-        (path / "config.json").unlink()
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(shutil, "rmtree", killed)
-        rotate_checkpoints(tmp_path, 1)
-    assert names(tmp_path) == ["checkpoint-2", "unfinished-checkpoint-1"]
-    remove_unfinished(tmp_path)
-    assert names(tmp_path) == ["checkpoint-2"]
-
-
 def test_checkpoint_killed_while_it_was_replaced_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_checkpoint(tmp_path, 3)
     rename = Path.rename
@@ -125,21 +108,6 @@ def test_checkpoint_killed_while_it_was_replaced_comes_back(tmp_path: Path, monk
     assert names(tmp_path) == ["replaced-checkpoint-3", "unfinished-checkpoint-3"]
     assert find_checkpoint(tmp_path, "latest") == tmp_path / "checkpoint-3"
     assert find_checkpoint(tmp_path, "latest") == tmp_path / "checkpoint-3"
-
-
-def test_files_are_on_the_disk_before_the_checkpoint_has_its_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    flushed, fsync = set(), os.fsync
-
-    def note(descriptor: int) -> None:
-        assert not (tmp_path / "checkpoint-1").exists()
-        flushed.add(os.fstat(descriptor).st_ino)
-        fsync(descriptor)
-
-    monkeypatch.setattr(os, "fsync", note)
-    files = [path for path in write_checkpoint(tmp_path, 1).rglob("*") if path.is_file()]
-    assert len(files) == 7 and {path.stat().st_ino for path in files} <= flushed
 
 
 def test_run_without_a_checkpoint_says_that_it_starts_anew(

@@ -14,6 +14,7 @@ from biggan_hf.training import DataArguments, ModelArguments, TrainingArguments,
 
 
 NEEDED = ["--dataset_name", "pictures", "--output_dir", "out"]
+GROUPS: tuple[Any, ...] = (ModelArguments, DataArguments, TrainingArguments)
 
 
 def test_every_preset_trains() -> None:
@@ -95,7 +96,11 @@ def test_unknown_options_are_named_with_those_that_are_like_them(tmp_path: Path)
 @pytest.mark.parametrize(
     ("section", "prefix", "expected"),
     [
-        ("Training", "--", {f.name for group in (ModelArguments, DataArguments, TrainingArguments) for f in fields(group)}),
+        (
+            "Training",
+            "--",
+            {f.name for group in (ModelArguments, DataArguments, TrainingArguments) for f in fields(group)},
+        ),
         ("Configuration", "", {*BigGANConfig.__annotations__, "num_labels", "id2label"}),
     ],
 )
@@ -110,7 +115,17 @@ def test_help_is_in_sections_with_an_example(capsys: pytest.CaptureFixture[str])
     with pytest.raises(SystemExit) as stop:
         parse_arguments(["--help"])
     text = capsys.readouterr().out
-    titles = ["networks:", "pictures:", "run:", "game (", "regularisers", "speed", "log, evaluations", "Hub:", "example:"]
+    titles = [
+        "networks:",
+        "pictures:",
+        "run:",
+        "game (",
+        "regularisers",
+        "speed",
+        "log, evaluations",
+        "Hub:",
+        "example:",
+    ]
     places = [text.index(f"\n{title}") for title in titles]
     assert stop.value.code == 0 and places == sorted(places)
     assert text.index("--preset") > places[0] and "(default: 0.0002)" in text and "(default: None)" not in text

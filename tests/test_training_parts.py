@@ -14,11 +14,10 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
-from training_runs import STATE, files_of_at_most, tiny, write_checkpoint
+from training_runs import STATE, tiny, write_checkpoint
 
 from biggan_hf import BigGANConfig, BigGANDiscriminator, BigGANModel
 from biggan_hf.data import load_labelled_images
-from biggan_hf.files import write_text
 from biggan_hf.spectral_norm import iterate_in_training
 from biggan_hf.training.arguments import TrainingArguments
 from biggan_hf.training.batches import BatchSource, counter_generator, to_pixel_values
@@ -347,16 +346,6 @@ def test_a_quality_that_is_no_number_is_not_the_best(tmp_path: Path) -> None:
     assert keep_if_best(tmp_path, 2, {"FID": 5.0}, *networks)
     assert not keep_if_best(tmp_path, 3, {"FID": math.nan}, *networks)
     assert keep_if_best(tmp_path, 4, {"FID": 4.0}, *networks)
-
-
-def test_file_on_a_full_disk_stays_as_it_was(tmp_path: Path) -> None:
-    path = tmp_path / "log.jsonl"
-    write_text(path, "a line\n")
-    with files_of_at_most(1000), pytest.raises(OSError, match="File too large"):
-        write_text(path, "other lines\n" * 1000)
-    assert path.read_text(encoding="utf-8") == "a line\n"
-    write_text(path, "another\n")
-    assert path.read_text(encoding="utf-8") == "another\n" and list(tmp_path.iterdir()) == [path]
 
 
 def _full_disk(*args: object) -> None:

@@ -2,7 +2,7 @@
 The presets: a whole row for each published model, its networks and its training side by side.
 
 The rows follow "Large Scale GAN Training for High Fidelity Natural Image Synthesis" (Brock, Donahue, Simonyan 2018,
-arXiv:1809.11096), appendices B and C, DeepMind's TFHub modules, and BigGAN-PyTorch (github.com/ajbrock/BigGAN-PyTorch).
+arXiv:1809.11096), appendices B and C, DeepMind's TFHub modules, and github.com/ajbrock/BigGAN-PyTorch.
 The comment above a row gives the published scores and says who published them: IS is the Inception score (higher is
 better), FID the Fréchet Inception distance (lower is better), on ImageNet where no other data set is named.
 """
@@ -39,6 +39,7 @@ class Preset:
     training: dict[str, Any]
 
 
+# ruff: noqa: C408 (keywords read better than names in quotes)
 # fmt: off
 PRESETS: dict[str, Preset] = {
     # The paper's model: IS 98.8, FID 8.7 without truncation (the paper's numbers, as StudioGAN's README quotes them);

@@ -41,7 +41,7 @@ def _translate(images: Tensor) -> Tensor:
 
 
 def _shifted(number: int, size: int, most: int, device: torch.device) -> Tensor:
-    """Indices (N, size) into a side that is padded by one on each end. Outside the picture they point to the padding."""
+    """Indices (N, size) into a side with one zero at each end, to which those outside the picture point."""
     shift = torch.randint(-most, most + 1, (number, 1), device=device)
     return (torch.arange(size, device=device) + 1 + shift).clamp(0, size + 1)
 

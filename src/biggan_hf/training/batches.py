@@ -99,9 +99,7 @@ class BatchSource:
         z = sample_latents(self.batch_size, self.z_dim, generator=generator, device=self.device)
         if not self.num_labels:
             return Latents(z, None)
-        return Latents(
-            z, torch.randint(self.num_labels, (self.batch_size,), generator=generator, device=self.device)
-        )
+        return Latents(z, torch.randint(self.num_labels, (self.batch_size,), generator=generator, device=self.device))
 
     def pictures(self) -> Pictures:
         """The next pictures and their labels."""
@@ -129,7 +127,7 @@ def to_pixel_values(pixels: Tensor, device: torch.device) -> Tensor:
 
 
 def _ignore_signals(worker: int) -> None:
-    """The training process ends after a step when a signal comes. Its workers must live until then, and end with it."""
+    """At a signal, the training process ends its step. Until then it needs its workers; they end with it."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
 

@@ -1,8 +1,8 @@
 """Checkpoints: what a run needs to go on, in model folders that load like any other.
 
-`checkpoint-{step}/` holds the averaged generator at its root and the discriminator beside it, as a finished model does.
-It also holds the generator as trained in `generator/`, and `training_state.pt`: the optimisers and the counters, which
-are tensors and numbers only.
+`checkpoint-{step}/` holds the averaged generator at its root and the discriminator beside it, as a finished model
+does. It also holds the generator as trained in `generator/`, and `training_state.pt`: the optimisers and the counters,
+which are tensors and numbers only.
 """
 
 import json
@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..configuration_biggan import BigGANConfig
-from ..files import UNFINISHED, free_name, remove_folder, replaced_folder, restore_replaced
+from ..files import REPLACED, UNFINISHED, free_name, remove_folder, replaced_folder, restore_replaced
 from ..modeling_biggan import BigGANDiscriminator, BigGANModel
 from ..processes import is_main_process
 
@@ -76,8 +76,10 @@ def set_aside(output_dir: Path, step: int, name: str) -> list[Path]:
     Returns:
         Their new places, the newest first.
     """
-    restore_replaced(output_dir)
     later = [folder for folder in reversed(_checkpoint_folders(output_dir)) if step_of(folder) > step]
+    for leftover in (folder.with_name(REPLACED + folder.name) for folder in later):
+        if leftover.exists():  # a kill left it, and it would come back under the free name
+            remove_folder(leftover)
     return [folder.rename(free_name(output_dir / f"{name}-{step_of(folder)}")) for folder in later]
 
 

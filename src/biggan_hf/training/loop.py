@@ -216,7 +216,7 @@ def end(run: Run, stop: int) -> Path | None:
 
 
 def finish(run: Run, folder: Path) -> None:
-    """Writes the finished model: the averaged generator at the root, `discriminator/`, the card, a sheet of samples."""
+    """Writes the finished model: the averaged generator, `discriminator/`, the card and a sheet of samples."""
     if run.global_step < run.args.max_train_steps:
         tqdm.write(f"time is up at step {run.global_step} of {run.args.max_train_steps}")
     if run.args.checkpointing_steps and run.global_step % run.args.checkpointing_steps:

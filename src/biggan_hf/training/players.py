@@ -80,7 +80,7 @@ def _load_networks(checkpoint: Path) -> Networks:
 
 
 def networks_to_fine_tune(model: str, config: BigGANConfig) -> Networks:
-    """A published generator and its discriminator, if it has one. For another number of classes, their weights are new."""
+    """A published generator, and its discriminator if it has one. Weights of other classes are new."""
     generator = _load_to_fine_tune(BigGANModel, model, config)
     ema = copy.deepcopy(generator)
     try:
@@ -100,7 +100,9 @@ def _load_to_fine_tune(cls: Any, model: str, config: BigGANConfig, **where: str)
     """
     options: dict[str, Any] = {"config": config, "ignore_mismatched_sizes": True, "dtype": torch.float32}
     network, report = cls.from_pretrained(model, output_loading_info=True, **options, **where)
-    modules = {name: name.rpartition(".")[0] for name, *_ in report["mismatched_keys"]}  # u0, too, has an entry per class
+    modules = {
+        name: name.rpartition(".")[0] for name, *_ in report["mismatched_keys"]
+    }  # u0, too, has an entry per class
     others = sorted(name for name, module in modules.items() if not is_of_classes(network, f"{module}.weight"))
     if others:
         raise ValueError(
@@ -123,7 +125,7 @@ def _arrange(network: BigGANModel | BigGANDiscriminator, args: TrainingArguments
 
 
 def freeze(generator: BigGANModel, discriminator: BigGANDiscriminator, args: TrainingArguments) -> None:
-    """Freezes the first stages (FreezeD, Mo et al. 2020, arXiv:2002.10964), or all weights but those of the classes."""
+    """Freezes first stages (FreezeD, Mo et al. 2020, arXiv:2002.10964), or all weights but those of the classes."""
     stages = discriminator.stages
     if args.freeze_discriminator_stages >= len(stages):
         raise ValueError(

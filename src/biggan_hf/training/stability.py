@@ -20,13 +20,13 @@ from .steps import Pictures
 
 Log = Sequence[Mapping[str, Any]]
 
-# The rule for collapses looks back on this many lines of the log: 1,000 steps with the default `logging_steps`, so that
-# a single bad line is no collapse.
+# The rule for collapses looks back on this many lines of the log, so that a single bad line is no collapse. With the
+# default `logging_steps` they are 1,000 steps.
 WINDOW = 20
 # The mean loss of the discriminator below which it has won. The hinge loss begins at 2, and is 0 when D always wins.
 LOSS_FLOOR = 0.01
-# How often σ0 of the generator may be its median in the window. A doubling every 20,000 steps, which is healthy, is never
-# called; growth by ten every 3,000 steps is called as soon as there are ten measurements.
+# σ0 of the generator may be this many times its median in the window. A doubling every 20,000 steps, which is healthy,
+# is never called. Growth by ten every 3,000 steps is called as soon as there are ten measurements.
 SIGMA_FACTOR = 4.0
 # The scaler of float16 begins at 2^16. After 20 halvings it is below one, and no smaller scale would help.
 MAX_OVERFLOWS = 20

@@ -1,9 +1,9 @@
 """
 How the two networks learn: one update of the discriminator, and one of the generator.
 
-The discriminator D learns to tell real pictures from generated ones, and the generator G learns to make pictures that D
-takes for real (paper, section 2). `discriminator_step` and `generator_step` are one update each. `loop.train_step` makes
-two updates of D, then one of G, and moves the average of G's weights: that is one `global_step`.
+The discriminator D learns to tell real pictures from generated ones. The generator G learns to make pictures that D
+takes for real (paper, section 2). `discriminator_step` and `generator_step` are one update each. `loop.train_step`
+makes two updates of D, then one of G, and moves the average of G's weights: that is one `global_step`.
 
 An update may be larger than what a device holds. Then it comes in micro-batches, whose gradients add up to that of the
 whole batch. Scalars for the log go back as tensors on the device, so that no step waits for it.
@@ -169,9 +169,7 @@ def generator_step(players: Players, micro_batches: Sequence[Latents], objective
 
 @torch.no_grad()
 def _generate(players: Players, latents: Latents, dtype: torch.dtype) -> Pictures:
-    return Pictures(
-        players.bare_generator(latents.z, latents.class_labels).images.to(dtype), latents.class_labels
-    )
+    return Pictures(players.bare_generator(latents.z, latents.class_labels).images.to(dtype), latents.class_labels)
 
 
 def _augment(pictures: Pictures, objective: Objective) -> Pictures:
