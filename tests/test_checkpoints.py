@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from training_runs import arguments, error_line, read_log, write_checkpoint
+from training_runs import Capture, Patch, arguments, error_line, read_log, write_checkpoint
 
 from biggan_hf.training import main
 from biggan_hf.training.arguments import TrainingArguments
@@ -26,7 +26,7 @@ def names(folder: Path) -> list[str]:
 
 
 def test_later_checkpoints_than_the_one_resumed_from_are_set_aside(
-    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    pictures: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     output, flags = tmp_path / "model", ["--checkpointing_steps", "1", "--on_collapse", "ignore"]
     main(arguments(pictures, output, *flags, "--checkpoints_total_limit", "3", steps=4))
@@ -64,7 +64,7 @@ def test_best_model_from_before_stays(tmp_path: Path) -> None:
 # Going on otherwise
 
 
-def test_other_settings_are_told(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_settings_are_told(pictures: Path, tmp_path: Path, capsys: Capture) -> None:
     output, again = tmp_path / "model", ["--resume_from_checkpoint", "latest"]
     main(arguments(pictures, output, steps=2))
     main(arguments(pictures, output, *again, steps=4))
@@ -80,9 +80,7 @@ def test_other_settings_are_told(pictures: Path, tmp_path: Path, capsys: pytest.
     assert "settings: seed=3 (was 0), loss='hinge' (was 'logistic')\n" in capsys.readouterr().err
 
 
-def test_other_weights_to_train_are_refused(
-    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_other_weights_to_train_are_refused(pictures: Path, tmp_path: Path, capsys: Capture) -> None:
     output = tmp_path / "model"
     main(arguments(pictures, output))
     again = ["--resume_from_checkpoint", "latest", "--freeze_discriminator_stages", "2"]
@@ -93,7 +91,7 @@ def test_other_weights_to_train_are_refused(
 # Kills and power cuts
 
 
-def test_checkpoint_killed_while_it_was_replaced_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoint_killed_while_it_was_replaced_comes_back(tmp_path: Path, monkeypatch: Patch) -> None:
     write_checkpoint(tmp_path, 3)
     rename = Path.rename
 
@@ -110,9 +108,7 @@ def test_checkpoint_killed_while_it_was_replaced_comes_back(tmp_path: Path, monk
     assert find_checkpoint(tmp_path, "latest") == tmp_path / "checkpoint-3"
 
 
-def test_run_without_a_checkpoint_says_that_it_starts_anew(
-    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_run_without_a_checkpoint_says_that_it_starts_anew(pictures: Path, tmp_path: Path, capsys: Capture) -> None:
     output = tmp_path / "model"
     main(arguments(pictures, output, "--checkpointing_steps", "0", "--resume_from_checkpoint", "latest"))
     assert "starts anew" not in capsys.readouterr().err
@@ -132,9 +128,7 @@ FILES = [
 
 
 @pytest.mark.parametrize("file", [*FILES, "training_state.pt"])
-def test_latest_passes_over_a_damaged_checkpoint(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str
-) -> None:
+def test_latest_passes_over_a_damaged_checkpoint(tmp_path: Path, capsys: Capture, file: str) -> None:
     good, damaged = write_checkpoint(tmp_path, 9), write_checkpoint(tmp_path, 10)
     assert find_checkpoint(tmp_path, "latest") == damaged
     (damaged / file).write_bytes((damaged / file).read_bytes()[:-3])
@@ -143,9 +137,7 @@ def test_latest_passes_over_a_damaged_checkpoint(
     assert f"'{damaged}' is passed over: " in line and file in line
 
 
-def test_latest_among_damaged_checkpoints_is_an_error(
-    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_latest_among_damaged_checkpoints_is_an_error(pictures: Path, tmp_path: Path, capsys: Capture) -> None:
     output = tmp_path / "model"
     main(arguments(pictures, output, "--checkpointing_steps", "1", steps=2))
     log = (output / "log.jsonl").read_bytes()

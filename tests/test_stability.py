@@ -12,7 +12,17 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from training_runs import arguments, error_line, files_of_at_most, launch_worker, read_log, set_rule, write_pictures
+from training_runs import (
+    Capture,
+    Patch,
+    arguments,
+    error_line,
+    files_of_at_most,
+    launch_worker,
+    read_log,
+    set_rule,
+    write_pictures,
+)
 
 from biggan_hf import BigGANConfig, BigGANDiscriminator, BigGANModel
 from biggan_hf.training import main, parse_arguments, set_up, train
@@ -217,7 +227,7 @@ def test_of_the_same_pictures_both_shares_are_the_same(pictures: Path, tmp_path:
     assert len(shares) == 6 and len(set(shares)) > 1 and all(training == held_out for training, held_out in shares)
 
 
-def test_held_out_classes_are_the_training_datas(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_held_out_classes_are_the_training_datas(tmp_path: Path, capsys: Capture) -> None:
     features = datasets.Features(image=datasets.Image(), label=datasets.Value("int64"))
     for split, labels in (("train", [0, 1, 2, 0]), ("test", [0, 1, 3, 0]), ("few", [0, 1, 0, 0])):
         images = [Image.fromarray(np.full((32, 32), 60 * i, np.uint8)) for i in range(4)]
@@ -258,9 +268,7 @@ def collapsing(pictures: Path, output: Path, *more: str) -> list[str]:
     return arguments(pictures, output, *flags, *more, steps=200)
 
 
-def test_collapse_stops_a_run_and_keeps_what_is_known(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_collapse_stops_a_run_and_keeps_what_is_known(pictures: Path, tmp_path: Path, monkeypatch: Patch) -> None:
     set_rule(monkeypatch, WINDOW=4)
     output = tmp_path / "model"
     with pytest.raises(SystemExit) as stop:
@@ -276,7 +284,7 @@ def test_collapse_stops_a_run_and_keeps_what_is_known(
 
 
 def test_collapse_rolls_back_with_a_lower_rate_and_other_latents(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pictures: Path, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     set_rule(monkeypatch, WINDOW=6, MAX_ROLLBACKS=1)
     output = tmp_path / "model"
@@ -327,7 +335,7 @@ def test_not_a_number_in_any_network_is_seen(pictures: Path, tmp_path: Path, nam
 
 
 def test_rollback_passes_over_checkpoints_that_are_not_finite(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pictures: Path, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     set_rule(monkeypatch, WINDOW=1)
     output = tmp_path / "model"
@@ -344,7 +352,7 @@ def test_rollback_passes_over_checkpoints_that_are_not_finite(
     assert [folder and folder.name for folder in found] == [*(f"checkpoint-{n}" for n in (3, 2, 1, 4)), None]
 
 
-def test_collapse_may_be_ignored(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_collapse_may_be_ignored(pictures: Path, tmp_path: Path, monkeypatch: Patch) -> None:
     set_rule(monkeypatch, WINDOW=4)
     flags = ["--on_collapse", "ignore", "--max_train_steps", "30"]
     main(collapsing(pictures, tmp_path / "model", *flags))
@@ -396,9 +404,7 @@ def test_rollback_restores_everything_but_the_seed_and_the_rates(pictures: Path,
     assert load_training_state(run.output_dir / "checkpoint-1")["rollbacks"] == 1
 
 
-def test_a_full_disk_hides_no_collapse(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_full_disk_hides_no_collapse(pictures: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture) -> None:
     set_rule(monkeypatch, LOSS_FLOOR=1e9, WINDOW=1)
     run = set_up(*parse_arguments(arguments(pictures, tmp_path / "model", "--checkpointing_steps", "0")))
     with files_of_at_most(10_000), pytest.raises(OSError, match="cannot write '.*collapsed-1'"):

@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
-from training_runs import STATE, tiny, write_checkpoint
+from training_runs import STATE, Patch, tiny, write_checkpoint
 
 from biggan_hf import BigGANConfig, BigGANDiscriminator, BigGANModel
 from biggan_hf.data import load_labelled_images
@@ -29,7 +29,6 @@ from biggan_hf.training.checkpoints import (
     rotate_checkpoints,
 )
 from biggan_hf.training.ema import update_ema
-from biggan_hf.training.quality import keep_if_best
 from biggan_hf.training.run import Run
 from biggan_hf.training.stability import all_finite
 from biggan_hf.training.steps import Latents, Objective, Pictures, Players, discriminator_step, generator_step
@@ -85,22 +84,6 @@ def test_generator_step_moves_the_generator_alone_and_costs_the_discriminator_no
     moved = [name for name, new in weights(game.generator).items() if (new != before[0][name]).any()]
     # The class of nobody in the batch has no gradient; a bias before a batch norm has none in exact arithmetic.
     assert len(moved) >= 0.9 * len(before[0])
-
-
-def test_accumulated_discriminator_gradient_is_that_of_the_whole_batch() -> None:
-    # Without batch norm's and spectral norm's dependence on the batch, micro-batches add up exactly.
-    config = tiny(discriminator_spectral_norm=False)
-    whole, parts = players(config), players(config)
-    real, fake = pictures(config, 6), latents(config, 6)
-    for game in (whole, parts):
-        game.generator.eval()
-    discriminator_step(whole, [(fake, real)], Objective())
-    halves = [
-        (Latents(fake.z[s], fake.class_labels[s]), Pictures(real.pixel_values[s], real.class_labels[s]))  # type: ignore[index]
-        for s in (slice(0, 3), slice(3, 6))
-    ]
-    discriminator_step(parts, halves, Objective())
-    torch.testing.assert_close(weights(parts.discriminator), weights(whole.discriminator), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(("every_forward", "iterations"), [(False, 1), (True, 2)])
@@ -296,7 +279,7 @@ def test_checkpoint_is_a_model_folder_and_the_oldest_go(tmp_path: Path) -> None:
     assert find_checkpoint(tmp_path, str(tmp_path / "checkpoint-10")) == tmp_path / "checkpoint-10"
 
 
-def test_an_unfinished_checkpoint_is_not_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unfinished_checkpoint_is_not_found(tmp_path: Path, monkeypatch: Patch) -> None:
     write_checkpoint(tmp_path, 1)
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", _full_disk)
@@ -338,14 +321,6 @@ def test_a_single_value_makes_a_network_not_finite(name: str, value: float) -> N
     assert all_finite(models)
     models[1].state_dict()[name].view(-1)[-1] = value
     assert not all_finite(models)
-
-
-def test_a_quality_that_is_no_number_is_not_the_best(tmp_path: Path) -> None:
-    networks = BigGANModel(tiny()), BigGANDiscriminator(tiny())
-    assert not keep_if_best(tmp_path, 1, {"FID": math.nan}, *networks)
-    assert keep_if_best(tmp_path, 2, {"FID": 5.0}, *networks)
-    assert not keep_if_best(tmp_path, 3, {"FID": math.nan}, *networks)
-    assert keep_if_best(tmp_path, 4, {"FID": 4.0}, *networks)
 
 
 def _full_disk(*args: object) -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from training_runs import arguments
+from training_runs import Patch, arguments
 
 from biggan_hf.training import parse_arguments, set_up
 from biggan_hf.training.batches import BatchSource
@@ -123,9 +123,7 @@ def test_average_without_decay_is_the_generator(pictures: Path, tmp_path: Path) 
     assert all(torch.equal(value, generator[name]) for name, value in run.ema.state_dict().items())
 
 
-def test_augmentation_depends_on_seed_step_and_process(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_augmentation_depends_on_seed_step_and_process(pictures: Path, tmp_path: Path, monkeypatch: Patch) -> None:
     fixed = ready(pictures, tmp_path / "fixed").batches
     pairs = [(fixed.latents(0, draw), fixed.pictures()) for draw in range(2)]
     monkeypatch.setattr(BatchSource, "latents", lambda self, step, draw: pairs[draw][0])

@@ -27,16 +27,10 @@ CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog
 
 @dataclass(frozen=True)
 class Preset:
-    """
-    A row. What no row names is the same in all published models: the default of the field.
+    """A row. What no row names is the same in all published models: the default of the field."""
 
-    Args:
-        networks: Fields of `BigGANConfig`.
-        training: Arguments of train.py.
-    """
-
-    networks: dict[str, Any]
-    training: dict[str, Any]
+    networks: dict[str, Any]  # fields of `BigGANConfig`
+    training: dict[str, Any]  # arguments of train.py
 
 
 # ruff: noqa: C408 (keywords read better than names in quotes)
@@ -167,8 +161,7 @@ PRESETS: dict[str, Preset] = {
             generator_learning_rate=5e-5, discriminator_learning_rate=2e-4, adam_beta1=0.0, adam_beta2=0.999,
             adam_epsilon=1e-6, power_iteration="once_per_update", cross_replica_batch_norm="on",
             generator_orthogonality=1e-4, ema_decay=0.9999, ema_start_step=20_000, max_train_steps=150_000)),
-    # BigGAN-PyTorch, scripts/launch_cifar_ema.sh: 500 epochs of 50,000 // (50 · 4) steps. A user reached IS 8.4,
-    # FID 6.3 on CIFAR-10 (its issue 82).
+    # BigGAN-PyTorch, scripts/launch_cifar_ema.sh: 500 epochs of 250 steps. A user: IS 8.4, FID 6.3 (its issue 82).
     "cifar10": Preset(
         networks=dict(
             architecture="biggan", image_size=32, num_channels=3, id2label=dict(enumerate(CIFAR10_CLASSES)), z_dim=128,
@@ -196,8 +189,7 @@ PRESETS: dict[str, Preset] = {
             generator_learning_rate=1e-4, discriminator_learning_rate=4e-4, adam_beta1=0.0, adam_beta2=0.999,
             adam_epsilon=1e-8, power_iteration="every_forward", cross_replica_batch_norm="off",
             generator_orthogonality=0.0, ema_decay=0.9999, ema_start_step=2_000, max_train_steps=500_400)),
-    # BigGAN-PyTorch, scripts/launch_SNGAN.sh: 100 epochs of 1,281,167 // (64 · 5) steps. The script keeps no average
-    # of the weights (ema_decay 0), and we know of no score.
+    # BigGAN-PyTorch, scripts/launch_SNGAN.sh: 100 epochs of 1,281,167 // 320 steps, without an average of weights.
     "sngan-128": Preset(
         networks=dict(
             architecture="biggan", image_size=128, num_channels=3, num_labels=1000, z_dim=128, class_embedding_dim=128,

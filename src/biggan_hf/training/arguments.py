@@ -5,7 +5,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -76,6 +76,26 @@ class DataArguments:
     on_unreadable_image: Literal["skip", "error"] = _help("Skip a picture that can't be read, or stop.", "skip")
     horizontal_flip: bool = _help("Mirror half of the pictures, chosen at random.", False)
     dataloader_num_workers: int = _help("Processes that decode pictures. 0: the training process does.", 0)
+
+
+# What numbers may be. An option that was left out may be `None`.
+_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+    "at least 1": (
+        lambda value: value >= 1,
+        "max_train_steps per_device_batch_size num_discriminator_steps logging_steps r1_interval evaluation_images",
+    ),
+    "at least 0": (
+        lambda value: value >= 0,
+        "seed ema_start_step sample_steps checkpointing_steps watch_steps evaluation_steps generator_orthogonality "
+        "r1_gamma freeze_discriminator_stages",
+    ),
+    "positive": (lambda value: value > 0, "generator_learning_rate discriminator_learning_rate adam_epsilon"),
+    "in [0, 1)": (lambda value: 0 <= value < 1, "adam_beta1 adam_beta2 ema_decay"),
+    "positive or left out": (
+        lambda value: value > 0,
+        "max_train_minutes global_batch_size checkpoints_total_limit sigma_clamp sigma_clamp_ratio",
+    ),
+}
 
 
 @dataclass
@@ -164,25 +184,13 @@ class TrainingArguments:
     def _check_ranges(self) -> None:
         for f in fields(self):
             value = getattr(self, f.name)
-            self._require(f.name, not isinstance(value, float) or math.isfinite(value), "finite")
-        counts = ("max_train_steps", "per_device_batch_size", "num_discriminator_steps", "logging_steps")
-        for name in (*counts, "r1_interval", "evaluation_images"):
-            self._require(name, getattr(self, name) >= 1, "at least 1")
-        intervals = ("sample_steps", "checkpointing_steps", "watch_steps", "evaluation_steps", "ema_start_step")
-        strengths = ("generator_orthogonality", "r1_gamma")
-        for name in (*intervals, *strengths, "seed", "freeze_discriminator_stages"):
-            self._require(name, getattr(self, name) >= 0, "at least 0")
-        for name in ("generator_learning_rate", "discriminator_learning_rate", "adam_epsilon"):
-            self._require(name, getattr(self, name) > 0, "positive")
-        for name in ("adam_beta1", "adam_beta2", "ema_decay"):
-            self._require(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
-        optional = ("max_train_minutes", "global_batch_size", "checkpoints_total_limit")
-        for name in (*optional, "sigma_clamp", "sigma_clamp_ratio"):
-            self._require(name, getattr(self, name) is None or getattr(self, name) > 0, "positive or left out")
-
-    def _require(self, name: str, holds: bool, expected: str) -> None:
-        if not holds:
-            raise ValueError(f"{name} must be {expected}, got {getattr(self, name)}")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{f.name} must be finite, got {value}")
+        for expected, (is_allowed, names) in _RANGES.items():
+            for name in names.split():
+                value = getattr(self, name)
+                if value is not None and not is_allowed(value):
+                    raise ValueError(f"{name} must be {expected}, got {value}")
 
     def accumulation_steps(self, num_processes: int) -> int:
         """Micro-batches in an update; raises `ValueError` where the global batch does not divide."""

@@ -6,6 +6,7 @@ Nothing here draws from a global random state. So a run that is stopped and resu
 import logging
 import signal
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ def counter_generator(device: torch.device, *counters: int) -> torch.Generator:
     return torch.Generator(device).manual_seed(counter_seed(*counters))
 
 
+@dataclass
 class BatchSource:
     """
     Micro-batches of one process.
@@ -50,38 +52,27 @@ class BatchSource:
         num_workers: Processes that decode pictures. With 0 this process does, and keeps what it has decoded.
     """
 
-    def __init__(
-        self,
-        images: LabelledImages,
-        *,
-        z_dim: int,
-        num_labels: int,
-        batch_size: int,
-        seed: int,
-        rank: int,
-        world_size: int,
-        device: torch.device,
-        horizontal_flip: bool,
-        samples_seen: int = 0,
-        num_workers: int = 0,
-    ):
-        self.images, self.num_workers, self.horizontal_flip = images, num_workers, horizontal_flip
-        self.z_dim, self.num_labels, self.batch_size, self.device = z_dim, num_labels, batch_size, device
-        self.rank, self.world_size = rank, world_size
+    images: LabelledImages
+    z_dim: int
+    num_labels: int
+    batch_size: int
+    seed: int
+    rank: int
+    world_size: int
+    device: torch.device
+    horizontal_flip: bool
+    samples_seen: int = 0
+    num_workers: int = 0
+
+    def __post_init__(self) -> None:
         self.unreadable: dict[int, str] = {}
-        self.start(seed, samples_seen)
+        self.start(self.seed, self.samples_seen)
 
     def start(self, seed: int, samples_seen: int) -> None:
         """Goes to a place in the seed's order of the pictures."""
         self.seed, self.samples_seen = seed, samples_seen
-        order = ShuffledBatches(
-            len(self.images),
-            self.batch_size,
-            seed=seed,
-            start=samples_seen,
-            rank=self.rank,
-            world_size=self.world_size,
-        )
+        place = {"seed": seed, "start": samples_seen, "rank": self.rank, "world_size": self.world_size}
+        order = ShuffledBatches(len(self.images), self.batch_size, **place)
         self._real: Iterator[ImageBatch] = iter(
             DataLoader(
                 self.images,
