@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..files import LEFTOVERS, append_line, staged_folder
+from ..files import LEFTOVERS, append_line, staged_folder, write_file
 from ..hub import model_card, upload_folder
 from ..images import sample_sheet
 from ..processes import Vote, from_main
@@ -181,7 +181,8 @@ def periodically(run: Run) -> None:
         folder = run.output_dir / "samples"
         folder.mkdir(exist_ok=True)
         sheet = sample_sheet(run.ema, seed=args.seed)
-        sheet.save(folder / f"step-{step:07d}.png")
+        with write_file(folder / f"step-{step:07d}.png") as unfinished:
+            sheet.save(unfinished)
         track_sheet(run.accelerator, sheet, step)
         draw_curves(run.output_dir)
 
@@ -208,8 +209,8 @@ def end(run: Run, stop: int) -> Path | None:
         finish(run, folder)
     elif run.is_main and stop == Stop.INTERRUPTED:
         draw_curves(run.output_dir)
-        checkpoint = run.checkpoint()
-        tqdm.write(f"interrupted at step {run.global_step}; to go on from {checkpoint}: resume_from_checkpoint=latest")
+        saved = run.checkpoint()
+        tqdm.write(f"interrupted at step {run.global_step}: --resume_from_checkpoint latest goes on from {saved}")
     run.accelerator.wait_for_everyone()
     run.accelerator.end_training()
     return folder

@@ -64,19 +64,14 @@ def new_networks(config: BigGANConfig) -> Networks:
 
 def load_networks(checkpoint: Path) -> Networks:
     try:
-        return _load_networks(checkpoint)
+        generator = BigGANModel.from_pretrained(checkpoint / "generator")
+        discriminator = BigGANDiscriminator.from_pretrained(checkpoint / "discriminator")
+        ema = BigGANModel.from_pretrained(checkpoint)
     except SafetensorError as error:
         raise ValueError(f"the checkpoint {str(checkpoint)!r} is damaged: {error}") from error
-
-
-def _load_networks(checkpoint: Path) -> Networks:
     # Copies: loaded weights lie unaligned in a mapped file, where the CPU's kernels round differently. The resumed run
     # would differ from the uninterrupted one in the last bit.
-    return (
-        copy.deepcopy(BigGANModel.from_pretrained(checkpoint / "generator")),
-        copy.deepcopy(BigGANDiscriminator.from_pretrained(checkpoint / "discriminator")),
-        copy.deepcopy(BigGANModel.from_pretrained(checkpoint)),
-    )
+    return copy.deepcopy((generator, discriminator, ema))
 
 
 def networks_to_fine_tune(model: str, config: BigGANConfig) -> Networks:

@@ -47,11 +47,7 @@ def set_up(model_args: ModelArguments, data_args: DataArguments, args: TrainingA
     check_enough(images, args, accelerator.num_processes)
 
     # The checkpoint, and the settings of its run
-    state = None
-    if resumed is not None:
-        check_same_architecture(resumed, config)
-        state = load_training_state(resumed)
-        check_same_pictures(resumed, state, images)
+    state = None if resumed is None else read_state(resumed, config, images)
     settings: dict[str, Any] = {"num_processes": accelerator.num_processes}
     settings |= {k: v for group in (model_args, data_args, args) for k, v in dataclasses.asdict(group).items()}
     check_same_seed(Path(args.output_dir), settings)
@@ -62,8 +58,19 @@ def set_up(model_args: ModelArguments, data_args: DataArguments, args: TrainingA
     quality = build_quality(images, args, accelerator)
     set_seed(args.seed)
     players, ema = build_players(accelerator, config, args, resumed, model_args.init_from)
-    batches = build_batches(images, config, data_args, args, accelerator)
-    watch = build_watch(players, images, data_args, args, config, accelerator)
+    batches = BatchSource(
+        images,
+        z_dim=config.z_dim,
+        num_labels=config.num_labels or 0,
+        batch_size=args.per_device_batch_size,
+        seed=args.seed,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        device=accelerator.device,
+        horizontal_flip=data_args.horizontal_flip,
+        num_workers=data_args.dataloader_num_workers,
+    )
+    watch = build_watch(players, images, data_args, args, config)
     clamps = args.sigma_clamp is not None or args.sigma_clamp_ratio is not None
     clamp = SigmaClamp(players.bare_generator, args.sigma_clamp, args.sigma_clamp_ratio) if clamps else None
     run = Run(args, accelerator, config, players, ema, batches, accumulation_steps, watch, clamp, quality, settings)
@@ -112,34 +119,8 @@ def load_images(data_args: DataArguments, config: BigGANConfig, split: str | Non
     )
 
 
-def build_batches(
-    images: LabelledImages,
-    config: BigGANConfig,
-    data_args: DataArguments,
-    args: TrainingArguments,
-    accelerator: Accelerator,
-) -> BatchSource:
-    return BatchSource(
-        images,
-        z_dim=config.z_dim,
-        num_labels=config.num_labels or 0,
-        batch_size=args.per_device_batch_size,
-        seed=args.seed,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-        device=accelerator.device,
-        horizontal_flip=data_args.horizontal_flip,
-        num_workers=data_args.dataloader_num_workers,
-    )
-
-
 def build_watch(
-    players: Players,
-    images: LabelledImages,
-    data_args: DataArguments,
-    args: TrainingArguments,
-    config: BigGANConfig,
-    accelerator: Accelerator,
+    players: Players, images: LabelledImages, data_args: DataArguments, args: TrainingArguments, config: BigGANConfig
 ) -> Watch:
     """The stability watch. With a held-out split it gets pictures of it, and as many of the training pictures."""
     pictures = {}
@@ -149,7 +130,8 @@ def build_watch(
             check_same_classes(data_args.held_out_split, held_out.class_names, images.class_names)
         number = min(len(held_out), len(images), 4 * args.per_device_batch_size)
         for name, source in (("held_out", held_out), ("training", images)):
-            pictures[name] = random_pictures(source, number, args.seed, bool(config.num_labels), accelerator.device)
+            device, labelled = players.accelerator.device, bool(config.num_labels)
+            pictures[name] = random_pictures(source, number, args.seed, labelled, device)
     return Watch(Spectra(players.bare_generator), Spectra(players.bare_discriminator), pictures)
 
 
@@ -192,6 +174,14 @@ def check_same_classes(split: str, held_out: list[str], training: list[str]) -> 
         f"held_out_split {split!r} has other classes than the training data: its label {label} is {there!r}, the "
         f"training data's {here!r}"
     )
+
+
+def read_state(checkpoint: Path, config: BigGANConfig, images: LabelledImages) -> dict[str, Any]:
+    """The state of a checkpoint whose run had these networks and pictures."""
+    check_same_architecture(checkpoint, config)
+    state = load_training_state(checkpoint)
+    check_same_pictures(checkpoint, state, images)
+    return state
 
 
 def check_same_pictures(checkpoint: Path, state: dict[str, Any], images: LabelledImages) -> None:
