@@ -3,7 +3,7 @@ How the two networks learn: one update of the discriminator, and one of the gene
 
 The discriminator D learns to tell real pictures from generated ones. The generator G learns to make pictures that D
 takes for real (paper, section 2). `discriminator_step` and `generator_step` are one update each. `loop.train_step`
-makes two updates of D, then one of G, and moves the average of G's weights: that is one `global_step`.
+makes some updates of D (two in the paper), then one of G, and moves the average of G's weights: one `global_step`.
 
 An update may be larger than what a device holds. Then it comes in micro-batches, whose gradients add up to that of the
 whole batch. Scalars for the log go back as tensors on the device, so that no step waits for it.
