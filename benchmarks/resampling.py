@@ -32,9 +32,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from biggan_hf import BigGANConfig, BigGANDiscriminator, BigGANModel
+from biggan_hf.configuration_biggan import PRESETS
 from biggan_hf.kernels import kept_kernels
 from biggan_hf.layers import Conv2d, Resample
-from biggan_hf.presets import PRESETS
 
 
 Keep = Callable[[Any], AbstractContextManager[None]]  # of a form
