@@ -40,11 +40,12 @@ from torch import Tensor
 from transformers.utils import logging
 
 from biggan_hf import BigGANConfig, BigGANModel, sample_latents
-from biggan_hf.training.arguments import TRAINING_PRESETS, TrainingArguments
+from biggan_hf.presets import PRESETS
+from biggan_hf.training.arguments import TrainingArguments
 from biggan_hf.training.batches import counter_generator
 from biggan_hf.training.ema import update_ema
 from biggan_hf.training.players import adam, build_players, networks_to_fine_tune
-from biggan_hf.training.steps import Batch, Players, Rules, discriminator_step, generator_step
+from biggan_hf.training.steps import Latents, Objective, Pictures, Players, discriminator_step, generator_step
 
 
 # BigGAN-PyTorch, scripts/launch_BigGAN_bs256x8.sh, in one accumulated forward
@@ -83,32 +84,32 @@ class Game:
         """Pictures that the discriminator is shown in one iteration."""
         return self.args.per_device_batch_size * self.args.num_discriminator_steps
 
-    def pictures(self) -> list[Batch]:
+    def pictures(self) -> list[Pictures]:
         """Noise of the pictures' shape, a batch an update."""
         size, channels = self.config.image_size, self.config.num_channels
         pixels = 2 * torch.rand(self.images, channels, size, size) - 1
         labels = torch.randint(self.config.num_labels or 1, (self.images,))
         split = self.args.per_device_batch_size
         parts = zip(pixels.to(self.device).split(split), labels.to(self.device).split(split), strict=True)
-        return [Batch(*part) for part in parts]
+        return [Pictures(*part) for part in parts]
 
-    def latents(self) -> Iterator[Batch]:
+    def latents(self) -> Iterator[Latents]:
         """As the loop draws them, a batch an update."""
         number, labels = self.args.per_device_batch_size, self.config.num_labels or 1
         for step in itertools.count():
             generator = counter_generator(self.device, step)
             latents = sample_latents(number, self.config.z_dim, generator=generator, device=self.device)
-            yield Batch(latents, torch.randint(labels, (number,), generator=generator, device=self.device))
+            yield Latents(latents, torch.randint(labels, (number,), generator=generator, device=self.device))
 
 
 def train_once(
-    players: Players, ema: BigGANModel, args: TrainingArguments, pictures: list[Batch], latents: Iterator[Batch]
+    players: Players, ema: BigGANModel, args: TrainingArguments, pictures: list[Pictures], latents: Iterator[Latents]
 ) -> dict[str, Tensor]:
     """One `global_step`, as `biggan_hf.training.loop.train_step` makes it."""
-    rules = Rules(iterate_every_forward=args.power_iteration == "every_forward")
+    objective = Objective(iterate_every_forward=args.power_iteration == "every_forward")
     for real in pictures:
-        metrics = discriminator_step(players, [(next(latents), real)], rules)
-    metrics |= generator_step(players, [next(latents)], rules)
+        metrics = discriminator_step(players, [(next(latents), real)], objective)
+    metrics |= generator_step(players, [next(latents)], objective)
     update_ema(ema, players.bare_generator, args.ema_decay)
     return metrics
 
@@ -146,10 +147,11 @@ def check_iteration(accelerator: Accelerator, game: Game) -> tuple[float, int, i
     differences = []
     with tensor_float32(False):
         for checked, dtype, tolerance in ((small, torch.float64, EXACT), (game, torch.float32, ROUNDED)):
-            drawn = checked.pictures(), itertools.islice(checked.latents(), game.args.num_discriminator_steps + 1)
-            inputs = [[Batch(b.inputs.to(dtype), b.class_labels) for b in batches] for batches in drawn]
-            ours, flops = iterate(accelerator, checked, dtype, *inputs)
-            theirs, peer_flops = iterate_original(checked, dtype, *inputs)
+            drawn = itertools.islice(checked.latents(), game.args.num_discriminator_steps + 1)
+            pictures = [Pictures(b.pixel_values.to(dtype), b.class_labels) for b in checked.pictures()]
+            latents = [Latents(b.z.to(dtype), b.class_labels) for b in drawn]
+            ours, flops = iterate(accelerator, checked, dtype, pictures, latents)
+            theirs, peer_flops = iterate_original(checked, dtype, pictures, latents)
             for what in ours if dtype == torch.float64 else ["losses"]:
                 scale, whose = theirs[what].abs().max().clamp(min=1), f"the {what} of biggan_hf and {BIGGAN_PYTORCH}"
                 differences.append(require_same(ours[what] / scale, theirs[what] / scale, whose, tolerance))
@@ -157,7 +159,7 @@ def check_iteration(accelerator: Accelerator, game: Game) -> tuple[float, int, i
 
 
 def iterate(
-    accelerator: Accelerator, game: Game, dtype: torch.dtype, pictures: list[Batch], latents: list[Batch]
+    accelerator: Accelerator, game: Game, dtype: torch.dtype, pictures: list[Pictures], latents: list[Latents]
 ) -> tuple[Answers, int]:
     """The losses of an iteration, what the networks and the average answer after it in eval mode, and its FLOPs."""
     args = game.args
@@ -185,7 +187,7 @@ def iterate(
 
 
 def iterate_original(
-    game: Game, dtype: torch.dtype, pictures: list[Batch], latents: list[Batch]
+    game: Game, dtype: torch.dtype, pictures: list[Pictures], latents: list[Latents]
 ) -> tuple[Answers, int]:
     """As `iterate`."""
     program = original(game, dtype, [joined([batch]) for batch in latents])
@@ -203,9 +205,10 @@ def iterate_original(
     }, flops
 
 
-def joined(batches: list[Batch]) -> tuple[Tensor, Tensor]:
+def joined(batches: Sequence[Pictures | Latents]) -> tuple[Tensor, Tensor]:
     labels = [batch.class_labels for batch in batches if batch.class_labels is not None]
-    return torch.cat([batch.inputs for batch in batches]), torch.cat(labels)
+    inputs = [batch.z if isinstance(batch, Latents) else batch.pixel_values for batch in batches]
+    return torch.cat(inputs), torch.cat(labels)
 
 
 # Measured
@@ -249,7 +252,7 @@ def chosen(options: argparse.Namespace) -> list[str]:
 def build_game(options: argparse.Namespace, folder: Path, device: torch.device) -> Game:
     """Writes both checkpoints into the folder."""
     preset = options.preset or f"biggan-{128 if options.image_size is None else options.image_size}"
-    row = {**(TRAINING_PRESETS[preset] if options.preset else IMAGENET)}
+    row = {**(PRESETS[preset].training if options.preset else IMAGENET)}
     row |= {"channels_last": options.channels_last, "compile": options.compile}
     if options.batch_size is not None:
         row["per_device_batch_size"] = options.batch_size

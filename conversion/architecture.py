@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from biggan_hf import BigGANConfig
-from biggan_hf.configuration_biggan import CHANNEL_MULTIPLIERS, CIFAR10_CLASSES
 from biggan_hf.conversion.reading import State
+from biggan_hf.presets import CHANNEL_MULTIPLIERS, CIFAR10_CLASSES
 
 
 class Findings:

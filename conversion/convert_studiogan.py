@@ -8,7 +8,6 @@ from typing import Any
 
 import yaml
 
-from biggan_hf.configuration_biggan import CHANNEL_MULTIPLIERS
 from biggan_hf.conversion.architecture import (
     Findings,
     deep_blocks_per_stage,
@@ -21,6 +20,7 @@ from biggan_hf.conversion.architecture import (
 from biggan_hf.conversion.reading import State, check_folder, hint, load_state
 from biggan_hf.conversion.rename import fold_spectral_norm, keep_spectral_norm, output_gain, rename, scalar_gamma
 from biggan_hf.conversion.writing import Conversion, Source, convert_and_write, parser, run
+from biggan_hf.presets import CHANNEL_MULTIPLIERS
 
 
 SOURCE = Source(

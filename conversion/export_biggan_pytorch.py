@@ -8,7 +8,6 @@ import torch
 from transformers.utils import logging
 
 from biggan_hf import BigGANConfig, BigGANDiscriminator, BigGANModel
-from biggan_hf.configuration_biggan import CHANNEL_MULTIPLIERS, CIFAR10_CLASSES
 from biggan_hf.conversion.architecture import imagenet_classes
 from biggan_hf.conversion.convert_biggan_pytorch import (
     INITIALIZERS,
@@ -19,6 +18,7 @@ from biggan_hf.conversion.convert_biggan_pytorch import (
 from biggan_hf.conversion.reading import State, hint, load
 from biggan_hf.conversion.training_state import STATE_FILE
 from biggan_hf.conversion.writing import check_output, output_folder, parser, run
+from biggan_hf.presets import CHANNEL_MULTIPLIERS, CIFAR10_CLASSES
 
 
 def check_exportable(config: BigGANConfig) -> None:

@@ -13,17 +13,19 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from biggan_hf import BigGANConfig, BigGANDiscriminator, BigGANModel
 from biggan_hf.layers import BatchNorm2d, ConditionalBatchNorm2d
 from biggan_hf.normalization import batch_normalize
+from biggan_hf.processes import Vote
 from biggan_hf.training import parse_arguments, set_up
-from biggan_hf.training.loop import fetch, train_step
+from biggan_hf.training.logs import fetch
+from biggan_hf.training.loop import train_step
 from biggan_hf.training.replicas import average_running_statistics, replica_group_size, set_cross_replica_batch_norm
 from biggan_hf.training.run import Run
-from biggan_hf.training.steps import Batch, Players, Rules, discriminator_step, generator_step
-from biggan_hf.training.stopping import Stop, Vote
+from biggan_hf.training.steps import Latents, Objective, Pictures, Players, discriminator_step, generator_step
+from biggan_hf.training.stopping import Stop
 
 
 BATCH = 8
 LOSSES = ("hinge", "logistic")
-PENALISED = Rules(r1_gamma=1.0, generator_orthogonality=1e-2, discriminator_orthogonality=1e-2)
+PENALISED = Objective(r1_gamma=1.0, generator_orthogonality=1e-2)
 CONFIG = BigGANConfig.preset(
     "demo",
     num_labels=3,
@@ -34,7 +36,7 @@ CONFIG = BigGANConfig.preset(
 )
 
 
-def play(accelerator: Accelerator, accumulation: int, batch_norm: str, rules: Rules) -> dict[str, Tensor]:
+def play(accelerator: Accelerator, accumulation: int, batch_norm: str, objective: Objective) -> dict[str, Tensor]:
     """
     Every gradient of every update, by name.
 
@@ -42,15 +44,15 @@ def play(accelerator: Accelerator, accumulation: int, batch_norm: str, rules: Ru
         accelerator: Of this process.
         accumulation: Micro-batches in an update.
         batch_norm: "fixed" statistics, or those of so many processes as `replica_group_size` says.
-        rules: Of the game.
+        objective: Of both players.
     """
     players = _players(accelerator, batch_norm)
     gradients: dict[str, Tensor] = {}
     for update in range(3):
         latents, pictures = _micro_batches(accelerator, accumulation, update)
-        discriminator_step(players, list(zip(latents, pictures, strict=True)), rules)
+        discriminator_step(players, list(zip(latents, pictures, strict=True)), objective)
         _keep(gradients, f"{update}.discriminator", players.bare_discriminator)
-        generator_step(players, latents, rules)
+        generator_step(players, latents, objective)
         _keep(gradients, f"{update}.generator", players.bare_generator)
     for name, buffer in [*players.bare_generator.named_buffers(), *players.bare_discriminator.named_buffers()]:
         gradients[f"buffer.{name}"] = buffer.clone()
@@ -77,7 +79,7 @@ def _players(accelerator: Accelerator, batch_norm: str) -> Players:
     return players
 
 
-def _micro_batches(accelerator: Accelerator, accumulation: int, update: int) -> tuple[list[Batch], list[Batch]]:
+def _micro_batches(accelerator: Accelerator, accumulation: int, update: int) -> tuple[list[Latents], list[Pictures]]:
     """This process's part: micro-batch after micro-batch, and within each process after process."""
     generator = torch.Generator().manual_seed(update)
     z = torch.randn(BATCH, CONFIG.z_dim, generator=generator, dtype=torch.float64)
@@ -86,7 +88,7 @@ def _micro_batches(accelerator: Accelerator, accumulation: int, update: int) -> 
     size = BATCH // accumulation // accelerator.num_processes
     parts = [torch.arange(BATCH).split(size)[a * accelerator.num_processes + accelerator.process_index]
              for a in range(accumulation)]  # fmt: skip
-    return [Batch(z[part], labels[part]) for part in parts], [Batch(x[part], labels[part]) for part in parts]
+    return [Latents(z[part], labels[part]) for part in parts], [Pictures(x[part], labels[part]) for part in parts]
 
 
 def _keep(gradients: dict[str, Tensor], prefix: str, network: torch.nn.Module) -> None:
@@ -110,8 +112,8 @@ def exchanged(accelerator: Accelerator, accumulation: int) -> dict[str, Tensor]:
         network.register_comm_hook(sent[name], counted)
         network.register_forward_pre_hook(lambda *_, name=name: calls.append(name))
     latents, pictures = _micro_batches(accelerator, accumulation, update=0)
-    discriminator_step(players, list(zip(latents, pictures, strict=True)), Rules())
-    generator_step(players, latents, Rules())
+    discriminator_step(players, list(zip(latents, pictures, strict=True)), Objective())
+    generator_step(players, latents, Objective())
     weights = {name: sum(weight.nbytes for weight in network.parameters()) for name, network in networks.items()}
     # The generator learns through the discriminator without its wrapper, which only its own update calls.
     assert calls == ["discriminator"] * accumulation + ["generator"] * accumulation, calls
@@ -140,7 +142,7 @@ def batch_norm(
 
 def votes(accelerator: Accelerator) -> Tensor:
     """(processes, 6): what each hears, when the second alone wants to stop from its third call on."""
-    vote = Vote(accelerator.num_processes)
+    vote = Vote()
     wanted = [Stop.INTERRUPTED if accelerator.process_index == 1 and call >= 2 else Stop.NOT for call in range(6)]
     return accelerator.gather(torch.tensor([[vote(stop) for stop in wanted]]))
 
@@ -177,7 +179,7 @@ def joined(argv: list[str], setting: str) -> Tensor:
     run = new_run([*argv, "--output_dir", f"{argv[argv.index('--output_dir') + 1]}-{setting}"], setting)
     mean, latents = run.players.bare_generator.output_bn.running_mean, run.batches.latents(0, 0)
     mean.fill_(run.accelerator.process_index)
-    run.players.generator(latents.inputs, latents.class_labels)
+    run.players.generator(latents.z, latents.class_labels)
     return run.accelerator.gather(mean[None].contiguous())
 
 
@@ -199,7 +201,7 @@ def gathered(accelerator: Accelerator, values: dict[str, Tensor]) -> dict[str, T
 
 def two_processes(accelerator: Accelerator, argv: list[str]) -> dict[str, dict[str, Tensor]]:
     played = {
-        f"{loss}-{batch_norm}-{accumulation}": play(accelerator, accumulation, batch_norm, Rules(loss=loss))
+        f"{loss}-{batch_norm}-{accumulation}": play(accelerator, accumulation, batch_norm, Objective(loss=loss))
         for loss in LOSSES
         for batch_norm in ("fixed", "on")
         for accumulation in (1, 2)
@@ -218,7 +220,7 @@ def two_processes(accelerator: Accelerator, argv: list[str]) -> dict[str, dict[s
 
 
 def four_processes(accelerator: Accelerator, argv: list[str]) -> dict[str, dict[str, Tensor]]:
-    return {"pairs": play(accelerator, 1, "2", Rules()), "joined": {"2": joined(argv, "2")}}
+    return {"pairs": play(accelerator, 1, "2", Objective()), "joined": {"2": joined(argv, "2")}}
 
 
 if __name__ == "__main__":

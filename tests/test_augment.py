@@ -2,7 +2,7 @@
 
 import torch
 
-from biggan_hf.augment import _cutout, diff_augment
+from biggan_hf.training.augment import _cutout, diff_augment
 
 
 def test_each_picture_is_augmented_in_its_own_way() -> None:

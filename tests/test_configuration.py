@@ -9,7 +9,7 @@ from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import AutoConfig
 
 from biggan_hf import BigGANConfig, BigGANDiscriminator, BigGANModel
-from biggan_hf.configuration_biggan import CIFAR10_CLASSES, PRESETS
+from biggan_hf.presets import CIFAR10_CLASSES, PRESETS
 
 
 # Of the generator and the discriminator. Those of BigGAN-PyTorch and pytorch-pretrained-biggan by building their
@@ -53,7 +53,7 @@ def test_preset_overrides() -> None:
     assert BigGANConfig.preset("cifar10", num_classes=2).id2label == {0: "LABEL_0", 1: "LABEL_1"}
     assert BigGANConfig.preset("demo", id2label={0: "a", 1: "b"}).num_labels == 2
     assert BigGANConfig.preset("demo", num_classes=0).num_labels == 0
-    assert "num_labels" not in PRESETS["cifar10"]  # the table itself stays as it was
+    assert "num_labels" not in PRESETS["cifar10"].networks  # the table itself stays as it was
 
 
 # Round trips through config.json

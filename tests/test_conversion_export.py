@@ -9,11 +9,11 @@ from common import tiny_config, tiny_discriminator, tiny_generator
 from conversion_common import FIXTURES, ORIGINALS, assert_close, assert_equal, convert, weights
 
 from biggan_hf import BigGANModel
-from biggan_hf.configuration_biggan import CIFAR10_CLASSES
 from biggan_hf.conversion import convert_biggan_pytorch as biggan_pytorch
 from biggan_hf.conversion import convert_studiogan as studiogan
 from biggan_hf.conversion import export_biggan_pytorch as export
 from biggan_hf.conversion import reading
+from biggan_hf.presets import CIFAR10_CLASSES
 
 
 CASES = ["biggan_shared", "biggan_mybn", "biggan_cross_replica", "biggan_thin", "biggan_deep"]

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from training_runs import write_pictures
 
 from biggan_hf import BigGANModel
-from biggan_hf.configuration_biggan import CIFAR10_CLASSES
 from biggan_hf.conversion import convert_biggan_pytorch, export_biggan_pytorch, reading
+from biggan_hf.presets import CIFAR10_CLASSES
 from biggan_hf.training import main
 
 

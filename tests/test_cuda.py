@@ -213,7 +213,7 @@ FLAGS: dict[str, list[str]] = {
     "channels_last": ["--channels_last"],
     "flips": ["--horizontal_flip", "--dataloader_num_workers", "2"],
     "diff_augment": ["--diff_augment"],
-    "orthogonality": ["--generator_orthogonality", "0.1", "--discriminator_orthogonality", "0.1"],
+    "orthogonality": ["--generator_orthogonality", "0.1"],
     "two micro-batches": ["--global_batch_size", "8"],
 }
 

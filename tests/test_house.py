@@ -1,6 +1,7 @@
 """Who may import whom, and how long and how deep a function may be (docs/architecture.md)."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,72 +13,23 @@ import biggan_hf
 PACKAGE = Path(biggan_hf.__file__).parent
 FILES = {path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")}
 
-# The parts of the package that a file may import: a file or a folder of it.
-MODEL_FILES = {
-    "autograd",
-    "configuration_biggan",
-    "kernels",
-    "normalization",
-    "onednn",
-    "resampling",
-    "spectral_norm",
-    "winograd",
-    "layers",
-    "latents",
-    "modeling_biggan",
+# The table of docs/architecture.md: the parts (a file or a folder of the package), and the parts that each may import.
+ROW = re.compile(r"^\| ([\w, ]+) \| (.+) \|$", re.MULTILINE)
+PAGE = Path(__file__).parents[1] / "docs" / "architecture.md"
+TABLE = PAGE.read_text().split("## Who may import whom")[1].split("\n## ")[0]
+MAY_IMPORT = {
+    part: set(may_import.split(", ")) - {"nothing"}
+    for parts, may_import in ROW.findall(TABLE)
+    for part in parts.split(", ")
 }
-NOTHING = (
-    "autograd",
+MODEL_FILES = {
+    "modeling_biggan",
+    "sampling_biggan",
+    "layers",
+    "spectral_norm",
+    "ops",
     "configuration_biggan",
-    "normalization",
-    "latents",
-    "losses",
-    "augment",
-    "data",
-    "images",
-    "files",
-    "options",
-    "processes",
-)
-MAY_IMPORT: dict[str, set[str]] = {
-    **{part: set() for part in NOTHING},
-    "onednn": {"autograd"},
-    "kernels": {"onednn"},
-    "resampling": {"autograd", "onednn"},
-    "winograd": {"onednn"},
-    "spectral_norm": {"autograd", "kernels"},
-    "layers": {"kernels", "normalization", "onednn", "resampling", "spectral_norm", "winograd"},
-    "modeling_biggan": {
-        "configuration_biggan",
-        "kernels",
-        "spectral_norm",
-        "layers",
-        "resampling",
-        "latents",
-        "hub",
-        "images",
-        "files",
-    },
-    "hub": {"files"},
-    "pipeline_biggan": {"modeling_biggan", "latents", "images"},
-    "standing_stats": {"modeling_biggan", "layers", "latents", "processes"},
-    "exploring": {"pipeline_biggan", "latents"},
-    "inversion": {"modeling_biggan", "latents"},
-    "training": {
-        *(
-            "configuration_biggan",
-            "modeling_biggan",
-            "spectral_norm",
-            "layers",
-            "latents",
-            "losses",
-            "augment",
-            "standing_stats",
-        ),
-        *("data", "augment", "evaluation", "hub", "images", "files", "options", "processes"),
-    },
-    "media": {"files"},
-    "evaluation": {"latents", "images", "media", "data", "files", "processes"},
+    "presets",
 }
 ANYTHING = {"__init__", "cli", "commands"}
 

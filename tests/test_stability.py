@@ -1,5 +1,6 @@
 """The stability watch: spectra, the clamp, the rule, and what is done when it speaks."""
 
+import json
 import math
 import shutil
 from pathlib import Path
@@ -11,17 +12,28 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from training_runs import arguments, files_of_at_most, launch_worker, read_log, write_pictures
+from training_runs import (
+    Capture,
+    Patch,
+    arguments,
+    error_line,
+    files_of_at_most,
+    launch_worker,
+    read_log,
+    set_rule,
+    write_pictures,
+)
 
 from biggan_hf import BigGANConfig, BigGANDiscriminator, BigGANModel
 from biggan_hf.training import main, parse_arguments, set_up, train
 from biggan_hf.training.checkpoints import load_training_state
-from biggan_hf.training.collapse import last_good_checkpoint, respond, save
+from biggan_hf.training.collapse import last_good_checkpoint, stop_or_roll_back
+from biggan_hf.training.logs import draw_curves
 from biggan_hf.training.loop import measure_stability, not_finite, train_step
-from biggan_hf.training.plots import plot_curves
-from biggan_hf.training.run import Run, check_same_classes
+from biggan_hf.training.run import Run
+from biggan_hf.training.set_up import check_same_classes
 from biggan_hf.training.stability import SigmaClamp, Spectra, diagnose, share_taken_for_real
-from biggan_hf.training.steps import Batch
+from biggan_hf.training.steps import Pictures
 
 
 CONFIG = BigGANConfig.preset("demo", num_labels=3, generator_base_channels=4, discriminator_base_channels=4)
@@ -87,17 +99,17 @@ def line(step: int, **values: float) -> dict[str, Any]:
 
 def test_rule_leaves_a_healthy_run_alone() -> None:
     log = [line(i, discriminator_loss=0.5 + 0.4 * (-1) ** i, generator_sigma0=2 + 0.01 * i) for i in range(100)]
-    assert diagnose(log, window=10, loss_floor=0.01, sigma_factor=4) is None
+    assert diagnose(log) is None
     # A single line under the floor is no collapse, nor is a short log.
-    assert diagnose([*log, line(100, discriminator_loss=0.0)], 10, 0.01, 4) is None
-    assert diagnose([line(0, discriminator_loss=0.0)], 10, 0.01, 4) is None
+    assert diagnose([*log, line(100, discriminator_loss=0.0)]) is None
+    assert diagnose([line(0, discriminator_loss=0.0)]) is None
 
 
 def test_rule_lets_the_scaler_of_float16_find_its_scale() -> None:
     lines = [line(i, generator_gradient=math.inf, overflows_in_a_row=i + 1) for i in range(21)]
-    assert all(diagnose(lines[: i + 1], 5, 0.01, 4) is None for i in range(20))
-    assert (diagnose(lines, 5, 0.01, 4) or "").startswith("step 20: generator_gradient is inf")
-    assert diagnose([line(0, generator_loss=math.nan, overflows_in_a_row=0)], 5, 0.01, 4) is not None
+    assert all(diagnose(lines[: i + 1]) is None for i in range(20))
+    assert (diagnose(lines) or "").startswith("step 20: generator_gradient is inf")
+    assert diagnose([line(0, generator_loss=math.nan, overflows_in_a_row=0)]) is not None
 
 
 @pytest.mark.parametrize(
@@ -106,15 +118,16 @@ def test_rule_lets_the_scaler_of_float16_find_its_scale() -> None:
         ([line(10, generator_loss=math.nan)], "step 10: generator_loss is nan"),
         ([line(10, generator_gradient=math.inf)], "step 10: generator_gradient is inf"),
         (
-            [line(i, discriminator_loss=0.001) for i in range(10, 15)],
-            "step 14: the discriminator's loss averaged 0.0010",
+            [line(i, discriminator_loss=0.001) for i in range(10, 30)],
+            "step 29: the discriminator's loss averaged 0.0010",
         ),
         ([line(10, generator_sigma0=9.0)], "step 10: the generator's largest σ0 is 9, 2 before"),
     ],
 )
 def test_rule_calls_a_collapse(last: list[dict[str, Any]], why: str) -> None:
     log = [line(i, generator_sigma0=2.0) for i in range(10)]
-    assert (diagnose([*log, *last], window=5, loss_floor=0.01, sigma_factor=4) or "").startswith(why)
+    assert (diagnose([*log, *last]) or "").startswith(why)
+    assert diagnose([*log, *last[:-1]]) is None
 
 
 def test_rule_calls_an_explosion_early_and_slow_growth_never() -> None:
@@ -124,7 +137,7 @@ def test_rule_calls_an_explosion_early_and_slow_growth_never() -> None:
         for step in range(50, steps + 1, 50):
             sigma = {} if step % 1000 else {"generator_sigma0": 2 * 10 ** (step / tenfold_in)}
             log.append(line(step, **sigma))
-            if diagnose(log, window=20, loss_floor=0.01, sigma_factor=4):
+            if diagnose(log):
                 return step
         return None
 
@@ -133,10 +146,10 @@ def test_rule_calls_an_explosion_early_and_slow_growth_never() -> None:
 
 
 def test_rule_needs_half_a_window_of_singular_values() -> None:
-    log = [line(i, generator_sigma0=2.0 if i % 2 else 0.2) for i in range(5)]
-    assert diagnose([*log[:4], line(5, generator_sigma0=9.0)], 10, 0.01, 4) is None
-    assert (diagnose([*log, line(5, generator_sigma0=9.0)], 10, 0.01, 4) or "").endswith("σ0 is 9, 0.2 before")
-    assert diagnose([*log, line(5, generator_sigma0=9.0), line(6)], 10, 0.01, 4) is None  # it has been called
+    log = [line(i, generator_sigma0=2.0 if i % 2 else 0.2) for i in range(10)]
+    assert diagnose([*log[:9], line(10, generator_sigma0=9.0)]) is None
+    assert (diagnose([*log, line(10, generator_sigma0=9.0)]) or "").endswith("σ0 is 9, 1.1 before")
+    assert diagnose([*log, line(10, generator_sigma0=9.0), line(11)]) is None  # it has been called
 
 
 # Memorisation
@@ -144,11 +157,11 @@ def test_rule_needs_half_a_window_of_singular_values() -> None:
 
 def test_share_taken_for_real_leaves_the_discriminator_as_it_was() -> None:
     discriminator = BigGANDiscriminator(CONFIG).train()
-    pictures = Batch(torch.rand(16, 1, 32, 32), torch.arange(16) % 3)
+    pictures = Pictures(torch.rand(16, 1, 32, 32), torch.arange(16) % 3)
     u0 = discriminator.linear.get_buffer("u0").clone()
     share = share_taken_for_real(discriminator, pictures)
     assert discriminator.training
-    expected = (discriminator.eval()(pictures.inputs, pictures.class_labels).logits > 0).double().mean()
+    expected = (discriminator.eval()(pictures.pixel_values, pictures.class_labels).logits > 0).double().mean()
     assert share == float(expected)
     assert torch.equal(discriminator.linear.get_buffer("u0"), u0)
 
@@ -165,11 +178,11 @@ def watched(data: Path, output: Path, *more: str) -> Run:
     return set_up(*parse_arguments(arguments(data, output, *flags, *more)))
 
 
-def rows(pictures: Batch, folder: Path) -> list[tuple[int, int]]:
+def rows(pictures: Pictures, folder: Path) -> list[tuple[int, int]]:
     """Which pictures of a folder these are, in the order of the set, and their labels."""
     files = sorted(folder.rglob("*.png"), key=lambda path: (path.parent.name, path.name))
     known = np.stack([np.asarray(Image.open(file)) for file in files])
-    pixels = ((pictures.inputs[:, 0] + 1) * 127.5).round().numpy().astype(np.uint8)
+    pixels = ((pictures.pixel_values[:, 0] + 1) * 127.5).round().numpy().astype(np.uint8)
     matches = (pixels[:, None] == known[None]).all(axis=(2, 3))
     assert (matches.sum(axis=1) == 1).all() and pictures.class_labels is not None
     return [(int(row), int(label)) for row, label in zip(matches.argmax(axis=1), pictures.class_labels, strict=True)]
@@ -197,7 +210,7 @@ def test_a_discriminator_that_remembers_takes_training_pictures_alone_for_real(t
     for _ in range(150):
         loss = torch.zeros(())
         for name, sign in (("training", -1), ("held_out", 1)):
-            logits = discriminator(pictures[name].inputs, pictures[name].class_labels).logits
+            logits = discriminator(pictures[name].pixel_values, pictures[name].class_labels).logits
             loss = loss + (1 + sign * logits).relu().mean()
         optimizer.zero_grad()
         loss.backward()
@@ -214,16 +227,14 @@ def test_of_the_same_pictures_both_shares_are_the_same(pictures: Path, tmp_path:
     assert len(shares) == 6 and len(set(shares)) > 1 and all(training == held_out for training, held_out in shares)
 
 
-def test_held_out_classes_are_the_training_datas(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_held_out_classes_are_the_training_datas(tmp_path: Path, capsys: Capture) -> None:
     features = datasets.Features(image=datasets.Image(), label=datasets.Value("int64"))
     for split, labels in (("train", [0, 1, 2, 0]), ("test", [0, 1, 3, 0]), ("few", [0, 1, 0, 0])):
         images = [Image.fromarray(np.full((32, 32), 60 * i, np.uint8)) for i in range(4)]
         table = datasets.Dataset.from_dict({"image": images, "label": labels}, features=features)
         table.to_parquet(str(tmp_path / "data" / f"{split}-0.parquet"))
-    with pytest.raises(SystemExit) as stop:
-        main(arguments(tmp_path / "data", tmp_path / "model", "--held_out_split", "test"))
-    assert stop.value.code == 2 and not (tmp_path / "model").exists()
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    line = error_line(arguments(tmp_path / "data", tmp_path / "model", "--held_out_split", "test"), capsys)
+    assert not (tmp_path / "model").exists()
     assert "held_out_split 'test' has other classes" in line and "its label 3 is '3', the training data's None" in line
 
 
@@ -237,11 +248,13 @@ def test_classes_of_another_order_or_number_are_refused(held_out: list[str]) -> 
 
 
 def test_curves_are_a_picture(tmp_path: Path) -> None:
-    log = [line(i, real_accuracy=0.5) for i in range(5)]
-    evaluations = [{"step": i, "eval_FID": 10.0 - i} for i in range(5)]
-    spectra = [{"step": i, "generator": {"a": [2.0, 1.0]}, "discriminator": {"b": [1.0]}} for i in range(5)]
-    plot_curves(log, spectra, evaluations, tmp_path / "curves.png")
-    plot_curves([], [], [], tmp_path / "empty.png")
+    draw_curves(tmp_path)  # of a run that has logged nothing yet
+    spectra = {"generator": {"a": [2.0, 1.0]}, "discriminator": {"b": [1.0]}}
+    logs = {"log": line(0, real_accuracy=0.5), "spectra": spectra, "evaluations": {"eval_FID": 10.0}}
+    for name, values in logs.items():
+        lines = [json.dumps({**values, "step": i}) + "\n" for i in range(5)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    draw_curves(tmp_path)
     with Image.open(tmp_path / "curves.png") as image:
         assert image.width > 1000 and len(image.convert("L").getcolors() or []) > 10
 
@@ -252,11 +265,11 @@ def test_curves_are_a_picture(tmp_path: Path) -> None:
 def collapsing(pictures: Path, output: Path, *more: str) -> list[str]:
     flags = ["--sample_steps", "1000", "--watch_steps", "2", "--checkpoints_total_limit", "100"]
     flags += ["--generator_learning_rate", "1e-7", "--discriminator_learning_rate", "5e-3"]
-    flags += ["--collapse_window", "4", "--collapse_loss_floor", "0.01"]
     return arguments(pictures, output, *flags, *more, steps=200)
 
 
-def test_collapse_stops_a_run_and_keeps_what_is_known(pictures: Path, tmp_path: Path) -> None:
+def test_collapse_stops_a_run_and_keeps_what_is_known(pictures: Path, tmp_path: Path, monkeypatch: Patch) -> None:
+    set_rule(monkeypatch, WINDOW=4)
     output = tmp_path / "model"
     with pytest.raises(SystemExit) as stop:
         main(collapsing(pictures, output))
@@ -270,16 +283,19 @@ def test_collapse_stops_a_run_and_keeps_what_is_known(pictures: Path, tmp_path: 
     assert (output / "curves.png").exists()
 
 
-def test_collapse_rolls_back_with_a_lower_rate_and_other_latents(pictures: Path, tmp_path: Path) -> None:
+def test_collapse_rolls_back_with_a_lower_rate_and_other_latents(
+    pictures: Path, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    set_rule(monkeypatch, WINDOW=6, MAX_ROLLBACKS=1)
     output = tmp_path / "model"
-    flags = ["--on_collapse", "rollback", "--max_rollbacks", "1", "--rollback_r1_gamma", "0.1"]
     with pytest.raises(SystemExit):
-        main(collapsing(pictures, output, *flags))
-    notes = read_log(output, "collapses.jsonl")
-    assert (
-        len(notes) == 2 and notes[0]["rolled_back_to"] <= notes[0]["step"] - 4 and notes[1]["rolled_back_to"] is None
-    )
-    state = load_training_state(output / f"checkpoint-{notes[0]['rolled_back_to']}")
+        main(collapsing(pictures, output, "--on_collapse", "rollback", "--checkpointing_steps", "1"))
+    first, second = read_log(output, "collapses.jsonl")
+    good = first["rolled_back_to"]
+    assert first["step"] - 18 <= good <= first["step"] - 6 and second["rolled_back_to"] is None
+    aside = [int(path.name.removeprefix("before-collapse-")) for path in output.glob("before-collapse-*")]
+    assert aside and min(aside) > good
+    state = load_training_state(output / f"checkpoint-{good}")
     assert state["rollbacks"] == 1
     assert state["discriminator_optimizer"]["param_groups"][0]["lr"] == 2.5e-3
     steps = [line["step"] for line in read_log(output)]
@@ -318,10 +334,12 @@ def test_not_a_number_in_any_network_is_seen(pictures: Path, tmp_path: Path, nam
     assert not_finite(run) == "step 0: weights are not finite"
 
 
-def test_rollback_passes_over_checkpoints_that_are_not_finite(pictures: Path, tmp_path: Path) -> None:
+def test_rollback_passes_over_checkpoints_that_are_not_finite(
+    pictures: Path, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    set_rule(monkeypatch, WINDOW=1)
     output = tmp_path / "model"
-    flags = ["--checkpointing_steps", "1", "--checkpoints_total_limit", "9", "--collapse_window", "1"]
-    flags += ["--on_collapse", "ignore"]
+    flags = ["--checkpointing_steps", "1", "--checkpoints_total_limit", "9", "--on_collapse", "ignore"]
     main(arguments(pictures, output, *flags, steps=4))
     run = set_up(*parse_arguments(arguments(pictures, output, *flags, "--resume_from_checkpoint", "latest")))
     found = [last_good_checkpoint(run)]
@@ -334,7 +352,8 @@ def test_rollback_passes_over_checkpoints_that_are_not_finite(pictures: Path, tm
     assert [folder and folder.name for folder in found] == [*(f"checkpoint-{n}" for n in (3, 2, 1, 4)), None]
 
 
-def test_collapse_may_be_ignored(pictures: Path, tmp_path: Path) -> None:
+def test_collapse_may_be_ignored(pictures: Path, tmp_path: Path, monkeypatch: Patch) -> None:
+    set_rule(monkeypatch, WINDOW=4)
     flags = ["--on_collapse", "ignore", "--max_train_steps", "30"]
     main(collapsing(pictures, tmp_path / "model", *flags))
     assert (tmp_path / "model" / "model.safetensors").exists()
@@ -360,12 +379,12 @@ def state_of(run: Run) -> dict[str, torch.Tensor]:
 
 
 def test_rollback_restores_everything_but_the_seed_and_the_rates(pictures: Path, tmp_path: Path) -> None:
-    flags = ["--on_collapse", "rollback", "--rollback_learning_rate_factor", "0.25", "--watch_steps", "1"]
+    flags = ["--on_collapse", "rollback", "--watch_steps", "1"]
     flags += ["--loss", "least_squares", "--discriminator_learning_rate", "1e-3"]
     run = set_up(*parse_arguments(arguments(pictures, tmp_path / "model", *flags)))
     train_step(run)
     measure_stability(run)
-    save(run, run.output_dir / "checkpoint-1")
+    run.save(run.output_dir / "checkpoint-1")
     good, latents, order, seed = state_of(run), run.batches.latents(1, 0), run.batches.pictures(), run.batch_seed
     train_step(run)
     measure_stability(run)
@@ -374,60 +393,30 @@ def test_rollback_restores_everything_but_the_seed_and_the_rates(pictures: Path,
         names = [name for name in good if name.startswith(f"{part}.")]
         assert any(not torch.equal(good[name], later[name]) for name in names), part
 
-    assert respond(run, "a test")
+    assert stop_or_roll_back(run, "a test")
     restored = state_of(run)
     assert restored.keys() == good.keys() and all(torch.equal(restored[name], good[name]) for name in good)
     assert (run.global_step, run.rollbacks) == (1, 1)
     assert run.batch_seed != seed
-    assert not torch.equal(run.batches.latents(1, 0).inputs, latents.inputs)
-    assert not torch.equal(run.batches.pictures().inputs, order.inputs)
-    assert run.players.discriminator_optimizer.param_groups[0]["lr"] == 2.5e-4
+    assert not torch.equal(run.batches.latents(1, 0).z, latents.z)
+    assert not torch.equal(run.batches.pictures().pixel_values, order.pixel_values)
+    assert run.players.discriminator_optimizer.param_groups[0]["lr"] == 5e-4
     assert load_training_state(run.output_dir / "checkpoint-1")["rollbacks"] == 1
 
 
-@pytest.mark.parametrize(
-    ("flags", "step", "why"),
-    [
-        (["--collapse_loss_floor", "1e9", "--collapse_window", "2"], 2, "averaged"),
-        (["--collapse_loss_floor", "1e9", "--collapse_window", "3"], 3, "averaged"),
-        (["--collapse_loss_floor", "0", "--collapse_sigma_factor", "0.1", "--collapse_window", "2"], 2, "largest σ0"),
-        (["--collapse_loss_floor", "0", "--collapse_sigma_factor", "0.1", "--collapse_window", "4"], 3, "largest σ0"),
-        (["--collapse_loss_floor", "0", "--collapse_sigma_factor", "99", "--collapse_window", "2"], None, ""),
-    ],
-)
-def test_rule_is_told_by_the_command_line(
-    pictures: Path, tmp_path: Path, flags: list[str], step: int | None, why: str
-) -> None:
-    output = tmp_path / "model"
-    quick = ["--watch_steps", "1", "--sample_steps", "0", "--checkpointing_steps", "0"]
-    run = set_up(*parse_arguments(arguments(pictures, output, *quick, *flags, steps=4)))
-    assert (train(run) is None) == (step is not None)
-    notes = read_log(output, "collapses.jsonl") if step else []
-    assert [note["step"] for note in notes] == ([step] if step else []) and all(why in note["why"] for note in notes)
-
-
-def test_a_full_disk_hides_no_collapse(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["--collapse_loss_floor", "1e9", "--collapse_window", "1", "--checkpointing_steps", "0"]
-    run = set_up(*parse_arguments(arguments(pictures, tmp_path / "model", *flags)))
-    with files_of_at_most(10_000), pytest.raises(OSError, match="can't save '.*collapsed-1'"):
+def test_a_full_disk_hides_no_collapse(pictures: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture) -> None:
+    set_rule(monkeypatch, LOSS_FLOOR=1e9, WINDOW=1)
+    run = set_up(*parse_arguments(arguments(pictures, tmp_path / "model", "--checkpointing_steps", "0")))
+    with files_of_at_most(10_000), pytest.raises(OSError, match="cannot write '.*collapsed-1'"):
         train(run)
     assert "collapse at step 1: the discriminator's loss averaged" in "".join(capsys.readouterr())
     (note,) = read_log(tmp_path / "model", "collapses.jsonl")
     assert note["step"] == 1 and not (tmp_path / "model" / "collapsed-1").exists()
 
 
-def test_rollback_needs_checkpoints(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["--on_collapse", "rollback", "--checkpointing_steps", "0"]
-    with pytest.raises(SystemExit) as stop:
-        main(arguments(pictures, tmp_path / "model", *flags))
-    assert stop.value.code == 2 and not (tmp_path / "model").exists()
-    assert "on_collapse=rollback needs checkpoints" in capsys.readouterr().err
-
-
 def test_processes_roll_back_together(pictures: Path, tmp_path: Path) -> None:
-    flags = ["--checkpointing_steps", "1", "--collapse_loss_floor", "1e9", "--collapse_window", "2"]
-    flags += ["--loss", "least_squares", "--on_collapse", "rollback", "--max_rollbacks", "1", "--sample_steps", "0"]
-    argv = arguments(pictures, tmp_path / "model", *flags, steps=3)
+    flags = ["--checkpointing_steps", "1", "--loss", "least_squares", "--on_collapse", "rollback"]
+    argv = arguments(pictures, tmp_path / "model", *flags, "--sample_steps", "0", steps=3)
     first = launch_worker("rollback_worker.py", 2, tmp_path / "state.pt", *argv)
     second = torch.load(tmp_path / "other.pt", weights_only=True)
     assert [note["rolled_back_to"] for note in read_log(tmp_path / "model", "collapses.jsonl")] == [1, None]

@@ -1,20 +1,23 @@
 """Where a training argument's value comes from, and what can't be one."""
 
 import json
+import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from biggan_hf.configuration_biggan import PRESETS
-from biggan_hf.training import TRAINING_PRESETS, TrainingArguments, parse_arguments
+from biggan_hf import BigGANConfig
+from biggan_hf.presets import PRESETS
+from biggan_hf.training import DataArguments, ModelArguments, TrainingArguments, parse_arguments
 
 
 NEEDED = ["--dataset_name", "pictures", "--output_dir", "out"]
+GROUPS: tuple[Any, ...] = (ModelArguments, DataArguments, TrainingArguments)
 
 
-def test_every_preset_of_the_networks_has_a_row_for_training() -> None:
-    assert TRAINING_PRESETS.keys() == PRESETS.keys()
+def test_every_preset_trains() -> None:
     for preset in PRESETS:
         model, _, training = parse_arguments(["--preset", preset, *NEEDED])
         assert model.config(["cat", "dog"]).num_labels == 2
@@ -69,8 +72,7 @@ def test_unlabelled_pictures_make_an_unconditional_model() -> None:
         (["--generator_learning_rate", "-1", *NEEDED], "generator_learning_rate must be positive, got -1.0"),
         (["--checkpoints_total_limit", "0", *NEEDED], "checkpoints_total_limit must be positive or left out, got 0"),
         (["--generator_learning_rate", "inf", *NEEDED], "generator_learning_rate must be finite, got inf"),
-        (["--collapse_loss_floor", "inf", *NEEDED], "collapse_loss_floor must be finite, got inf"),
-        (["--rollback_r1_gamma", "nan", *NEEDED], "rollback_r1_gamma must be finite, got nan"),
+        (["--r1_gamma", "nan", *NEEDED], "r1_gamma must be finite, got nan"),
         (["--push_to_hub", *NEEDED], "push_to_hub needs hub_model_id"),
         (["missing.yaml"], "no file of settings at 'missing.yaml'"),
     ],
@@ -80,11 +82,53 @@ def test_what_cannot_be_is_named(argv: list[str], message: str) -> None:
         parse_arguments(argv)
 
 
-def test_unknown_setting_in_a_file_is_named(tmp_path: Path) -> None:
+def test_unknown_options_are_named_with_those_that_are_like_them(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="arguments: --batch_size; did you mean .*--per_device_batch_size"):
+        parse_arguments([*NEEDED, "--batch_size", "8"])
+    with pytest.raises(ValueError, match="arguments: stray"):
+        parse_arguments([*NEEDED, "stray"])
     file = tmp_path / "settings.yaml"
     file.write_text("learning_rate: 1", encoding="utf-8")
-    with pytest.raises(ValueError, match="sets 'learning_rate', which is no training argument"):
+    with pytest.raises(ValueError, match="settings.yaml: .*--learning_rate; did you mean .*--generator_learning_rate"):
         parse_arguments([str(file)])
+
+
+@pytest.mark.parametrize(
+    ("section", "prefix", "expected"),
+    [
+        (
+            "Training",
+            "--",
+            {f.name for group in (ModelArguments, DataArguments, TrainingArguments) for f in fields(group)},
+        ),
+        ("Configuration", "", {*BigGANConfig.__annotations__, "num_labels", "id2label"}),
+    ],
+)
+def test_the_page_of_options_names_every_option_and_no_other(section: str, prefix: str, expected: set[str]) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "options.md").read_text(encoding="utf-8")
+    text = re.split(r"^## ", page.partition(f"\n## {section}\n")[2], flags=re.MULTILINE)[0]
+    named = re.findall(rf"^\| `{prefix}(\w+)` \|", text, flags=re.MULTILINE)
+    assert sorted(named) == sorted(expected - {"model_type", "attribute_map"})
+
+
+def test_help_is_in_sections_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parse_arguments(["--help"])
+    text = capsys.readouterr().out
+    titles = [
+        "networks:",
+        "pictures:",
+        "run:",
+        "game (",
+        "regularisers",
+        "speed",
+        "log, evaluations",
+        "Hub:",
+        "example:",
+    ]
+    places = [text.index(f"\n{title}") for title in titles]
+    assert stop.value.code == 0 and places == sorted(places)
+    assert text.index("--preset") > places[0] and "(default: 0.0002)" in text and "(default: None)" not in text
 
 
 @pytest.mark.parametrize(

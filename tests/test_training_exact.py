@@ -9,7 +9,7 @@ from exact_worker import LOSSES, PENALISED, batch_norm, play
 from torch import Tensor
 from training_runs import arguments, launch_worker
 
-from biggan_hf.training.steps import Rules
+from biggan_hf.training.steps import Objective
 
 
 Results = dict[str, dict[str, Tensor]]
@@ -30,8 +30,8 @@ def four_processes(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     )
 
 
-def one_process(accumulation: int, batch_norm: str, rules: Rules | None = None) -> dict[str, Tensor]:
-    return play(Accelerator(cpu=True), accumulation, batch_norm, rules or Rules())
+def one_process(accumulation: int, batch_norm: str, objective: Objective | None = None) -> dict[str, Tensor]:
+    return play(Accelerator(cpu=True), accumulation, batch_norm, objective or Objective())
 
 
 def assert_same(ours: dict[str, Tensor], whole: dict[str, Tensor], tolerance: float) -> None:
@@ -58,30 +58,30 @@ def group(name: str) -> str:
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_micro_batches_add_up_to_the_whole_batch(loss: str) -> None:
-    rules = Rules(loss=loss)
-    assert_same(one_process(4, "fixed", rules), one_process(1, "fixed", rules), 1e-12)
+    objective = Objective(loss=loss)
+    assert_same(one_process(4, "fixed", objective), one_process(1, "fixed", objective), 1e-12)
 
 
 def test_a_power_iteration_in_every_forward_does_not_add_up() -> None:
     # No mistake, but another function in each micro-batch; and it shows that the test above can fail.
-    rules = Rules(iterate_every_forward=True)
+    objective = Objective(iterate_every_forward=True)
     with pytest.raises(AssertionError):
-        assert_same(one_process(4, "fixed", rules), one_process(1, "fixed", rules), 1e-3)
+        assert_same(one_process(4, "fixed", objective), one_process(1, "fixed", objective), 1e-3)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_processes_add_up_to_the_whole_batch(two_processes: Results, loss: str) -> None:
-    whole = one_process(1, "fixed", Rules(loss=loss))
+    whole = one_process(1, "fixed", Objective(loss=loss))
     assert_same(two_processes[f"{loss}-fixed-1"], whole, 1e-12)
     assert_same(two_processes[f"{loss}-fixed-2"], whole, 1e-12)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_cross_replica_batch_norm_sees_the_batches_of_all(two_processes: Results, loss: str) -> None:
-    rules = Rules(loss=loss)
-    assert_same(two_processes[f"{loss}-on-1"], one_process(1, "on", rules), 1e-12)
+    objective = Objective(loss=loss)
+    assert_same(two_processes[f"{loss}-on-1"], one_process(1, "on", objective), 1e-12)
     # With accumulation its batch is a micro-batch of all processes, on one process as on two.
-    assert_same(two_processes[f"{loss}-on-2"], one_process(2, "on", rules), 1e-12)
+    assert_same(two_processes[f"{loss}-on-2"], one_process(2, "on", objective), 1e-12)
 
 
 def test_processes_exchange_each_gradient_once_an_update(two_processes: Results) -> None:

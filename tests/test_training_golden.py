@@ -10,7 +10,7 @@ from torch import Tensor
 
 from biggan_hf import BigGANConfig, BigGANDiscriminator, BigGANModel
 from biggan_hf.training.ema import update_ema
-from biggan_hf.training.steps import Batch, Players, Rules, discriminator_step, generator_step
+from biggan_hf.training.steps import Latents, Objective, Pictures, Players, discriminator_step, generator_step
 
 
 CASE = Path(__file__).parent / "fixtures" / "three_iterations"
@@ -59,16 +59,16 @@ def players() -> Players:
 def test_three_iterations_repeat_the_original() -> None:
     inputs = {name: torch.from_numpy(value) for name, value in np.load(CASE / "inputs.npz").items()}
     game, ema = players(), BigGANModel(CONFIG).double()
-    rules = Rules(iterate_every_forward=True, generator_orthogonality=1e-4)
+    objective = Objective(iterate_every_forward=True, generator_orthogonality=1e-4)
     latents = iter(
-        Batch(z.double(), y.long()) for z, y in zip(inputs["train_latents"], inputs["train_labels"], strict=True)
+        Latents(z.double(), y.long()) for z, y in zip(inputs["train_latents"], inputs["train_labels"], strict=True)
     )
     for iteration in range(3):
         pixels, labels = inputs["real_images"][iteration].double(), inputs["real_labels"][iteration].long()
-        reals = [Batch(x, y) for x, y in zip(pixels.split(6), labels.split(6), strict=True)]
+        reals = [Pictures(x, y) for x, y in zip(pixels.split(6), labels.split(6), strict=True)]
         for pair in (reals[:2], reals[2:]):
-            metrics = discriminator_step(game, [(next(latents), real) for real in pair], rules)
-        metrics |= generator_step(game, [next(latents), next(latents)], rules)
+            metrics = discriminator_step(game, [(next(latents), real) for real in pair], objective)
+        metrics |= generator_step(game, [next(latents), next(latents)], objective)
         update_ema(ema, game.bare_generator, 0.0 if iteration == 0 else 0.9)
         generator_loss, real_loss, fake_loss = LOSSES[iteration]
         np.testing.assert_allclose(metrics["generator_loss"] / 2, generator_loss, rtol=0, atol=1e-6)

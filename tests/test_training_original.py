@@ -1,14 +1,18 @@
 """
-Four iterations with other options than the golden run's, against BigGAN-PyTorch's own training function.
+Four iterations with options that only BigGAN-PyTorch has, against its own training function.
 
 tests/fixtures/original_options.npz was made once by that program (commit 9845943): `GAN_training_function` of its
 `train_fns.py` in float64, its `Generator` and `Discriminator` with the weights and inputs that this file draws, its
 `utils.ema`, with split_D, G_batch_size 6 beside batch_size 4, two D steps of two accumulations, two G accumulations,
 D_ortho and G_ortho 0.01, ema_decay 0.9 and ema_start 3. It holds the losses that the function returns, and of each
 tensor of G, D and G_ema in the end the norm and the product with a random direction, by name in this project.
+
+This project has neither split_D, nor D_ortho, nor a G_batch_size; small additions of this file play them on its own
+training step.
 """
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,9 +23,10 @@ from torch import Tensor, nn
 from biggan_hf import BigGANConfig, BigGANDiscriminator, BigGANModel
 from biggan_hf.training import TrainingArguments
 from biggan_hf.training.loop import train_step
+from biggan_hf.training.losses import orthogonal_regularization_gradient
 from biggan_hf.training.players import adam
 from biggan_hf.training.run import Run
-from biggan_hf.training.steps import Batch, Players
+from biggan_hf.training.steps import Latents, Pictures, Players
 
 
 FIXTURE = Path(__file__).parent / "fixtures" / "original_options.npz"
@@ -41,18 +46,16 @@ CONFIG = BigGANConfig.preset(
 ARGUMENTS = TrainingArguments(
     output_dir="unused",
     per_device_batch_size=4,
-    generator_batch_size=6,
     num_discriminator_steps=2,
     generator_learning_rate=2e-4,
     discriminator_learning_rate=5e-4,
     power_iteration="every_forward",
-    split_discriminator=True,
     generator_orthogonality=1e-2,
-    discriminator_orthogonality=1e-2,
     ema_decay=0.9,
     ema_start_step=3,
 )
 ITERATIONS, ACCUMULATION = 4, 2
+D_STEPS, G_BATCH_SIZE, D_ORTHO = 2, 6, 1e-2
 
 
 def start_weights(network: nn.Module, seed: int) -> dict[str, Tensor]:
@@ -80,13 +83,33 @@ class Inputs:
         self.x_labels = torch.from_numpy(random.randint(0, 10, self.x.shape[:2])).long()
         self.seen = 0
 
-    def latents(self, step: int, draw: int, number: int | None = None) -> Batch:
-        number = number or ARGUMENTS.per_device_batch_size
-        return Batch(self.z[step, draw, :number], self.y[step, draw, :number])
+    def latents(self, step: int, draw: int) -> Latents:
+        number = ARGUMENTS.per_device_batch_size if draw < D_STEPS * ACCUMULATION else G_BATCH_SIZE
+        return Latents(self.z[step, draw, :number], self.y[step, draw, :number])
 
-    def pictures(self) -> Batch:
+    def pictures(self) -> Pictures:
         self.seen += 1
-        return Batch(self.x[self.seen - 1], self.x_labels[self.seen - 1])
+        return Pictures(self.x[self.seen - 1], self.x_labels[self.seen - 1])
+
+
+class Split(nn.Module):
+    """split_D: the discriminator judges generated and real pictures in two forwards, with a power iteration each."""
+
+    def __init__(self, discriminator: BigGANDiscriminator):
+        super().__init__()
+        self.discriminator = discriminator
+
+    def forward(self, pixel_values: Tensor, class_labels: Tensor) -> Any:
+        halves = zip(pixel_values.chunk(2), class_labels.chunk(2), strict=True)
+        logits = [self.discriminator(pixels, labels).logits for pixels, labels in halves]
+        return SimpleNamespace(logits=torch.cat(logits))
+
+
+def add_orthogonality(optimizer: torch.optim.Optimizer, *_: object) -> None:
+    """D_ortho: before the discriminator's optimiser steps, as the generator's own."""
+    for weight in optimizer.param_groups[0]["params"]:
+        if weight.ndim >= 2:
+            weight.grad.add_(orthogonal_regularization_gradient(weight.detach()), alpha=D_ORTHO)
 
 
 def tiny_run(args: TrainingArguments) -> Run:
@@ -101,7 +124,9 @@ def tiny_run(args: TrainingArguments) -> Run:
         adam(generator.train(), args.generator_learning_rate, args),
         adam(discriminator.train(), args.discriminator_learning_rate, args),
     )
-    players = Players(Accelerator(cpu=True), generator, discriminator, *optimizers)
+    optimizers[1].register_step_pre_hook(add_orthogonality)
+    players = Players(Accelerator(cpu=True), generator, Split(discriminator), *optimizers)
+    players.__dict__["bare_discriminator"] = discriminator  # which the generator's step calls
     nothing: Any = None
     return Run(args, players.accelerator, CONFIG, players, ema, Inputs(), ACCUMULATION, nothing, None, None, {})  # type: ignore[arg-type]
 

@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
-from training_runs import files_of_at_most
+from training_runs import STATE, Patch, tiny, write_checkpoint
 
 from biggan_hf import BigGANConfig, BigGANDiscriminator, BigGANModel
 from biggan_hf.data import load_labelled_images
@@ -27,22 +27,14 @@ from biggan_hf.training.checkpoints import (
     list_checkpoints,
     load_training_state,
     rotate_checkpoints,
-    save_checkpoint,
-    write_whole,
 )
 from biggan_hf.training.ema import update_ema
-from biggan_hf.training.loop import rules_of
-from biggan_hf.training.quality import keep_if_best
+from biggan_hf.training.run import Run
 from biggan_hf.training.stability import all_finite
-from biggan_hf.training.steps import Batch, Players, Rules, discriminator_step, generator_step
+from biggan_hf.training.steps import Latents, Objective, Pictures, Players, discriminator_step, generator_step
 
 
 NUM_LABELS = 3
-
-
-def tiny(**overrides: object) -> BigGANConfig:
-    settings = {"num_labels": NUM_LABELS, "generator_base_channels": 4, "discriminator_base_channels": 4, **overrides}
-    return BigGANConfig.preset("demo", **settings)
 
 
 def players(config: BigGANConfig) -> Players:
@@ -53,15 +45,15 @@ def players(config: BigGANConfig) -> Players:
     return Players(Accelerator(cpu=True), generator, discriminator, *optimizers)
 
 
-def latents(config: BigGANConfig, number: int, seed: int = 0) -> Batch:
+def latents(config: BigGANConfig, number: int, seed: int = 0) -> Latents:
     generator = torch.Generator().manual_seed(seed)
     z = torch.randn(number, config.z_dim, generator=generator).double()
-    return Batch(z, torch.arange(number) % NUM_LABELS)
+    return Latents(z, torch.arange(number) % NUM_LABELS)
 
 
-def pictures(config: BigGANConfig, number: int) -> Batch:
+def pictures(config: BigGANConfig, number: int) -> Pictures:
     pixels = torch.rand(number, 1, 32, 32, generator=torch.Generator().manual_seed(1)).double() * 2 - 1
-    return Batch(pixels, torch.arange(number) % NUM_LABELS)
+    return Pictures(pixels, torch.arange(number) % NUM_LABELS)
 
 
 def weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -72,7 +64,7 @@ def test_discriminator_step_moves_the_discriminator_alone() -> None:
     config = tiny()
     game = players(config)
     before = weights(game.generator), weights(game.discriminator)
-    metrics = discriminator_step(game, [(latents(config, 4), pictures(config, 4))], Rules())
+    metrics = discriminator_step(game, [(latents(config, 4), pictures(config, 4))], Objective())
     assert set(metrics) == {"discriminator_loss", "discriminator_gradient", "real_accuracy", "fake_accuracy"}
     torch.testing.assert_close(weights(game.generator), before[0], rtol=0, atol=0)
     assert all((new != before[1][name]).any() for name, new in weights(game.discriminator).items())
@@ -83,7 +75,7 @@ def test_generator_step_moves_the_generator_alone_and_costs_the_discriminator_no
     config = tiny()
     game = players(config)
     before = weights(game.generator), weights(game.discriminator)
-    assert set(generator_step(game, [latents(config, 4)], Rules())) == {
+    assert set(generator_step(game, [latents(config, 4)], Objective())) == {
         "generator_loss",
         "generator_gradient",
     }
@@ -94,47 +86,29 @@ def test_generator_step_moves_the_generator_alone_and_costs_the_discriminator_no
     assert len(moved) >= 0.9 * len(before[0])
 
 
-def test_accumulated_discriminator_gradient_is_that_of_the_whole_batch() -> None:
-    # Without batch norm's and spectral norm's dependence on the batch, micro-batches add up exactly.
-    config = tiny(discriminator_spectral_norm=False)
-    whole, parts = players(config), players(config)
-    real, fake = pictures(config, 6), latents(config, 6)
-    for game in (whole, parts):
-        game.generator.eval()
-    discriminator_step(whole, [(fake, real)], Rules())
-    halves = [
-        (Batch(fake.inputs[s], fake.class_labels[s]), Batch(real.inputs[s], real.class_labels[s]))  # type: ignore[index]
-        for s in (slice(0, 3), slice(3, 6))
-    ]
-    discriminator_step(parts, halves, Rules())
-    torch.testing.assert_close(weights(parts.discriminator), weights(whole.discriminator), rtol=0, atol=1e-12)
-
-
 @pytest.mark.parametrize(("every_forward", "iterations"), [(False, 1), (True, 2)])
 def test_two_forwards_of_the_discriminator_share_a_power_iteration_or_take_two(
     every_forward: bool, iterations: int
 ) -> None:
-    config = tiny()
-    game = players(config)
+    game = players(tiny())
     expected = copy.deepcopy(game.discriminator)
-    rules = Rules(split_discriminator=True, iterate_every_forward=every_forward)
-    discriminator_step(game, [(latents(config, 4), pictures(config, 4))], rules)
+    objective = Objective(r1_gamma=1.0, iterate_every_forward=every_forward)
+    discriminator_step(game, [(latents(tiny(), 4), pictures(tiny(), 4))], objective)
     for _ in range(iterations):
         iterate_in_training(expected)
     torch.testing.assert_close(dict(game.discriminator.named_buffers()), dict(expected.named_buffers()))
 
 
-@pytest.mark.parametrize("split", [False, True])
-def test_losses_are_taken_in_float32(split: bool) -> None:
+def test_losses_are_taken_in_float32() -> None:
     config = tiny(num_labels=0)  # float32's embeddings would make logits precise
     game = players(config)
-    z, real = (Batch(batch.inputs.float(), None) for batch in (latents(config, 4), pictures(config, 4)))
+    z, real = latents(config, 4).z.float(), pictures(config, 4).pixel_values.float()
     for network in (game.generator, game.discriminator):
         network.float()
     with torch.autocast("cpu", torch.bfloat16):
-        assert game.discriminator(real.inputs).logits.dtype == torch.bfloat16
-        metrics = discriminator_step(game, [(z, real)], Rules(split_discriminator=split))
-        metrics |= generator_step(game, [z], Rules())
+        assert game.discriminator(real).logits.dtype == torch.bfloat16
+        metrics = discriminator_step(game, [(Latents(z, None), Pictures(real, None))], Objective())
+        metrics |= generator_step(game, [Latents(z, None)], Objective())
     assert metrics["discriminator_loss"].dtype == metrics["generator_loss"].dtype == torch.float32
 
 
@@ -144,7 +118,7 @@ def test_discriminator_learns_to_tell_fixed_pictures_from_fakes() -> None:
     adam = torch.optim.Adam(game.discriminator.parameters(), 2e-3)
     game = dataclasses.replace(game, discriminator_optimizer=adam)
     batch = [(latents(config, 8), pictures(config, 8))]
-    losses = [float(discriminator_step(game, batch, Rules())["discriminator_loss"]) for _ in range(30)]
+    losses = [float(discriminator_step(game, batch, Objective())["discriminator_loss"]) for _ in range(30)]
     assert losses[-1] < 0.5 < losses[0]
 
 
@@ -152,10 +126,10 @@ def test_r1_adds_gamma_times_half_the_mean_squared_gradient() -> None:
     config = tiny(discriminator_spectral_norm=False)  # so that another forward changes nothing
     plain, penalised = players(config), players(config)
     reference, (z, real) = copy.deepcopy(plain.discriminator), (latents(config, 4), pictures(config, 4))
-    discriminator_step(plain, [(z, real)], Rules())
-    discriminator_step(penalised, [(z, real)], Rules(r1_gamma=3.0))
+    discriminator_step(plain, [(z, real)], Objective())
+    discriminator_step(penalised, [(z, real)], Objective(r1_gamma=3.0))
 
-    pixels = real.inputs.clone().requires_grad_()
+    pixels = real.pixel_values.clone().requires_grad_()
     logits = reference(pixels, real.class_labels).logits
     (slope,) = torch.autograd.grad(logits.sum(), pixels, create_graph=True)
     penalty = 3.0 * sum(0.5 * (one**2).sum() for one in slope) / len(slope)
@@ -167,10 +141,9 @@ def test_r1_adds_gamma_times_half_the_mean_squared_gradient() -> None:
 
 
 def test_r1_comes_every_so_many_steps_and_weighs_as_many_times_more() -> None:
-    args = TrainingArguments(r1_gamma=10.0, r1_interval=4, rollback_r1_gamma=3.0)
-    for rollbacks, gamma in ((0, 40.0), (1, 12.0)):
-        runs: list[Any] = [SimpleNamespace(args=args, rollbacks=rollbacks, global_step=step) for step in range(6)]
-        assert [rules_of(run).r1_gamma for run in runs] == [gamma, 0, 0, 0, gamma, 0]
+    args = TrainingArguments(r1_gamma=10.0, r1_interval=4)
+    runs: list[Any] = [SimpleNamespace(args=args, global_step=step) for step in range(6)]
+    assert [Run.objective(run).r1_gamma for run in runs] == [40.0, 0, 0, 0, 40.0, 0]
 
 
 def test_ema_follows_the_formula_over_weights_and_statistics() -> None:
@@ -234,8 +207,8 @@ def test_a_resumed_source_goes_on_where_the_first_stopped(tmp_path: Path) -> Non
         batch = second.pictures()
         torch.testing.assert_close(vars(batch), vars(expected), rtol=0, atol=0)
     assert first.samples_seen == second.samples_seen == 16
-    assert torch.equal(first.latents(3, 1).inputs, second.latents(3, 1).inputs)
-    draws = [first.latents(*counters).inputs for counters in ((3, 1), (3, 2), (4, 1))]
+    assert torch.equal(first.latents(3, 1).z, second.latents(3, 1).z)
+    draws = [first.latents(*counters).z for counters in ((3, 1), (3, 2), (4, 1))]
     assert not any(torch.equal(a, b) for a, b in itertools.combinations(draws, 2))
 
 
@@ -243,15 +216,15 @@ def test_two_processes_share_the_pictures_and_draw_their_own_latents(tmp_path: P
     folder = picture_folder(tmp_path)
     whole, ranks = source(folder), [source(folder, rank=rank, world_size=2) for rank in (0, 1)]
     for _ in range(3):
-        assert torch.equal(torch.cat([rank.pictures().inputs for rank in ranks]), whole.pictures().inputs)
-    assert not torch.equal(ranks[0].latents(0, 0).inputs, ranks[1].latents(0, 0).inputs)
+        assert torch.equal(torch.cat([rank.pictures().pixel_values for rank in ranks]), whole.pictures().pixel_values)
+    assert not torch.equal(ranks[0].latents(0, 0).z, ranks[1].latents(0, 0).z)
 
 
 def test_two_processes_mirror_each_their_own(tmp_path: Path) -> None:
     folder, mirrored = picture_folder(tmp_path), []
     for rank in (0, 1):
         plain, flipped = (source(folder, rank=rank, world_size=2, flip=flip) for flip in (False, True))
-        pairs = [(plain.pictures().inputs, flipped.pictures().inputs) for _ in range(16)]
+        pairs = [(plain.pictures().pixel_values, flipped.pictures().pixel_values) for _ in range(16)]
         mirrored.append([bool((a != b).any()) for both in pairs for a, b in zip(*both, strict=True)])
     assert mirrored[0] != mirrored[1] and len(mirrored[0]) == 32
 
@@ -261,7 +234,7 @@ def test_pictures_are_in_range_and_half_of_them_mirrored(tmp_path: Path) -> None
     plain, flipped = source(folder), source(folder, flip=True)
     mirrored = 0
     for _ in range(16):
-        a, b = plain.pictures().inputs, flipped.pictures().inputs
+        a, b = plain.pictures().pixel_values, flipped.pictures().pixel_values
         assert a.dtype == torch.float32 and -1 <= a.min() and a.max() <= 1
         is_mirrored = (b == a.flip(-1)).flatten(1).all(1)
         assert torch.equal(is_mirrored, ~(b == a).flatten(1).all(1))
@@ -293,20 +266,6 @@ def test_pictures_travel_to_the_device_in_bytes() -> None:
 # Checkpoints
 
 
-STATE: dict[str, Any] = {"samples_seen": 10, "rollbacks": 0, "num_pictures": 10}
-STATE |= {"generator_optimizer": {}, "discriminator_optimizer": {}}
-
-
-def write_checkpoint(folder: Path, step: int) -> Path:
-    config = tiny()
-    model = BigGANModel(config)
-    checkpoint = folder / f"checkpoint-{step}"
-    discriminator = BigGANDiscriminator(config)
-    state = {**STATE, "global_step": step}
-    save_checkpoint(checkpoint, ema=model, generator=model, discriminator=discriminator, training_state=state)
-    return checkpoint
-
-
 def test_checkpoint_is_a_model_folder_and_the_oldest_go(tmp_path: Path) -> None:
     for step in (9, 10, 100):
         folder = write_checkpoint(tmp_path, step)
@@ -320,7 +279,7 @@ def test_checkpoint_is_a_model_folder_and_the_oldest_go(tmp_path: Path) -> None:
     assert find_checkpoint(tmp_path, str(tmp_path / "checkpoint-10")) == tmp_path / "checkpoint-10"
 
 
-def test_an_unfinished_checkpoint_is_not_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unfinished_checkpoint_is_not_found(tmp_path: Path, monkeypatch: Patch) -> None:
     write_checkpoint(tmp_path, 1)
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", _full_disk)
@@ -362,24 +321,6 @@ def test_a_single_value_makes_a_network_not_finite(name: str, value: float) -> N
     assert all_finite(models)
     models[1].state_dict()[name].view(-1)[-1] = value
     assert not all_finite(models)
-
-
-def test_a_quality_that_is_no_number_is_not_the_best(tmp_path: Path) -> None:
-    networks = BigGANModel(tiny()), BigGANDiscriminator(tiny())
-    assert not keep_if_best(tmp_path, 1, {"FID": math.nan}, *networks)
-    assert keep_if_best(tmp_path, 2, {"FID": 5.0}, *networks)
-    assert not keep_if_best(tmp_path, 3, {"FID": math.nan}, *networks)
-    assert keep_if_best(tmp_path, 4, {"FID": 4.0}, *networks)
-
-
-def test_file_on_a_full_disk_stays_as_it_was(tmp_path: Path) -> None:
-    path = tmp_path / "log.jsonl"
-    write_whole(path, "a line\n")
-    with files_of_at_most(1000), pytest.raises(OSError, match="File too large"):
-        write_whole(path, "other lines\n" * 1000)
-    assert path.read_text(encoding="utf-8") == "a line\n"
-    write_whole(path, "another\n")
-    assert path.read_text(encoding="utf-8") == "another\n" and list(tmp_path.iterdir()) == [path]
 
 
 def _full_disk(*args: object) -> None:

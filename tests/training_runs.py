@@ -11,10 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from biggan_hf import BigGANConfig, BigGANDiscriminator, BigGANModel
+from biggan_hf.training import main, stability
+from biggan_hf.training.checkpoints import save_checkpoint
+
+
+Capture = pytest.CaptureFixture[str]
+Patch = pytest.MonkeyPatch
 
 TINY = ["--preset", "demo", "--config_overrides", "generator_base_channels=4", "discriminator_base_channels=4"]
 SHORT = ["--per_device_batch_size", "4", "--logging_steps", "1", "--sample_steps", "2", "--checkpointing_steps", "2"]
@@ -41,14 +49,57 @@ def arguments(pictures: Path, output: Path, *more: str, steps: int = 2) -> list[
     return [*TINY, *SHORT, *where, *more]
 
 
+EVALUATION = ["--evaluation_images", "8", "--evaluation_extractor", "training_runs:features"]
+ON_CPU = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+
+# What a checkpoint of no run holds.
+STATE: dict[str, Any] = {"samples_seen": 10, "rollbacks": 0, "num_pictures": 10}
+STATE |= {"generator_optimizer": {}, "discriminator_optimizer": {}}
+
+
+def tiny(**overrides: Any) -> BigGANConfig:
+    settings = {"num_labels": 3, "generator_base_channels": 4, "discriminator_base_channels": 4, **overrides}
+    return BigGANConfig.preset("demo", **settings)
+
+
+def write_checkpoint(folder: Path, step: int) -> Path:
+    """A checkpoint of new networks."""
+    model, discriminator = BigGANModel(tiny()), BigGANDiscriminator(tiny())
+    checkpoint, state = folder / f"checkpoint-{step}", {**STATE, "global_step": step}
+    save_checkpoint(checkpoint, ema=model, generator=model, discriminator=discriminator, training_state=state)
+    return checkpoint
+
+
+def error_line(argv: list[str], capsys: Capture) -> str:
+    """The one line with which a run ends that can't be."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main(argv)
+    printed = capsys.readouterr().err
+    (line,) = [line for line in printed.splitlines() if line.startswith("error: ")]
+    assert stop.value.code == 2 and "Traceback" not in printed
+    return line
+
+
+def set_rule(monkeypatch: Patch, **constants: float) -> None:
+    """Other constants of the rule for collapses, so that a short run meets it."""
+    for name, value in constants.items():
+        monkeypatch.setattr(stability, name, value)
+
+
+def launcher(num_processes: int, *machine: str) -> list[str]:
+    """The command that starts a script on CPUs. Its words for a machine are those of a single one by default."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(num_processes)]
+    command += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    # Two processes on CPU take --multi_gpu with ACCELERATE_USE_CPU; --cpu would start one.
+    command += ["--multi_gpu"] * (num_processes > 1)
+    return [*command, *(machine or ("--num_machines", "1", "--main_process_port", "0"))]
+
+
 def launch_worker(worker: str, num_processes: int, path: Path, *argv: str) -> Any:
     """What a script of this folder, as so many processes on a CPU, saves at a path that it is given first."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--multi_gpu"]
-    command += ["--num_processes", str(num_processes), "--main_process_port", "0"]
-    command += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-    command += [str(Path(__file__).with_name(worker)), str(path), *argv]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    command = [*launcher(num_processes), str(Path(__file__).with_name(worker)), str(path), *argv]
+    done = subprocess.run(command, env=ON_CPU, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return torch.load(path, weights_only=True)
 

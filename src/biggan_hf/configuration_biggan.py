@@ -1,8 +1,4 @@
-"""The configuration of BigGAN, one object for both networks, and the table of presets.
-
-Source: "Large Scale GAN Training for High Fidelity Natural Image Synthesis" (Brock, Donahue, Simonyan 2018,
-arXiv:1809.11096), appendix B, and the released programs named beside each preset.
-"""
+"""The configuration of BigGAN: one object for both networks (Brock, Donahue, Simonyan 2018, arXiv:1809.11096)."""
 
 import difflib
 import math
@@ -11,103 +7,15 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from .presets import CHANNEL_MULTIPLIERS, PRESETS
 
-# Multiples of the base channels per image size (paper, appendix B, tables 4 to 9).
-# Generator: the 4x4 stem, then the output of each upsampling stage.
-# Discriminator: the output of each plain block; a deep network has its stem in the place of the first block.
-CHANNEL_MULTIPLIERS: dict[int, tuple[list[int], list[int]]] = {
-    32: ([4, 4, 4, 4], [4, 4, 4, 4]),
-    64: ([16, 16, 8, 4, 2], [1, 2, 4, 8, 16]),
-    128: ([16, 16, 8, 4, 2, 1], [1, 2, 4, 8, 16, 16]),
-    256: ([16, 16, 8, 8, 4, 2, 1], [1, 2, 4, 8, 8, 16, 16]),
-    512: ([16, 16, 8, 8, 4, 2, 1, 1], [1, 1, 2, 4, 8, 8, 16, 16]),
-}
 
 NETWORKS = ("generator", "discriminator")
 
-CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-
-# Rows of settings shared by several presets.
-_DEEP: dict[str, Any] = {
-    "architecture": "biggan-deep",
-    "z_dim": 128,
-    "generator_base_channels": 128,
-    "discriminator_base_channels": 128,
-}
-_PER_LAYER_LABELS: dict[str, Any] = {
-    "z_dim": 128,
-    "shared_class_embedding": False,
-    "hierarchical_latents": False,
-    "generator_base_channels": 64,
-    "discriminator_base_channels": 64,
-    "batch_norm_eps": 1e-5,
-    "spectral_norm_eps": 1e-8,
-}
-
-# A row a model; what a row leaves out is the default of `BigGANConfig`, the paper's 128-pixel model.
-PRESETS: dict[str, dict[str, Any]] = {
-    # Paper and DeepMind's TFHub modules; untruncated at 128 px IS 98.8, FID 8.7 (the paper's row, after StudioGAN).
-    "biggan-128": {},
-    "biggan-256": {"image_size": 256, "z_dim": 140, "generator_attention_resolutions": [128]},
-    "biggan-512": {"image_size": 512, "z_dim": 128},
-    "biggan-deep-128": {**_DEEP},  # IS 166.5, FID 7.4 with truncation (the paper's abstract, v2)
-    "biggan-deep-256": {**_DEEP, "image_size": 256},
-    "biggan-deep-512": {**_DEEP, "image_size": 512},
-    # The sizes for which BigGAN-PyTorch has tables but nobody released weights.
-    "biggan-32": {
-        "image_size": 32,
-        "z_dim": 128,
-        "generator_attention_resolutions": [],
-        "discriminator_attention_resolutions": [],
-    },
-    "biggan-64": {"image_size": 64, "discriminator_attention_resolutions": [32]},
-    "biggan-deep-64": {**_DEEP, "image_size": 64, "discriminator_attention_resolutions": [32]},
-    # BigGAN-PyTorch, scripts/launch_cifar_ema.sh, launch_SAGAN_bs128x2_ema.sh and launch_SNGAN.sh.
-    "cifar10": {
-        **_PER_LAYER_LABELS,
-        "image_size": 32,
-        "id2label": dict(enumerate(CIFAR10_CLASSES)),
-        "generator_attention_resolutions": [],
-        "discriminator_attention_resolutions": [],
-        "initializer": "normal",
-    },
-    "sagan-128": {**_PER_LAYER_LABELS, "initializer": "xavier_uniform"},
-    "sngan-128": {
-        **_PER_LAYER_LABELS,
-        "initializer": "xavier_uniform",
-        "generator_attention_resolutions": [],
-        "discriminator_attention_resolutions": [],
-        "discriminator_wide": False,
-    },
-    # Grey digits on a laptop in minutes: `make demo`.
-    "demo": {
-        "image_size": 32,
-        "num_channels": 1,
-        "num_labels": 10,
-        "z_dim": 64,
-        "class_embedding_dim": 32,
-        "generator_base_channels": 8,
-        "discriminator_base_channels": 8,
-        "generator_attention_resolutions": [],
-        "discriminator_attention_resolutions": [],
-        "spectral_norm_eps": 1e-6,
-    },
-}
-
-# What transformers itself passes through a configuration's constructor beside its fields.
-_BASE_KEYWORDS = {
-    "_attn_implementation_internal",
-    "_commit_hash",
-    "_experts_implementation_internal",
-    "_name_or_path",
-    "attn_implementation",
-    "auto_map",
-    "experts_implementation",
-    "model_type",
-    "name_or_path",
-    "output_attentions",
-    "torch_dtype",
-}
+# transformers passes these to the constructor of a configuration, beside its fields.
+_BASE_KEYWORDS = {"_commit_hash", "_name_or_path", "auto_map", "model_type", "name_or_path", "output_attentions"}
+_BASE_KEYWORDS |= {"torch_dtype", "attn_implementation", "_attn_implementation_internal"}
+_BASE_KEYWORDS |= {"experts_implementation", "_experts_implementation_internal"}
 
 
 @strict
@@ -115,59 +23,58 @@ class BigGANConfig(PreTrainedConfig):
     r"""
     The architecture of a BigGAN generator and its discriminator. The defaults are the paper's 128-pixel model.
 
-    Channel multipliers that are left out are filled in from the table of the image size, so that a saved
-    `config.json` says everything that the networks' function depends on.
+    A saved `config.json` holds everything that the networks depend on: multipliers that were left out are filled in.
 
     Args:
-        architecture: `"biggan"` (one residual block a resolution) or `"biggan-deep"` (bottleneck blocks).
+        architecture: `"biggan"` (one residual block a stage) or `"biggan-deep"` (bottleneck blocks).
         image_size: 32, 64, 128, 256 or 512 pixels.
         num_channels: 3 for RGB, 1 for grey.
-        num_labels: Number of classes, alias `num_classes`; 0 makes both networks unconditional. Default 1000, or the
-            length of `id2label`.
-        id2label: Class names by label; synonyms are separated by commas, as in ImageNet's list.
+        num_labels: Number of classes, also called `num_classes`; 0 makes both networks unconditional. Default: 1000,
+            or the length of `id2label`.
+        id2label: The names of the classes by label. Commas separate synonyms, as in ImageNet's list.
         z_dim: Length of the latent vector. With `hierarchical_latents` in the plain architecture it must be a
             multiple of the number of generator stages plus one.
         class_embedding_dim: Length of the shared class embedding.
-        shared_class_embedding: One embedding, projected linearly to every batch norm's gain and bias (paper, section
-            3.1). `False`: an embedding for every gain and every bias.
-        hierarchical_latents: Skip-z in the paper: every block is conditioned on its own chunk of the latents.
-            The deep architecture conditions every block on the whole of the latents, and needs `True`.
-        generator_base_channels: Base width `ch` of the generator; 96 in the paper, 128 for deep.
+        shared_class_embedding: One embedding, which linear maps turn into every batch norm's gain and bias (paper,
+            section 3.1). `False`: an embedding for each gain and each bias.
+        hierarchical_latents: Skip-z in the paper: each block sees its own chunk of the latents. The deep architecture
+            needs `True`: its blocks see all of them.
+        generator_base_channels: Base width `ch` of the generator: 96 in the paper, 128 in its deep models.
         generator_channel_multipliers: Multiples of the base width: the 4x4 stem, then the output of each stage.
-        generator_attention_resolutions: Self-attention follows the stage whose output has this size.
-        generator_blocks_per_stage: Residual blocks at each resolution of the deep architecture; the plain has one.
-        generator_spectral_norm: Spectral normalisation of the generator's convolutions and linear maps.
+        generator_attention_resolutions: Self-attention follows the stages whose output has one of these sizes.
+        generator_blocks_per_stage: Residual blocks in each stage of the deep architecture. The plain one has one.
+        generator_spectral_norm: Whether the generator's convolutions and linear maps are spectrally normalised.
         discriminator_base_channels: Base width of the discriminator.
         discriminator_channel_multipliers: Multiples of the base width: the output of each plain block, or the deep
             stem and the output of each deep stage.
-        discriminator_attention_resolutions: Self-attention follows every stage whose output has this size.
+        discriminator_attention_resolutions: As for the generator.
         discriminator_blocks_per_stage: As for the generator.
-        discriminator_spectral_norm: Spectral normalisation of the discriminator's weights.
+        discriminator_spectral_norm: As for the generator.
         discriminator_wide: The first convolution of a plain block already has the block's output width (SA-GAN and
             BigGAN); `False` keeps the input width (SN-GAN).
-        discriminator_attention_stages: Of the stages whose output has one of the attention resolutions, the numbers
-            of those that self-attention follows; default all. The last stages of a discriminator share one size.
-        discriminator_shortcut_relu: The shortcut of a block that begins with a ReLU sees the map after that ReLU, as
-            in StudioGAN, whose ReLU works in place.
+        discriminator_attention_stages: The numbers of the stages that self-attention follows, where not all with the
+            sizes above shall have it. The last stages of a discriminator share one size.
+        discriminator_shortcut_relu: The shortcut of a block that begins with a ReLU sees the map after it, as in
+            StudioGAN, whose ReLU works in place.
         deep_projection_shortcut: StudioGAN's `big_resnet_deep_studiogan`: a deep block's shortcut is a 1x1
             convolution to the output width (in the discriminator, where size or width changes), and the
             discriminator pools before its last ReLU.
-        discriminator_dropout: Share of the features dropped before the discriminator's last layer, in training.
-        spectral_norm_eps: Smallest norm by which a singular vector is divided.
-        batch_norm_eps: Added to the variance in conditional batch norms.
-        output_batch_norm_eps: The same in the batch norm before the last convolution; `None`: `batch_norm_eps`.
+        discriminator_dropout: Share of the features that training drops before the discriminator's last layer.
+        spectral_norm_eps: The smallest norm by which a singular vector is divided.
+        batch_norm_eps: What batch norms add to the variance.
+        output_batch_norm_eps: The same in the batch norm before the last convolution. Default: `batch_norm_eps`.
         initializer: `"orthogonal"` (paper), `"normal"` (standard deviation 0.02) or `"xavier_uniform"`.
         truncation_mode: What `truncation=t` means to this model: `"resample"` (the paper: entries of N(0, 1) beyond
-            t are drawn again), `"scale"` (TFHub, pytorch-pretrained-biggan: t times N(0, 1) cut at 2), `"clamp"`
-            (mmgeneration: N(0, 1) clamped to ±t) or `"normal"` (BigGAN-PyTorch: N(0, t²)).
-        standing_truncations: Thresholds, ascending, for which the generator holds standing statistics.
-        standing_interpolation: Between two thresholds, `"linear"`, or `"mirrored"`: the weights of the two rows
-            exchanged, as pytorch-pretrained-biggan computes it; its rows lie evenly from 0 to 1.
+            t are drawn again), `"scale"` (TFHub, pytorch-pretrained-biggan: t times N(0, 1) cut at 2) or `"normal"`
+            (BigGAN-PyTorch: N(0, t²)).
+        standing_truncations: The truncations, ascending, for which the generator holds standing statistics.
+        standing_interpolation: What holds between two of them: `"linear"` interpolation, or `"mirrored"`, with the
+            weights of the two exchanged, as in pytorch-pretrained-biggan. Its truncations lie evenly from 0 to 1.
 
     Raises:
-        ValueError: A value outside the table, with the value and what was expected.
-        TypeError: An unknown keyword.
-        huggingface_hub.errors.StrictDataclassFieldValidationError: A value of the wrong type.
+        ValueError: A value is not allowed; the message names it and what was expected.
+        TypeError: A keyword is unknown.
+        huggingface_hub.errors.StrictDataclassFieldValidationError: A value has the wrong type.
     """
 
     model_type = "biggan"
@@ -199,7 +106,7 @@ class BigGANConfig(PreTrainedConfig):
     batch_norm_eps: float = 1e-4
     output_batch_norm_eps: float | None = None
     initializer: Literal["orthogonal", "normal", "xavier_uniform"] = "orthogonal"
-    truncation_mode: Literal["resample", "scale", "clamp", "normal"] = "resample"
+    truncation_mode: Literal["resample", "scale", "normal"] = "resample"
     standing_truncations: list[float | int] | tuple[float | int, ...] = ()
     standing_interpolation: Literal["linear", "mirrored"] = "linear"
 
@@ -226,11 +133,11 @@ class BigGANConfig(PreTrainedConfig):
         """
         if name not in PRESETS:
             raise ValueError(f"unknown preset {name!r}; the presets are {', '.join(PRESETS)}")
-        return cls(**_replaced(PRESETS[name], overrides))
+        return cls(**_replaced(PRESETS[name].networks, overrides))
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As in transformers, but the fields that `kwargs` replace are checked as in the constructor."""
+        """As in transformers, but fields that `kwargs` replace pass the checks of the constructor."""
         return_unused_kwargs = kwargs.pop("return_unused_kwargs", False)
         replaceable = {*BigGANConfig.__annotations__, "num_labels", "num_classes", "id2label", "label2id"}
         settings = _replaced(config_dict, {name: kwargs.pop(name) for name in [*kwargs] if name in replaceable})
@@ -242,7 +149,7 @@ class BigGANConfig(PreTrainedConfig):
         return config
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """What goes to `config.json`: transformers leaves out what equals a default, here the class names stay."""
+        """What goes to `config.json`. transformers leaves out defaults; the names of the classes stay."""
         return {**super().to_diff_dict(), "id2label": self.id2label, "label2id": self.label2id}
 
     # What the networks are built from
@@ -291,12 +198,12 @@ class BigGANConfig(PreTrainedConfig):
 
     @property
     def num_latent_chunks(self) -> int:
-        """One chunk of the latents for the stem and one a stage; 1 where the latents are not split."""
+        """One chunk of the latents for the stem and one for each stage; 1 where they are not split."""
         return len(self.generator_channels) if self.hierarchical_latents and not self.is_deep else 1
 
     @property
     def condition_dim(self) -> int:
-        """Length of the vector that conditions a generator block; 0: nothing does."""
+        """Length of the vector that conditions a block of the generator; 0 where nothing does."""
         label_dim = self.class_embedding_dim if self.shared_class_embedding else (self.num_labels or 0)
         latent_dim = self.z_dim // self.num_latent_chunks if self.hierarchical_latents else 0
         return (label_dim if self.num_labels else 0) + latent_dim
@@ -304,7 +211,7 @@ class BigGANConfig(PreTrainedConfig):
     # Filling in and checking
 
     def _set_labels(self, num_labels: int | None, num_classes: int | None) -> None:
-        """Makes `id2label` and `label2id` from whichever of names and number was given."""
+        """Makes `id2label` and `label2id` from the names or the number, whichever was given."""
         number = num_labels if num_labels is not None else num_classes
         if num_classes not in (None, number):
             raise ValueError(f"num_classes is another name of num_labels, got {num_classes} and {num_labels}")
@@ -341,7 +248,7 @@ class BigGANConfig(PreTrainedConfig):
         return dict(zip(NETWORKS, CHANNEL_MULTIPLIERS[self.image_size], strict=True))
 
     def validate_architecture(self) -> None:
-        """Checks what the types don't say; the networks call it again, since fields may have been set since."""
+        """Checks what types can't say. The networks call it again: a field may have been set in between."""
         self._check_sizes()
         self._check_conditioning()
         for network in NETWORKS:
@@ -355,7 +262,7 @@ class BigGANConfig(PreTrainedConfig):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("generator_blocks_per_stage", "discriminator_blocks_per_stage"):
-            if not self.is_deep and getattr(self, name) > 2:  # 2 is the default, which means nothing there
+            if not self.is_deep and getattr(self, name) > 2:  # 2 is the default, and means nothing there
                 raise ValueError(f"{name}={getattr(self, name)} is for biggan-deep: a plain stage has one block")
         if self.num_channels not in (1, 3):
             raise ValueError(f"num_channels must be 1 (grey) or 3 (RGB), got {self.num_channels}")
@@ -375,7 +282,7 @@ class BigGANConfig(PreTrainedConfig):
                 raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
 
     def _check_bottlenecks(self) -> None:
-        """Deep shortcuts drop channels in the generator and add channels in the discriminator, never the reverse."""
+        """Deep shortcuts only drop channels in the generator, and only add them in the discriminator."""
         generator, discriminator = self.generator_channels, self.discriminator_channels
         if not self.deep_projection_shortcut and generator != sorted(generator, reverse=True):
             raise ValueError(f"generator_channel_multipliers must not ascend in a deep network, widths: {generator}")
@@ -436,7 +343,7 @@ class BigGANConfig(PreTrainedConfig):
 
 
 def _replaced(settings: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-    """The settings with some of them replaced; class names that don't fit a new number of classes go."""
+    """The settings with some of them replaced. Names of classes that don't fit a new number of classes go."""
     number, names = overrides.get("num_labels", overrides.get("num_classes")), settings.get("id2label")
     if "id2label" in overrides or (number is not None and (names is None or len(names) != number)):
         settings = {name: settings[name] for name in settings.keys() - {"id2label", "label2id", "num_labels"}}

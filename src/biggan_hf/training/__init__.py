@@ -10,31 +10,34 @@ from safetensors import SafetensorError
 from transformers.utils import logging
 
 from ..data import UnreadablePictureError
-from .arguments import TRAINING_PRESETS, DataArguments, ModelArguments, TrainingArguments, parse_arguments
+from .arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
 from .loop import train
-from .run import set_up
+from .set_up import set_up
 
 
-# Seconds in which a launcher ends the other processes of a machine, once the first has told what can't be.
+# Seconds. When the first process ends with an error, the launcher ends the others within this time.
 PATIENCE = 10.0
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """
-    Trains as the command line says. What can't be is one line on standard error, and exit status 2, and so is a disk
-    that is full; of the processes of a machine the first tells. A collapse that ended the run is exit status 3.
+    Trains as the command line says.
+
+    A mistake in the arguments or a full disk prints one line on standard error and exits with status 2. A collapse
+    that ends the run exits with status 3.
     """
     logging.disable_progress_bar()  # one bar is enough: the training's own
     try:
         run = set_up(*parse_arguments(argv))
     except (ValueError, TypeError, OSError, ImportError, StrictDataclassError) as error:
         if int(os.environ.get("LOCAL_RANK", "0")) > 0:
-            time.sleep(PATIENCE)  # what it alone has met, it tells in the end
+            # The first process of the machine prints the error. If only this one has met it, it prints after a while.
+            time.sleep(PATIENCE)
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from error
     try:
         folder = train(run)
-    except (UnreadablePictureError, OSError, SafetensorError) as error:  # a worker's has its traceback in front
+    except (UnreadablePictureError, OSError, SafetensorError) as error:  # a worker's error begins with its traceback
         print(f"error: {str(error).strip().splitlines()[-1]}", file=sys.stderr)
         raise SystemExit(2) from error
     if run.collapsed:
@@ -46,7 +49,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 __all__ = [
-    "TRAINING_PRESETS",
     "DataArguments",
     "ModelArguments",
     "TrainingArguments",

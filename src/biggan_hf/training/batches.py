@@ -1,11 +1,12 @@
-"""What the players see: latents, labels and pictures as a pure function of (seed, step, micro-batch, process).
+"""What the players see: latents, labels and pictures, as a function of seed, step, micro-batch and process.
 
-Nothing here draws from a global random state, so a run that is interrupted and resumed sees what it would have seen.
+Nothing here draws from a global random state. So a run that is stopped and resumed sees what it would have seen.
 """
 
 import logging
 import signal
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,15 +16,15 @@ from torch.utils.data import DataLoader
 
 from ..data import ImageBatch, LabelledImages, ShuffledBatches
 from ..latents import sample_latents
-from .steps import Batch
+from .steps import Latents, Pictures
 
 
 logger = logging.getLogger(__name__)
 
 
 def counter_seed(*counters: int) -> int:
-    """A hash of the counters: neighbouring counters give unrelated seeds."""
-    # With their number in front, since the hash passes over zeros at the end.
+    """A hash of the counters. Neighbouring counters give unrelated seeds."""
+    # The hash ignores zeros at the end, so the number of counters goes in front.
     seed = np.random.SeedSequence([len(counters), *counters]).generate_state(1, np.uint64)[0]
     return int(seed) >> 1
 
@@ -32,6 +33,7 @@ def counter_generator(device: torch.device, *counters: int) -> torch.Generator:
     return torch.Generator(device).manual_seed(counter_seed(*counters))
 
 
+@dataclass
 class BatchSource:
     """
     Micro-batches of one process.
@@ -45,43 +47,32 @@ class BatchSource:
         rank: This process.
         world_size: Number of processes.
         device: Where batches go.
-        horizontal_flip: Mirrors a random half of the pictures.
-        samples_seen: Pictures consumed by all processes so far; moves on with every micro-batch.
-        num_workers: Processes that decode; 0 decodes in this one and keeps what it decoded.
+        horizontal_flip: Mirrors half of the pictures, chosen at random.
+        samples_seen: Pictures that all processes have seen so far. It grows with every micro-batch.
+        num_workers: Processes that decode pictures. With 0 this process does, and keeps what it has decoded.
     """
 
-    def __init__(
-        self,
-        images: LabelledImages,
-        *,
-        z_dim: int,
-        num_labels: int,
-        batch_size: int,
-        seed: int,
-        rank: int,
-        world_size: int,
-        device: torch.device,
-        horizontal_flip: bool,
-        samples_seen: int = 0,
-        num_workers: int = 0,
-    ):
-        self.images, self.num_workers, self.horizontal_flip = images, num_workers, horizontal_flip
-        self.z_dim, self.num_labels, self.batch_size, self.device = z_dim, num_labels, batch_size, device
-        self.rank, self.world_size = rank, world_size
+    images: LabelledImages
+    z_dim: int
+    num_labels: int
+    batch_size: int
+    seed: int
+    rank: int
+    world_size: int
+    device: torch.device
+    horizontal_flip: bool
+    samples_seen: int = 0
+    num_workers: int = 0
+
+    def __post_init__(self) -> None:
         self.unreadable: dict[int, str] = {}
-        self.start(seed, samples_seen)
+        self.start(self.seed, self.samples_seen)
 
     def start(self, seed: int, samples_seen: int) -> None:
-        """Goes to a place in the order of the pictures that belongs to a seed."""
+        """Goes to a place in the seed's order of the pictures."""
         self.seed, self.samples_seen = seed, samples_seen
-        order = ShuffledBatches(
-            len(self.images),
-            self.batch_size,
-            seed=seed,
-            start=samples_seen,
-            rank=self.rank,
-            world_size=self.world_size,
-        )
+        place = {"seed": seed, "start": samples_seen, "rank": self.rank, "world_size": self.world_size}
+        order = ShuffledBatches(len(self.images), self.batch_size, **place)
         self._real: Iterator[ImageBatch] = iter(
             DataLoader(
                 self.images,
@@ -93,18 +84,16 @@ class BatchSource:
             )
         )
 
-    def latents(self, step: int, draw: int, number: int | None = None) -> Batch:
-        """Latents (`number` or N, z_dim) from N(0, 1), uniform labels; `draw` counts the draws within a step."""
-        number = number or self.batch_size
+    def latents(self, step: int, draw: int) -> Latents:
+        """Latents from N(0, 1) and uniform labels. `draw` counts the draws within a step."""
         generator = counter_generator(self.device, self.seed, step, draw, self.rank)
-        latents = sample_latents(number, self.z_dim, generator=generator, device=self.device)
+        z = sample_latents(self.batch_size, self.z_dim, generator=generator, device=self.device)
         if not self.num_labels:
-            return Batch(latents, None)
-        labels = torch.randint(self.num_labels, (number,), generator=generator, device=self.device)
-        return Batch(latents, labels)
+            return Latents(z, None)
+        return Latents(z, torch.randint(self.num_labels, (self.batch_size,), generator=generator, device=self.device))
 
-    def pictures(self) -> Batch:
-        """The next pictures (N, C, H, W) in [-1, 1] and their labels."""
+    def pictures(self) -> Pictures:
+        """The next pictures and their labels."""
         batch = next(self._real)
         labels = batch["class_labels"]
         pixels = to_pixel_values(batch["pixel_values"], self.device)
@@ -114,22 +103,22 @@ class BatchSource:
             mirrored = torch.rand(len(pixels), 1, 1, 1, generator=generator, device=self.device) < 0.5
             pixels = torch.where(mirrored, pixels.flip(-1), pixels)
         self.samples_seen += self.batch_size * self.world_size
-        return Batch(pixels, None if labels is None else labels.to(self.device, non_blocking=True))
+        return Pictures(pixels, None if labels is None else labels.to(self.device, non_blocking=True))
 
     def _note_unreadable(self, rows: dict[int, str]) -> None:
         new = {row: reason for row, reason in rows.items() if row not in self.unreadable}
         self.unreadable.update(new)
-        for reason in new.values() if self.num_workers else ():  # without workers the data set has named them
+        for reason in new.values() if self.num_workers else ():  # without workers the data set has warned already
             logger.warning("%s; the next readable one takes its place", reason)
 
 
 def to_pixel_values(pixels: Tensor, device: torch.device) -> Tensor:
-    """uint8 to [-1, 1], on the device: a quarter of the bytes travel."""
+    """uint8 to [-1, 1]. The bytes travel to the device: they are a quarter of what floats would be."""
     return pixels.to(device, non_blocking=True).float() / 127.5 - 1
 
 
 def _ignore_signals(worker: int) -> None:
-    """A signal to all processes of a run ends it after a step, for which the workers must live; they end with it."""
+    """At a signal, the training process ends its step. Until then it needs its workers; they end with it."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
 

@@ -1,32 +1,33 @@
-"""What is done when the rule calls a collapse: what is known is saved, and the run stops or rolls back."""
+"""What is done after a collapse: the weights are kept, and the run stops or rolls back."""
 
-import json
 from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from .checkpoints import list_checkpoints, load_training_state, save_checkpoint, set_aside, step_of
+from ..files import append_line
+from . import stability
+from .checkpoints import list_checkpoints, load_training_state, set_aside, step_of
+from .logs import COLLAPSES, cut_logs
 from .players import load_networks
-from .run import Run, cut_logs, training_state
-from .stability import all_finite
+from .run import Run
 
 
-def respond(run: Run, why: str) -> bool:
+def stop_or_roll_back(run: Run, why: str) -> bool:
     """
-    Called by every process. Says what happened, notes it in collapses.jsonl, and keeps the weights of the collapse
-    apart, as `collapsed-{step}`; then rolls back, if the run is told to and may still.
+    Says what happened, notes it in collapses.jsonl, and keeps the weights as `collapsed-{step}`. Then the run rolls
+    back, if `on_collapse` says so, a good checkpoint is there, and it has not done so too often. Every process calls
+    this.
 
     Returns:
         Whether the run goes on.
     """
     good = last_good_checkpoint(run)
-    rolls_back = run.args.on_collapse == "rollback" and good is not None and run.rollbacks < run.args.max_rollbacks
+    rolls_back = run.args.on_collapse == "rollback" and good is not None and run.rollbacks < stability.MAX_ROLLBACKS
     if run.is_main:
-        tqdm.write(f"collapse at {why}")  # first, and the weights last: the disk may be full
+        tqdm.write(f"collapse at {why}")  # this comes first and the weights last: the disk may be full
         note = {"step": run.global_step, "why": why, "rolled_back_to": step_of(good) if good and rolls_back else None}
-        with open(run.output_dir / "collapses.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(note) + "\n")
-        save(run, run.output_dir / f"collapsed-{run.global_step}")
+        append_line(run.output_dir / COLLAPSES, note)
+        run.save(run.output_dir / f"collapsed-{run.global_step}")
     run.accelerator.wait_for_everyone()
     if rolls_back:
         assert good is not None
@@ -37,7 +38,7 @@ def respond(run: Run, why: str) -> bool:
 
 
 def last_good_checkpoint(run: Run) -> Path | None:
-    """The newest from before the lines that made the rule speak, else the oldest; of those without NaN."""
+    """The newest one from before the lines in which the rule saw the collapse, else the oldest; none with NaN."""
     checkpoints = list_checkpoints(run.output_dir)
     old_enough = [folder for folder in checkpoints if step_of(folder) <= run.onset]
     by_preference = [*reversed(old_enough), *checkpoints[len(old_enough) :]]
@@ -46,32 +47,23 @@ def last_good_checkpoint(run: Run) -> Path | None:
 
 def is_good(checkpoint: Path) -> bool:
     try:
-        return all_finite(load_networks(checkpoint))
-    except (ValueError, OSError):  # damaged
+        return stability.all_finite(load_networks(checkpoint))
+    except (ValueError, OSError):  # it is damaged
         return False
 
 
 def roll_back(run: Run, good: Path) -> None:
-    """Networks, average, optimisers, counters and the watch as they were; lower learning rates, other latents and
-    pictures."""
+    """
+    Brings back the networks, the average, the optimisers, the counters and the watch. Learning rates are lower from
+    here on, and latents and pictures are others.
+    """
     players = run.players
     networks = (players.bare_generator, players.bare_discriminator, run.ema)
     for network, saved in zip(networks, load_networks(good), strict=True):
         network.load_state_dict(saved.state_dict())
     run.restore({**load_training_state(good), "rollbacks": run.rollbacks + 1})
-    run.accelerator.wait_for_everyone()  # all have read the checkpoint that is now replaced
+    run.accelerator.wait_for_everyone()  # until all have read the checkpoint, which is replaced now
     if run.is_main:
         set_aside(run.output_dir, run.global_step, "before-collapse")
-        cut_logs(run)
-        save(run, good)  # so that a resumed run knows of the rollback
-
-
-def save(run: Run, folder: Path) -> None:
-    players = run.players
-    save_checkpoint(
-        folder,
-        ema=run.ema,
-        generator=players.bare_generator,
-        discriminator=players.bare_discriminator,
-        training_state=training_state(run),
-    )
+        cut_logs(run.output_dir, run.global_step)
+        run.save(good)  # so that a resumed run knows of the rollback

@@ -1,4 +1,4 @@
-"""The moving average of the generator's weights, which is the model that one keeps (paper, appendix C)."""
+"""The moving average of the generator's weights: the model that a run leaves (paper, appendix C)."""
 
 import torch
 
@@ -8,12 +8,13 @@ from ..modeling_biggan import BigGANModel
 @torch.no_grad()
 def update_ema(ema: BigGANModel, model: BigGANModel, decay: float) -> None:
     """
-    ema ← decay · ema + (1 - decay) · model, over parameters and floating-point buffers alike, as in BigGAN-PyTorch:
-    the averaged weights go with averaged batch-norm statistics. `decay=0` copies.
+    ema ← decay · ema + (1 - decay) · model. `decay=0` copies.
+
+    Buffers are averaged as the parameters are, as in BigGAN-PyTorch: averaged weights need averaged statistics.
 
     Args:
-        ema: The average, changed in place; kept in float32 and outside any wrapper.
-        model: The unwrapped generator.
+        ema: The average. It is changed in place.
+        model: The generator, without any wrapper.
         decay: In [0, 1).
     """
     averaged, current = ema.state_dict(), model.state_dict()

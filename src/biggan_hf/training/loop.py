@@ -1,50 +1,44 @@
-"""The training loop: one step, what happens every so often, the end."""
+"""The training loop: a step, what happens every so often, and the end."""
 
-import json
 import re
 import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast
-from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..files import LEFTOVERS, append_line, staged_folder, write_file
 from ..hub import model_card, upload_folder
 from ..images import sample_sheet
+from ..processes import Vote, from_main
 from .batches import counter_seed
-from .checkpoints import rotate_checkpoints
-from .collapse import respond, save
+from .collapse import stop_or_roll_back
 from .ema import update_ema
-from .plots import plot_curves, read_lines
+from .logs import EVALUATIONS, LOG, SPECTRA, draw_curves, fetch, read_lines, track_sheet
 from .quality import keep_if_best
 from .replicas import average_running_statistics
-from .run import EVALUATIONS, LOG, SPECTRA, Run
+from .run import Run
 from .stability import all_finite, diagnose, share_taken_for_real
-from .steps import Rules, discriminator_step, generator_step
-from .stopping import Stop, Vote, interruption
+from .steps import discriminator_step, generator_step
+from .stopping import Stop, interruption
 
 
-CURVES = "curves.png"
-NOT_PUBLISHED = ["*checkpoint-*", "abandoned-best*", "before-collapse-*", "collapsed-*", "samples/*"]
+NOT_PUBLISHED = ["*checkpoint-*", "abandoned-best*", "before-collapse-*", "collapsed-*", "samples/*", *LEFTOVERS]
 
 
 def train(run: Run) -> Path | None:
     """
-    Trains what `set_up` made ready.
+    Trains a run that `set_up` made ready.
 
     Returns:
-        The folder of the finished model; `None` if a signal (SIGTERM, SIGINT) ended the run, which then left a
-        checkpoint, or a collapse did.
+        The folder of the finished model. `None` where a signal (SIGTERM, SIGINT) ended the run, which then left a
+        checkpoint, or a collapse ended it.
     """
     deadline = time.monotonic() + 60 * (run.args.max_train_minutes or float("inf"))
-    vote = Vote(run.accelerator.num_processes)
+    vote = Vote()
     with interruption() as interrupted, progress_bar(run) as progress:
         stop: int = Stop.NOT
         while not stop:
@@ -60,7 +54,7 @@ def train(run: Run) -> Path | None:
 
 
 def advance(run: Run, progress: tqdm) -> str | None:
-    """One step, and what the rule for collapses says if it is a logged one."""
+    """One step. Where its line is logged, returns what the rule for collapses says."""
     metrics = train_step(run)
     collapse = report(run, metrics, progress) if run.global_step % run.args.logging_steps == 0 else None
     progress.update(run.global_step - progress.n)
@@ -68,22 +62,22 @@ def advance(run: Run, progress: tqdm) -> str | None:
 
 
 def train_step(run: Run) -> dict[str, Tensor]:
-    """Discriminator updates, one generator update, the average: one `global_step`."""
-    micro_batches, draw, rules = range(run.accumulation_steps), 0, rules_of(run)
-    # Augmentation and dropout draw from the global generator, which thereby depends on the counters alone, too.
-    torch.manual_seed(counter_seed(run.batch_seed, run.global_step, run.accelerator.process_index))
+    """The updates of the discriminator, one of the generator, and the average: one `global_step`."""
+    batches, step, objective = run.batches, run.global_step, run.objective()
+    micro_batches, draw = range(run.accumulation_steps), 0
+    # Augmentation and dropout draw from the global generator: it, too, shall depend on the counters alone.
+    torch.manual_seed(counter_seed(run.batch_seed, step, run.accelerator.process_index))
+
     for _ in range(run.args.num_discriminator_steps):
-        pairs = []
-        for _ in micro_batches:
-            pairs.append((run.batches.latents(run.global_step, draw), run.batches.pictures()))
-            draw += 1
-        metrics = discriminator_step(run.players, pairs, rules)
-    number = run.args.generator_batch_size
-    latents = [run.batches.latents(run.global_step, draw + index, number) for index in micro_batches]
-    metrics |= generator_step(run.players, latents, rules)
+        pairs = [(batches.latents(step, draw + index), batches.pictures()) for index in micro_batches]
+        metrics = discriminator_step(run.players, pairs, objective)
+        draw += run.accumulation_steps
+    latents = [batches.latents(step, draw + index) for index in micro_batches]
+    metrics |= generator_step(run.players, latents, objective)
     if run.clamp is not None:
         run.clamp.apply()
     run.global_step += 1
+
     average_running_statistics(run.players.bare_generator)
     decay = run.args.ema_decay if run.global_step >= run.args.ema_start_step else 0.0
     update_ema(run.ema, run.players.bare_generator, decay)
@@ -94,25 +88,9 @@ def train_step(run: Run) -> dict[str, Tensor]:
 
 
 def count_overflows(so_far: Tensor | float, metrics: Mapping[str, Tensor]) -> Tensor:
-    """Steps in a row in which float16 overflowed, so that its scaler left an update out; stays on the device."""
+    """The steps in a row in which float16 overflowed, and its scaler left an update out. Stays on the device."""
     norm = metrics["discriminator_gradient"] + metrics["generator_gradient"]
     return (so_far + 1) * ~norm.isfinite()
-
-
-def rules_of(run: Run) -> Rules:
-    """The rules of this step: R1 comes every so many steps, and weighs as many times more."""
-    args = run.args
-    r1_gamma = args.rollback_r1_gamma if run.rollbacks and args.rollback_r1_gamma else args.r1_gamma
-    return Rules(
-        loss=args.loss,
-        iterate_every_forward=args.power_iteration == "every_forward",
-        split_discriminator=args.split_discriminator,
-        generator_orthogonality=args.generator_orthogonality,
-        discriminator_orthogonality=args.discriminator_orthogonality,
-        relaxed_orthogonality=args.orthogonality == "relaxed",
-        r1_gamma=0.0 if run.global_step % args.r1_interval else r1_gamma * args.r1_interval,
-        diff_augment=args.diff_augment,
-    )
 
 
 # When to stop
@@ -136,47 +114,29 @@ def is_kept(run: Run) -> bool:
 
 
 def not_finite(run: Run) -> str | None:
-    """What the rule calls even where collapses are ignored: nothing is kept, let alone finished, with NaN in it."""
+    """Weights with NaN in them are a collapse even where collapses are ignored: they are never saved as a model."""
     networks = (run.players.bare_generator, run.players.bare_discriminator, run.ema)
-    broken = agreed(run, not all_finite(networks))
-    return f"step {run.global_step}: weights are not finite" if broken else None
+    return from_main(None if all_finite(networks) else f"step {run.global_step}: weights are not finite")
 
 
 def goes_on_after(run: Run, collapse: str) -> bool:
-    goes_on = respond(run, collapse)
+    goes_on = stop_or_roll_back(run, collapse)
     if run.is_main:
-        draw_curves(run)
+        draw_curves(run.output_dir)
         tqdm.write(f"back to step {run.global_step}" if goes_on else "the run stops")
     return goes_on
-
-
-def agreed(run: Run, flag: bool) -> bool:
-    """The main process's flag, on every process."""
-    if run.accelerator.num_processes == 1:
-        return flag
-    return bool(broadcast(torch.tensor(float(flag), device=run.accelerator.device)).item())
 
 
 # Every so often
 
 
 def progress_bar(run: Run) -> tqdm:
-    return tqdm(
-        total=run.args.max_train_steps,
-        initial=run.global_step,
-        desc="training",
-        disable=not run.is_main,
-        dynamic_ncols=True,
-    )
+    options = {"desc": "training", "disable": not run.is_main, "dynamic_ncols": True}
+    return tqdm(total=run.args.max_train_steps, initial=run.global_step, **options)
 
 
 def report(run: Run, metrics: Mapping[str, Tensor], progress: tqdm) -> str | None:
-    """
-    Fetches the scalars, which waits for the device, logs them, and asks the rule for collapses.
-
-    Returns:
-        What the rule says; on other processes than the main one an empty text, if it says something.
-    """
+    """Fetches the scalars, which waits for the device, logs them, and returns what the rule for collapses says."""
     values = fetch(run.accelerator, metrics)
     if run.batches.unreadable:
         values["unreadable_pictures"] = len(run.batches.unreadable)
@@ -185,25 +145,18 @@ def report(run: Run, metrics: Mapping[str, Tensor], progress: tqdm) -> str | Non
         values |= {"samples_seen": run.batches.samples_seen, **measure_stability(run)}
         append_line(run.output_dir / LOG, {"step": run.global_step, "time": round(time.time(), 1), **values})
         progress.set_postfix({name: values[name] for name in ("discriminator_loss", "generator_loss")})
-        args = run.args
-        log = read_lines(run.output_dir / LOG)
-        collapse = diagnose(log, args.collapse_window, args.collapse_loss_floor, args.collapse_sigma_factor)
+        collapse = diagnose(read_lines(run.output_dir / LOG))
     run.accelerator.log(values, run.global_step)
-    if run.args.on_collapse == "ignore" or not agreed(run, collapse is not None):
-        return None
-    return collapse or ""
-
-
-def fetch(accelerator: Accelerator, metrics: Mapping[str, Tensor]) -> dict[str, float]:
-    """Scalars as numbers, means over all processes."""
-    means = accelerator.reduce(torch.stack([value.float() for value in metrics.values()]), "mean")
-    return {name: round(value, 5) for name, value in zip(metrics, means.tolist(), strict=True)}
+    return None if run.args.on_collapse == "ignore" else from_main(collapse)
 
 
 def measure_stability(run: Run) -> dict[str, float]:
     """
-    On the first logged step after every `watch_steps`: all spectra to spectra.jsonl; to the log the largest σ0, and
-    how the discriminator takes the same real pictures each time, held out and of training.
+    On the first logged step after every `watch_steps`, writes all spectra to spectra.jsonl.
+
+    Returns:
+        For the log: the largest σ0 of each network, and how many of the watched pictures the discriminator takes for
+        real. Nothing on other steps.
     """
     steps, logging = run.args.watch_steps, run.args.logging_steps
     if not steps or run.global_step // steps == (run.global_step - logging) // steps:
@@ -216,97 +169,65 @@ def measure_stability(run: Run) -> dict[str, float]:
     return values
 
 
-def append_line(path: Path, line: Mapping[str, Any]) -> None:
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
-
-
 def periodically(run: Run) -> None:
-    """Checkpoints and sample sheets, written by the main process; evaluations, in which every one takes part."""
+    """The main process writes checkpoints and sheets of samples; every process takes part in evaluations."""
     args, step = run.args, run.global_step
-    # First, so that nothing that follows can cost the steps so far.
+    # The checkpoint comes first: nothing that fails afterwards can cost the steps so far.
     if run.is_main and args.checkpointing_steps and step % args.checkpointing_steps == 0:
-        checkpoint(run)
+        run.checkpoint()
     if args.evaluation_steps and step % args.evaluation_steps == 0:
         evaluate(run)
-    if not run.is_main:
-        return
-    if args.sample_steps and step % args.sample_steps == 0:
-        samples = run.output_dir / "samples"
-        samples.mkdir(exist_ok=True)
+    if run.is_main and args.sample_steps and step % args.sample_steps == 0:
+        folder = run.output_dir / "samples"
+        folder.mkdir(exist_ok=True)
         sheet = sample_sheet(run.ema, seed=args.seed)
-        sheet.save(samples / f"step-{step:07d}.png")
-        track_sheet(run, sheet)
-        draw_curves(run)
-
-
-def draw_curves(run: Run) -> None:
-    log, spectra, evaluations = (read_lines(run.output_dir / name) for name in (LOG, SPECTRA, EVALUATIONS))
-    plot_curves(log, spectra, evaluations, run.output_dir / CURVES)
+        with write_file(folder / f"step-{step:07d}.png") as unfinished:
+            sheet.save(unfinished)
+        track_sheet(run.accelerator, sheet, step)
+        draw_curves(run.output_dir)
 
 
 def evaluate(run: Run) -> None:
     """Measures the average, logs the numbers by their labels, and keeps the best model apart."""
     assert run.quality is not None
     values = run.quality.measure(run.ema)
+    named = {f"eval_{label}": value for label, value in values.items()}
     if run.is_main:
-        named = {f"eval_{label}": value for label, value in values.items()}
         append_line(run.output_dir / EVALUATIONS, {"step": run.global_step, **named})
         keep_if_best(run.output_dir, run.global_step, values, run.ema, run.players.bare_discriminator)
-    run.accelerator.log({f"eval_{label}": value for label, value in values.items()}, run.global_step)
-
-
-def track_sheet(run: Run, sheet: Image.Image) -> None:
-    """Sends a sample sheet to the trackers that take pictures."""
-    for tracker in run.accelerator.trackers:
-        if tracker.name == "tensorboard":
-            tracker.log_images({"samples": np.asarray(sheet)[None]}, run.global_step, dataformats="NHWC")
-        elif hasattr(tracker, "log_images"):
-            tracker.log_images({"samples": [sheet]}, run.global_step)
-
-
-def checkpoint(run: Run) -> Path:
-    folder = run.output_dir / f"checkpoint-{run.global_step}"
-    save(run, folder)
-    onset = None if run.args.on_collapse == "ignore" else run.onset
-    rotate_checkpoints(run.output_dir, run.args.checkpoints_total_limit, onset)
-    return folder
+    run.accelerator.log(named, run.global_step)
 
 
 # The end
 
 
 def end(run: Run, stop: int) -> Path | None:
-    """Leaves the finished model, and returns its folder, or what an interrupted run goes on from; of a run that has
-    collapsed everything is saved."""
+    """Leaves the finished model and returns its folder. An interrupted run leaves a checkpoint instead."""
     run.accelerator.wait_for_everyone()
     folder = run.output_dir if stop in (Stop.STEPS_ARE_DONE, Stop.TIME_IS_UP) else None
     if run.is_main and folder is not None:
         finish(run, folder)
     elif run.is_main and stop == Stop.INTERRUPTED:
-        interrupt(run)
+        draw_curves(run.output_dir)
+        saved = run.checkpoint()
+        tqdm.write(f"interrupted at step {run.global_step}: --resume_from_checkpoint latest goes on from {saved}")
     run.accelerator.wait_for_everyone()
     run.accelerator.end_training()
     return folder
 
 
-def interrupt(run: Run) -> None:
-    """Leaves a checkpoint from which `--resume_from_checkpoint latest` goes on."""
-    draw_curves(run)
-    tqdm.write(f"interrupted at step {run.global_step}; go on from {checkpoint(run)} by resume_from_checkpoint")
-
-
 def finish(run: Run, folder: Path) -> None:
-    """Writes the finished model: the averaged generator at the root, `discriminator/`, the card, a sample sheet."""
+    """Writes the finished model: the averaged generator, `discriminator/`, the card and a sheet of samples."""
     if run.global_step < run.args.max_train_steps:
         tqdm.write(f"time is up at step {run.global_step} of {run.args.max_train_steps}")
     if run.args.checkpointing_steps and run.global_step % run.args.checkpointing_steps:
-        checkpoint(run)  # so that a longer run can go on from here
-    run.ema.save_pretrained(folder)
-    run.players.bare_discriminator.save_pretrained(folder / "discriminator")
-    sample_sheet(run.ema, seed=run.args.seed).save(folder / "samples.png")
-    draw_curves(run)
-    (folder / "README.md").write_text(card(run), encoding="utf-8")
+        run.checkpoint()  # a longer run can go on from here
+    with staged_folder(folder) as staging:
+        run.ema.save_pretrained(staging)
+        run.players.bare_discriminator.save_pretrained(staging / "discriminator")
+        sample_sheet(run.ema, seed=run.args.seed).save(staging / "samples.png")
+        (staging / "README.md").write_text(card(run), encoding="utf-8")
+    draw_curves(folder)
     if run.args.push_to_hub:
         assert run.args.hub_model_id is not None
         upload_folder(folder, run.args.hub_model_id, ignore_patterns=NOT_PUBLISHED)

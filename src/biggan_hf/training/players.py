@@ -1,4 +1,4 @@
-"""The two players and the average, ready for the game: new, from a checkpoint, or from a model to fine-tune."""
+"""The two players and the average at the start of a run: new, from a checkpoint, or from a model to fine-tune."""
 
 import copy
 import logging
@@ -31,13 +31,13 @@ def build_players(
     init_from: str | None,
 ) -> tuple[Players, BigGANModel]:
     """
-    Both networks with their optimisers, and the average, which stays in float32 and outside any wrapper: from a
-    checkpoint, else from a model to fine-tune, else new.
+    Both networks with their optimisers, and the average, which stays in float32 and has no wrapper. They come from the
+    checkpoint, or else from the model to fine-tune, or else they are new.
     """
     replicas = replica_group_size(args.cross_replica_batch_norm, accelerator.num_processes)
     if checkpoint is not None:
         generator, discriminator, ema = load_networks(checkpoint)
-        for network in (generator, discriminator, ema):  # a converted checkpoint has no names of classes
+        for network in (generator, discriminator, ema):  # a converted checkpoint may not name its classes
             network.config.id2label, network.config.label2id = config.id2label, config.label2id
     elif init_from is not None:
         generator, discriminator, ema = networks_to_fine_tune(init_from, config)
@@ -64,24 +64,18 @@ def new_networks(config: BigGANConfig) -> Networks:
 
 def load_networks(checkpoint: Path) -> Networks:
     try:
-        return _load_networks(checkpoint)
+        generator = BigGANModel.from_pretrained(checkpoint / "generator")
+        discriminator = BigGANDiscriminator.from_pretrained(checkpoint / "discriminator")
+        ema = BigGANModel.from_pretrained(checkpoint)
     except SafetensorError as error:
         raise ValueError(f"the checkpoint {str(checkpoint)!r} is damaged: {error}") from error
-
-
-def _load_networks(checkpoint: Path) -> Networks:
-    # Copies, since weights that were loaded lie unaligned in a mapped file, where CPU kernels round differently: a
-    # resumed run would leave the uninterrupted one in the last bit.
-    return (
-        copy.deepcopy(BigGANModel.from_pretrained(checkpoint / "generator")),
-        copy.deepcopy(BigGANDiscriminator.from_pretrained(checkpoint / "discriminator")),
-        copy.deepcopy(BigGANModel.from_pretrained(checkpoint)),
-    )
+    # Copies: loaded weights lie unaligned in a mapped file, where the CPU's kernels round differently. The resumed run
+    # would differ from the uninterrupted one in the last bit.
+    return copy.deepcopy((generator, discriminator, ema))
 
 
 def networks_to_fine_tune(model: str, config: BigGANConfig) -> Networks:
-    """A published generator and, where there is one, its discriminator; for another number of classes the weights of
-    the classes are new."""
+    """A published generator, and its discriminator if it has one. Weights of other classes are new."""
     generator = _load_to_fine_tune(BigGANModel, model, config)
     ema = copy.deepcopy(generator)
     try:
@@ -94,14 +88,16 @@ def networks_to_fine_tune(model: str, config: BigGANConfig) -> Networks:
 
 def _load_to_fine_tune(cls: Any, model: str, config: BigGANConfig, **where: str) -> Any:
     """
-    A network whose weights of classes are new where their number is another.
+    A network whose weights of the classes are new where the configuration has another number of classes.
 
     Raises:
-        ValueError: The configuration's other weights have other shapes.
+        ValueError: Other weights have another shape than the configuration asks for.
     """
     options: dict[str, Any] = {"config": config, "ignore_mismatched_sizes": True, "dtype": torch.float32}
     network, report = cls.from_pretrained(model, output_loading_info=True, **options, **where)
-    modules = {name: name.rpartition(".")[0] for name, *_ in report["mismatched_keys"]}  # u0 has a row a class, too
+    modules = {
+        name: name.rpartition(".")[0] for name, *_ in report["mismatched_keys"]
+    }  # u0, too, has an entry per class
     others = sorted(name for name, module in modules.items() if not is_of_classes(network, f"{module}.weight"))
     if others:
         raise ValueError(
@@ -112,18 +108,19 @@ def _load_to_fine_tune(cls: Any, model: str, config: BigGANConfig, **where: str)
 
 
 def _arrange(network: BigGANModel | BigGANDiscriminator, args: TrainingArguments) -> None:
-    """Memory layout, activation checkpointing and compilation, as asked; the function stays the same."""
+    """Memory layout, activation checkpointing and compilation. None of them changes the function."""
     if args.channels_last:
         convert_conv2d_weight_memory_format(network, torch.channels_last)
     if args.gradient_checkpointing:
         network.activation_checkpointing_enable({"use_reentrant": False})
     if args.compile:
-        # In place: no wrapper, and the names of the weights stay. Sizes are few and known: D sees fakes alone, too.
+        # In place, so that the weights keep their names. There are two batch sizes at most: the generator's step shows
+        # the discriminator generated pictures alone.
         network.compile(dynamic=False)
 
 
 def freeze(generator: BigGANModel, discriminator: BigGANDiscriminator, args: TrainingArguments) -> None:
-    """FreezeD (Mo et al. 2020, arXiv:2002.10964), or everything but what belongs to the classes."""
+    """Freezes first stages (FreezeD, Mo et al. 2020, arXiv:2002.10964), or all weights but those of the classes."""
     stages = discriminator.stages
     if args.freeze_discriminator_stages >= len(stages):
         raise ValueError(
@@ -141,13 +138,13 @@ def freeze(generator: BigGANModel, discriminator: BigGANDiscriminator, args: Tra
 
 
 def is_of_classes(network: BigGANModel | BigGANDiscriminator, name: str) -> bool:
-    """Whether a weight has a row a class: a class embedding, or a gain or bias of a network that shares none."""
+    """Whether a weight has a row for each class: an embedding, or a gain or bias where none is shared."""
     per_layer = isinstance(network, BigGANModel) and not network.config.shared_class_embedding
     return name == "class_embedding.weight" or (per_layer and name.endswith((".gain.weight", ".bias.weight")))
 
 
 def adam(network: nn.Module, learning_rate: float, args: TrainingArguments) -> torch.optim.Adam:
-    # Fused: one kernel for all weights.
+    # Fused: one kernel updates all weights.
     return torch.optim.Adam(
         [parameter for parameter in network.parameters() if parameter.requires_grad],
         learning_rate,
@@ -161,7 +158,7 @@ def _moments(args: TrainingArguments) -> dict[str, Any]:
 
 
 def set_adam(players: Players, args: TrainingArguments, factor: float) -> None:
-    """The arguments' settings, in place of those that a checkpoint's optimisers bring along; rates times a factor."""
+    """Sets the optimisers as the arguments say, not as their checkpoint does. Learning rates are times the factor."""
     rates = (args.generator_learning_rate, args.discriminator_learning_rate)
     optimizers = (players.generator_optimizer, players.discriminator_optimizer)
     for optimizer, rate in zip(optimizers, rates, strict=True):

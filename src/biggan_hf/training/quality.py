@@ -2,14 +2,13 @@
 
 import json
 import math
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..data import LabelledImages
+from ..files import free_name, replaced_folder, restore_replaced
 from ..modeling_biggan import BigGANDiscriminator, BigGANModel
-from .checkpoints import free_name
 
 
 if TYPE_CHECKING:
@@ -24,14 +23,14 @@ class Quality:
     Measures the average against the training pictures.
 
     Args:
-        images: The real side.
-        extractor: As `biggan_hf.evaluation.load_extractor` gives it.
-        num_images: Samples; the real side is all pictures.
-        allow_few_images: Measures on fewer than the features are wide.
-        cache_dir: Keeps the real side's statistics from one time to the next.
+        images: The training pictures. All of them are compared with.
+        extractor: As `biggan_hf.evaluation.load_extractor` returns it.
+        num_images: The number of samples.
+        allow_few_images: Measures even where there are fewer images than features.
+        cache_dir: Keeps the statistics of the training pictures from one evaluation to the next.
 
     Raises:
-        ValueError: Fewer images than the features are wide, at the start of a run and not in its midst.
+        ValueError: There are fewer images than features. This is found at the start of a run, not in its middle.
     """
 
     images: LabelledImages
@@ -50,7 +49,7 @@ class Quality:
             )
 
     def measure(self, model: BigGANModel) -> dict[str, float]:
-        """The Fréchet distance by its label, "FID" with the standard Inception alone; every process calls this."""
+        """The Fréchet distance by its label: "FID" with the standard Inception only. Every process calls this."""
         from ..evaluation import EvaluationSettings, GeneratedImages, RealImages, evaluate
 
         settings = EvaluationSettings(
@@ -64,34 +63,25 @@ def keep_if_best(
     folder: Path, step: int, values: dict[str, float], ema: BigGANModel, discriminator: BigGANDiscriminator
 ) -> bool:
     """
-    Writes `best/`, a model folder with `best.json` in it, if the first value is a number below that of the one that
-    is there. A value of another name, as of another extractor, compares with none and begins anew.
+    Writes `best/`, a model folder with a `best.json`, if the first value is a number below that of the one that is
+    there. A value with another label, as of another extractor, replaces it without a comparison.
 
     Returns:
         Whether it is the best so far.
     """
     label, value = next(iter(values.items()))
-    best, previous, unfinished = folder / BEST, folder / f"previous-{BEST}", folder / f"unfinished-{BEST}"
-    if previous.exists() and not best.exists():  # a run was killed between the two renames below
-        previous.rename(best)
-    if not math.isfinite(value) or not _is_better(label, value, best / NOTE):
+    restore_replaced(folder)
+    if not math.isfinite(value) or not _is_better(label, value, folder / BEST / NOTE):
         return False
-    for leftover in (previous, unfinished):
-        shutil.rmtree(leftover, ignore_errors=True)
-    ema.save_pretrained(unfinished)
-    discriminator.save_pretrained(unfinished / "discriminator")
-    note = {"step": step, "label": label, "value": value}
-    (unfinished / NOTE).write_text(json.dumps(note), encoding="utf-8")
-    # At any moment one of them is whole.
-    if best.exists():
-        best.rename(previous)
-    unfinished.rename(best)
-    shutil.rmtree(previous, ignore_errors=True)
+    with replaced_folder(folder / BEST) as best:
+        ema.save_pretrained(best)
+        discriminator.save_pretrained(best / "discriminator")
+        (best / NOTE).write_text(json.dumps({"step": step, "label": label, "value": value}), encoding="utf-8")
     return True
 
 
 def set_best_aside(folder: Path, step: int) -> Path | None:
-    """Renames a best model from after a step, to which a run has gone back; where it is now, if there was one."""
+    """Renames a best model from after the step to which a run goes back. Returns its new place, if there was one."""
     best = folder / BEST
     if not best.exists() or json.loads((best / NOTE).read_text(encoding="utf-8"))["step"] <= step:
         return None

@@ -1,32 +1,31 @@
-"""Batch norm across processes: the paper's cross-replica batch norm (appendix C), which works on gloo and NCCL."""
+"""Batch norm across processes: the paper's cross-replica batch norm (appendix C). It works with gloo and with NCCL."""
 
 import torch
 import torch.distributed as dist
 
 from ..layers import BatchNorm2d, ConditionalBatchNorm2d
 from ..modeling_biggan import BigGANModel
+from ..processes import add_up, num_processes
 
 
-def replica_group_size(setting: str, num_processes: int) -> int:
+def replica_group_size(setting: str, total: int) -> int:
     """
-    How many processes normalise their batches as one: of "off" 1, of "on" all, of a number that many.
+    How many processes normalise their batches as one: 1 for "off", all for "on", or the number that was given.
 
     Raises:
-        ValueError: Another setting, or a number that does not divide the processes.
+        ValueError: The setting is none of these, or the number does not divide the number of processes.
     """
     if setting in ("off", "on"):
-        return 1 if setting == "off" else num_processes
+        return 1 if setting == "off" else total
     if not setting.isdecimal() or int(setting) < 1:
         raise ValueError(f"cross_replica_batch_norm must be 'off', 'on' or a number of processes, got {setting!r}")
-    if num_processes % int(setting):
-        raise ValueError(
-            f"cross_replica_batch_norm={setting} does not divide the number of processes, {num_processes}"
-        )
+    if total % int(setting):
+        raise ValueError(f"cross_replica_batch_norm={setting} does not divide the number of processes, {total}")
     return int(setting)
 
 
 def set_cross_replica_batch_norm(generator: BigGANModel, group_size: int) -> None:
-    """Joins neighbouring processes in groups; every process must call this, with the process group initialised."""
+    """Joins neighbouring processes in groups. Every process calls this, after `torch.distributed` is initialised."""
     if group_size == 1:
         return
     group, _ = dist.new_subgroups(group_size)
@@ -38,16 +37,16 @@ def set_cross_replica_batch_norm(generator: BigGANModel, group_size: int) -> Non
 @torch.no_grad()
 def average_running_statistics(generator: BigGANModel) -> None:
     """
-    Replaces the running statistics of batch norms that see less than all processes by their means over processes,
-    so that every process holds, averages, evaluates and saves one and the same generator.
+    Replaces running statistics by their means over all processes, where a batch norm sees only some of them. So every
+    process holds, averages, evaluates and saves the same generator.
     """
-    processes = dist.get_world_size() if dist.is_initialized() else 1
+    processes = num_processes()
     norms = [module for module in generator.modules() if isinstance(module, BatchNorm2d | ConditionalBatchNorm2d)]
     joined = 1 if norms[0].process_group is None else dist.get_world_size(norms[0].process_group)
     if joined == processes:
         return
     statistics = [statistic for norm in norms for statistic in (norm.running_mean, norm.running_var)]
     mean = torch.cat(statistics)
-    dist.all_reduce(mean)
+    add_up([mean])
     mean /= processes
     torch._foreach_copy_(statistics, mean.split([len(statistic) for statistic in statistics]))

@@ -1,8 +1,8 @@
 """
-The stability watch: what the paper measured to see a collapse coming (section 4), and the rule that calls one.
+The stability watch: what the paper measures to see a collapse coming (section 4), and the rule that calls one.
 
-The tell-tale are the top singular values σ0, σ1, σ2 of every weight: some of the generator's σ0 explode at collapse,
-the discriminator's jump, and its loss falls to nothing.
+The paper looks at the three largest singular values σ0, σ1, σ2 of every weight. At a collapse some σ0 of the generator
+explode, those of the discriminator jump, and the discriminator's loss falls to nothing.
 """
 
 import math
@@ -14,41 +14,54 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..layers import SpectralNorm
-from .steps import Batch
+from ..spectral_norm import SpectralNorm
+from .steps import Pictures
 
 
 Log = Sequence[Mapping[str, Any]]
 
-# As many halvings take float16's scaler from its first scale, 2^16, to below one: what still overflows is no scale.
+# The rule for collapses looks back on this many lines of the log, so that a single bad line is no collapse. With the
+# default `logging_steps` they are 1,000 steps.
+WINDOW = 20
+# The mean loss of the discriminator below which it has won. The hinge loss begins at 2, and is 0 when D always wins.
+LOSS_FLOOR = 0.01
+# σ0 of the generator may be this many times its median in the window. A doubling every 20,000 steps, which is healthy,
+# is never called. Growth by ten every 3,000 steps is called as soon as there are ten measurements.
+SIGMA_FACTOR = 4.0
+# The scaler of float16 begins at 2^16. After 20 halvings it is below one, and no smaller scale would help.
 MAX_OVERFLOWS = 20
+
+# A run that has collapsed four times will collapse again.
+MAX_ROLLBACKS = 3
+# After a rollback the same steps would lead to the same collapse: smaller ones are tried.
+ROLLBACK_LEARNING_RATE_FACTOR = 0.5
 
 
 class Spectra:
     """
-    The top singular values of every spectrally normalised weight of a network, by block power iteration that starts
-    from the last call's vectors: training moves a weight a little between two calls, so a few steps follow it.
+    The top singular values of every spectrally normalised weight of a network, by block power iteration. It starts
+    from the vectors of the last call: training moves a weight only a little in between, so a few steps are enough.
 
     Args:
         network: The network to watch.
-        number: Singular values a weight.
-        steps: Iterations a call.
+        number: How many singular values of each weight.
+        steps: Iterations in a call.
     """
 
     def __init__(self, network: nn.Module, number: int = 3, steps: int = 4):
         self.layers = {name: m for name, m in network.named_modules() if isinstance(m, SpectralNorm)}
         self.number, self.steps = number, steps
-        self.bases: dict[str, Tensor] = {}  # (columns, number) by the name of the layer, of the last call
+        self.bases: dict[str, Tensor] = {}  # vectors (columns, number) of the last call, by layer
 
     def restore(self, bases: Mapping[str, Tensor]) -> None:
-        """Goes on from the vectors of a checkpoint; starts anew where it has none."""
+        """Goes on from the vectors of a checkpoint. A layer without vectors starts anew."""
         self.bases = {name: bases[name].to(m.weight.device) for name, m in self.layers.items() if name in bases}
 
     @torch.no_grad()
     def measure(self) -> dict[str, list[float]]:
         """
-        Singular values in descending order, by the name of the layer; fewer for a small matrix, and not-a-number for
-        a weight that has one.
+        The singular values, largest first, by the name of the layer. A small matrix has fewer. A weight with a value
+        that is not finite has NaN.
         """
         values = {name: self._measure(name, layer.weight.flatten(1).float()) for name, layer in self.layers.items()}
         return {name: sigma.tolist() for name, sigma in values.items()}
@@ -64,13 +77,13 @@ class Spectra:
 
 class SigmaClamp:
     """
-    Keeps the largest singular value of a network's weights down: W ← W - max(0, σ0 - limit) u0 v0ᵀ (paper, section
-    4.1). It has no memory, so that a resumed run repeats the uninterrupted one.
+    Keeps the largest singular value of every normalised weight below a limit: W ← W - max(0, σ0 - limit) u0 v0ᵀ
+    (paper, section 4.1). It remembers nothing, so a resumed run repeats the uninterrupted one.
 
     Args:
-        network: Whose normalised weights are clamped.
+        network: The network to clamp.
         value: The limit, or `None`.
-        ratio: The limit in units of σ1, if there is no value.
+        ratio: Where there is no value, the limit is this many times σ1.
     """
 
     def __init__(self, network: nn.Module, value: float | None, ratio: float | None):
@@ -91,7 +104,7 @@ class SigmaClamp:
 
 
 def start_basis(matrix: Tensor, number: int) -> Tensor:
-    """Random vectors (columns, number), the same for every matrix of a shape."""
+    """Random vectors (columns, number). Matrices of one shape get the same."""
     generator = torch.Generator().manual_seed(0)
     basis = torch.randn(matrix.shape[1], min(number, *matrix.shape), generator=generator)
     return basis.to(matrix.device, matrix.dtype)
@@ -103,17 +116,17 @@ def top_singular_values(matrix: Tensor, basis: Tensor, steps: int) -> tuple[Tens
 
     Args:
         matrix: (rows, columns).
-        basis: (columns, k), where to start.
+        basis: (columns, k), the start.
         steps: Iterations.
 
     Returns:
-        The k largest singular values, descending, and the (columns, k) right singular vectors to go on from.
+        The k largest singular values, largest first, and their right singular vectors (columns, k).
     """
     right = torch.linalg.qr(basis).Q
     for _ in range(steps):
         left = torch.linalg.qr(matrix @ right).Q
         right = torch.linalg.qr(matrix.t() @ left).Q
-    # Rotated within the block so that the columns are singular vectors.
+    # Rotate within the block, so that its columns are singular vectors.
     _, sigma, rotation = torch.linalg.svd(matrix @ right, full_matrices=False)
     return sigma, right @ rotation.t()
 
@@ -121,63 +134,60 @@ def top_singular_values(matrix: Tensor, basis: Tensor, steps: int) -> tuple[Tens
 @dataclass(frozen=True)
 class Watch:
     """
-    What is measured every so often: the spectra of both networks, and the discriminator on real pictures, `held_out`
-    from training and as many `training` ones: if it takes more of these for real, it remembers them (paper, section
-    4.2).
+    What is measured every so often: the spectra of both networks, and how many real pictures the discriminator takes
+    for real: `held_out` ones that it never trains on, and as many `training` ones. If it takes more of the training
+    pictures for real, it remembers them (paper, section 4.2).
     """
 
     generator: Spectra
     discriminator: Spectra
-    pictures: Mapping[str, Batch]
+    pictures: Mapping[str, Pictures]
 
 
 @torch.no_grad()
-def share_taken_for_real(discriminator: nn.Module, pictures: Batch) -> float:
-    """Of the pictures, by the discriminator in evaluation mode, which is left as it was."""
+def share_taken_for_real(discriminator: nn.Module, pictures: Pictures) -> float:
+    """The share of pictures that the discriminator, in eval mode, takes for real. Its mode is put back afterwards."""
     was_training = discriminator.training
     discriminator.eval()
-    logits = discriminator(pictures.inputs, pictures.class_labels).logits
+    logits = discriminator(pictures.pixel_values, pictures.class_labels).logits
     discriminator.train(was_training)
     return float((logits > 0).double().mean())
 
 
 @torch.no_grad()
 def all_finite(networks: Iterable[nn.Module]) -> bool:
-    """Whether every weight and statistic is a finite number; waits for the device."""
+    """Whether every weight and statistic is a finite number. It waits for the device."""
     largest = torch._foreach_norm([v for network in networks for v in network.state_dict().values()], math.inf)
     return bool(torch.stack(largest).isfinite().all())
 
 
-def diagnose(log: Log, window: int, loss_floor: float, sigma_factor: float) -> str | None:
+def diagnose(log: Log) -> str | None:
     """
-    The rule. A run has gone wrong when
+    The rule for collapses. A run has collapsed when
 
-    1. a value of the last line is not a finite number, unless float16 overflowed in that step and at most
-       `MAX_OVERFLOWS` in a row: its scaler leaves such an update out and tries a smaller scale;
-    2. the discriminator's loss, averaged over the last `window` lines, is below `loss_floor`: it has won;
-    3. the largest σ0 of the generator is above `sigma_factor` times its median over the last `window` earlier lines
-       that have it, of which there must be at least half as many: it explodes, where slow growth is healthy.
+    1. a value of the last line is not finite. An overflow of float16 is forgiven, up to `MAX_OVERFLOWS` in a row: the
+       scaler leaves such an update out and tries a smaller scale;
+    2. the discriminator's loss, averaged over the last `WINDOW` lines, is below `LOSS_FLOOR`: it has won;
+    3. the generator's largest σ0 is above `SIGMA_FACTOR` times its median over the last `WINDOW` earlier lines that
+       have it, and there are at least half as many: it explodes.
 
     Args:
         log: Lines of log.jsonl, oldest first.
-        window: Lines that 2 and 3 look back on.
-        loss_floor: In units of the loss; hinge begins at 2.
-        sigma_factor: A multiple of the median.
 
     Returns:
-        A sentence that says what went wrong; `None` if nothing has.
+        A sentence that says what went wrong, or `None`.
     """
     last = log[-1]
     overflowed = 0 < last.get("overflows_in_a_row", 0) <= MAX_OVERFLOWS
     for name, value in {} if overflowed else last.items():
         if isinstance(value, float) and not math.isfinite(value):
             return f"step {last['step']}: {name} is {value}"
-    losses = [line["discriminator_loss"] for line in log[-window:]]
-    if len(losses) == window and sum(losses) / window < loss_floor:
-        mean = f"{sum(losses) / window:.4f} over {window} lines of the log, below {loss_floor}"
+    losses = [line["discriminator_loss"] for line in log[-WINDOW:]]
+    if len(losses) == WINDOW and sum(losses) / WINDOW < LOSS_FLOOR:
+        mean = f"{sum(losses) / WINDOW:.4f} over {WINDOW} lines of the log, below {LOSS_FLOOR}"
         return f"step {last['step']}: the discriminator's loss averaged {mean}"
     sigma = last.get("generator_sigma0")
-    earlier = [line["generator_sigma0"] for line in log[:-1] if "generator_sigma0" in line][-window:]
-    if sigma is not None and 2 * len(earlier) >= window and sigma > sigma_factor * median(earlier):
+    earlier = [line["generator_sigma0"] for line in log[:-1] if "generator_sigma0" in line][-WINDOW:]
+    if sigma is not None and 2 * len(earlier) >= WINDOW and sigma > SIGMA_FACTOR * median(earlier):
         return f"step {last['step']}: the generator's largest σ0 is {sigma:.3g}, {median(earlier):.3g} before"
     return None

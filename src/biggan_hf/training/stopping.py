@@ -1,4 +1,4 @@
-"""When a run stops: its steps are done, its time is up, or a signal came; every process stops at the same step."""
+"""Why a run stops: its steps are done, its time is up, a signal came, or it collapsed."""
 
 import enum
 import signal
@@ -6,13 +6,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-import torch.distributed as dist
-from torch import Tensor
-
 
 class Stop(enum.IntEnum):
-    """Why a run stops; of what processes name, the larger takes precedence."""
+    """Why a run stops. Where processes name different reasons, the largest counts."""
 
     NOT = 0
     STEPS_ARE_DONE = 1
@@ -23,14 +19,14 @@ class Stop(enum.IntEnum):
 
 @contextmanager
 def interruption() -> Iterator[threading.Event]:
-    """An event that SIGTERM and SIGINT set while a run goes on; a second SIGINT interrupts as usual."""
+    """An event that SIGTERM and SIGINT set. A second SIGINT interrupts the program as usual."""
     event = threading.Event()
 
     def set_event(number: int, frame: object) -> None:
         event.set()
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
+    if threading.current_thread() is not threading.main_thread():  # no other thread may handle signals
         yield event
         return
     before = {number: signal.signal(number, set_event) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -39,29 +35,3 @@ def interruption() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-class Vote:
-    """
-    What processes agree on at every step: the largest of the numbers that they named at the step before. One number
-    travels between the CPUs while that step is computed, so that no device waits for it.
-
-    Args:
-        num_processes: All of them must make this, and call it equally often; one alone is agreed with itself at once.
-    """
-
-    def __init__(self, num_processes: int):
-        self._group = dist.new_group(backend="gloo") if num_processes > 1 else None
-        self._on_its_way: tuple[dist.Work, Tensor] | None = None
-
-    def __call__(self, number: int) -> int:
-        if self._group is None:
-            return number
-        agreed = 0
-        if self._on_its_way is not None:
-            work, largest = self._on_its_way
-            work.wait()
-            agreed = int(largest)
-        largest = torch.tensor(number)
-        self._on_its_way = dist.all_reduce(largest, dist.ReduceOp.MAX, self._group, async_op=True), largest
-        return agreed

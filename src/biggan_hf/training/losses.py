@@ -7,11 +7,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-# Objectives, scalars of logits of any shape
+# Objectives: from logits of any shape to a scalar. x are real pictures, G(z) are generated ones.
 
 
 def discriminator_hinge_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """E[max(0, 1 - D(x))] + E[max(0, 1 + D(G(z)))] (paper, appendix C)."""
+    """E[max(0, 1 - D(x))] + E[max(0, 1 + D(G(z)))] (paper, section 3, after Lim and Ye 2017, arXiv:1705.02894)."""
     return F.relu(1 - real_logits).mean() + F.relu(1 + fake_logits).mean()
 
 
@@ -21,12 +21,12 @@ def generator_hinge_loss(fake_logits: Tensor) -> Tensor:
 
 
 def discriminator_logistic_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """-E[log s(D(x))] - E[log(1 - s(D(G(z))))], s the logistic function (Goodfellow et al. 2014)."""
+    """-E[log s(D(x))] - E[log(1 - s(D(G(z))))] with the logistic function s (Goodfellow et al. 2014)."""
     return F.softplus(-real_logits).mean() + F.softplus(fake_logits).mean()
 
 
 def generator_logistic_loss(fake_logits: Tensor) -> Tensor:
-    """-E[log s(D(G(z)))], which does not saturate."""
+    """-E[log s(D(G(z)))], the form that does not saturate."""
     return F.softplus(-fake_logits).mean()
 
 
@@ -53,33 +53,21 @@ LOSSES: dict[str, tuple[DiscriminatorLoss, GeneratorLoss]] = {
 # Regularisers
 
 
-def orthogonal_regularization(weight: Tensor, relaxed: bool = True) -> Tensor:
-    """
-    ½ ‖W Wᵀ ⊙ (1 - I)‖²_F for the rows W of a weight as a matrix (paper, section 3.1); not relaxed: ½ ‖W Wᵀ - I‖²_F.
-
-    The ½ makes β times its gradient what BigGAN-PyTorch adds for the strength β.
-    """
-    return _gram_deviation(weight.flatten(1), relaxed).square().sum() / 2
-
-
 @torch.no_grad()
-def orthogonal_regularization_gradient(weight: Tensor, relaxed: bool = True) -> Tensor:
-    """The gradient of `orthogonal_regularization`, 2 (W Wᵀ ⊙ (1 - I)) W, with one Gram matrix in memory."""
+def orthogonal_regularization_gradient(weight: Tensor) -> Tensor:
+    """
+    The gradient 2 (W Wᵀ ⊙ (1 - I)) W of the regulariser ½ ‖W Wᵀ ⊙ (1 - I)‖²_F, for the rows W of a weight.
+
+    This is the paper's relaxed form (section 3.1): it makes rows orthogonal and leaves their norms alone. The ½ makes
+    β mean what it means in BigGAN-PyTorch. The gradient needs no graph, and one Gram matrix in memory.
+    """
     rows = weight.flatten(1)
-    return (2 * _gram_deviation(rows, relaxed) @ rows).view_as(weight)
-
-
-def _gram_deviation(rows: Tensor, relaxed: bool) -> Tensor:
     gram = rows @ rows.t()
-    # In place on the diagonal alone, so that there is no second matrix of this size.
-    if relaxed:
-        gram.diagonal().zero_()
-    else:
-        gram.diagonal().sub_(1)
-    return gram
+    gram.diagonal().zero_()
+    return (2 * gram @ rows).view_as(weight)
 
 
 def r1_penalty(real_logits: Tensor, pixel_values: Tensor) -> Tensor:
-    """½ E‖∇ₓ D(x)‖² on real pictures (Mescheder et al. 2018, arXiv:1801.04406), to be multiplied by γ; a scalar."""
+    """½ E‖∇ₓ D(x)‖² on real pictures, a scalar (paper, section 4.2, after Mescheder et al. 2018, arXiv:1801.04406)."""
     (gradient,) = torch.autograd.grad(real_logits.sum(), pixel_values, create_graph=True)
     return gradient.square().flatten(1).sum(dim=1).mean() / 2

@@ -7,15 +7,16 @@ from torch.nn import functional as F
 
 def diff_augment(images: Tensor) -> Tensor:
     """
-    Brightness, saturation and contrast; a shift by up to an eighth; a hole of half the size. Real and fake pictures
-    alike pass through it on their way to the discriminator, so that it cannot learn the augmentations' artefacts as
-    a sign of either, and the generator's gradient passes back through it.
+    Changes brightness, saturation and contrast, shifts by up to an eighth, and cuts a hole of half the size.
+
+    Real and generated pictures pass through it on their way to the discriminator, so that it cannot tell them apart by
+    the augmentation. The generator's gradient passes back through it.
 
     Args:
         images: (N, C, H, W) in [-1, 1].
 
     Returns:
-        The same shape. Random numbers come from the global generator.
+        Images of the same shape. The random numbers come from torch's global generator.
     """
     return _cutout(_translate(_color(images)))
 
@@ -30,7 +31,7 @@ def _color(images: Tensor) -> Tensor:
 
 
 def _translate(images: Tensor) -> Tensor:
-    """Rolls each picture over an edge of zeros; a gather, so differentiable."""
+    """Moves each picture, and fills the edge with zeros. A gather is differentiable."""
     number, channels, height, width = images.shape
     rows = _shifted(number, height, height // 8, images.device)[:, None, :, None]
     columns = _shifted(number, width, width // 8, images.device)[:, None, None, :]
@@ -40,7 +41,7 @@ def _translate(images: Tensor) -> Tensor:
 
 
 def _shifted(number: int, size: int, most: int, device: torch.device) -> Tensor:
-    """Indices (N, size) into a side padded by one on each end; outside the picture they point to the padding."""
+    """Indices (N, size) into a side with one zero at each end, to which those outside the picture point."""
     shift = torch.randint(-most, most + 1, (number, 1), device=device)
     return (torch.arange(size, device=device) + 1 + shift).clamp(0, size + 1)
 
@@ -53,7 +54,7 @@ def _cutout(images: Tensor) -> Tensor:
 
 
 def _hole(number: int, size: int, device: torch.device) -> Tensor:
-    """(N, size): a stretch of half the side around a random place, from one edge to the other; cut at the edges."""
+    """(N, size): half the side around a random place between the edges, which cut it."""
     first = torch.randint(0, size + 1, (number, 1), device=device) - size // 4
     distance = torch.arange(size, device=device) - first
     return (distance >= 0) & (distance < size // 2)
