@@ -12,7 +12,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 
 from biggan_hf import BigGANConfig, BigGANDiscriminator, BigGANModel
 from biggan_hf.layers import BatchNorm2d, ConditionalBatchNorm2d
-from biggan_hf.normalization import batch_normalize
+from biggan_hf.ops import batch_norm_in_training
 from biggan_hf.processes import Vote
 from biggan_hf.training import parse_arguments, set_up
 from biggan_hf.training.logs import fetch
@@ -132,12 +132,11 @@ def batch_norm(
     maps, upstream = (x.bfloat16().chunk(num_processes)[rank].to(dtype) for x in (maps, upstream))
     wide = torch.promote_types(dtype, torch.float32)
     gain, bias = (0.5 + torch.rand(1, 3, generator=draw).to(wide) for _ in range(2))
-    running = torch.zeros(3, dtype=wide), torch.ones(3, dtype=wide)
     inputs = [tensor.requires_grad_() for tensor in (maps, gain, bias)]
-    out = batch_normalize(maps, gain, bias, running, 0.1, 1e-5, group)
+    out, mean, var = batch_norm_in_training(maps, gain, bias, 1e-5, group)
     gradients = torch.autograd.grad(out, inputs, upstream)
     values = {"out": out, "of_maps": gradients[0], "of_gain": gradients[1], "of_bias": gradients[2]}
-    return {name: value.detach() for name, value in (values | {"mean": running[0], "var": running[1]}).items()}
+    return {name: value.detach() for name, value in (values | {"mean": mean, "var": var}).items()}
 
 
 def votes(accelerator: Accelerator) -> Tensor:

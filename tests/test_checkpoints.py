@@ -44,7 +44,7 @@ def test_later_checkpoints_than_the_one_resumed_from_are_set_aside(
 def test_what_was_set_aside_before_stays(tmp_path: Path) -> None:
     for number in range(3):
         (write_checkpoint(tmp_path, 8) / "number").write_text(str(number))
-        (tmp_path / "replaced-checkpoint-8").mkdir()  # left by a kill
+        (tmp_path / ".replaced-checkpoint-8").mkdir()  # left by a kill
         set_aside(tmp_path, 4, "abandoned-checkpoint")
     folders = [tmp_path / f"abandoned-checkpoint-8{suffix}" for suffix in ("", "-2", "-3")]
     assert [(folder / "number").read_text() for folder in folders] == ["0", "1", "2"]
@@ -96,14 +96,14 @@ def test_checkpoint_killed_while_it_was_replaced_comes_back(tmp_path: Path, monk
     rename = Path.rename
 
     def killed(path: Path, target: Path) -> Path:
-        if path.name.startswith("unfinished-"):
+        if path.name.startswith(".unfinished-"):
             raise KeyboardInterrupt
         return rename(path, target)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Path, "rename", killed)
         write_checkpoint(tmp_path, 3)
-    assert names(tmp_path) == ["replaced-checkpoint-3", "unfinished-checkpoint-3"]
+    assert names(tmp_path) == [".replaced-checkpoint-3", ".unfinished-checkpoint-3"]
     assert find_checkpoint(tmp_path, "latest") == tmp_path / "checkpoint-3"
     assert find_checkpoint(tmp_path, "latest") == tmp_path / "checkpoint-3"
 

@@ -730,7 +730,7 @@ def test_other_errors_are_no_mistake_of_the_user(model: str, tmp_path: Path) -> 
 
 
 def test_modes_are_those_of_the_latents() -> None:
-    assert set(TRUNCATION_MODES) == set(get_args(TruncationMode)) - {"clamp"}
+    assert set(TRUNCATION_MODES) == set(get_args(TruncationMode))
 
 
 @pytest.mark.parametrize("command", ["", *SUFFIXES, "stats", "evaluate"])

@@ -174,17 +174,17 @@ def test_a_kill_while_a_folder_is_replaced(tmp_path: Path, monkeypatch: pytest.M
             (folder / name).touch()
 
     def rename(path: Path, target: Path) -> Path:
-        return kill() if path.name.startswith("unfinished-") else real_rename(path, target)
+        return kill() if path.name.startswith(".unfinished-") else real_rename(path, target)
 
     save("one")
     real_rename = Path.rename
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Path, "rename", rename)
         save("two")
-    assert names(tmp_path) == ["replaced-best", "replaced-best/one", "unfinished-best", "unfinished-best/two"]
+    assert names(tmp_path) == [".replaced-best", ".replaced-best/one", ".unfinished-best", ".unfinished-best/two"]
     for _ in range(2):
         restore_replaced(tmp_path)
-        assert (tmp_path / "best" / "one").exists() and not (tmp_path / "replaced-best").exists()
+        assert (tmp_path / "best" / "one").exists() and not (tmp_path / ".replaced-best").exists()
     save("three")
     assert names(tmp_path) == ["best", "best/three"]
 
@@ -194,8 +194,8 @@ def test_a_kill_while_a_folder_is_removed(tmp_path: Path, monkeypatch: pytest.Mo
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("shutil.rmtree", kill)
         remove_folder(tmp_path / "checkpoint-1")
-    (tmp_path / "unfinished-0123abcd-log.txt").touch()
-    assert names(tmp_path) == ["unfinished-0123abcd-log.txt", "unfinished-checkpoint-1"]
+    (tmp_path / ".unfinished-0123abcd-log.txt").touch()
+    assert names(tmp_path) == [".unfinished-0123abcd-log.txt", ".unfinished-checkpoint-1"]
     remove_unfinished(tmp_path)
     assert names(tmp_path) == []
 

@@ -56,7 +56,12 @@ def test_a_scope_makes_each_kernel_once_and_ends_with_its_kernels(
 ) -> None:
     made: list[FoldableWeight] = []
     arrange = FoldableWeight.arrange
-    monkeypatch.setattr(FoldableWeight, "arrange", lambda layer, weight: made.append(layer) or arrange(layer, weight))
+
+    def note(layer: FoldableWeight, weight: Tensor) -> Tensor:
+        made.append(layer)
+        return arrange(layer, weight)
+
+    monkeypatch.setattr(FoldableWeight, "arrange", note)
     inputs = tiny_inputs(network)
     expected = output(network, *inputs)
     made.clear()
@@ -120,9 +125,9 @@ def assigned(layer: SpectralNorm) -> None:
     layer.load_state_dict({name: torch.randn_like(x) for name, x in layer.state_dict().items()}, assign=True)
 
 
-def optimised(layer: SpectralNorm, **options: bool) -> None:
+def optimised(layer: SpectralNorm, fused: bool = False) -> None:
     layer.weight.grad = torch.randn_like(layer.weight)
-    torch.optim.Adam([layer.weight], lr=0.1, **options).step()
+    torch.optim.Adam([layer.weight], lr=0.1, fused=fused).step()
 
 
 def optimised_in_one_kernel(layer: SpectralNorm) -> None:

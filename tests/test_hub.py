@@ -143,7 +143,7 @@ def test_upload_passes_on_who_and_how(fake_hub: FakeHub, tmp_path: Path) -> None
 
 
 def test_upload_ignores(fake_hub: FakeHub, tmp_path: Path) -> None:
-    for name in ["README.md", "checkpoint-5/optimizer.bin", "unfinished-abc/model.safetensors"]:
+    for name in ["README.md", "checkpoint-5/optimizer.bin", ".unfinished-abc/model.safetensors"]:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
     patterns = ["checkpoint-*"]

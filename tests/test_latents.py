@@ -56,33 +56,12 @@ def test_scaling_is_t_times_a_normal_cut_at_two() -> None:
     assert latents.var().item() == pytest.approx(0.25 * truncated_variance(2), rel=0.02)
 
 
-def clamped_variance(t: float) -> float:
-    """E[z²; |z| ≤ t] + t² P(|z| > t)."""
-    return normal_within(t) * truncated_variance(t) + t * t * (1 - normal_within(t))
-
-
-@pytest.mark.parametrize("truncation", [0.02, 0.5, 1.0, 2.0])
-@pytest.mark.parametrize(("mode", "variance"), [("clamp", clamped_variance), ("normal", lambda t: t * t)])
-def test_moments_of_the_other_modes(mode: Any, variance: Any, truncation: float) -> None:
-    latents = sample_latents(2000, 100, truncation, mode=mode, generator=seeded(0))
-    assert latents.mean().item() == pytest.approx(0, abs=0.01 * truncation)
-    assert latents.var().item() == pytest.approx(variance(truncation), rel=0.02)
-    beyond = (latents.abs() >= truncation).float().mean().item()  # at ±t itself, where it is clamped
-    expected = 1 - normal_within(truncation if mode == "clamp" else 1)
-    assert beyond == pytest.approx(expected, abs=0.005)
-
-
-def test_clamping_moves_what_lies_beyond() -> None:
-    plain, clamped = (sample_latents(200, 100, t, mode="clamp", generator=seeded(0)) for t in (None, 0.5))
-    assert torch.equal(clamped, plain.clamp(-0.5, 0.5))
-
-
 def test_normal_mode_is_t_times_the_normal() -> None:
     plain, smaller = (sample_latents(200, 100, t, mode="normal", generator=seeded(0)) for t in (None, 0.5))
     assert torch.equal(smaller, 0.5 * plain)
 
 
-@pytest.mark.parametrize("mode", ["resample", "scale", "clamp", "normal"])
+@pytest.mark.parametrize("mode", ["resample", "scale", "normal"])
 def test_no_truncation_is_the_normal(mode: Any) -> None:
     latents = sample_latents(2000, 100, mode=mode, generator=seeded(0))
     assert latents.abs().max() > 4
@@ -103,7 +82,7 @@ def test_bound_is_hard(truncation: float, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize(
-    "arguments", [{}, *({"truncation": 0.5, "mode": mode} for mode in ("resample", "scale", "clamp", "normal"))]
+    "arguments", [{}, *({"truncation": 0.5, "mode": mode} for mode in ("resample", "scale", "normal"))]
 )
 def test_generators_make_it_reproducible(arguments: dict[str, Any]) -> None:
     def draw(generator: Any, num_samples: int = 3) -> torch.Tensor:
@@ -144,7 +123,7 @@ def test_numbers_of_numpy_are_numbers() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"mode": "cut"}, ValueError, "must be one of resample, scale, clamp, normal, got 'cut'"),
+        ({"mode": "cut"}, ValueError, "must be one of resample, scale, normal, got 'cut'"),
         ({"generator": [seeded(0)]}, ValueError, "2 samples need 2 generators, got 1"),
         ({"generator": []}, ValueError, "2 samples need 2 generators, got 0"),
         ({"generator": 0}, TypeError, "must be a torch.Generator or one a sample, got 0"),

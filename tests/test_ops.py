@@ -1,5 +1,6 @@
 """Every operation in its computed form beside the plain one, alone and in networks; and how much work each does."""
 
+import contextlib
 import functools
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -182,27 +183,27 @@ def test_batch_norm(samples: int, memory_format: torch.memory_format) -> None:
     maps = (3 * torch.randn(4, 3, 2, 5, dtype=torch.float64) + 2).to(memory_format=memory_format)
     gain, bias = (torch.randn(samples, 3, dtype=torch.float64) for _ in range(2))
     mean, var = torch.randn(3, dtype=torch.float64), torch.rand(3, dtype=torch.float64)
-    assert_computed_is_plain(lambda *given: ops.batch_norm(*given, mean, var, 1e-3), [maps, gain, bias])
-    assert_computed_is_plain(lambda *given: ops.batch_norm_in_training(*given, 1e-3)[0], [maps, gain, bias])
-    given = [x.requires_grad_() for x in (maps, gain, bias)]
-    assert torch.autograd.gradcheck(lambda *given: ops.batch_norm_in_training(*given, 1e-3)[0], given)
-    for out in (ops.batch_norm_in_training(*given, 1e-3), plain_training_norm(*given)):
-        assert_same(out[1:], [maps.mean((0, 2, 3)), maps.var((0, 2, 3))])  # unbiased
-        assert not any(statistic.requires_grad for statistic in out[1:])
+    assert_computed_is_plain(lambda x, g, b: ops.batch_norm(x, g, b, mean, var, 1e-3), [maps, gain, bias])
+    assert_computed_is_plain(training_norm, [maps, gain, bias])
+    leaves = [x.requires_grad_() for x in (maps, gain, bias)]
+    assert torch.autograd.gradcheck(training_norm, leaves)
+    for form in (contextlib.nullcontext(), plain_operations()):
+        with form:
+            _, *statistics = ops.batch_norm_in_training(maps, gain, bias, 1e-3)
+        assert_same(statistics, [maps.mean((0, 2, 3)), maps.var((0, 2, 3))])  # unbiased
+        assert not any(statistic.requires_grad for statistic in statistics)
 
 
-def plain_training_norm(*given: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    with plain_operations():
-        return ops.batch_norm_in_training(*given, 1e-3)
+def training_norm(maps: Tensor, gain: Tensor, bias: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    return ops.batch_norm_in_training(maps, gain, bias, 1e-3, group)[0]
 
 
 def test_batch_norm_of_a_group_of_one(tmp_path: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
     try:
-        group, given = dist.new_group([0]), [torch.randn(4, 3, 2, 5), torch.randn(4, 3), torch.randn(4, 3)]
-        assert_computed_is_plain(lambda *x: ops.batch_norm_in_training(*x, 1e-3, group)[0], given)
-        alone = ops.batch_norm_in_training(*given, 1e-3)
-        assert_same(ops.batch_norm_in_training(*given, 1e-3, group), alone)
+        maps, gain, bias = torch.randn(4, 3, 2, 5), torch.randn(4, 3), torch.randn(4, 3)
+        together = functools.partial(training_norm, group=dist.new_group([0]))
+        assert_same(with_gradients(together, [maps, gain, bias]), with_gradients(training_norm, [maps, gain, bias]))
     finally:
         dist.destroy_process_group()
 

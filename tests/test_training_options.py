@@ -255,7 +255,7 @@ def test_full_disk_is_one_line_and_loses_nothing(pictures: Path, tmp_path: Path,
             assert "File too large" in error_line(argv, capsys)
         after = {path: path.read_bytes() for path in before if path.name != "training_settings.json"}
         assert after == {path: content for path, content in before.items() if path in after}
-        assert not list(output.glob("unfinished-*")) and not list(output.glob("checkpoint-[34]"))
+        assert not list(output.glob(".unfinished-*")) and not list(output.glob("checkpoint-[34]"))
     main(arguments(pictures, output, "--resume_from_checkpoint", "latest", steps=4))
     assert len(losses(output)) == 4
 

@@ -288,7 +288,7 @@ def test_an_unfinished_checkpoint_is_not_found(tmp_path: Path, monkeypatch: Patc
     assert find_checkpoint(tmp_path, "latest") == tmp_path / "checkpoint-1"
     write_checkpoint(tmp_path, 2)
     assert find_checkpoint(tmp_path, "latest") == tmp_path / "checkpoint-2"
-    assert not list(tmp_path.glob("unfinished-*"))
+    assert not list(tmp_path.glob(".unfinished-*"))
 
 
 @pytest.mark.parametrize("network", ["", "generator", "discriminator"])

@@ -1,6 +1,6 @@
 """Files and folders that are written whole or not at all: the only place where the package writes them.
 
-What is being written has another name, which begins with `unfinished-`. It gets its own when all of it is on the
+What is being written has another name, which begins with `.unfinished-`. It gets its own when all of it is on the
 disk. A write that fails removes it; a kill or a power cut leaves it, for `remove_unfinished`.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 
-UNFINISHED, REPLACED = "unfinished-", "replaced-"
+UNFINISHED, REPLACED = ".unfinished-", ".replaced-"
 # What an upload must ignore, at the top of a folder and below.
 LEFTOVERS = [f"{parent}{prefix}*" for parent in ("", "*/") for prefix in (UNFINISHED, REPLACED)]
 
@@ -100,11 +100,11 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
     """
     Yields an empty folder. The caller saves into it, and when the block ends it becomes `folder`; what was there is
     removed. Where the block fails, `folder` stays as it was. A kill between the two renames leaves the old folder
-    under the name `replaced-…`, from which `restore_replaced` gives it back.
+    under the name `.replaced-…`, from which `restore_replaced` gives it back.
     """
     unfinished, replaced = (folder.with_name(prefix + folder.name) for prefix in (UNFINISHED, REPLACED))
     with _named_errors(folder), _made(folder.parent):
-        restore_replaced(folder.parent)
+        _restore(replaced)
         shutil.rmtree(unfinished, ignore_errors=True)
         try:
             unfinished.mkdir()
@@ -124,10 +124,14 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
 def restore_replaced(parent: Path) -> None:
     """Gives the folders in `parent` their names back that a kill in `replaced_folder` took from them."""
     for replaced in parent.glob(f"{REPLACED}*"):
-        folder = replaced.with_name(replaced.name.removeprefix(REPLACED))
-        if not folder.exists():
-            with suppress(FileNotFoundError):  # another process was faster
-                replaced.rename(folder)
+        _restore(replaced)
+
+
+def _restore(replaced: Path) -> None:
+    folder = replaced.with_name(replaced.name.removeprefix(REPLACED))
+    if not folder.exists():
+        with suppress(FileNotFoundError):  # there is none, or another process was faster
+            replaced.rename(folder)
 
 
 def remove_folder(folder: Path) -> None:

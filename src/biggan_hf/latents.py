@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-TruncationMode = Literal["resample", "scale", "clamp", "normal"]
+TruncationMode = Literal["resample", "scale", "normal"]
 
 
 def sample_latents(
@@ -29,7 +29,6 @@ def sample_latents(
         truncation: Threshold t > 0; `None` for plain N(0, 1).
         mode: `"resample"` (paper, section 3.1): entries of N(0, 1) beyond ±t are drawn again.
             `"scale"` (TFHub, pytorch-pretrained-biggan): t times a normal truncated at ±2.
-            `"clamp"` (mmgeneration): entries of N(0, 1) beyond ±t are moved to ±t.
             `"normal"` (BigGAN-PyTorch, whose `z_var` is this t): N(0, t²), not truncated at all.
         generator: One for all samples, or one a sample, so that a sample does not depend on its neighbours.
         device: Where the latents go; they are drawn where the generator lives.
@@ -56,8 +55,6 @@ def sample_latents(
         latents = _truncated_normal(drawn, truncation)
     elif mode == "scale":
         latents = truncation * _truncated_normal(drawn, 2.0)
-    elif mode == "clamp":
-        latents = drawn.clamp(-truncation, truncation)
     else:
         latents = truncation * drawn
     return latents.to(device)
