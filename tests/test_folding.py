@@ -55,13 +55,13 @@ def test_a_scope_makes_each_kernel_once_and_ends_with_its_kernels(
     network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[FoldableWeight] = []
-    arrange = FoldableWeight.arrange
+    make = SpectralNorm.normalized_weight
 
-    def note(layer: FoldableWeight, weight: Tensor) -> Tensor:
+    def note(layer: SpectralNorm) -> Tensor:
         made.append(layer)
-        return arrange(layer, weight)
+        return make(layer)
 
-    monkeypatch.setattr(FoldableWeight, "arrange", note)
+    monkeypatch.setattr(SpectralNorm, "normalized_weight", note)
     inputs = tiny_inputs(network)
     expected = output(network, *inputs)
     made.clear()
@@ -82,11 +82,12 @@ def test_a_scope_ends_with_its_kernels_where_it_fails(network: Network) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @torch.no_grad()
 def test_folded_convolutions_and_their_maps_are_channels_last(dtype: torch.dtype) -> None:
+    maps = torch.randn(2, 3, 4, 6, dtype=dtype).to(memory_format=torch.channels_last)
     for layer in (Conv2d(3, 5, 3).to(dtype), SNUpsampleConv2d(3, 5, 3).to(dtype)):
         weight = layer.weight.clone()
         with folded_weights(layer.eval()):
             assert layer.kernel().is_contiguous(memory_format=torch.channels_last)
-            assert layer(torch.randn(2, 3, 4, 6, dtype=dtype)).is_contiguous(memory_format=torch.channels_last)
+            assert layer(maps).is_contiguous(memory_format=torch.channels_last)
         assert torch.equal(layer.weight, weight)
 
 

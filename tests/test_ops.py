@@ -124,7 +124,7 @@ def test_convolutions(case: Case, layer_of: type[UpsampleConv2d | Conv2dPool]) -
     bias = [] if layer.bias is None else [layer.bias.detach()]
 
     def function(maps: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        return operation(maps, layer.arrange(weight), bias)
+        return operation(maps, weight, bias)
 
     assert_computed_is_plain(function, [maps, weight, *bias])
     # Beside torch's own operations, as the paper writes it.
@@ -138,10 +138,10 @@ def test_convolutions(case: Case, layer_of: type[UpsampleConv2d | Conv2dPool]) -
 
 
 @pytest.mark.parametrize("name", WIDE)
-@torch.no_grad()
-def test_wide_maps_are_upsampled_by_a_product(name: str) -> None:
+@pytest.mark.parametrize("layer_of", [UpsampleConv2d, Conv2dPool])
+def test_wide_layers_are_products_of_matrices(name: str, layer_of: type[UpsampleConv2d | Conv2dPool]) -> None:
     case = WIDE[name]
-    layer = UpsampleConv2d(*case.channels, 3, case.bias).to(case.dtype)
+    layer = layer_of(*case.channels, 3, case.bias).to(case.dtype)
     with Operations() as operations:
         layer(torch.randn(case.samples, case.channels[0], *case.size, dtype=case.dtype))
     assert ("convolution" not in operations.names) == (name != "not wide")

@@ -11,6 +11,7 @@ from huggingface_hub.utils import filter_repo_objects
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from .files import LEFTOVERS, staged_folder, weight_patterns
+from .images import sample_sheet
 
 
 CITATION = """\
@@ -129,7 +130,12 @@ class PublishingMixin(PreTrainedModel):
         return commit.commit_url
 
     def _write_card(self, folder: Path, repo_id: str, tags: list[str] | None) -> None:
-        """Writes `README.md` and what it shows, where the network has a card of its own."""
+        """Writes `README.md` and what it shows; a discriminator has no card of its own."""
+        if self._path_in_repo:
+            return
+        sample_sheet(self, rows=8, columns=4).save(folder / "samples.png")
+        card = model_card(self.config, repo_id=repo_id, tags=tags, sample_image="samples.png")
+        (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def model_card(

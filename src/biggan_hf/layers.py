@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .ops import attention, batch_norm, batch_norm_in_training, conv2d_pool, turn, upsample_conv2d
+from .ops import attention, batch_norm, batch_norm_in_training, conv2d_pool, upsample_conv2d
 from .spectral_norm import Float32Buffers, FoldableWeight, SpectralNorm
 
 
@@ -33,9 +33,6 @@ class Conv2d(FoldableWeight, nn.Conv2d):
 class UpsampleConv2d(Conv2d):
     """Nearest-neighbour upsampling by two, then a 3x3 convolution."""
 
-    def arrange(self, weight: Tensor) -> Tensor:
-        return turn(weight)
-
     def forward(self, hidden_states: Tensor) -> Tensor:
         return upsample_conv2d(hidden_states, self.kernel(), self.bias)
 
@@ -47,25 +44,22 @@ class Conv2dPool(Conv2d):
         return conv2d_pool(hidden_states, self.kernel(), self.bias)
 
 
-class SNConv2d(SpectralNorm, Conv2d):
-    """`Conv2d` whose weight is normalised as an (out, in·k·k) matrix."""
+# With spectral norm: of the weight as a matrix, (out, in·k·k) of a convolution, (classes, features) of a table.
 
+
+class SNConv2d(SpectralNorm, Conv2d):
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, bias: bool = True, eps: float = 1e-12):
         Conv2d.__init__(self, in_channels, out_channels, kernel_size, bias)
         self._register_spectral_norm(eps)
 
 
-class SNUpsampleConv2d(SNConv2d, UpsampleConv2d):
-    """`UpsampleConv2d` with a spectrally normalised weight."""
+class SNUpsampleConv2d(SNConv2d, UpsampleConv2d): ...
 
 
-class SNConv2dPool(SNConv2d, Conv2dPool):
-    """`Conv2dPool` with a spectrally normalised weight."""
+class SNConv2dPool(SNConv2d, Conv2dPool): ...
 
 
 class SNLinear(SpectralNorm, nn.Linear):
-    """Linear map with a spectrally normalised weight."""
-
     def __init__(self, in_features: int, out_features: int, bias: bool = True, eps: float = 1e-12):
         nn.Linear.__init__(self, in_features, out_features, bias=bias)
         self._register_spectral_norm(eps)
@@ -75,8 +69,6 @@ class SNLinear(SpectralNorm, nn.Linear):
 
 
 class SNEmbedding(SpectralNorm, nn.Embedding):
-    """Embedding with a spectrally normalised (classes, features) table."""
-
     def __init__(self, num_embeddings: int, embedding_dim: int, eps: float = 1e-12):
         nn.Embedding.__init__(self, num_embeddings, embedding_dim)
         self._register_spectral_norm(eps)
@@ -146,19 +138,16 @@ class StandingRow(NamedTuple):
 
 
 class _BatchNorm(Float32Buffers):
-    """
-    The statistics of a batch norm over (N, H, W), and how they meet a gain and a bias.
-
-    Buffers, float32: `running_mean` and `running_var` (C,), which the network moves at the end of each training
-    forward (`move_running_statistics`); `standing_mean` and `standing_var` (num_standing, C), a row a truncation, if
-    there are any.
-    """
+    """The statistics of a batch norm over (N, H, W), and how they meet a gain and a bias."""
 
     momentum = 0.1
-    process_group: dist.ProcessGroup | None = None  # processes whose batches are normalised as one
+    # Processes whose batches are normalised as one.
+    process_group: dist.ProcessGroup | None = None
     # While standing statistics are collected: (N, C, H, W) to the mean and variance (C,) that eval mode then takes.
     observer: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
-    batch_statistics: tuple[Tensor, Tensor] | None = None  # mean and variance (C,) of the last training forward
+    # Mean and variance (C,) of the last training forward, until the network moves the running ones.
+    batch_statistics: tuple[Tensor, Tensor] | None = None
+    # Buffers, float32. Running: (C,). Standing: (num_standing, C), a row a truncation, where there are any.
     running_mean: Tensor
     running_var: Tensor
     standing_mean: Tensor
@@ -174,7 +163,7 @@ class _BatchNorm(Float32Buffers):
             self.register_buffer("standing_var", torch.ones(num_standing, num_features, dtype=torch.float32))
 
     def normalize(self, hidden_states: Tensor, gain: Tensor, bias: Tensor, row: StandingRow | None) -> Tensor:
-        """gain · (x - mean) / sqrt(var + eps) + bias, with `gain` and `bias` (1, C) or (N, C)."""
+        # gain · (x - mean) / sqrt(var + eps) + bias, with `gain` and `bias` (1, C) or (N, C).
         if self.training:
             output, mean, var = batch_norm_in_training(hidden_states, gain, bias, self.eps, self.process_group)
             self.batch_statistics = mean, var
@@ -183,7 +172,7 @@ class _BatchNorm(Float32Buffers):
         return batch_norm(hidden_states, gain, bias, mean, var, self.eps)
 
     def statistics(self, row: StandingRow | None) -> tuple[Tensor, Tensor]:
-        """Mean and variance (C,) of eval mode: the running ones, or the standing ones of a truncation."""
+        # Mean and variance (C,) of eval mode: the running ones, or the standing ones of a truncation.
         if row is None:
             return self.running_mean, self.running_var
         mean = torch.lerp(self.standing_mean[row.lower], self.standing_mean[row.upper], row.fraction)
@@ -196,10 +185,8 @@ class _BatchNorm(Float32Buffers):
 
 @torch.no_grad()
 def move_running_statistics(network: nn.Module) -> None:
-    """
-    What every training forward ends with: the running statistics of all batch norms move a tenth of the way to those
-    of the batch. Activation checkpointing computes only parts of a network again, and so moves nothing twice.
-    """
+    """What a training forward ends with: running statistics move a tenth of the way to those of the batch."""
+    # Here and not in the layers: activation checkpointing computes a part of a network again, and must move nothing.
     norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.batch_statistics is not None]
     if norms:
         running = [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var)]
@@ -211,14 +198,7 @@ def move_running_statistics(network: nn.Module) -> None:
 
 
 class BatchNorm2d(_BatchNorm):
-    """
-    Batch norm with one gain and one bias a channel, for all samples.
-
-    Args:
-        num_features: Channels C.
-        eps: Added to the variance.
-        num_standing: Rows of the table of standing statistics.
-    """
+    """Batch norm with one gain and one bias a channel, for all samples."""
 
     def __init__(self, num_features: int, eps: float, num_standing: int = 0):
         super().__init__(num_features, eps, num_standing)
@@ -230,26 +210,16 @@ class BatchNorm2d(_BatchNorm):
 
 
 class ConditionalBatchNorm2d(_BatchNorm):
-    """
-    Batch norm whose gain 1 + G·c and bias B·c are maps of each sample's condition c (paper, appendix B).
-
-    Args:
-        num_features: Channels C.
-        condition_dim: Length of the condition.
-        eps: Added to the variance.
-        sn_eps: Spectral norm of the two maps, `None` for none.
-        per_class: The condition holds weights of the classes, and the maps are embeddings (num_labels, C).
-        num_standing: Rows of the table of standing statistics.
-    """
+    """Batch norm whose gain 1 + G·c and bias B·c are maps of each sample's condition c (paper, appendix B)."""
 
     def __init__(
         self,
-        num_features: int,
-        condition_dim: int,
-        eps: float,
-        sn_eps: float | None,
-        per_class: bool = False,
-        num_standing: int = 0,
+        num_features: int,  # channels C
+        condition_dim: int,  # length of the condition
+        eps: float,  # added to the variance
+        sn_eps: float | None,  # of the two maps' spectral norm, `None` for none
+        per_class: bool = False,  # the condition holds weights of the classes, and the maps are embeddings
+        num_standing: int = 0,  # rows of the table of standing statistics
     ):
         super().__init__(num_features, eps, num_standing)
         if per_class:
@@ -283,9 +253,11 @@ class SelfAttention(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         height, width = hidden_states.shape[2:]
+        # Every position asks; a grid of half the size answers.
         query = self.theta(hidden_states).flatten(2).transpose(1, 2)  # (N, HW, C/8)
         key = F.max_pool2d(self.phi(hidden_states), 2).flatten(2).transpose(1, 2)  # (N, HW/4, C/8)
         value = F.max_pool2d(self.g(hidden_states), 2).flatten(2).transpose(1, 2)  # (N, HW/4, C/2)
         attended = attention(query, key, value).transpose(1, 2).unflatten(2, (height, width))  # (N, C/2, H, W)
+        # x + γ·o(attention)
         out = self.o(attended).to(hidden_states.dtype)
         return torch.addcmul(hidden_states, out, self.gamma.to(out.dtype))

@@ -7,7 +7,6 @@ arXiv:1809.11096), appendix B; the function is that of github.com/ajbrock/BigGAN
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +17,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
 from .configuration_biggan import BigGANConfig
-from .hub import PublishingMixin, model_card
-from .images import sample_sheet
+from .hub import PublishingMixin
 from .layers import (
     BatchNorm2d,
     ConditionalBatchNorm2d,
@@ -38,22 +36,12 @@ from .spectral_norm import SpectralNorm, folded_weights, iterate_in_training
 
 @dataclass
 class BigGANModelOutput(ModelOutput):
-    """
-    Args:
-        images: (N, num_channels, image_size, image_size) in [-1, 1].
-    """
-
-    images: Tensor | None = None
+    images: Tensor | None = None  # (N, num_channels, image_size, image_size) in [-1, 1]
 
 
 @dataclass
 class BigGANDiscriminatorOutput(ModelOutput):
-    """
-    Args:
-        logits: (N, 1); the larger, the more real.
-    """
-
-    logits: Tensor | None = None
+    logits: Tensor | None = None  # (N, 1); the larger, the more real
 
 
 # Blocks. All resampling is by two: nearest neighbour up, average pooling down. The 1x1 convolution of a shortcut
@@ -61,7 +49,7 @@ class BigGANDiscriminatorOutput(ModelOutput):
 
 
 def _norm(config: BigGANConfig, channels: int) -> nn.Module:
-    """The batch norm of a generator block: conditional, or plain where nothing conditions it."""
+    # The batch norm of a generator block: conditional, or plain where nothing conditions it.
     num_standing = len(config.standing_truncations)
     if config.condition_dim == 0:
         return BatchNorm2d(channels, config.batch_norm_eps, num_standing)
@@ -84,8 +72,10 @@ class BigGANGeneratorBlock(nn.Module):
         self.conv_sc = conv2d(in_channels, out_channels, 1, sn_eps)
 
     def forward(self, hidden_states: Tensor, condition: Tensor | None, row: StandingRow | None) -> Tensor:
-        shortcut = self.conv_sc(hidden_states)  # (N, out, H, W)
-        hidden_states = self.conv1(F.relu(self.bn1(hidden_states, condition, row), inplace=True))  # (N, out, 2H, 2W)
+        # Shortcut: on the small map, (N, out, H, W).
+        shortcut = self.conv_sc(hidden_states)
+        # Residual: conv1 doubles the size, (N, out, 2H, 2W). The class acts in the norms.
+        hidden_states = self.conv1(F.relu(self.bn1(hidden_states, condition, row), inplace=True))
         hidden_states = self.conv2(F.relu(self.bn2(hidden_states, condition, row), inplace=True))
         return hidden_states.add_(upsample(shortcut))
 
@@ -110,7 +100,9 @@ class BigGANDeepGeneratorBlock(nn.Module):
         self.conv_sc = conv2d(in_channels, out_channels, 1, sn_eps) if config.deep_projection_shortcut else None
 
     def forward(self, hidden_states: Tensor, condition: Tensor | None, row: StandingRow | None) -> Tensor:
+        # Shortcut: the first channels as they are.
         shortcut = hidden_states[:, : self.out_channels] if self.conv_sc is None else self.conv_sc(hidden_states)
+        # Residual: narrow, (up,) 3x3, 3x3, wide. The class and all latents act in the norms.
         hidden_states = self.conv1(F.relu(self.bn1(hidden_states, condition, row), inplace=True))
         hidden_states = self.conv2(F.relu(self.bn2(hidden_states, condition, row), inplace=True))
         hidden_states = self.conv3(F.relu(self.bn3(hidden_states, condition, row), inplace=True))
@@ -142,7 +134,9 @@ class BigGANDiscriminatorBlock(nn.Module):
         if self.preactivation:
             hidden_states = F.relu(hidden_states)
             shortcut = hidden_states if self.shortcut_relu else shortcut
-        hidden_states = self.conv2(F.relu(self.conv1(hidden_states), inplace=True))  # (N, out, H/2, W/2)
+        # Residual: conv2 halves the size, (N, out, H/2, W/2).
+        hidden_states = self.conv2(F.relu(self.conv1(hidden_states), inplace=True))
+        # Shortcut: on the small map.
         return hidden_states.add_(self.conv_sc(average_pool(shortcut) if self.downsample else shortcut))
 
 
@@ -168,13 +162,16 @@ class BigGANDeepDiscriminatorBlock(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         activated = F.relu(hidden_states)
+        # Residual: narrow, 3x3, 3x3.
         shortcut = activated if self.shortcut_relu else hidden_states
         hidden_states = self.conv1(activated)
         hidden_states = self.conv2(F.relu(hidden_states, inplace=True))
         hidden_states = F.relu(self.conv3(F.relu(hidden_states, inplace=True)), inplace=True)
+        # Half the size.
         if self.downsample:
             shortcut = average_pool(shortcut)
             hidden_states = hidden_states if self.projection else average_pool(hidden_states)
+        # Shortcut: the channels as they are, and those that it lacks.
         if self.conv_sc is not None:
             added = self.conv_sc(shortcut)
             shortcut = added if self.projection else torch.cat([shortcut, added], dim=1)
@@ -190,6 +187,7 @@ class BigGANGeneratorStage(GradientCheckpointingLayer):
     def __init__(self, config: BigGANConfig, index: int):
         super().__init__()
         in_channels, out_channels = config.generator_channels[index : index + 2]
+        # Deep: blocks that keep the size, then one that doubles it.
         if config.is_deep:
             rest = config.generator_blocks_per_stage - 1
             blocks: list[nn.Module] = [
@@ -214,8 +212,10 @@ class BigGANDiscriminatorStage(GradientCheckpointingLayer):
     def __init__(self, config: BigGANConfig, index: int):
         super().__init__()
         in_channels, out_channels = config.discriminator_channels[index : index + 2]
+        # Sizes before and after: the last stage may keep its size.
         resolutions = [config.image_size, *config.discriminator_resolutions]
         downsample = resolutions[index + 1] < resolutions[index]
+        # Deep: a block that halves the size, then blocks that keep it.
         if config.is_deep:
             rest = config.discriminator_blocks_per_stage - 1
             blocks: list[nn.Module] = [BigGANDeepDiscriminatorBlock(config, in_channels, out_channels, downsample)]
@@ -253,14 +253,10 @@ class BigGANPreTrainedModel(PublishingMixin, PreTrainedModel):
 
     def folded_weights(self) -> AbstractContextManager[None]:
         """
-        A block in which all forwards in eval mode share the normalised weights, W / σ(W), instead of making them anew:
+        `with model.folded_weights():` a block whose forwards in eval mode share the normalised weights, W / σ(W).
 
-            with model.folded_weights():
-                images = [model(latents, labels).images for latents, labels in batches]
-
-        They cost the memory of a second set of weights. A weight that an optimiser, a load or another operation that
-        autograd records writes to inside the block is normalised again in each forward. Gradients of weights, and
-        training mode, are not affected.
+        They cost the memory of a second set of weights. A weight that is written to inside the block, by an optimiser,
+        a load or another operation that autograd records, is normalised again in each forward.
         """
         return folded_weights(self)
 
@@ -270,6 +266,7 @@ class BigGANPreTrainedModel(PublishingMixin, PreTrainedModel):
             self._init_weight(module.weight)
             if isinstance(bias := getattr(module, "bias", None), Tensor):
                 init.zeros_(bias)
+        # Singular vectors that a checkpoint has not: a random u, from which the first steps find the right one.
         if isinstance(module, SpectralNorm):
             init.normal_(module.u0)
             init.ones_(module.sv0)
@@ -280,6 +277,7 @@ class BigGANPreTrainedModel(PublishingMixin, PreTrainedModel):
         if isinstance(module, BatchNorm2d | ConditionalBatchNorm2d):
             for name, buffer in module.named_buffers(recurse=False):
                 (init.ones_ if name.endswith("var") else init.zeros_)(buffer)
+        # Attention begins as the identity: γ = 0.
         if isinstance(module, SelfAttention):
             init.zeros_(module.gamma)
 
@@ -310,6 +308,7 @@ class BigGANModel(SamplingMixin, BigGANPreTrainedModel):
         sn_eps = config.generator_sn_eps
         stem_channels, *_, out_channels = config.generator_channels
         stem_dim = config.condition_dim if config.is_deep else config.z_dim // config.num_latent_chunks
+        # The shared class embedding (paper, section 3.1), or one-hot labels for an embedding in each norm.
         if config.num_labels:
             embedding = nn.Embedding(config.num_labels, config.class_embedding_dim)
             self.class_embedding = embedding if config.shared_class_embedding else OneHotLabels(config.num_labels)
@@ -319,16 +318,6 @@ class BigGANModel(SamplingMixin, BigGANPreTrainedModel):
         self.output_bn = BatchNorm2d(out_channels, output_eps, len(config.standing_truncations))
         self.output_conv = conv2d(out_channels, config.num_channels, 3, sn_eps)
         self.post_init()
-
-    def _write_card(self, folder: Path, repo_id: str, tags: list[str] | None) -> None:
-        sample_sheet(self, rows=8, columns=4).save(folder / "samples.png")
-        card = model_card(self.config, repo_id=repo_id, tags=tags, sample_image="samples.png")
-        (folder / "README.md").write_text(card, encoding="utf-8")
-
-    @property
-    def dummy_inputs(self) -> dict[str, Tensor]:
-        latents = torch.zeros(1, self.config.z_dim)
-        return {"latents": latents, **({"class_labels": torch.zeros(1).long()} if self.config.num_labels else {})}
 
     def forward(
         self,
@@ -357,6 +346,7 @@ class BigGANModel(SamplingMixin, BigGANPreTrainedModel):
         row = self._standing_row(truncation)
         latents = latents.to(self.dtype)
         embeddings = self._class_vectors(latents, class_labels, class_embeddings)
+        # A training forward moves the network's state at its two ends: singular vectors before, statistics after.
         if self.training:
             iterate_in_training(self)
         images = self._images(latents, embeddings, row)
@@ -365,16 +355,19 @@ class BigGANModel(SamplingMixin, BigGANPreTrainedModel):
         return (images,) if return_dict is False else BigGANModelOutput(images=images)
 
     def _images(self, latents: Tensor, embeddings: Tensor | None, row: StandingRow | None) -> Tensor:
+        # Latents and class become the input of the stem and the condition of each stage.
         stem, conditions = self._conditions(latents, embeddings)
+        # The stem: one linear map to 16 · ch channels of 4x4 pixels.
         hidden_states = self.linear(stem).unflatten(1, (-1, 4, 4))
+        # The stages: each doubles the size.
         for stage, condition in zip(self.stages, conditions, strict=True):
             hidden_states = stage(hidden_states, condition, row)
-        return torch.tanh(
-            self.output_conv(F.relu(self.output_bn(hidden_states, None, row), inplace=True))
-        ).contiguous()
+        # To the image: a norm that sees no class, ReLU, 3x3, tanh.
+        hidden_states = F.relu(self.output_bn(hidden_states, None, row), inplace=True)
+        return torch.tanh(self.output_conv(hidden_states)).contiguous()
 
     def _class_vectors(self, latents: Tensor, labels: Tensor | None, embeddings: Tensor | None) -> Tensor | None:
-        """(N, class_embedding_dim), or (N, num_labels) without a shared embedding, or `None` without classes."""
+        # (N, class_embedding_dim), or (N, num_labels) without a shared embedding, or `None` without classes.
         if embeddings is None:
             check_class_labels(labels, len(latents), self.config.num_labels)
             return self.class_embedding(labels).to(latents.dtype) if self.config.num_labels else None
@@ -388,12 +381,14 @@ class BigGANModel(SamplingMixin, BigGANPreTrainedModel):
         return embeddings.to(latents.dtype)
 
     def _conditions(self, latents: Tensor, embeddings: Tensor | None) -> tuple[Tensor, list[Tensor | None]]:
-        """What the first linear map sees, and what conditions each stage (paper, section 3.1)."""
+        # Deep: the stem and every stage see the class and all latents (paper, appendix B.1).
         if self.config.is_deep:
             everything = latents if embeddings is None else torch.cat([embeddings, latents], dim=1)
             return everything, [everything] * len(self.stages)
+        # SA-GAN: the stem sees all latents, the stages the class alone.
         if not self.config.hierarchical_latents:
             return latents, [embeddings] * len(self.stages)
+        # Skip-z: the stem sees the first chunk of the latents, each stage the class and its own (paper, section 3.1).
         stem, *chunks = latents.chunk(self.config.num_latent_chunks, dim=1)
         return stem, [c if embeddings is None else torch.cat([embeddings, c], dim=1) for c in chunks]
 
@@ -423,12 +418,6 @@ class BigGANDiscriminator(BigGANPreTrainedModel):
             size = (config.num_labels, channels[-1])
             self.class_embedding = nn.Embedding(*size) if sn_eps is None else SNEmbedding(*size, eps=sn_eps)
         self.post_init()
-
-    @property
-    def dummy_inputs(self) -> dict[str, Tensor]:
-        pixel_values = torch.zeros(1, self.config.num_channels, self.config.image_size, self.config.image_size)
-        labels = {"class_labels": torch.zeros(1).long()} if self.config.num_labels else {}
-        return {"pixel_values": pixel_values, **labels}
 
     def forward(
         self, pixel_values: Tensor, class_labels: Tensor | None = None, return_dict: bool | None = None
@@ -460,15 +449,17 @@ class BigGANDiscriminator(BigGANPreTrainedModel):
         return (logits,) if return_dict is False else BigGANDiscriminatorOutput(logits=logits)
 
     def _logits(self, pixel_values: Tensor, class_labels: Tensor | None) -> Tensor:
+        # The stages: each halves the size, down to 4x4 pixels (8x8 for 32-pixel images).
         hidden_states = self.input_conv(pixel_values)
         for stage in self.stages:
             hidden_states = stage(hidden_states)
-        features = F.relu(hidden_states).sum(dim=(2, 3))  # global sum pooling
+        # Features of the whole image: the sum over all pixels.
+        features = F.relu(hidden_states).sum(dim=(2, 3))
         features = F.dropout(features, self.config.discriminator_dropout, self.training)
         logits = self.linear(features)
         if class_labels is None:
             return logits
-        # Projection: the class enters by an inner product with the features.
+        # Projection: the class enters here, by the inner product of its embedding with the features.
         return logits + (self.class_embedding(class_labels) * features).sum(dim=1, keepdim=True)
 
 

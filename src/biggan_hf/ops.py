@@ -16,9 +16,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
-# On a CPU and without gradients, maps of so many channels are upsampled by one product of matrices, in a third to half
-# of the time (1,536 channels, 4x4 and 8x8 pixels, batch 1 to 8). A convolution would bring the weight into an order of
-# its own in every call, which takes longer than the convolution of so few pixels.
+# On a CPU, convolutions beside resampling with so many input channels are one product of matrices: when sampling, in a
+# third to half of the time (1,536 channels, 4x4 and 8x8 pixels, batch 1 to 8). A convolution would bring the weight
+# into an order of its own in every call, which takes longer than the convolution of so few pixels.
 WIDE = 1024
 
 _plain = False
@@ -43,73 +43,59 @@ def plain_operations() -> Iterator[None]:
 # is not kept in the second. The function is the same, with a quarter of the multiplications.
 
 
-def turn(weight: Tensor) -> Tensor:
-    """
-    A weight (out, in, 3, 3) as the kernel (in, out, 3, 3) of the transposed convolution, which runs over a filter
-    backwards; and back.
-    """
-    return weight.flip(2, 3).transpose(0, 1)
-
-
 def upsample(hidden_states: Tensor) -> Tensor:
     """Nearest-neighbour upsampling by two: (N, C, H, W) to (N, C, 2H, 2W)."""
     return F.interpolate(hidden_states, scale_factor=2, mode="nearest")
 
 
-def upsample_conv2d(hidden_states: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
-    """
-    Nearest-neighbour upsampling by two, then a 3x3 convolution: (N, in, H, W) to (N, out, 2H, 2W).
-
-    Args:
-        hidden_states: (N, in, H, W).
-        kernel: (in, out, 3, 3), the weight as `turn` gives it.
-        bias: (out,), or none.
-    """
+def upsample_conv2d(hidden_states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Nearest-neighbour upsampling by two, then a 3x3 convolution: (N, in, H, W) to (N, out, 2H, 2W)."""
     if _plain:
-        return F.conv2d(upsample(hidden_states), turn(kernel), bias, padding=1)
-    if hidden_states.device.type == "cpu" and len(kernel) >= WIDE and not torch.is_grad_enabled():
-        output = _upsample_by_product(hidden_states, kernel)
+        return F.conv2d(upsample(hidden_states), weight, bias, padding=1)
+    if _is_wide(weight):
+        output = _upsample_by_product(hidden_states, weight)
     else:
-        output = window_sum(
-            F.conv_transpose2d(hidden_states, kernel, stride=2)
-        )  # the sum is of (N, out, 2H + 1, 2W + 1)
+        kernel = weight.flip(2, 3).transpose(0, 1)  # a transposed convolution runs over a filter backwards
+        output = window_sum(F.conv_transpose2d(hidden_states, kernel, stride=2))  # of (N, out, 2H + 1, 2W + 1)
     return output if bias is None else output.add_(bias[:, None, None])
 
 
-def _upsample_by_product(hidden_states: Tensor, kernel: Tensor) -> Tensor:
-    """One product of matrices for all pixels and taps, then sums: (N, in, H, W) to (N, out, 2H, 2W)."""
-    samples, in_channels, height, width = hidden_states.shape
-    pixels = hidden_states.permute(0, 2, 3, 1).reshape(-1, in_channels)
-    products = pixels @ kernel.permute(0, 2, 3, 1).reshape(in_channels, -1)
-    products = products.view(samples, height, width, 3, 3, kernel.shape[1])
-    lines = _spread(products, dim=1)  # (N, 2H, W, 3, out)
+def conv2d_pool(hidden_states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A 3x3 convolution, then average pooling by two: (N, in, H, W), H and W even, to (N, out, H / 2, W / 2)."""
+    if _plain:
+        return F.avg_pool2d(F.conv2d(hidden_states, weight, bias, padding=1), 2)
+    sums, weight = window_sum(hidden_states, padding=1), weight / 4
+    if not _is_wide(weight):
+        return F.conv2d(sums, weight, bias, stride=2)
+    samples, _, height, width = hidden_states.shape
+    pixels = F.unfold(sums, 3, stride=2).transpose(0, 1).flatten(1)  # (in·3·3, N·H/2·W/2)
+    output = (weight.flatten(1) @ pixels).view(len(weight), samples, height // 2, width // 2).transpose(0, 1)
+    return output if bias is None else output + bias[:, None, None]
+
+
+def _is_wide(weight: Tensor) -> bool:
+    return weight.device.type == "cpu" and weight.shape[1] >= WIDE
+
+
+def _upsample_by_product(hidden_states: Tensor, weight: Tensor) -> Tensor:
+    # One product of matrices for all pixels and taps, then sums.
+    (samples, channels, height, width), out_channels = hidden_states.shape, len(weight)
+    pixels = hidden_states.permute(0, 2, 3, 1).reshape(-1, channels)
+    products = F.linear(pixels, weight.permute(0, 2, 3, 1).reshape(-1, channels))  # (N·H·W, out·3·3)
+    products = products.view(samples, height, width, out_channels, 9).transpose(3, 4).contiguous()
+    lines = _spread(products.view(samples, height, width, 3, 3, out_channels), dim=1)  # (N, 2H, W, 3, out)
     return _spread(lines, dim=2).permute(0, 3, 1, 2)
 
 
 def _spread(products: Tensor, dim: int) -> Tensor:
-    """
-    The products of a line of pixels (along `dim`) with three taps (dimension 3), as the line of twice the length: 2i
-    takes taps 0 and 1 of pixel i and tap 2 of pixel i - 1; 2i + 1 takes taps 1 and 2, and tap 0 of pixel i + 1.
-    """
+    # A line of pixels (along `dim`), each times three taps (dimension 3), becomes the line of twice the length. Place
+    # 2i takes taps 1 and 2 of pixel i and tap 0 of pixel i - 1. Place 2i + 1 takes taps 0 and 1 of pixel i and tap 2
+    # of pixel i + 1.
     (first, second, third), last = products.unbind(3), products.shape[dim] - 1
-    even, odd = first + second, second + third
-    even.narrow(dim, 1, last).add_(third.narrow(dim, 0, last))
-    odd.narrow(dim, 0, last).add_(first.narrow(dim, 1, last))
+    even, odd = second + third, first + second
+    even.narrow(dim, 1, last).add_(first.narrow(dim, 0, last))
+    odd.narrow(dim, 0, last).add_(third.narrow(dim, 1, last))
     return torch.stack([even, odd], dim + 1).flatten(dim, dim + 1)
-
-
-def conv2d_pool(hidden_states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """
-    A 3x3 convolution, then average pooling by two: (N, in, H, W) to (N, out, H / 2, W / 2).
-
-    Args:
-        hidden_states: (N, in, H, W), H and W even.
-        weight: (out, in, 3, 3).
-        bias: (out,), or none.
-    """
-    if _plain:
-        return F.avg_pool2d(F.conv2d(hidden_states, weight, bias, padding=1), 2)
-    return F.conv2d(window_sum(hidden_states, padding=1), weight / 4, bias, stride=2)
 
 
 def average_pool(hidden_states: Tensor) -> Tensor:
@@ -127,10 +113,8 @@ def window_sum(hidden_states: Tensor, padding: int = 0) -> Tensor:
 
 
 class _WindowSum(torch.autograd.Function):
-    """
-    Keeps no map for the gradient. torch's pooling keeps its input, of which it needs the shape alone; that would be a
-    quarter more of all that a discriminator's block keeps.
-    """
+    # Keeps no map for the gradient. torch's pooling keeps its input, of which it needs the shape alone: a quarter more
+    # of all that a block of the discriminator keeps.
 
     generate_vmap_rule = True
 
@@ -158,14 +142,14 @@ class _WindowSum(torch.autograd.Function):
 
 
 def _sum_lines(hidden_states: Tensor, padding: int) -> Tensor:
-    """Two lines, then two columns: on a GPU in half the time of pooling."""
+    # Two lines, then two columns: on a GPU in half the time of pooling.
     hidden_states = F.pad(hidden_states, [padding] * 4)
     lines = hidden_states[..., 1:, :] + hidden_states[..., :-1, :]
     return lines[..., 1:] + lines[..., :-1]
 
 
 def _sum_in_place(hidden_states: Tensor, padding: int) -> Tensor:
-    """The four shifted maps, in few passes over memory: on a CPU in a third of the time of pooling."""
+    # The four shifted maps, in few passes over memory: on a CPU in a third of the time of pooling.
     if not padding:
         total = hidden_states[..., 1:, 1:] + hidden_states[..., 1:, :-1]
         return total.add_(hidden_states[..., :-1, 1:]).add_(hidden_states[..., :-1, :-1])
@@ -183,13 +167,7 @@ def batch_norm(hidden_states: Tensor, gain: Tensor, bias: Tensor, mean: Tensor, 
     """
     gain · (x - mean) / sqrt(var + eps) + bias with given statistics, as in eval mode.
 
-    Args:
-        hidden_states: (N, C, H, W).
-        gain: (N, C) or (1, C).
-        bias: The same.
-        mean: (C,).
-        var: (C,).
-        eps: Added to the variance.
+    Args: maps (N, C, H, W); gain and bias (N, C) or (1, C); mean and variance (C,).
     """
     if _plain:
         normalized = (hidden_states - _as_map(mean, hidden_states)) / _as_map(torch.sqrt(var + eps), hidden_states)
@@ -204,17 +182,10 @@ def batch_norm_in_training(
     hidden_states: Tensor, gain: Tensor, bias: Tensor, eps: float, group: dist.ProcessGroup | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """
-    The same with the batch's own statistics, through which gradients flow.
+    The same with the batch's own statistics, through which gradients flow; `group`: processes whose batches, of one
+    size, are normalised as one.
 
-    Args:
-        hidden_states: (N, C, H, W).
-        gain: (N, C) or (1, C).
-        bias: The same.
-        eps: Added to the variance.
-        group: Processes whose batches, of one size, are normalised as one.
-
-    Returns:
-        The normalised map; the batch's mean and unbiased variance (C,), without gradients.
+    Returns: the normalised map; the batch's mean and unbiased variance (C,), without gradients.
     """
     if not _plain or group is not None:  # across processes there is the computed form alone
         return _BatchNormInTraining.apply(hidden_states, gain, bias, eps, group)
@@ -226,7 +197,7 @@ def batch_norm_in_training(
 
 
 class _BatchNormInTraining(torch.autograd.Function):
-    """Keeps one map for the gradient, the input; composed operations would keep the normalised map as well."""
+    # Keeps one map for the gradient, the input; composed operations would keep the normalised map as well.
 
     @staticmethod
     def forward(
@@ -246,10 +217,8 @@ class _BatchNormInTraining(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        """
-        With x̂ = (x - mean) / std and g = gradient · gain, the gradient of x is (g - E[g] - x̂ E[g x̂]) / std, the
-        expectations taken over the batch (section 3 of the paper named above).
-        """
+        # With x̂ = (x - mean) / std and g = gradient · gain, the gradient of x is (g - E[g] - x̂ E[g x̂]) / std, the
+        # expectations taken over the batch (section 3 of the paper named above).
         x, gain, mean, inv_std = ctx.saved_tensors
         wide = gradient.to(mean.dtype)
         centred = x.to(mean.dtype) - mean[:, None, None]  # before any product, which would cancel digits
@@ -269,7 +238,7 @@ class _BatchNormInTraining(torch.autograd.Function):
 
 
 def _normalize_as_one(x: Tensor, eps: float, group: dist.ProcessGroup) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The normalised map, then mean, unbiased variance and 1 / sqrt(var + eps) (C,) of all batches of the group."""
+    # The normalised map, then mean, unbiased variance and 1 / sqrt(var + eps) (C,) of all batches of the group.
     values = x.to(torch.promote_types(x.dtype, torch.float32))
     # Two passes, since E[x²] - E[x]² cancels digits.
     mean = _average(values.mean(dim=(0, 2, 3)), group)
@@ -281,13 +250,13 @@ def _normalize_as_one(x: Tensor, eps: float, group: dist.ProcessGroup) -> tuple[
 
 
 def _average(values: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """The mean over the processes of a group, in place."""
+    # The mean over the processes of a group, in place.
     dist.all_reduce(values, group=group)
     return values.div_(_size(group))
 
 
 def _unbiased(x: Tensor, group: dist.ProcessGroup | None) -> float:
-    """Turns the mean of squares of n values into their unbiased variance: n / (n - 1)."""
+    # n / (n - 1) turns the mean of squares of n values into their unbiased variance.
     count = x[:, 0].numel() * _size(group)
     return count / (count - 1)
 
@@ -297,12 +266,12 @@ def _size(group: dist.ProcessGroup | None) -> int:
 
 
 def _multiply_add(x: Tensor, factor: Tensor, summand: Tensor) -> Tensor:
-    """x · factor + summand in the place of x; `torch.compile` finds a place by itself and breaks at a given one."""
+    # x · factor + summand in the place of x; `torch.compile` finds a place by itself and breaks at a given one.
     return torch.addcmul(summand, x, factor, out=None if torch.compiler.is_compiling() else x)
 
 
 def _as_map(values: Tensor, x: Tensor) -> Tensor:
-    """(N, C) to (N, C, 1, 1), or (C,) to (C, 1, 1), in the dtype of the map."""
+    # (N, C) to (N, C, 1, 1), or (C,) to (C, 1, 1), in the dtype of the map.
     return values[..., None, None].to(x.dtype)
 
 
@@ -310,17 +279,7 @@ def _as_map(values: Tensor, x: Tensor) -> Tensor:
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """
-    softmax(Q Kᵀ) V. The logits are not divided by √d.
-
-    Args:
-        query: (N, positions, d).
-        key: (N, keys, d).
-        value: (N, keys, channels).
-
-    Returns:
-        (N, positions, channels).
-    """
+    """softmax(Q Kᵀ) V, not divided by √d: (N, positions, d), (N, keys, d), (N, keys, C) to (N, positions, C)."""
     if _plain:
         return torch.softmax(query @ key.mT, dim=-1) @ value
     # The fused kernel does not make the matrix of all pairs. It wants contiguous values, and on a CPU one width of all

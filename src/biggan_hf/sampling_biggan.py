@@ -95,7 +95,7 @@ class SamplingMixin(PreTrainedModel):
     def _generate(
         self, latents: Tensor, labels: Tensor | None, embeddings: Tensor | None, truncation: float | None
     ) -> Tensor:
-        """Images in eval mode."""
+        # In eval mode, whatever the mode of the model.
         was_training = self.training
         if was_training:
             self.eval()
@@ -112,7 +112,7 @@ class SamplingMixin(PreTrainedModel):
     def _labels_to_sample(
         self, labels: int | Sequence[int] | Tensor | None, repeats: int, generator: Generators | None
     ) -> Tensor | None:
-        """The label of each image, (number of images,), given or drawn; none for an unconditional model."""
+        # The label of each image, (number of images,), given or drawn; none for an unconditional model.
         if repeats < 1:
             raise ValueError(f"num_images_per_label must be at least 1, got {repeats}")
         if labels is not None:
@@ -135,7 +135,7 @@ class SamplingMixin(PreTrainedModel):
     # Truncation: which latents are drawn, and which standing statistics belong to them
 
     def _truncation_mode(self, truncation: float | None, mode: TruncationMode | None) -> TruncationMode:
-        """How latents are drawn; refuses a mode other than that of the standing statistics that are asked for."""
+        # How latents are drawn. Another mode than that of the standing statistics that are asked for is refused.
         own = self.config.truncation_mode
         if mode is not None:
             check_truncation_mode(mode)
@@ -144,7 +144,7 @@ class SamplingMixin(PreTrainedModel):
         return mode or own
 
     def _standing_row(self, truncation: float | None) -> StandingRow | None:
-        """The place of a truncation in the table of standing statistics; `None` for the running statistics."""
+        # The place of a truncation in the table of standing statistics; `None` for the running statistics.
         check_truncation(truncation)
         table = list(self.config.standing_truncations)
         if truncation is None:
@@ -164,6 +164,7 @@ class SamplingMixin(PreTrainedModel):
             lower = int(position)
             weight = position - lower
             return StandingRow(lower, min(lower + 1, len(table) - 1), 1 - weight if weight else 0.0)
+        # Linear between the two rows around it.
         upper = next(i for i, threshold in enumerate(table) if threshold >= truncation)
         if table[upper] == truncation:
             return StandingRow(upper, upper, 0.0)

@@ -18,15 +18,15 @@ from torch.nn import functional as F
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 
-# Folding: what a weight becomes in eval mode is made once for many forwards
+# Folding: the kernel of eval mode, W / σ(W), is made once for many forwards
 
 
 class Folded(NamedTuple):
-    """A kernel, and the tensors that it was made of, with their places in memory and their versions at that time."""
+    """A kernel, and what it was made of."""
 
     kernel: Tensor
     sources: list[Tensor]
-    states: list[tuple[int, int]]
+    states: list[tuple[int, int]]  # of each source then: its place in memory, and how often it had been written to
 
     def is_fresh(self, sources: Sequence[Tensor]) -> bool:
         """Whether these are the same tensors, and nothing that autograd records has been written to them."""
@@ -40,11 +40,10 @@ def _states(sources: Sequence[Tensor]) -> list[tuple[int, int]]:
 
 class FoldableWeight(nn.Module):
     """
-    A mixin in front of a layer that has a `weight` and computes with a kernel that is made of it.
+    A mixin in front of a layer that has a `weight` and computes with `kernel()`.
 
-    Outside of `folded_weights` the kernel is made in every forward. Inside, eval mode without gradients of the weight
-    takes the folded one. A folded kernel never outlives its weight: training mode, loading, moving and casting drop
-    it, and every use checks that its sources are as they were.
+    Outside of `folded_weights` the kernel is made in every forward. Inside, eval mode takes the folded one, unless a
+    gradient of the weight is wanted. Training, loading, moving and casting drop a folded kernel.
     """
 
     weight: Tensor
@@ -53,41 +52,37 @@ class FoldableWeight(nn.Module):
     def normalized_weight(self) -> Tensor:
         return self.weight
 
-    def arrange(self, weight: Tensor) -> Tensor:
-        """A weight in the form that the layer's operation takes."""
-        return weight
-
     def kernel_sources(self) -> list[Tensor]:
         """What the kernel of eval mode depends on."""
         return [self.weight]
 
     def kernel(self) -> Tensor:
-        """The normalised weight in the form that the layer's operation takes."""
-        if self._folded is not None and self._may_use(self._folded):
-            return self._folded.kernel
-        return self.arrange(self.normalized_weight())
-
-    def _may_use(self, folded: Folded) -> bool:
-        if self.training or (torch.is_grad_enabled() and self.weight.requires_grad):
-            return False
+        folded = self._folded
+        wants_gradient = torch.is_grad_enabled() and self.weight.requires_grad
+        if folded is None or self.training or wants_gradient:
+            return self.normalized_weight()
         # A compiled forward cannot compare memory: whoever enters it from outside has folded anew.
-        return torch.compiler.is_compiling() or folded.is_fresh(self.kernel_sources())
+        if torch.compiler.is_compiling() or folded.is_fresh(self.kernel_sources()):
+            return folded.kernel
+        return self.normalized_weight()
 
     def fold(self) -> bool:
-        """Makes the kernel unless it is fresh or cannot be kept; returns whether it was made."""
+        """Makes the kernel, unless it is fresh or cannot be kept; returns whether it was made."""
         sources = self.kernel_sources()
         untracked = any(source.is_meta or source.is_inference() for source in sources)
         if self.training or untracked or (self._folded is not None and self._folded.is_fresh(sources)):
             return False
         # A kernel of inference mode would be of no use where gradients of the latents are wanted.
         with torch.inference_mode(False), torch.no_grad():
-            kernel = self.arrange(self.normalized_weight())
-            layout = _fastest_format(kernel) if kernel.ndim == 4 else torch.contiguous_format
-            self._folded = Folded(kernel.contiguous(memory_format=layout), sources, _states(sources))
+            kernel = self.normalized_weight()
+            kernel = kernel.contiguous(memory_format=_fastest_format(kernel))
+        self._folded = Folded(kernel, sources, _states(sources))
         return True
 
     def unfold(self) -> None:
         self._folded = None
+
+    # What ends a folded kernel
 
     def train(self, mode: bool = True) -> Self:
         if mode:
@@ -103,19 +98,20 @@ class FoldableWeight(nn.Module):
         super()._load_from_state_dict(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy, in memory or on disk, folds its own weight."""
+        # A copy, in memory or on disk, folds its own weight.
         return {name: value for name, value in self.__dict__.items() if name != "_folded"}
 
 
 def _fastest_format(kernel: Tensor) -> torch.memory_format:
-    """Channels last on CPUs and tensor cores; on a GPU in plain float32, a convolution would undo it in every call."""
+    # Channels last on CPUs and tensor cores. On a GPU in plain float32, a convolution would undo it in every call.
     convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]
     on_tensor_cores = kernel.dtype != torch.float32 or convolutions.fp32_precision == "tf32"
-    return torch.channels_last if kernel.device.type == "cpu" or on_tensor_cores else torch.contiguous_format
+    last = kernel.ndim == 4 and (kernel.device.type == "cpu" or on_tensor_cores)
+    return torch.channels_last if last else torch.contiguous_format
 
 
 def _count_write(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-    """Fused optimisers write to weights without a trace in the version (torch 2.13), as others leave it."""
+    # Fused optimisers write to weights and leave their versions as they are (torch 2.13); others count the write.
     for group in optimizer.param_groups:
         if group.get("fused"):
             increment_version(group["params"])
@@ -150,7 +146,7 @@ def folded_weights(network: nn.Module) -> Iterator[None]:
 
 
 class Float32Buffers(nn.Module):
-    """Keeps its buffers in float32 when the module is cast to half precision, as by `.to(torch.bfloat16)`."""
+    # Keeps its buffers in float32 when the module is cast to half precision, as by `.to(torch.bfloat16)`.
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         before = dict(self._buffers)
@@ -162,11 +158,10 @@ class Float32Buffers(nn.Module):
 
 
 class Estimate(NamedTuple):
-    """The singular vectors u (1, rows) and v (1, columns) and σ = u W vᵀ, a scalar; constants for autograd."""
-
-    u: Tensor
-    v: Tensor
-    sigma: Tensor
+    # Constants for autograd.
+    u: Tensor  # (1, rows)
+    v: Tensor  # (1, columns)
+    sigma: Tensor  # u W vᵀ, a scalar
 
 
 class SpectralNorm(Float32Buffers, FoldableWeight):
@@ -177,19 +172,21 @@ class SpectralNorm(Float32Buffers, FoldableWeight):
     that this call found until the next one. So activation checkpointing, which computes a part of the forward again,
     meets the same σ. In eval mode the step is taken and not stored, as in BigGAN-PyTorch.
 
-    Buffers, float32: `u0` (1, rows), the left singular vector that the next power iteration starts from, and `sv0`
-    (1,), the last estimate of σ, for logging. `v0` (1, columns) is the right singular vector of the last training
-    forward; it is not saved. `iterates`: whether a training forward takes a step; without it the last step's vectors
-    serve again, so that the micro-batches of one update see one function.
     """
 
     weight: Tensor
+    # Buffers, float32: the left singular vector that the next step starts from, (1, rows); the last σ, for logging,
+    # (1,); the right singular vector of the last training forward, (1, columns), which is not saved.
     u0: Tensor
     sv0: Tensor
     v0: Tensor
+    # The smallest norm by which a vector is divided.
     spectral_norm_eps: float
+    # Whether a training forward takes a step. Without it the last step's vectors serve again, so that the
+    # micro-batches of one update see one function.
     iterates: bool = True
-    _estimate: Estimate | None = None  # of the present training forward
+    # Of the present training forward.
+    _estimate: Estimate | None = None
 
     def _register_spectral_norm(self, eps: float) -> None:
         rows, columns = self.weight.shape[0], self.weight[0].numel()
@@ -199,17 +196,12 @@ class SpectralNorm(Float32Buffers, FoldableWeight):
         self.register_buffer("v0", torch.zeros(1, columns, dtype=torch.float32), persistent=False)
 
     def matrix(self) -> Tensor:
-        """The weight (rows, columns), detached, in float32 at least."""
+        # The weight (rows, columns), detached, in float32 at least.
         weight = self.weight.detach().flatten(1)
         return weight.to(torch.promote_types(weight.dtype, torch.float32))
 
     def normalized_weight(self) -> Tensor:
-        """
-        W / σ(W), in the weight's own shape and dtype.
-
-        Raises:
-            RuntimeError: In training, where nobody has called `power_iteration`.
-        """
+        # W / σ(W), in the weight's own shape and dtype.
         if not self.training:
             return _DivideBySigma.apply(self.weight, *estimates([self], iterate=True)[0])
         if self._estimate is None:
@@ -224,7 +216,7 @@ class SpectralNorm(Float32Buffers, FoldableWeight):
 
 
 class _DivideBySigma(torch.autograd.Function):
-    """W / σ with ∂σ/∂W = u vᵀ, hence the gradient (G - <G, W>/σ · u vᵀ) / σ for an incoming G."""
+    # W / σ with ∂σ/∂W = u vᵀ, hence the gradient (G - <G, W>/σ · u vᵀ) / σ for an incoming G.
 
     generate_vmap_rule = True
 
@@ -254,7 +246,7 @@ STACKED_WEIGHT = {"cpu": 2**16, "cuda": 2**22}
 
 
 def iterate_in_training(network: nn.Module) -> None:
-    """What every training forward begins with: a step of all the layers that are in training."""
+    """What a training forward begins with: a step of all the layers that are in training."""
     power_iteration([m for m in network.modules() if isinstance(m, SpectralNorm) and m.training])
 
 
@@ -274,10 +266,8 @@ def power_iteration(layers: Sequence[SpectralNorm]) -> None:
 
 @torch.no_grad()
 def estimates(layers: Sequence[SpectralNorm], iterate: bool) -> list[Estimate]:
-    """
-    v ← W'u / |W'u|, u ← Wv / |Wv|, σ = u'Wv of each layer, from the stored u, or with `iterate=False` from the stored
-    v. Small layers of one shape take two matrix products together.
-    """
+    """A step of each layer from its stored u, or with `iterate=False` from its stored v; nothing is stored."""
+    # Small layers of one shape take two matrix products together.
     groups: dict[Any, list[int]] = defaultdict(list)
     for index, layer in enumerate(layers):
         alone = index if layer.weight.numel() > STACKED_WEIGHT.get(layer.weight.device.type, 0) else None
@@ -293,11 +283,13 @@ def _estimates_of_a_shape(layers: Sequence[SpectralNorm], iterate: bool) -> Iter
     eps = layers[0].spectral_norm_eps
     with torch.autocast(layers[0].weight.device.type, enabled=False):
         weights = _stack([layer.matrix() for layer in layers])  # (layers, rows, columns)
+        # v ← W'u / |W'u|
         if iterate:
             u = _stack([layer.u0 for layer in layers]).to(weights.dtype)
             v = F.normalize(u @ weights, dim=2, eps=eps)
         else:
             v = _stack([layer.v0 for layer in layers]).to(weights.dtype, copy=True)
+        # u ← Wv / |Wv|, σ = u'Wv
         weights_v = v @ weights.mT  # (layers, 1, rows)
         u = F.normalize(weights_v, dim=2, eps=eps)
         sigma = (weights_v * u).sum(dim=(1, 2))
