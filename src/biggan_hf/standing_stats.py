@@ -16,13 +16,13 @@ from functools import partial
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from .latents import check_truncation, sample_latents
 from .layers import BatchNorm2d, ConditionalBatchNorm2d
 from .modeling_biggan import BigGANModel
+from .processes import add_up, from_main, num_processes, process_rank
 
 
 SUMMED_AT_A_TIME = 2**18  # on a CPU: 2 MiB of float64, which the cache holds
@@ -75,12 +75,11 @@ def collect_standing_statistics(
     _check(model, num_batches, batch_size)
     table = _table(truncations)
     layers: Layers = [m for m in model.modules() if isinstance(m, BatchNorm2d | ConditionalBatchNorm2d)]
-    seed = _draw_seed(generator, model.device)
-    rank, num_processes = (dist.get_rank(), dist.get_world_size()) if _is_distributed() else (0, 1)
-    own_batches = range(rank, num_batches, num_processes)
+    seed = _draw_seed(generator)
+    own_batches = range(process_rank(), num_batches, num_processes())
 
     rows = []
-    total, silent = max(len(table), 1) * len(own_batches), not progress_bar or rank > 0
+    total, silent = max(len(table), 1) * len(own_batches), not progress_bar or process_rank() > 0
     with _batch_statistics(model, layers) as observed, tqdm(total=total, disable=silent, unit="batch") as bar:
         for truncation in table or (None,):
             moments = _Moments(sum(layer.num_features for layer in layers), model.device)
@@ -118,17 +117,10 @@ def _table(truncations: float | Iterable[float] | None) -> list[float]:
     return sorted({float(truncation) for truncation in given})
 
 
-def _is_distributed() -> bool:
-    return dist.is_available() and dist.is_initialized()
-
-
-def _draw_seed(generator: torch.Generator | None, device: torch.device) -> int:
+def _draw_seed(generator: torch.Generator | None) -> int:
     """One for all processes."""
     drawn_on = "cpu" if generator is None else generator.device
-    seed = torch.randint(2**63 - 1, (1,), generator=generator, device=drawn_on).to(device)
-    if _is_distributed():
-        dist.broadcast(seed, src=0)
-    return int(seed)
+    return from_main(int(torch.randint(2**63 - 1, (1,), generator=generator, device=drawn_on)))
 
 
 def _seed_of_batch(seed: int, batch: int) -> int:
@@ -196,14 +188,11 @@ class _Moments:
 
     def pooled(self, average_batches: bool) -> tuple[Tensor, Tensor]:
         """Mean and variance over the batches of all processes."""
-        mean, within, between, count = self.mean, self.within, self.between, self.count
-        if _is_distributed():
-            sums = torch.cat([self.count * self.mean, self.count * self.within, self.mean.new_tensor([self.count])])
-            dist.all_reduce(sums)
-            count = int(sums[-1])
-            mean, within = (sums[:-1] / count).chunk(2)
-            between = self.between + self.count * (self.mean - mean).square()
-            dist.all_reduce(between)
+        mean, within, count = self.count * self.mean, self.count * self.within, self.mean.new_tensor(self.count)
+        add_up([mean, within, count])
+        mean, within = mean / count, within / count
+        between = self.between + self.count * (self.mean - mean).square()
+        add_up([between])
         return mean, within if average_batches else within + between / count
 
 
