@@ -285,7 +285,7 @@ def test_without_a_table_truncation_warns_once(caplog: pytest.LogCaptureFixture,
     for _ in range(2):
         assert torch.equal(output(model, *inputs, truncation=0.5), expected)
     (record,) = caplog.records
-    assert "holds no standing statistics" in record.message and record.levelname == "WARNING"
+    assert "has no standing statistics" in record.message and record.levelname == "WARNING"
 
 
 # sample()

@@ -475,7 +475,7 @@ def test_bad_values_are_refused(
 
 def test_statistics_of_another_mode_are_refused() -> None:
     pipe = BigGANPipeline(tiny_model(standing_truncations=[0.5, 1.0]))
-    with pytest.raises(ValueError, match="those of truncation_mode='resample', got 'scale'"):
+    with pytest.raises(ValueError, match="measured with truncation_mode='resample', got 'scale'"):
         pipe(0, truncation=0.5, truncation_mode="scale")
     for truncation in (0.4, 1.1):
         with pytest.raises(ValueError, match=f"truncation={truncation} is outside"):
@@ -516,7 +516,7 @@ def test_what_the_documentation_prints_runs(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setitem(defaults, "num_batches", 1)
     text = (Path(__file__).parents[1] / "docs" / "sampling.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(blocks) == 3 and ".compile()" in blocks[2]
+    assert len(blocks) == 4 and ".compile()" in blocks[3]
     variables: dict[str, Any] = {}
     for block in blocks:
         exec(compile(block.replace(".compile()", ".compile(backend='eager')"), "docs/sampling.md", "exec"), variables)

@@ -330,7 +330,7 @@ def test_statistics_of_another_kind_or_threshold_are_refused() -> None:
     model = tiny_model()
     assert model.sample([0], truncation=0.5, truncation_mode="scale").isfinite().all()  # none are asked for
     collect(model, [0.3, 0.5])
-    with pytest.raises(ValueError, match="standing statistics are those of truncation_mode='resample', got 'scale'"):
+    with pytest.raises(ValueError, match="were measured with truncation_mode='resample', got 'scale'"):
         model.sample([0], truncation=0.5, truncation_mode="scale")
     model.sample([0], truncation_mode="scale")  # no truncation, no standing statistics
     for outside in (0.2, 0.6):

@@ -27,7 +27,7 @@ CITATION = """\
 
 LIMITS = """\
 For research on generative models, and for making pictures of the kind that the model was trained on. It shows the
-variety, the gaps and the biases of its training pictures, and may come close to single ones of them. Its pictures are
+variety, the gaps and the biases of its training pictures, and may come close to some of them. Its pictures are
 not photographs: do not present them as such. A low truncation gives typical pictures, a high one varied pictures with
 more failures."""
 
@@ -57,7 +57,7 @@ PUSH_ARGUMENTS = (
 
 
 class PublishingMixin(PreTrainedModel):
-    """Saves that lose nothing, and a push with a card: a mixin in front of `PreTrainedModel`."""
+    """A save that loses nothing, and a push that adds a card: a mixin in front of `PreTrainedModel`."""
 
     _path_in_repo = ""
 
@@ -69,8 +69,8 @@ class PublishingMixin(PreTrainedModel):
         **kwargs: Any,
     ) -> None:
         """
-        As in transformers. A save that fails leaves the folder as it was, and one that succeeds leaves no shards of
-        an earlier one; with `push_to_hub`, `repo_id` and the other arguments of [`push_to_hub`] are passed on.
+        As in transformers. If a save fails, the folder stays as it was. If it succeeds, no shards of an earlier save
+        remain. With `push_to_hub=True`, `repo_id` and the other arguments go to [`push_to_hub`].
         """
         push = {name: kwargs.pop(name) for name in PUSH_ARGUMENTS if name in kwargs}
         if not is_main_process:
@@ -94,8 +94,8 @@ class PublishingMixin(PreTrainedModel):
         tags: list[str] | None = None,
     ) -> str:
         """
-        Uploads the network to the Hub: the generator, with its card, to the root, the discriminator to
-        `discriminator/`. A card that the repository has stays as it is.
+        Uploads the network to the Hub: a generator and its card to the root, a discriminator to `discriminator/`. An
+        existing card does not change.
 
         Args:
             repo_id: `"user/name"`; created if it does not exist.
@@ -106,7 +106,7 @@ class PublishingMixin(PreTrainedModel):
             revision: Branch to commit to.
             create_pr: Opens a pull request instead.
             max_shard_size: As for `save_pretrained`.
-            tags: Of a new card, beside its own.
+            tags: Tags to add to a new card.
 
         Returns:
             The commit's address.
@@ -130,7 +130,7 @@ class PublishingMixin(PreTrainedModel):
         return commit.commit_url
 
     def _write_card(self, folder: Path, repo_id: str, tags: list[str] | None) -> None:
-        """Writes `README.md` and what it shows; a discriminator has no card of its own."""
+        """Writes `README.md` and its sheet of samples. Does nothing for a discriminator."""
         if self._path_in_repo:
             return
         sample_sheet(self, rows=8, columns=4).save(folder / "samples.png")

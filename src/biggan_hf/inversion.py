@@ -16,13 +16,15 @@ from .sampling_biggan import check_class_labels
 @dataclass
 class Inversion:
     """
+    The result of `invert`.
+
     Args:
         latents: (N, z_dim).
         class_embeddings: (N, class_embedding_dim); `None` for an unconditional model.
-        images: (N, num_channels, H, W) in [-1, 1], what they generate.
-        starts: As `images`, where the way began.
+        images: (N, num_channels, H, W) in [-1, 1], generated from these.
+        starts: Images at the start of the search.
         errors: (N,), mean square differences of pixels in [-1, 1].
-        moved: (N,), the length of the way: the root mean square of what latents and embeddings changed by.
+        moved: (N,), root mean square of the change of latents and embeddings.
     """
 
     latents: Tensor
@@ -48,21 +50,21 @@ def invert(
     progress_bar: bool = True,
 ) -> Inversion:
     """
-    Starts at the best of some random samples and descends from there, by Adam with a cosine decay, on the mean square
-    difference of pixels plus `path_weight` times the mean square of the way gone. The second term keeps latents and
-    embeddings where the generator was trained, close to a sample. A picture does not depend on those beside it.
+    Starts each picture at the closest of some random samples. Adam, with a cosine decay, then lowers the mean square
+    difference of the pixels plus `path_weight` times the mean squares of the changes of latents and of embeddings. The
+    second term keeps both near values that the generator was trained on. Pictures do not influence each other.
 
     Args:
-        model: The generator; it stays as it is.
+        model: The generator.
         images: (N, num_channels, image_size, image_size) in [-1, 1].
-        class_labels: int64 (N,), where each way begins; default the best candidate's class.
+        class_labels: int64 (N,), the class at which each search starts. Default: that of the closest sample.
         num_steps: Steps of Adam.
-        learning_rate: Of the first step.
+        learning_rate: Learning rate of the first step.
         num_candidates: Random samples of which each picture takes the closest.
         path_weight: Strength of the second term.
-        truncation: Of the candidates, and of the standing statistics.
-        generator: Of the candidates.
-        batch_size: Most candidates, or pictures on their way, at a time.
+        truncation: Truncation of the candidates and of the standing statistics.
+        generator: Draws the candidates.
+        batch_size: The largest number of candidates, or of pictures, at a time.
         progress_bar: Shows the steps done and the mean error.
 
     Raises:
@@ -108,7 +110,7 @@ def _check(
             f"images must be (N, {', '.join(map(str, expected))}) floats in [-1, 1], got {tuple(images.shape)} of "
             f"{images.dtype}"
         )
-    if not images.abs().max() <= 1:  # NaN is not
+    if not images.abs().max() <= 1:  # NaN fails this test
         raise ValueError(f"images must lie in [-1, 1], got {images.min():.3g} to {images.max():.3g}")
     if class_labels is not None:
         check_class_labels(class_labels, len(images), model.config.num_labels)
@@ -128,7 +130,7 @@ def _best_candidates(
     generator: torch.Generator | None,
     batch_size: int,
 ) -> list[Tensor]:
-    """Latents (N, z_dim) and, with classes, embeddings (N, width): the closest to each picture of `number` samples."""
+    """For each picture, latents (N, z_dim) and, with classes, embeddings (N, width) of the closest of the samples."""
     mode = model.config.truncation_mode
     latents = sample_latents(number, model.config.z_dim, truncation, mode, generator, model.device)
     drawn = model._labels_to_sample(None, number, generator)
@@ -151,7 +153,7 @@ def _closest(
     truncation: float | None,
     batch_size: int,
 ) -> list[Tensor]:
-    """The candidate that is closest to each picture; each candidate is generated once."""
+    """For each picture, the closest candidate. Each candidate is generated once."""
     points = [latents] if labels is None else [latents, model.class_embedding(labels).float()]
     with model.folded_weights():
         errors = [
@@ -179,7 +181,7 @@ def _descend(
         for _ in range(num_steps):
             errors = _mean_square(_generate(model, points, truncation) - images)
             way = sum(_mean_square(x - start) for x, start in zip(points, starts, strict=True))
-            # A sum over pictures, none of which sees another's gradient; the weights get none.
+            # The gradient of a sum: each picture gets only its own. Weights get no gradient.
             gradients = torch.autograd.grad((errors + path_weight * way).sum(), points)
             for point, gradient in zip(points, gradients, strict=True):
                 point.grad = gradient

@@ -1,4 +1,4 @@
-"""Drawing latents: the one place where truncation is defined; paths between latents."""
+"""Draws latents: only this file defines truncation. Also makes paths between latents."""
 
 import math
 import numbers
@@ -30,8 +30,8 @@ def sample_latents(
         mode: `"resample"` (paper, section 3.1): entries of N(0, 1) beyond ±t are drawn again.
             `"scale"` (TFHub, pytorch-pretrained-biggan): t times a normal truncated at ±2.
             `"normal"` (BigGAN-PyTorch, whose `z_var` is this t): N(0, t²), not truncated at all.
-        generator: One for all samples, or one a sample, so that a sample does not depend on its neighbours.
-        device: Where the latents go; they are drawn where the generator lives.
+        generator: One for all samples, or one per sample; then a sample does not depend on the others.
+        device: Device of the result. The draw happens on the generator's device.
 
     Returns:
         (N, z_dim) float32.
@@ -39,7 +39,7 @@ def sample_latents(
     Raises:
         ValueError: A truncation that is not a positive number, an unknown mode, a wrong number of generators, a
             negative size.
-        TypeError: A generator that is none, for example a seed.
+        TypeError: `generator` is not a torch.Generator, for example a seed.
     """
     check_truncation(truncation)
     check_truncation_mode(mode)
@@ -76,7 +76,7 @@ def check_truncation_mode(mode: str) -> None:
 
 
 def check_generators(generator: torch.Generator | Sequence[torch.Generator] | None, num_samples: int) -> None:
-    """Raises unless there is no generator, one, or one a sample."""
+    """Raises unless there is no generator, one generator, or one per sample."""
     generators = generator if isinstance(generator, Sequence) else [generator]
     if isinstance(generator, Sequence) and len(generators) != num_samples:
         raise ValueError(f"{num_samples} samples need {num_samples} generators, got {len(generators)}")
@@ -98,8 +98,8 @@ def _draw(
 def _truncated_normal(uniform: Tensor, threshold: float) -> Tensor:
     """
     N(0, 1) conditioned on |z| ≤ threshold, exact at any threshold: the inverse of the distribution function,
-    z = √2 · erf⁻¹((2u - 1) · erf(threshold / √2)) with u uniform on (0, 1). Drawing again until all entries fit has
-    the same distribution and takes 1 / erf(threshold / √2) tries an entry.
+    z = √2 · erf⁻¹((2u - 1) · erf(threshold / √2)) with u uniform on (0, 1). Drawing each entry again until it fits
+    gives the same distribution, but needs 1 / erf(threshold / √2) tries per entry.
     """
     mass = math.erf(threshold / math.sqrt(2))
     latents = math.sqrt(2) * torch.erfinv((2 * uniform - 1) * mass)
@@ -116,15 +116,15 @@ def interpolation_path(points: Tensor, num_steps: int, *, spherical: bool = Fals
     Args:
         points: (K, D), at least two.
         num_steps: Steps from a point to the next.
-        spherical: Along great circles, while the norm changes linearly, instead of straight lines. Latents of N(0, 1)
-            have norms near √D, and half-way between two of them a straight line comes as near to 0 as √(D / 2).
-        closed: The last point leads back to the first, which is not repeated: a loop.
+        spherical: `True`: great circles, with a norm that changes linearly. `False`: straight lines. Latents of
+            N(0, 1) have norms near √D; the middle of a straight line has a norm of only √(D / 2).
+        closed: The path returns to the first point and does not repeat it.
 
     Returns:
         ((K - 1) · num_steps + 1, D), or (K · num_steps, D) if closed; each `num_steps`-th is a point as given.
 
     Raises:
-        ValueError: Fewer than two points, no step.
+        ValueError: Fewer than two points, or `num_steps` below 1.
     """
     if points.ndim != 2 or len(points) < 2:
         raise ValueError(f"a path needs points of shape (at least 2, D), got {tuple(points.shape)}")
@@ -133,8 +133,8 @@ def interpolation_path(points: Tensor, num_steps: int, *, spherical: bool = Fals
     starts, ends = (points, points.roll(-1, dims=0)) if closed else (points[:-1], points[1:])
     fractions = torch.linspace(0, 1, num_steps + 1, dtype=points.dtype, device=points.device)[:-1, None, None]
     between = _slerp if spherical else torch.lerp
-    path = between(starts, ends, fractions).transpose(0, 1).flatten(0, 1)  # fractions first, then points first
-    path[::num_steps] = starts  # exact: an arc's end is off by the rounding of its sines
+    path = between(starts, ends, fractions).transpose(0, 1).flatten(0, 1)  # (steps, points, D) to (points · steps, D)
+    path[::num_steps] = starts  # rounding in the sines moves the points a little
     return path if closed else torch.cat([path, points[-1:]])
 
 

@@ -1,8 +1,8 @@
 """
 The primitives: spectral-norm layers, (conditional) batch norm, self-attention.
 
-They compute what BigGAN-PyTorch's `layers.py` computes (github.com/ajbrock/BigGAN-PyTorch), in the names of this
-field's literature. How the operations inside are computed is said in `ops`.
+They compute what BigGAN-PyTorch's `layers.py` computes (github.com/ajbrock/BigGAN-PyTorch), under the names that the
+literature uses. `ops.py` says how; `kernel()` returns the weight, W / σ(W) where it is spectrally normalised.
 """
 
 from collections.abc import Callable
@@ -44,7 +44,8 @@ class Conv2dPool(Conv2d):
         return conv2d_pool(hidden_states, self.kernel(), self.bias)
 
 
-# With spectral norm: of the weight as a matrix, (out, in·k·k) of a convolution, (classes, features) of a table.
+# With spectral norm, which sees the weight as a matrix: (out, in·k·k), or (classes, features) of an embedding. The
+# `forward` is that of the second base class.
 
 
 class SNConv2d(SpectralNorm, Conv2d):
@@ -109,7 +110,7 @@ def linear(in_features: int, out_features: int, sn_eps: float | None, bias: bool
 
 
 class OneHotLabels(nn.Module):
-    """Stands where a shared class embedding would: (N,) labels to (N, num_labels) one-hot vectors, no parameters."""
+    """Replaces a shared class embedding. Turns labels (N,) into one-hot vectors (N, num_labels); has no parameters."""
 
     def __init__(self, num_labels: int):
         super().__init__()
@@ -119,8 +120,8 @@ class OneHotLabels(nn.Module):
         return F.one_hot(labels.long(), self.num_labels)
 
 
-class ClassMixture(nn.Embedding):
-    """An embedding that takes weights of the classes: (N, num_labels) to (N, features). A one-hot row is a label."""
+class MixingEmbedding(nn.Embedding):
+    """An embedding that takes weights of the classes: (N, num_labels) to (N, features). One-hot selects one."""
 
     def forward(self, class_weights: Tensor) -> Tensor:
         return class_weights @ self.weight
@@ -130,7 +131,7 @@ class ClassMixture(nn.Embedding):
 
 
 class StandingRow(NamedTuple):
-    """Where a truncation lies in the table of standing statistics: `lower` + `fraction` of the way to `upper`."""
+    """Two rows of the table of standing statistics, and how far to go from `lower` to `upper` (0 to 1)."""
 
     lower: int
     upper: int
@@ -138,16 +139,16 @@ class StandingRow(NamedTuple):
 
 
 class _BatchNorm(Float32Buffers):
-    """The statistics of a batch norm over (N, H, W), and how they meet a gain and a bias."""
+    """The statistics of a batch norm over (N, H, W); applies them with a given gain and bias."""
 
     momentum = 0.1
-    # Processes whose batches are normalised as one.
+    # The processes that normalise their batches together.
     process_group: dist.ProcessGroup | None = None
-    # While standing statistics are collected: (N, C, H, W) to the mean and variance (C,) that eval mode then takes.
+    # Set while standing statistics are collected: takes a map (N, C, H, W), returns the mean and variance (C,) to use.
     observer: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
-    # Mean and variance (C,) of the last training forward, until the network moves the running ones.
+    # Mean and variance (C,) of the last training forward; `move_running_statistics` uses and clears them.
     batch_statistics: tuple[Tensor, Tensor] | None = None
-    # Buffers, float32. Running: (C,). Standing: (num_standing, C), a row a truncation, where there are any.
+    # Buffers, float32. Running: (C,). Standing: (num_standing, C), one row per truncation, where there are any.
     running_mean: Tensor
     running_var: Tensor
     standing_mean: Tensor
@@ -185,8 +186,8 @@ class _BatchNorm(Float32Buffers):
 
 @torch.no_grad()
 def move_running_statistics(network: nn.Module) -> None:
-    """What a training forward ends with: running statistics move a tenth of the way to those of the batch."""
-    # Here and not in the layers: activation checkpointing computes a part of a network again, and must move nothing.
+    """Ends a training forward: running statistics move a tenth of the way to those of the batch."""
+    # Done for the network and not in each layer, because activation checkpointing runs layers twice.
     norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.batch_statistics is not None]
     if norms:
         running = [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var)]
@@ -210,27 +211,27 @@ class BatchNorm2d(_BatchNorm):
 
 
 class ConditionalBatchNorm2d(_BatchNorm):
-    """Batch norm whose gain 1 + G·c and bias B·c are maps of each sample's condition c (paper, appendix B)."""
+    """Batch norm with a gain 1 + G·c and a bias B·c for each sample, from its condition c (paper, appendix B)."""
 
     def __init__(
         self,
         num_features: int,  # channels C
         condition_dim: int,  # length of the condition
         eps: float,  # added to the variance
-        sn_eps: float | None,  # of the two maps' spectral norm, `None` for none
-        per_class: bool = False,  # the condition holds weights of the classes, and the maps are embeddings
+        sn_eps: float | None,  # epsilon of the spectral norm of both maps; `None`: no spectral norm
+        per_class: bool = False,  # c holds weights of the classes, and G and B are embeddings
         num_standing: int = 0,  # rows of the table of standing statistics
     ):
         super().__init__(num_features, eps, num_standing)
         if per_class:
-            self.gain: nn.Module = ClassMixture(condition_dim, num_features)
-            self.bias: nn.Module = ClassMixture(condition_dim, num_features)
+            self.gain: nn.Module = MixingEmbedding(condition_dim, num_features)
+            self.bias: nn.Module = MixingEmbedding(condition_dim, num_features)
         else:
             self.gain = linear(condition_dim, num_features, sn_eps, bias=False)
             self.bias = linear(condition_dim, num_features, sn_eps, bias=False)
 
     def forward(self, hidden_states: Tensor, condition: Tensor, row: StandingRow | None = None) -> Tensor:
-        # The class and the chunk of the latents act here, on each sample's own (N, C).
+        # The class and the latents act here: each sample has its own gain and bias, (N, C).
         return self.normalize(hidden_states, 1 + self.gain(condition), self.bias(condition), row)
 
 
@@ -240,7 +241,7 @@ class ConditionalBatchNorm2d(_BatchNorm):
 class SelfAttention(nn.Module):
     """
     Non-local block of SA-GAN (Zhang et al. 2018, arXiv:1805.08318): every position attends to a grid of half the size.
-    x + γ·o(attention), with γ = 0 at first.
+    The output is x + γ·o(attention). γ starts at 0.
     """
 
     def __init__(self, channels: int, sn_eps: float | None):
@@ -253,7 +254,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         height, width = hidden_states.shape[2:]
-        # Every position asks; a grid of half the size answers.
+        # Queries come from every position; keys and values from a grid of half the size.
         query = self.theta(hidden_states).flatten(2).transpose(1, 2)  # (N, HW, C/8)
         key = F.max_pool2d(self.phi(hidden_states), 2).flatten(2).transpose(1, 2)  # (N, HW/4, C/8)
         value = F.max_pool2d(self.g(hidden_states), 2).flatten(2).transpose(1, 2)  # (N, HW/4, C/2)

@@ -44,12 +44,12 @@ class BigGANDiscriminatorOutput(ModelOutput):
     logits: Tensor | None = None  # (N, 1); the larger, the more real
 
 
-# Blocks. All resampling is by two: nearest neighbour up, average pooling down. The 1x1 convolution of a shortcut
-# commutes with both, and is a quarter of the work on the small map.
+# Blocks. All resampling is by two: nearest neighbour up, average pooling down. The 1x1 convolution of a shortcut gives
+# the same result before or after resampling. On the small map it costs a quarter.
 
 
 def _norm(config: BigGANConfig, channels: int) -> nn.Module:
-    # The batch norm of a generator block: conditional, or plain where nothing conditions it.
+    # The batch norm of a generator block: conditional, or plain if the configuration has no condition.
     num_standing = len(config.standing_truncations)
     if config.condition_dim == 0:
         return BatchNorm2d(channels, config.batch_norm_eps, num_standing)
@@ -81,8 +81,8 @@ class BigGANGeneratorBlock(nn.Module):
 
 
 class BigGANDeepGeneratorBlock(nn.Module):
-    """Bottleneck 1x1, (up) 3x3, 3x3, 1x1, a norm and a ReLU before each; the shortcut drops the last channels
-    (paper, figure 16b)."""
+    """A norm and a ReLU before each of: 1x1, (up) 3x3, 3x3, 1x1. The shortcut keeps the first channels (paper, figure
+    16b), or is a 1x1 convolution (`deep_projection_shortcut`)."""
 
     def __init__(self, config: BigGANConfig, in_channels: int, out_channels: int, upsample: bool):
         super().__init__()
@@ -100,7 +100,7 @@ class BigGANDeepGeneratorBlock(nn.Module):
         self.conv_sc = conv2d(in_channels, out_channels, 1, sn_eps) if config.deep_projection_shortcut else None
 
     def forward(self, hidden_states: Tensor, condition: Tensor | None, row: StandingRow | None) -> Tensor:
-        # Shortcut: the first channels as they are.
+        # Shortcut: the first channels as they are, or a 1x1 convolution.
         shortcut = hidden_states[:, : self.out_channels] if self.conv_sc is None else self.conv_sc(hidden_states)
         # Residual: narrow, (up,) 3x3, 3x3, wide. The class and all latents act in the norms.
         hidden_states = self.conv1(F.relu(self.bn1(hidden_states, condition, row), inplace=True))
@@ -141,9 +141,9 @@ class BigGANDiscriminatorBlock(nn.Module):
 
 
 class BigGANDeepDiscriminatorBlock(nn.Module):
-    """Bottleneck 1x1, 3x3, 3x3, pool, 1x1, a ReLU before each; the shortcut is pooled, and the channels it lacks
-    come from a 1x1 convolution of it (paper, figure 16c), or all of them do (`deep_projection_shortcut`, where the
-    pool comes before the last ReLU)."""
+    """A ReLU before each of: 1x1, 3x3, 3x3, pool and 1x1. The shortcut is pooled; a 1x1 convolution of it makes the
+    channels that it lacks (paper, figure 16c). With `deep_projection_shortcut` it makes all channels, and the pool
+    comes before the last ReLU."""
 
     def __init__(self, config: BigGANConfig, in_channels: int, out_channels: int, downsample: bool):
         super().__init__()
@@ -162,8 +162,8 @@ class BigGANDeepDiscriminatorBlock(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         activated = F.relu(hidden_states)
-        # Residual: narrow, 3x3, 3x3.
         shortcut = activated if self.shortcut_relu else hidden_states
+        # Residual: narrow, 3x3, 3x3.
         hidden_states = self.conv1(activated)
         hidden_states = self.conv2(F.relu(hidden_states, inplace=True))
         hidden_states = F.relu(self.conv3(F.relu(hidden_states, inplace=True)), inplace=True)
@@ -171,7 +171,7 @@ class BigGANDeepDiscriminatorBlock(nn.Module):
         if self.downsample:
             shortcut = average_pool(shortcut)
             hidden_states = hidden_states if self.projection else average_pool(hidden_states)
-        # Shortcut: the channels as they are, and those that it lacks.
+        # Shortcut: the channels as they are and those that it lacks, or all from a 1x1 convolution.
         if self.conv_sc is not None:
             added = self.conv_sc(shortcut)
             shortcut = added if self.projection else torch.cat([shortcut, added], dim=1)
@@ -182,7 +182,7 @@ class BigGANDeepDiscriminatorBlock(nn.Module):
 
 
 class BigGANGeneratorStage(GradientCheckpointingLayer):
-    """Doubles the size; in the deep architecture the last block does, and those before it keep size and width."""
+    """Doubles the size. In the deep architecture the last block does this; the blocks before keep size and width."""
 
     def __init__(self, config: BigGANConfig, index: int):
         super().__init__()
@@ -212,7 +212,7 @@ class BigGANDiscriminatorStage(GradientCheckpointingLayer):
     def __init__(self, config: BigGANConfig, index: int):
         super().__init__()
         in_channels, out_channels = config.discriminator_channels[index : index + 2]
-        # Sizes before and after: the last stage may keep its size.
+        # Sizes before and after. The last stages may keep theirs.
         resolutions = [config.image_size, *config.discriminator_resolutions]
         downsample = resolutions[index + 1] < resolutions[index]
         # Deep: a block that halves the size, then blocks that keep it.
@@ -236,7 +236,7 @@ class BigGANDiscriminatorStage(GradientCheckpointingLayer):
 
 
 class BigGANPreTrainedModel(PublishingMixin, PreTrainedModel):
-    """Loading, saving, initialisation: what the two networks share."""
+    """What both networks share: loading, saving, initialisation."""
 
     config: BigGANConfig
     config_class = BigGANConfig
@@ -253,10 +253,10 @@ class BigGANPreTrainedModel(PublishingMixin, PreTrainedModel):
 
     def folded_weights(self) -> AbstractContextManager[None]:
         """
-        `with model.folded_weights():` a block whose forwards in eval mode share the normalised weights, W / σ(W).
+        Inside `with model.folded_weights():` the forwards in eval mode share the normalised weights, W / σ(W).
 
-        They cost the memory of a second set of weights. A weight that is written to inside the block, by an optimiser,
-        a load or another operation that autograd records, is normalised again in each forward.
+        These need as much memory as the weights. If an optimiser, a load or another operation that autograd records
+        changes a weight inside the block, each forward normalises that weight anew.
         """
         return folded_weights(self)
 
@@ -266,7 +266,7 @@ class BigGANPreTrainedModel(PublishingMixin, PreTrainedModel):
             self._init_weight(module.weight)
             if isinstance(bias := getattr(module, "bias", None), Tensor):
                 init.zeros_(bias)
-        # Singular vectors that a checkpoint has not: a random u, from which the first steps find the right one.
+        # The checkpoint has no singular vectors: start from a random u, which the first steps correct.
         if isinstance(module, SpectralNorm):
             init.normal_(module.u0)
             init.ones_(module.sv0)
@@ -292,7 +292,7 @@ class BigGANPreTrainedModel(PublishingMixin, PreTrainedModel):
 
 class BigGANModel(SamplingMixin, BigGANPreTrainedModel):
     """
-    The generator: latents and a class to an image.
+    The generator: turns latents and a class into an image.
 
     Example:
         ```python
@@ -329,13 +329,13 @@ class BigGANModel(SamplingMixin, BigGANPreTrainedModel):
     ) -> BigGANModelOutput | tuple[Tensor]:
         """
         Args:
-            latents: (N, z_dim), already drawn and truncated: see `sample_latents`.
-            class_labels: int64 (N,); none for an unconditional model.
+            latents: (N, z_dim). `sample_latents` draws and truncates them.
+            class_labels: int64 (N,); `None` for an unconditional model.
             class_embeddings: (N, class_embedding_dim) in place of labels, for mixing classes: rows of
                 `model.class_embedding(labels)` or weighted sums of them. With `shared_class_embedding=False` these
                 are the weights of the classes, (N, num_labels).
-            truncation: The truncation at which the latents were drawn, chooses among the standing statistics.
-                `None`: running statistics.
+            truncation: The truncation with which the latents were drawn. It selects the standing statistics; `None`
+                selects the running statistics.
             return_dict: `False` for a tuple.
 
         Raises:
@@ -346,7 +346,7 @@ class BigGANModel(SamplingMixin, BigGANPreTrainedModel):
         row = self._standing_row(truncation)
         latents = latents.to(self.dtype)
         embeddings = self._class_vectors(latents, class_labels, class_embeddings)
-        # A training forward moves the network's state at its two ends: singular vectors before, statistics after.
+        # In training, the forward changes the network's state: singular vectors before, running statistics after.
         if self.training:
             iterate_in_training(self)
         images = self._images(latents, embeddings, row)
@@ -357,7 +357,7 @@ class BigGANModel(SamplingMixin, BigGANPreTrainedModel):
     def _images(self, latents: Tensor, embeddings: Tensor | None, row: StandingRow | None) -> Tensor:
         # Latents and class become the input of the stem and the condition of each stage.
         stem, conditions = self._conditions(latents, embeddings)
-        # The stem: one linear map to 16 · ch channels of 4x4 pixels.
+        # The stem: one linear map to the first channels, at 4x4 pixels.
         hidden_states = self.linear(stem).unflatten(1, (-1, 4, 4))
         # The stages: each doubles the size.
         for stage, condition in zip(self.stages, conditions, strict=True):
@@ -374,7 +374,7 @@ class BigGANModel(SamplingMixin, BigGANPreTrainedModel):
         if not self.config.num_labels:
             raise ValueError("this model is unconditional (num_labels=0): class_embeddings must be None")
         if labels is not None:
-            raise ValueError("class_labels and class_embeddings are two ways to say one thing; give one of them")
+            raise ValueError("class_labels and class_embeddings exclude each other; give one of them")
         width = self.config.class_embedding_dim if self.config.shared_class_embedding else self.config.num_labels
         if embeddings.shape != (len(latents), width):
             raise ValueError(f"class_embeddings must be ({len(latents)}, {width}), got {tuple(embeddings.shape)}")
@@ -388,14 +388,15 @@ class BigGANModel(SamplingMixin, BigGANPreTrainedModel):
         # SA-GAN: the stem sees all latents, the stages the class alone.
         if not self.config.hierarchical_latents:
             return latents, [embeddings] * len(self.stages)
-        # Skip-z: the stem sees the first chunk of the latents, each stage the class and its own (paper, section 3.1).
+        # Skip-z: the stem sees the first chunk of the latents, each stage the class and its own chunk (section 3.1).
         stem, *chunks = latents.chunk(self.config.num_latent_chunks, dim=1)
         return stem, [c if embeddings is None else torch.cat([embeddings, c], dim=1) for c in chunks]
 
 
 class BigGANDiscriminator(BigGANPreTrainedModel):
     """
-    The discriminator: an image and its class to one logit, with projection (Miyato & Koyama 2018, arXiv:1802.05637).
+    The discriminator: turns an image and its class into one logit, by projection (Miyato & Koyama 2018,
+    arXiv:1802.05637).
 
     Example:
         ```python
@@ -425,7 +426,7 @@ class BigGANDiscriminator(BigGANPreTrainedModel):
         """
         Args:
             pixel_values: (N, num_channels, image_size, image_size) in [-1, 1].
-            class_labels: int64 (N,); none for an unconditional model.
+            class_labels: int64 (N,); `None` for an unconditional model.
             return_dict: `False` for a tuple.
 
         Raises:
@@ -440,7 +441,7 @@ class BigGANDiscriminator(BigGANPreTrainedModel):
         check_class_labels(class_labels, len(pixel_values), self.config.num_labels)
         pixel_values = pixel_values.to(self.dtype)
         if self.training and self.is_activation_checkpointing and not torch.compiler.is_compiling():
-            # The reentrant kind gives a stage's weights a gradient only if the stage's input needs one.
+            # Reentrant checkpointing gives a stage's weights no gradient unless its input requires one.
             pixel_values = pixel_values if pixel_values.requires_grad else pixel_values.detach().requires_grad_()
 
         if self.training:
@@ -449,8 +450,8 @@ class BigGANDiscriminator(BigGANPreTrainedModel):
         return (logits,) if return_dict is False else BigGANDiscriminatorOutput(logits=logits)
 
     def _logits(self, pixel_values: Tensor, class_labels: Tensor | None) -> Tensor:
-        # The stages: each halves the size, down to 4x4 pixels (8x8 for 32-pixel images).
         hidden_states = self.input_conv(pixel_values)
+        # The stages: the size halves down to 4x4 pixels (8x8 for 32-pixel images).
         for stage in self.stages:
             hidden_states = stage(hidden_states)
         # Features of the whole image: the sum over all pixels.

@@ -1,8 +1,7 @@
 """
-The operations of both networks: the door between the model and torch.
+The operations that have two forms: as the paper writes them, and as they are computed.
 
-Each operation stands here as the paper writes it and, where that pays, in the form that is computed. Both have one
-name and one signature; `plain_operations()` takes the first everywhere, and tests hold the two together.
+Both forms have one name and one signature. `plain_operations()` selects the paper's form. Tests compare the two.
 """
 
 from collections.abc import Iterator
@@ -16,9 +15,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
-# On a CPU, convolutions beside resampling with so many input channels are one product of matrices: when sampling, in a
-# third to half of the time (1,536 channels, 4x4 and 8x8 pixels, batch 1 to 8). A convolution would bring the weight
-# into an order of its own in every call, which takes longer than the convolution of so few pixels.
+# On a CPU, a convolution beside resampling with at least so many input channels becomes one matrix product. Sampling
+# then takes a third to half of the time (1,536 channels, 4x4 and 8x8 pixels, batch 1 to 8): `F.conv2d` reorders the
+# weight in every call, and that takes longer than the convolution of so few pixels.
 WIDE = 1024
 
 _plain = False
@@ -26,7 +25,7 @@ _plain = False
 
 @contextmanager
 def plain_operations() -> Iterator[None]:
-    """Inside the block, every operation of this file is computed as the paper writes it, in all threads."""
+    """Inside the block, all threads compute every operation as the paper writes it (batch norm: in one process)."""
     global _plain
     before, _plain = _plain, True
     try:
@@ -39,8 +38,8 @@ def plain_operations() -> Iterator[None]:
 #
 # Nearest-neighbour upsampling puts zeros between the pixels and then sums every 2x2 window. Average pooling sums every
 # 2x2 window and then keeps a quarter of every second sum. A sum of windows commutes with a convolution. If it moves to
-# the other side of the convolution, the convolution has a stride of two: it skips the zeros in the first case and what
-# is not kept in the second. The function is the same, with a quarter of the multiplications.
+# the other side of the convolution, the convolution has a stride of two. In the first case it skips the zeros; in the
+# second it skips the sums that pooling would drop. The function is the same, with a quarter of the multiplications.
 
 
 def upsample(hidden_states: Tensor) -> Tensor:
@@ -83,11 +82,11 @@ def _upsample_by_product(hidden_states: Tensor, weight: Tensor) -> Tensor:
     pixels = hidden_states.permute(0, 2, 3, 1).reshape(-1, channels)
     products = F.linear(pixels, weight.permute(0, 2, 3, 1).reshape(-1, channels))  # (N·H·W, out·3·3)
     products = products.view(samples, height, width, out_channels, 9).transpose(3, 4).contiguous()
-    lines = _spread(products.view(samples, height, width, 3, 3, out_channels), dim=1)  # (N, 2H, W, 3, out)
-    return _spread(lines, dim=2).permute(0, 3, 1, 2)
+    lines = _add_taps(products.view(samples, height, width, 3, 3, out_channels), dim=1)  # (N, 2H, W, 3, out)
+    return _add_taps(lines, dim=2).permute(0, 3, 1, 2)
 
 
-def _spread(products: Tensor, dim: int) -> Tensor:
+def _add_taps(products: Tensor, dim: int) -> Tensor:
     # A line of pixels (along `dim`), each times three taps (dimension 3), becomes the line of twice the length. Place
     # 2i takes taps 1 and 2 of pixel i and tap 0 of pixel i - 1. Place 2i + 1 takes taps 0 and 1 of pixel i and tap 2
     # of pixel i + 1.
@@ -113,8 +112,8 @@ def window_sum(hidden_states: Tensor, padding: int = 0) -> Tensor:
 
 
 class _WindowSum(torch.autograd.Function):
-    # Keeps no map for the gradient. torch's pooling keeps its input, of which it needs the shape alone: a quarter more
-    # of all that a block of the discriminator keeps.
+    # Saves no map for the gradient. torch's pooling saves its input but needs only the shape; that would be a quarter
+    # more memory for a block of the discriminator.
 
     generate_vmap_rule = True
 
@@ -142,14 +141,14 @@ class _WindowSum(torch.autograd.Function):
 
 
 def _sum_lines(hidden_states: Tensor, padding: int) -> Tensor:
-    # Two lines, then two columns: on a GPU in half the time of pooling.
+    # Adds two lines, then two columns. On a GPU this takes half the time of pooling.
     hidden_states = F.pad(hidden_states, [padding] * 4)
     lines = hidden_states[..., 1:, :] + hidden_states[..., :-1, :]
     return lines[..., 1:] + lines[..., :-1]
 
 
 def _sum_in_place(hidden_states: Tensor, padding: int) -> Tensor:
-    # The four shifted maps, in few passes over memory: on a CPU in a third of the time of pooling.
+    # Adds the four shifted maps in few passes over memory. On a CPU this takes a third of the time of pooling.
     if not padding:
         total = hidden_states[..., 1:, 1:] + hidden_states[..., 1:, :-1]
         return total.add_(hidden_states[..., :-1, 1:]).add_(hidden_states[..., :-1, :-1])
@@ -182,12 +181,12 @@ def batch_norm_in_training(
     hidden_states: Tensor, gain: Tensor, bias: Tensor, eps: float, group: dist.ProcessGroup | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """
-    The same with the batch's own statistics, through which gradients flow; `group`: processes whose batches, of one
-    size, are normalised as one.
+    The same with the batch's own statistics, through which gradients flow. `group`: the processes that normalise their
+    batches together; the batches must have one size.
 
     Returns: the normalised map; the batch's mean and unbiased variance (C,), without gradients.
     """
-    if not _plain or group is not None:  # across processes there is the computed form alone
+    if not _plain or group is not None:  # across processes there is no plain form
         return _BatchNormInTraining.apply(hidden_states, gain, bias, eps, group)
     values = hidden_states.to(torch.promote_types(hidden_states.dtype, torch.float32))
     mean = values.mean(dim=(0, 2, 3))
@@ -205,10 +204,10 @@ class _BatchNormInTraining(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         if group is None:
             mean, var = x.new_zeros(2, x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
-            # With a momentum of one, the running statistics are the batch's.
+            # With momentum 1, torch writes the batch's own statistics to mean and var.
             normalized, _, inv_std = torch.native_batch_norm(x, None, None, mean, var, True, 1.0, eps)
         else:
-            normalized, mean, var, inv_std = _normalize_as_one(x, eps, group)
+            normalized, mean, var, inv_std = _normalize_together(x, eps, group)
         ctx.save_for_backward(x, gain, mean, inv_std)
         ctx.mark_non_differentiable(mean, var)
         ctx.group = group
@@ -221,7 +220,7 @@ class _BatchNormInTraining(torch.autograd.Function):
         # expectations taken over the batch (section 3 of the paper named above).
         x, gain, mean, inv_std = ctx.saved_tensors
         wide = gradient.to(mean.dtype)
-        centred = x.to(mean.dtype) - mean[:, None, None]  # before any product, which would cancel digits
+        centred = x.to(mean.dtype) - mean[:, None, None]  # before any product: afterwards digits would cancel
         # Gradients of bias and gain, (N, C), and the two expectations, (C,).
         of_bias = wide.sum(dim=(2, 3))
         of_gain = (wide * centred).sum(dim=(2, 3)) * inv_std
@@ -237,7 +236,7 @@ class _BatchNormInTraining(torch.autograd.Function):
         return of_x.to(x.dtype), of_gain, of_bias, None, None
 
 
-def _normalize_as_one(x: Tensor, eps: float, group: dist.ProcessGroup) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _normalize_together(x: Tensor, eps: float, group: dist.ProcessGroup) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     # The normalised map, then mean, unbiased variance and 1 / sqrt(var + eps) (C,) of all batches of the group.
     values = x.to(torch.promote_types(x.dtype, torch.float32))
     # Two passes, since E[x²] - E[x]² cancels digits.
@@ -266,7 +265,7 @@ def _size(group: dist.ProcessGroup | None) -> int:
 
 
 def _multiply_add(x: Tensor, factor: Tensor, summand: Tensor) -> Tensor:
-    # x · factor + summand in the place of x; `torch.compile` finds a place by itself and breaks at a given one.
+    # x · factor + summand, written into x. `torch.compile` chooses the memory itself and breaks its graph at `out`.
     return torch.addcmul(summand, x, factor, out=None if torch.compiler.is_compiling() else x)
 
 
@@ -282,8 +281,8 @@ def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """softmax(Q Kᵀ) V, not divided by √d: (N, positions, d), (N, keys, d), (N, keys, C) to (N, positions, C)."""
     if _plain:
         return torch.softmax(query @ key.mT, dim=-1) @ value
-    # The fused kernel does not make the matrix of all pairs. It wants contiguous values, and on a CPU one width of all
-    # three, for which zeros make up.
+    # The fused kernel does not store the matrix of all pairs. It needs contiguous tensors. On a CPU it also needs
+    # query, key and value of one width, so query and key are padded with zeros.
     if query.device.type == "cpu":
         missing = value.shape[-1] - query.shape[-1]
         query, key = F.pad(query, (0, missing)), F.pad(key, (0, missing))

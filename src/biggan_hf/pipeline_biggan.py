@@ -28,12 +28,12 @@ ClassLabels = int | str | ClassMixture | Sequence[int | str | ClassMixture] | Te
 Generators = torch.Generator | Sequence[torch.Generator]
 OutputType = Literal["pil", "np", "pt", "uint8"]
 
-# Pixels of a batch, where the caller names no size: 4 images of 128 pixels on a CPU, whose caches hold no more, and
-# 256 on a GPU, if they fit.
+# Pixels per batch if the caller gives no batch size. At 128 pixels: 4 images on a CPU, whose caches hold no more, and
+# 256 on a GPU.
 PIXELS_AT_A_TIME = {"cpu": 2**16, "cuda": 2**22}
 
-# What the messages of plain RuntimeErrors have in them where memory is short: torch's allocator and oneDNN on a CPU,
-# the C++ library, the libraries of CUDA.
+# Parts of the messages of a RuntimeError that mean "out of memory": from torch's allocator and oneDNN on a CPU, the
+# C++ library, the libraries of CUDA.
 OUT_OF_MEMORY = (
     "DefaultCPUAllocator",
     "could not create a primitive",
@@ -66,9 +66,9 @@ class BigGANPipeline:
     """
     Draws latents, generates and converts to pictures.
 
-    The model's weights are normalised once, at the first call, for all calls of the pipeline. A call normalises anew
-    what has been replaced, loaded or moved since, or written to by an optimiser or by another operation that autograd
-    records; after other writes (through `.data`, or from outside torch), call `renew_weights()`.
+    The first call normalises the weights, and later calls use them. A call normalises a weight again if it was
+    replaced, loaded, moved, or changed by an optimiser or another operation that autograd records. After any other
+    write (through `.data`, or from outside torch), call `renew_weights()`.
 
     Args:
         model: The generator.
@@ -108,15 +108,15 @@ class BigGANPipeline:
         """
         Compiles the model in place, as `torch.nn.Module.compile`; `mode="reduce-overhead"` for CUDA graphs.
 
-        From then on every batch has the full `batch_size`, a smaller one being filled up with images that are thrown
-        away: one graph serves them all. A second truncation, or batch size, compiles again.
+        After that every batch has the full `batch_size`: a smaller one is filled up, and the extra images are dropped.
+        So one graph serves all batches. Another truncation or batch size compiles again.
         """
         self.model.compile(**kwargs)
         self._is_compiled = True
         return self
 
     def renew_weights(self) -> Self:
-        """Has the next call normalise all weights anew, after a write that autograd does not record."""
+        """The next call normalises all weights again. Call this after a write that autograd does not record."""
         unfold(self.model)
         return self
 
@@ -255,7 +255,7 @@ class BigGANPipeline:
             raise ValueError(f"latents must be ({number}, {self.model.config.z_dim}), got {tuple(latents.shape)}")
         check_generators(generator, number)
 
-        # The model's own way of drawing: with the same generator, the images are those of `model.sample`.
+        # Draws as `model.sample` does: the same generator gives the same images.
         labels = None
         if embeddings is None:
             labels = self.model._labels_to_sample(label_ids, num_images_per_prompt, generator)
@@ -299,7 +299,7 @@ class BigGANPipeline:
     def _generate_if_it_fits(
         self, latents: Tensor, labels: Tensor | None, embeddings: Tensor | None, truncation: float | None
     ) -> Tensor | None:
-        """The images, or `None` where several at a time need more memory than there is."""
+        """The images; `None` if several images do not fit the memory."""
         try:
             fold(self.model)
             return self.model._generate(latents, labels, embeddings, truncation)
@@ -309,7 +309,7 @@ class BigGANPipeline:
             if len(latents) == 1:
                 side = self.model.config.image_size
                 raise MemoryError(f"one image of {side}×{side} does not fit the memory of {self.device}") from error
-        # Here, where the error and the tensors that its traceback holds are gone.
+        # After the `except` block the error no longer holds the tensors, so that their memory can be freed.
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         return None
@@ -325,7 +325,7 @@ class BigGANPipeline:
         if class_labels is None:
             return None, class_embeddings
         if class_embeddings is not None:
-            raise ValueError("class_labels and class_embeddings are two ways to say one thing; give one of them")
+            raise ValueError("class_labels and class_embeddings exclude each other; give one of them")
         if isinstance(class_labels, Tensor):
             return class_labels.reshape(-1), None
         mixtures = self._to_mixtures(class_labels)
@@ -364,12 +364,12 @@ class BigGANPipeline:
     def _check_options(
         self, batch_size: int | None, truncation: float | None, mode: TruncationMode | None, output_type: OutputType
     ) -> TruncationMode:
-        """The mode in which latents are to be drawn."""
+        """Checks the options; returns the mode in which latents are drawn."""
         if batch_size is not None:
             _check_positive("batch_size", batch_size)
         if output_type not in get_args(OutputType):
             raise ValueError(f"output_type must be one of {', '.join(get_args(OutputType))}, got {output_type!r}")
-        self.model._standing_row(truncation)  # refuses a truncation that is no number or has no statistics
+        self.model._standing_row(truncation)  # raises for a truncation that is no number or lies outside the table
         return self.model._truncation_mode(truncation, mode)
 
 
@@ -399,7 +399,7 @@ def _as_tensor(name: str, given: Any) -> Tensor | None:
 
 
 def _check_finite(**given: Tensor | None) -> None:
-    # On a GPU the look would cost a wait, and what is not finite shows in the images.
+    # Not checked on a GPU, where the check would wait for the device; the images show it.
     for name, values in given.items():
         if values is not None and values.device.type == "cpu" and not values.isfinite().all():
             raise ValueError(f"{name} hold numbers that are not finite")

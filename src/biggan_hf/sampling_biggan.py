@@ -1,4 +1,4 @@
-"""From labels and a truncation to images: what the generator does around its forward."""
+"""Draws labels and latents, and generates images: a mixin of the generator."""
 
 from collections.abc import Sequence
 
@@ -26,8 +26,8 @@ def check_label_range(labels: Sequence[int], num_labels: int) -> None:
 
 def check_class_labels(class_labels: Tensor | None, num_samples: int, num_labels: int | None) -> None:
     """
-    Raises `ValueError` unless there is one integer label a sample, in 0 … num_labels - 1, or none where the network
-    has no classes. The range of labels on a GPU would cost a synchronisation; the caller must see to it.
+    Raises `ValueError` unless there is one integer label per sample, from 0 to num_labels - 1, or no labels for a
+    network without classes. The range of labels on a GPU is not checked, which would wait for the GPU.
     """
     if not num_labels:
         if class_labels is not None:
@@ -45,7 +45,7 @@ def check_class_labels(class_labels: Tensor | None, num_samples: int, num_labels
 
 
 class SamplingMixin(PreTrainedModel):
-    """The half of the generator that draws; a mixin in front of its network."""
+    """The generator's methods for sampling."""
 
     @torch.no_grad()
     def sample(
@@ -62,12 +62,12 @@ class SamplingMixin(PreTrainedModel):
         Draws latents and generates images, in eval mode, without gradients.
 
         Args:
-            class_labels: Labels; `None` draws one for each image (or none, for an unconditional model).
-            num_images_per_label: Images a label, one after the other; without labels, the number of images.
+            class_labels: Labels; `None` draws a random label for each image of a model with classes.
+            num_images_per_label: Images per label; those of one label follow each other. Without labels, all images.
             truncation: Threshold of the truncation trick (paper, section 3.1); `None` for plain N(0, 1).
-            truncation_mode: See `sample_latents`; default the model's own, which is that of its standing statistics.
+            truncation_mode: See `sample_latents`. Default: the model's own, with which its statistics were measured.
             latents: (number of images, z_dim) in place of drawing them.
-            generator: Makes the draw reproducible; one for all, or one an image.
+            generator: Makes the draw reproducible; one for all images, or one per image.
 
         Returns:
             (len(class_labels) · num_images_per_label, num_channels, image_size, image_size) in [-1, 1].
@@ -84,11 +84,11 @@ class SamplingMixin(PreTrainedModel):
         return self._generate(latents, labels, None, truncation)
 
     def check_weights(self) -> None:
-        """Raises `ValueError` where the weights are offloaded layer by layer."""
+        """Raises `ValueError` if the weights are offloaded layer by layer."""
         if any(weight.is_meta for weight in self.parameters()):
             raise ValueError(
-                "the model's weights are offloaded layer by layer (device 'meta'), which it cannot generate with; "
-                "accelerate.cpu_offload_with_hook(model, device) moves it as a whole"
+                "the model's weights are offloaded layer by layer (device 'meta'); it cannot generate with them. "
+                "Move the whole model with accelerate.cpu_offload_with_hook(model, device)"
             )
 
     @torch.no_grad()
@@ -102,9 +102,8 @@ class SamplingMixin(PreTrainedModel):
         try:
             with folded_weights(self):
                 images = self(latents.to(self.device), labels, embeddings, truncation=truncation).images
-            return (
-                images.clone()
-            )  # of a compiled model, since the next replay of a CUDA graph writes where this one did
+            # A copy: the next replay of a CUDA graph overwrites the output of a compiled model.
+            return images.clone()
         finally:
             if was_training:
                 self.train()
@@ -112,7 +111,7 @@ class SamplingMixin(PreTrainedModel):
     def _labels_to_sample(
         self, labels: int | Sequence[int] | Tensor | None, repeats: int, generator: Generators | None
     ) -> Tensor | None:
-        # The label of each image, (number of images,), given or drawn; none for an unconditional model.
+        # One label per image, (number of images,), given or drawn; `None` for an unconditional model.
         if repeats < 1:
             raise ValueError(f"num_images_per_label must be at least 1, got {repeats}")
         if labels is not None:
@@ -135,12 +134,14 @@ class SamplingMixin(PreTrainedModel):
     # Truncation: which latents are drawn, and which standing statistics belong to them
 
     def _truncation_mode(self, truncation: float | None, mode: TruncationMode | None) -> TruncationMode:
-        # How latents are drawn. Another mode than that of the standing statistics that are asked for is refused.
+        # How latents are drawn. Standing statistics hold for one mode; another mode is refused.
         own = self.config.truncation_mode
         if mode is not None:
             check_truncation_mode(mode)
         if truncation is not None and self.config.standing_truncations and mode not in (None, own):
-            raise ValueError(f"this model's standing statistics are those of truncation_mode={own!r}, got {mode!r}")
+            raise ValueError(
+                f"this model's standing statistics were measured with truncation_mode={own!r}, got {mode!r}"
+            )
         return mode or own
 
     def _standing_row(self, truncation: float | None) -> StandingRow | None:
@@ -151,15 +152,14 @@ class SamplingMixin(PreTrainedModel):
             return None
         if not table:
             if not torch.compiler.is_compiling():
-                logger.warning_once("This model holds no standing statistics: truncated samples use the running ones.")
+                logger.warning_once("This model has no standing statistics; truncated samples use the running ones.")
             return None
         if not table[0] <= truncation <= table[-1]:
             raise ValueError(
                 f"truncation={truncation} is outside this model's standing statistics, {table[0]} to {table[-1]}"
             )
         if self.config.standing_interpolation == "mirrored":
-            # In pytorch-pretrained-biggan's own arithmetic: its rounding decides which rows a threshold on the grid
-            # meets.
+            # As pytorch-pretrained-biggan computes it, whose rounding decides which rows a threshold gets.
             position = truncation / (1.0 / (len(table) - 1))
             lower = int(position)
             weight = position - lower

@@ -1,5 +1,6 @@
 """
-Spectral normalisation, W / σ(W): one power iteration a training forward estimates σ, the largest singular value.
+Spectral normalisation, W / σ(W). Each training forward takes one power iteration to estimate σ, the largest singular
+value.
 
 Source: Miyato et al. 2018, arXiv:1802.05957, algorithm 1; the function is that of BigGAN-PyTorch's `layers.py`
 (github.com/ajbrock/BigGAN-PyTorch).
@@ -26,10 +27,10 @@ class Folded(NamedTuple):
 
     kernel: Tensor
     sources: list[Tensor]
-    states: list[tuple[int, int]]  # of each source then: its place in memory, and how often it had been written to
+    states: list[tuple[int, int]]  # of each source at that time: its address, and its count of writes
 
     def is_fresh(self, sources: Sequence[Tensor]) -> bool:
-        """Whether these are the same tensors, and nothing that autograd records has been written to them."""
+        # Whether these are the same tensors, and autograd has counted no write to them since.
         same = all(source is own for source, own in zip(sources, self.sources, strict=True))
         return same and _states(sources) == self.states
 
@@ -42,8 +43,8 @@ class FoldableWeight(nn.Module):
     """
     A mixin in front of a layer that has a `weight` and computes with `kernel()`.
 
-    Outside of `folded_weights` the kernel is made in every forward. Inside, eval mode takes the folded one, unless a
-    gradient of the weight is wanted. Training, loading, moving and casting drop a folded kernel.
+    Unless the layer is folded, every forward makes the kernel. Eval mode uses a folded kernel, unless the weight needs
+    a gradient. Training mode, loading, moving and casting drop it.
     """
 
     weight: Tensor
@@ -61,18 +62,18 @@ class FoldableWeight(nn.Module):
         wants_gradient = torch.is_grad_enabled() and self.weight.requires_grad
         if folded is None or self.training or wants_gradient:
             return self.normalized_weight()
-        # A compiled forward cannot compare memory: whoever enters it from outside has folded anew.
+        # A compiled forward cannot check. Its caller folds stale weights before it calls.
         if torch.compiler.is_compiling() or folded.is_fresh(self.kernel_sources()):
             return folded.kernel
         return self.normalized_weight()
 
     def fold(self) -> bool:
-        """Makes the kernel, unless it is fresh or cannot be kept; returns whether it was made."""
+        """Makes the kernel and returns True. Returns False where it is fresh already or cannot be kept."""
         sources = self.kernel_sources()
         untracked = any(source.is_meta or source.is_inference() for source in sources)
         if self.training or untracked or (self._folded is not None and self._folded.is_fresh(sources)):
             return False
-        # A kernel of inference mode would be of no use where gradients of the latents are wanted.
+        # Autograd cannot use a tensor of inference mode, and a caller may want gradients of the latents.
         with torch.inference_mode(False), torch.no_grad():
             kernel = self.normalized_weight()
             kernel = kernel.contiguous(memory_format=_fastest_format(kernel))
@@ -98,12 +99,12 @@ class FoldableWeight(nn.Module):
         super()._load_from_state_dict(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy, in memory or on disk, folds its own weight.
+        # A copy (deepcopy or pickle) makes its own kernel.
         return {name: value for name, value in self.__dict__.items() if name != "_folded"}
 
 
 def _fastest_format(kernel: Tensor) -> torch.memory_format:
-    # Channels last on CPUs and tensor cores. On a GPU in plain float32, a convolution would undo it in every call.
+    # CPUs and tensor cores are fastest with channels last. A GPU in plain float32 would convert it back in every call.
     convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]
     on_tensor_cores = kernel.dtype != torch.float32 or convolutions.fp32_precision == "tf32"
     last = kernel.ndim == 4 and (kernel.device.type == "cpu" or on_tensor_cores)
@@ -111,7 +112,7 @@ def _fastest_format(kernel: Tensor) -> torch.memory_format:
 
 
 def _count_write(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-    # Fused optimisers write to weights and leave their versions as they are (torch 2.13); others count the write.
+    # Fused optimisers write to weights and do not count the writes (torch 2.13). This counts for them.
     for group in optimizer.param_groups:
         if group.get("fused"):
             increment_version(group["params"])
@@ -133,7 +134,7 @@ def unfold(network: nn.Module) -> None:
 
 @contextmanager
 def folded_weights(network: nn.Module) -> Iterator[None]:
-    """A block in which the forwards of a network in eval mode share their kernels; the kernels end with it."""
+    """Inside the block, all forwards in eval mode use the same kernels. They are dropped at its end."""
     folded = fold(network)
     try:
         yield
@@ -168,24 +169,22 @@ class SpectralNorm(Float32Buffers, FoldableWeight):
     """
     What the normalised layers share: a mixin in front of a layer that has a `weight`.
 
-    In training, the network calls `power_iteration` once at the start of its forward, and the layer divides by the σ
-    that this call found until the next one. So activation checkpointing, which computes a part of the forward again,
-    meets the same σ. In eval mode the step is taken and not stored, as in BigGAN-PyTorch.
-
+    In training, a network calls `iterate_in_training` at the start of its forward. The layer divides by the σ that
+    this found, until the next call: activation checkpointing runs parts of the forward again and meets the same σ.
+    Eval mode also takes a step and does not store it, as in BigGAN-PyTorch.
     """
 
     weight: Tensor
-    # Buffers, float32: the left singular vector that the next step starts from, (1, rows); the last σ, for logging,
-    # (1,); the right singular vector of the last training forward, (1, columns), which is not saved.
-    u0: Tensor
-    sv0: Tensor
-    v0: Tensor
+    # Buffers, float32, with the names of the original checkpoints.
+    u0: Tensor  # (1, rows), the left singular vector from which the next step starts
+    sv0: Tensor  # (1,), the last σ, for logging
+    v0: Tensor  # (1, columns), the right singular vector of the last training forward; it is not saved
     # The smallest norm by which a vector is divided.
     spectral_norm_eps: float
-    # Whether a training forward takes a step. Without it the last step's vectors serve again, so that the
-    # micro-batches of one update see one function.
+    # Whether training forwards take a step; all layers of a network must agree. If not, they use the last vectors
+    # again, so that the micro-batches of an update see one function.
     iterates: bool = True
-    # Of the present training forward.
+    # What the last `power_iteration` found.
     _estimate: Estimate | None = None
 
     def _register_spectral_norm(self, eps: float) -> None:
@@ -238,21 +237,21 @@ class _DivideBySigma(torch.autograd.Function):
         return matrix.to(weight.dtype).view_as(weight), None, None, None
 
 
-# Power iteration, of all layers at once: a network has some ninety, each a handful of small operations
+# Power iteration of all layers together: a network has about ninety, and each takes only a few small operations
 
-# Up to this many values, a weight is copied beside others of its shape: the copy costs less than eight more operations
-# on vectors.
+# Weights of at most so many values are stacked with others of their shape. The copy costs less than eight more vector
+# operations.
 STACKED_WEIGHT = {"cpu": 2**16, "cuda": 2**22}
 
 
 def iterate_in_training(network: nn.Module) -> None:
-    """What a training forward begins with: a step of all the layers that are in training."""
+    """Begins a training forward: one power iteration of every layer in training mode."""
     power_iteration([m for m in network.modules() if isinstance(m, SpectralNorm) and m.training])
 
 
 @torch.no_grad()
 def power_iteration(layers: Sequence[SpectralNorm]) -> None:
-    """A step of all the layers (or the last step's vectors again, see `SpectralNorm.iterates`), stored."""
+    """Takes one step of all layers and stores it; where `iterates` is False, uses the last vectors again."""
     iterate = all(layer.iterates for layer in layers)
     found = estimates(layers, iterate)
     for layer, estimate in zip(layers, found, strict=True):
@@ -266,8 +265,8 @@ def power_iteration(layers: Sequence[SpectralNorm]) -> None:
 
 @torch.no_grad()
 def estimates(layers: Sequence[SpectralNorm], iterate: bool) -> list[Estimate]:
-    """A step of each layer from its stored u, or with `iterate=False` from its stored v; nothing is stored."""
-    # Small layers of one shape take two matrix products together.
+    """One step of each layer from its stored u, or with `iterate=False` from its stored v. Stores nothing."""
+    # Small layers of one shape share two matrix products.
     groups: dict[Any, list[int]] = defaultdict(list)
     for index, layer in enumerate(layers):
         alone = index if layer.weight.numel() > STACKED_WEIGHT.get(layer.weight.device.type, 0) else None
@@ -283,13 +282,13 @@ def _estimates_of_a_shape(layers: Sequence[SpectralNorm], iterate: bool) -> Iter
     eps = layers[0].spectral_norm_eps
     with torch.autocast(layers[0].weight.device.type, enabled=False):
         weights = _stack([layer.matrix() for layer in layers])  # (layers, rows, columns)
-        # v ← W'u / |W'u|
+        # v ← Wᵀu / |Wᵀu|
         if iterate:
             u = _stack([layer.u0 for layer in layers]).to(weights.dtype)
             v = F.normalize(u @ weights, dim=2, eps=eps)
         else:
             v = _stack([layer.v0 for layer in layers]).to(weights.dtype, copy=True)
-        # u ← Wv / |Wv|, σ = u'Wv
+        # u ← Wv / |Wv|, σ = uᵀWv
         weights_v = v @ weights.mT  # (layers, 1, rows)
         u = F.normalize(weights_v, dim=2, eps=eps)
         sigma = (weights_v * u).sum(dim=(1, 2))

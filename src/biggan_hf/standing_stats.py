@@ -1,12 +1,11 @@
-"""Standing statistics: what batch norm assumes of its inputs at one truncation, measured over many forward passes.
+"""Standing statistics: the mean and variance that batch norm uses at one truncation, measured over many forwards.
 
-Running statistics are wrong twice for sampling: they come from untruncated latents, and, in an averaged generator,
-from weights other than its own. The paper instead runs the generator about 100 times on fresh latents and aggregates
+Running statistics are wrong twice for sampling: they come from untruncated latents, and an averaged generator has
+those of other weights. The paper instead runs the generator about 100 times on fresh latents and aggregates
 the statistics of the batches; truncated samples need a set of statistics for each threshold.
 
-Each pass is a training-mode forward as far as batch norm goes: every layer is normalised by the statistics of the
-batch at hand, so that the inputs of the deeper layers are those of a generator that was normalised exactly. The
-weights are those of eval mode: spectral norm takes its step and does not store it.
+Each forward normalises every layer by the current batch, as in training, so that deep layers get correctly normalised
+inputs. Spectral norm works as in eval mode: it takes a step and does not store it.
 """
 
 import copy
@@ -45,26 +44,24 @@ def collect_standing_statistics(
     Measures the generator's standing statistics and stores them in its buffers and its config, in place of those it
     has. `model(..., truncation=t)` and `model.sample(truncation=t)` then use them, and `save_pretrained` saves them.
 
-    Nothing else changes: parameters, singular vectors, train and eval modes, and, but for `truncations=None`, running
-    statistics stay. A call that fails changes nothing.
+    Nothing else changes. Only `truncations=None` changes running statistics. If the call fails, nothing changes.
 
     Where torch.distributed is initialised, as `accelerate.Accelerator()` does under `accelerate launch`, every process
-    must call this with the same weights; each takes its share of the batches, and the first one's generator counts.
-    Where it is not, a process does all of them itself.
+    must call this with the same weights. Each takes a share of the batches, and all use the first one's generator.
 
     Args:
         model: The generator itself, not its wrapper for distributed training.
         truncations: One threshold or a table of them, each > 0, in the sense of `config.truncation_mode`. `None`:
-            plain N(0, 1), whose statistics take the place of the running ones, which untruncated samples use.
+            measures plain N(0, 1) and replaces the running statistics, which untruncated samples use.
         num_batches: Forward passes for each threshold; the paper takes about 100.
-        batch_size: Samples a pass, at least 2. They are normalised together: the larger, the closer to the limit.
+        batch_size: Samples per pass, at least 2. Larger batches come closer to the statistics of an endless batch.
         average_batches: `False`: the variance is that of all activations of all passes. `True`: the mean of the
             passes' variances, which leaves out how much the passes' means vary. The paper aggregates means and
             variances over the passes and does not say how. The latter is what DeepMind's TFHub modules hold (sums of
             batch means and of batch variances, with a counter), and what compare_gan and BigGAN-PyTorch compute. The
             means are the same.
-        generator: Of latents and labels: the same seed gives the same bits. All thresholds see the same draws, each
-            truncated in its own way, so that a row does not depend on which others there are.
+        generator: Draws latents and labels; the same seed gives the same bits. All thresholds use the same draws, so
+            that a row does not depend on the other rows.
         progress_bar: Shows the passes done, on the first process.
 
     Raises:
@@ -112,13 +109,15 @@ def _table(truncations: float | Iterable[float] | None) -> list[float]:
         raise ValueError("truncations is empty; None measures plain N(0, 1)")
     for truncation in given:
         if truncation is None:
-            raise ValueError("a table of truncations must hold numbers, got None; plain N(0, 1) is a call of its own")
+            raise ValueError(
+                "a table of truncations must hold numbers, got None; plain N(0, 1) needs a call of its own"
+            )
         check_truncation(truncation)
     return sorted({float(truncation) for truncation in given})
 
 
 def _draw_seed(generator: torch.Generator | None) -> int:
-    """One for all processes."""
+    """The same seed for all processes."""
     drawn_on = "cpu" if generator is None else generator.device
     return from_main(int(torch.randint(2**63 - 1, (1,), generator=generator, device=drawn_on)))
 
@@ -137,7 +136,7 @@ def _forward(model: BigGANModel, truncation: float | None, batch_size: int, seed
 
 @contextmanager
 def _batch_statistics(model: BigGANModel, layers: Layers) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Eval mode, but for batch norms that take the batch's own statistics; yields each layer's last ones."""
+    """Sets eval mode, but batch norms use the statistics of their batch. Yields the last statistics of each layer."""
     observed: list[tuple[Tensor, Tensor]] = [(torch.empty(0), torch.empty(0))] * len(layers)
     modes = {module: module.training for module in model.modules()}
     try:
@@ -154,7 +153,7 @@ def _batch_statistics(model: BigGANModel, layers: Layers) -> Iterator[list[tuple
 
 
 def _observe(observed: list[tuple[Tensor, Tensor]], index: int, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance (C,) over (N, H, W), of sums in float64: E[x²] - E[x]² loses nothing of note there."""
+    """Mean and biased variance (C,) over (N, H, W). Sums are float64, so that E[x²] - E[x]² keeps enough digits."""
     on_cpu = hidden_states.device.type == "cpu"
     samples = max(SUMMED_AT_A_TIME // hidden_states[0].numel(), 1) if on_cpu else len(hidden_states)
     sums = torch.zeros(2, hidden_states.shape[1], dtype=torch.float64, device=hidden_states.device)
@@ -169,9 +168,9 @@ def _observe(observed: list[tuple[Tensor, Tensor]], index: int, hidden_states: T
 
 class _Moments:
     """
-    Mean and variance over batches of one size, from those of each batch: by the law of total variance, the variance
-    of all values is the mean of the batches' variances plus the variance of their means. Welford's update in float64;
-    Chan, Golub & LeVeque's (1979) across processes.
+    Pools batches of one size. The variance of all values is the mean of the batches' variances plus the variance of
+    their means (the law of total variance). Welford's update in float64; Chan, Golub & LeVeque's (1979) across
+    processes.
     """
 
     def __init__(self, num_channels: int, device: torch.device):
