@@ -18,14 +18,7 @@ def frechet_distance(mean_a: Tensor, covariance_a: Tensor, mean_b: Tensor, covar
 
     With Σa = A Aᵀ, the trace of the root is Σ √λ(Aᵀ Σb A), which takes symmetric eigendecompositions only. A has no
     columns for directions in which the first set does not vary: by rounding, each would count √ε. The distance is
-    symmetric but for rounding; the set with fewer images goes first.
-
-    Args:
-        mean_a, mean_b: (d,) float64.
-        covariance_a, covariance_b: (d, d) float64.
-
-    Raises:
-        ValueError: The widths differ.
+    symmetric but for rounding; the set with fewer images goes first. All is float64.
     """
     if mean_a.shape != mean_b.shape:
         raise ValueError(f"the features differ in width, {len(mean_a)} and {len(mean_b)}: two extractors?")
@@ -47,12 +40,7 @@ def kernel_distance(
     Args:
         real: (N, d).
         fake: (M, d).
-        num_subsets: Draws.
         subset_size: Images of each set in a draw; all of them where there are fewer.
-        seed: Of the draws.
-
-    Raises:
-        ImportError: torchmetrics is missing.
     """
     from torchmetrics.image.kid import KernelInceptionDistance  # slow to import, and of the extra `eval`
 
@@ -79,9 +67,6 @@ def manifold_scores(real: Tensor, fake: Tensor) -> dict[str, float]:
     Args:
         real: (N, d).
         fake: (M, d).
-
-    Raises:
-        ValueError: A set has fewer than six images.
     """
     if min(len(real), len(fake)) <= DENSITY_NEIGHBOURS:
         raise ValueError(
