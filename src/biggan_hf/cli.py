@@ -26,15 +26,11 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(message or "out of memory; fewer images, or a smaller --batch_size, may fit")
 
 
-class _Parser(argparse.ArgumentParser):
-    error = CommandParser.error
-
-
 def build_parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     description = "BigGAN on the command line. `biggan-hf COMMAND --help` lists the options of a command."
-    parser = _Parser(prog="biggan-hf", description=description, formatter_class=raw)
-    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=CommandParser)
+    parser = CommandParser(prog="biggan-hf", description=description, formatter_class=raw)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for command in COMMANDS:
         summary, _, text = (command.__doc__ or "").partition("\n\n")
         description, _, examples = text.partition("\n\n")

@@ -190,10 +190,7 @@ def decode_picture(cell: Mapping[str, Any] | None, image_size: int, num_channels
         cell: "bytes" or else "path" of an encoded picture, as `datasets` stores them.
 
     Returns:
-        uint8 (num_channels, image_size, image_size).
-
-    Raises:
-        ValueError: The picture cannot be decoded; the message is the reason in one line.
+        uint8 (num_channels, image_size, image_size); where it cannot be decoded, a `ValueError` says why in one line.
     """
     if cell is None:
         raise ValueError("there is no picture")

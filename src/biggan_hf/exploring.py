@@ -61,15 +61,9 @@ def class_grid(
     **options: Any,
 ) -> Tensor:
     """
-    Every class with the same latents, which shows what latents mean apart from the class.
-
-    Args:
-        class_labels: K classes, as for the pipeline.
-        num_images: N, of each class.
-        options: Of the pipeline: `truncation`, `truncation_mode`, `batch_size`, `progress_bar`.
-
-    Returns:
-        uint8 (K, N, num_channels, H, W).
+    Every class with the same latents, which shows what latents mean apart from the class: uint8
+    (number of classes, num_images, num_channels, H, W). The options are those of the pipeline: `truncation`,
+    `truncation_mode`, `batch_size`, `progress_bar`.
     """
     num_classes = len(pipe._to_mixtures(class_labels))
     seeds = _draw_seeds(num_images, generator)
@@ -133,7 +127,6 @@ def nearest_neighbours(
         images: uint8 (N, C, H, W).
         data_set: Batches of uint8 (B, C, H, W), in the data set's order; read once.
         features: From uint8 (B, C, H, W) to the vectors (B, D) that are compared; default the pixels.
-
     """
     if images.ndim != 4 or images.dtype != torch.uint8:
         raise ValueError(f"images must be uint8 (N, C, H, W), got {images.dtype} of {tuple(images.shape)}")

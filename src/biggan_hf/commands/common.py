@@ -5,12 +5,12 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from transformers.utils import logging
 
-from ..latents import check_truncation
+from ..latents import TruncationMode, check_truncation
 from ..options import unknown_option
 from ..pipeline_biggan import BigGANPipeline
 
@@ -18,15 +18,13 @@ from ..pipeline_biggan import BigGANPipeline
 Group = argparse._ArgumentGroup
 Class = int | str | dict[int | str, float]
 
-TRUNCATION_MODES = ["resample", "scale", "normal"]
-
 
 class CommandParser(argparse.ArgumentParser):
     """A parser that names the closest option when there is no such option."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         args = sys.argv[1:] if args is None else list(args)
-        passes_on = any(action.nargs == argparse.REMAINDER for action in self._actions)
+        passes_on = any(action.nargs in (argparse.REMAINDER, argparse.PARSER) for action in self._actions)
         wrong = None if passes_on else unknown_option(args, self._option_string_actions)
         if wrong is not None:
             self.error(wrong)
@@ -56,7 +54,8 @@ def add_drawing_arguments(group: Group, mode: bool = False) -> None:
 
 def add_truncation_mode_argument(group: Group) -> None:
     text = "resample: draw entries beyond T again; scale: cut at 2, times T; normal: standard deviation T"
-    group.add_argument("--truncation_mode", choices=TRUNCATION_MODES, help=f"{text} (default: the mode of the model)")
+    text += " (default: the mode of the model)"
+    group.add_argument("--truncation_mode", choices=get_args(TruncationMode), help=text)
 
 
 def add_seed_argument(group: Group) -> None:
@@ -103,12 +102,7 @@ def device_or_best(device: str | None) -> str:
 
 
 def load_pipeline(args: argparse.Namespace, folder: str | None = None) -> BigGANPipeline:
-    """
-    Loads the model that `add_model_arguments` asks for, or the one in `folder`.
-
-    Raises:
-        ValueError: There is no such device, or the model can't be loaded.
-    """
+    """The model that `add_model_arguments` asks for, or the one in `folder`."""
     model = folder or args.model
     if args.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: this machine has no CUDA device that torch can use")
@@ -138,9 +132,8 @@ def drawing_options(args: argparse.Namespace) -> dict[str, Any]:
 
 def classes_to_sample(pipe: BigGANPipeline, given: list[str] | None, default: int = 10) -> list[Class] | None:
     """
-    Ids, names and mixtures; the first classes by default, `None` without classes.
-
-    A class may be named by a number, as digits are: digits are an id only where they are no name.
+    Ids, names and mixtures; the first classes by default, `None` without classes. A class may be named by a number, as
+    digits are: digits are an id only where they are no name.
     """
     if given is None:
         return list[Class](pipe.id2label)[:default] or None

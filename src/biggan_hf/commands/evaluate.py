@@ -56,14 +56,8 @@ def _add_reference(group: common.Group) -> None:
 def _add_samples(group: common.Group) -> None:
     common.add_number(group, "--num_images", 50_000, "samples")
     group.add_argument("--weights", choices=["ema", "live"], default="ema", help="of a checkpoint (default: ema)")
-    group.add_argument(
-        "--truncations",
-        nargs="+",
-        type=_truncation,
-        default=[None],
-        metavar="T",
-        help="numbers or 'none'; several give a curve, .csv and .png (default: none)",
-    )
+    text = "numbers or 'none'; several give a curve, .csv and .png (default: none)"
+    group.add_argument("--truncations", nargs="+", type=_truncation, default=[None], metavar="T", help=text)
     common.add_truncation_mode_argument(group)
     common.add_seed_argument(group)
     common.add_number(group, "--batch_size", 64, "images at a time")
@@ -134,9 +128,6 @@ def _open(
 ) -> RealImages:
     """
     So many real images (default all) of the samples' size and channels; with `at_most`, fewer where there are no more.
-
-    Raises:
-        ValueError: The samples are not square, or the real images are stored otherwise and no conversion is asked for.
     """
     from ..data import load_labelled_images
 

@@ -73,6 +73,6 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _batches(data_set: Any) -> Iterator[Tensor]:
-    for start in tqdm(range(0, len(data_set), PICTURES_AT_A_TIME), unit="batch"):
-        rows = range(start, min(start + PICTURES_AT_A_TIME, len(data_set)))
-        yield data_set.__getitems__(rows)["pixel_values"]
+    rows = range(len(data_set))
+    for start in tqdm(rows[::PICTURES_AT_A_TIME], unit="batch"):
+        yield data_set.__getitems__(rows[start : start + PICTURES_AT_A_TIME])["pixel_values"]

@@ -44,7 +44,7 @@ def _batches(
     options = {"output_type": "uint8", "progress_bar": False, **common.drawing_options(args)}
     classes = None if args.classes is None else common.class_ids(pipe, args.classes)
     for start in range(0, args.num_images, IMAGES_AT_A_TIME):
-        images = range(start, min(start + IMAGES_AT_A_TIME, args.num_images))
+        images = range(args.num_images)[start : start + IMAGES_AT_A_TIME]
         if classes is None:
             output = pipe(num_images_per_prompt=len(images), **options)
         else:

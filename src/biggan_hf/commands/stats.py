@@ -23,14 +23,9 @@ from . import common
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_model_arguments(parser)
     group = parser.add_argument_group("the statistics")
-    group.add_argument(
-        "--truncations",
-        nargs="+",
-        type=float,
-        metavar="T",
-        help="as the model's own mode means them; statistics between two of them are interpolated (default: none; the "
-        "statistics of plain N(0, 1) replace the running ones)",
-    )
+    default = "none; the statistics of plain N(0, 1) replace the running ones"
+    text = f"as the model's own mode means them; between two of them statistics are interpolated (default: {default})"
+    group.add_argument("--truncations", nargs="+", type=float, metavar="T", help=text)
     common.add_number(group, "--num_batches", 100, "forward passes for each truncation")
     common.add_number(group, "--batch_size", 64, "samples a pass")
     common.add_seed_argument(group)

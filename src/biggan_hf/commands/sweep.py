@@ -26,14 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the images")
     common.add_classes_argument(group, "the first 4")
     common.add_number(group, "--images_per_class", 2, "rows a class; without classes, rows")
-    group.add_argument(
-        "--truncations",
-        nargs="+",
-        type=float,
-        metavar="T",
-        help="from left to right (default: the paper's 2 1 0.5 0.04; of these, those for which the model has "
-        "statistics)",
-    )
+    default = "the paper's 2 1 0.5 0.04; of these, those for which the model has statistics"
+    text = f"from left to right (default: {default})"
+    group.add_argument("--truncations", nargs="+", type=float, metavar="T", help=text)
     common.add_seed_argument(group)
     common.add_output_arguments(parser, "FILE.png", "where the sheet goes")
 

@@ -37,10 +37,7 @@ def marked_points(reports: list[Report]) -> dict[str, int]:
     """
     The points that the paper's tables name, where they were measured: the least FID, the IS closest to that of real
     images, and the greatest IS. The real images are those of the floor (in the paper the validation split), or else
-    the reference.
-
-    Returns:
-        Indices into `reports`, by name.
+    the reference. The answer is an index into `reports` by name.
     """
     points, rows = {}, range(len(reports))
     if "fid" in reports[0]:

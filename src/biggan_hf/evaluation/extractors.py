@@ -40,29 +40,20 @@ PROBE_SIZE = 64  # px
 PROBE_TOLERANCE = 1e-3  # relative: devices round differently
 
 Features = Tensor | tuple[Tensor, Tensor]
+Preprocess = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class FeatureExtractor:
-    """
-    Args:
-        name: Part of every measure's label.
-        function: From uint8 (N, 3, H, W) on `device` to features (N, num_features), or to features and logits
-            (N, num_classes).
-        digest: SHA-256 of the file of weights or code.
-        resize: What the extractor does to the images first, in words.
-        num_classes: Width of the logits; 0 where there are none, and then there is no Inception Score.
-        probe: A few numbers that it computes from two fixed images. They change with weights that `digest` does not
-            cover.
-    """
-
-    name: str
+    name: str  # part of every measure's label
+    # From uint8 (N, 3, H, W) on `device` to features (N, num_features), or to features and logits (N, num_classes).
     function: Callable[[Tensor], Features]
-    digest: str
-    resize: str
+    digest: str  # SHA-256 of the file of weights or code
+    resize: str  # what the extractor does to the images first, in words
     device: torch.device
     num_features: int = 0
-    num_classes: int = 0
+    num_classes: int = 0  # 0 where there are no logits, and then there is no Inception Score
+    # A few numbers that it computes from two fixed images. They change with weights that `digest` does not cover.
     probe: tuple[float, ...] = ()
 
     @property
@@ -126,19 +117,14 @@ def load_extractor(
         weights: A local file with the weights of one of the Inceptions; by default the file in torch's folder of
             downloads, which is downloaded if it is missing.
         image_size: px; a user's own extractor is tried on images of this size.
-
-    Raises:
-        ValueError: There is no such extractor, its weights have a wrong checksum or can't be downloaded, or it fails.
-        FileNotFoundError: There is no such file.
-        ImportError: A package is missing.
     """
     device = torch.device(device)
     if weights is not None and not name.startswith("inception"):
         raise ValueError(f"extractor {name!r} has weights of its own, got also {str(weights)!r}")
     if name == "inception":
         path, network = find_weights(TENSORFLOW_WEIGHTS, weights), tensorflow_inception()
-        label, resize, preprocess = "Inception", "TensorFlow 1 bilinear to 299 px", preprocess_tensorflow
-        return _of_network(label, _load_inception(network, path), preprocess, resize, path, device)
+        resize = "TensorFlow 1 bilinear to 299 px"
+        return _of_network("Inception", _load_inception(network, path), preprocess_tensorflow, resize, path, device)
     if name == "inception-torchvision":
         path = find_weights(TORCHVISION_WEIGHTS, weights, (OLD_TORCHVISION_PREFIX,))
         resize = "ImageNet mean and deviation, bilinear with aligned corners to 299 px"
@@ -218,12 +204,7 @@ def _load_inception(network: InceptionV3, path: Path) -> InceptionV3:
 
 
 def _of_network(
-    name: str,
-    network: nn.Module,
-    preprocess: Callable[[Tensor], Tensor],
-    resize: str,
-    file: Path,
-    device: torch.device,
+    name: str, network: nn.Module, preprocess: Preprocess, resize: str, file: Path, device: torch.device
 ) -> FeatureExtractor:
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch omits this one
     network.eval().requires_grad_(False)

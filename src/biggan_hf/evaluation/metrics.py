@@ -35,12 +35,8 @@ def kernel_distance(
 ) -> tuple[float, float]:
     """
     The unbiased squared maximum mean discrepancy with the kernel (xᵀy / d + 1)³: its mean and deviation over random
-    subsets. It is KID on Inception features (Bińkowski et al. 2018, arXiv:1801.01401).
-
-    Args:
-        real: (N, d).
-        fake: (M, d).
-        subset_size: Images of each set in a draw; all of them where there are fewer.
+    subsets, of as many images of each set, or of all where there are fewer. It is KID on Inception features (Bińkowski
+    et al. 2018, arXiv:1801.01401).
     """
     from torchmetrics.image.kid import KernelInceptionDistance  # slow to import, and of the extra `eval`
 
@@ -63,10 +59,6 @@ def manifold_scores(real: Tensor, fake: Tensor) -> dict[str, float]:
     precision: the share of fakes in the ball of a real image; recall: the share of reals in the ball of a fake
     (k = 3; Kynkäänniemi et al. 2019, arXiv:1904.06991). density: how many balls of reals a fake is in, over k;
     coverage: the share of reals with a fake in their ball (k = 5; Naeem et al. 2020, arXiv:2002.09797).
-
-    Args:
-        real: (N, d).
-        fake: (M, d).
     """
     if min(len(real), len(fake)) <= DENSITY_NEIGHBOURS:
         raise ValueError(
