@@ -88,6 +88,10 @@ def tiny_inputs(
     return draw(num_samples, model.config, seed), tiny_labels(num_samples, model.config)
 
 
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
 def saved_for_the_gradient(run: Callable[[], object]) -> list[Tensor]:
     """What autograd keeps of a forward for its backward pass."""
     kept: list[Tensor] = []

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from common import in_two_processes, tiny_config
+from common import in_two_processes, seeded, tiny_config
 from PIL import Image, ImageSequence
 
 from biggan_hf import BigGANModel, BigGANPipeline, collect_standing_statistics
@@ -62,10 +62,6 @@ def limited(what: int, most: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(what, (soft, hard))
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def assert_sheet(path: Path, expected: Image.Image) -> None:

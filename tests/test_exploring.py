@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from common import tiny_config
+from common import seeded, tiny_config
 from PIL import Image, ImageSequence
 from torch import Tensor
 
@@ -28,10 +28,6 @@ def tiny_pipe(**overrides: Any) -> BigGANPipeline:
 @pytest.fixture(scope="module")
 def pipe() -> BigGANPipeline:
     return tiny_pipe()
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def assert_same_pictures(images: Tensor, expected: Tensor) -> None:

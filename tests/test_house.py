@@ -101,7 +101,7 @@ WRITES = {
 
 
 def writes(file: str) -> Iterator[str]:
-    """The ways in which a file writes: `tempfile`, `write_text`, `write_bytes`, `rename`, `os` (its `replace`) and `open`."""
+    """How a file writes: by `tempfile`, `os` (its `replace`), `write_text`, `write_bytes`, `rename` or `open`."""
     for node in (node for node in ast.walk(FILES[file]) if isinstance(node, ast.Call)):
         name = ast.unparse(node.func)
         module, _, function = name.rpartition(".")

@@ -72,52 +72,39 @@ class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
         return digest.hexdigest()
 
     def __getitems__(self, indices: Sequence[int]) -> ImageBatch:
-        rows = self._readable(indices)
-        pixel_values = self._decode(rows) if self.cache is None else self._decode_once(rows, self.cache)
-        labels = None if self.labels is None else self.labels[self._readable(rows)]
+        decoded: dict[int, Tensor] = {}
+        rows = [self._readable(index) for index in indices]
+        while missing := [row for row in dict.fromkeys(rows) if row not in decoded and row not in self.cached_rows]:
+            for row, cell in zip(missing, self.pictures[missing]["image"], strict=True):
+                try:
+                    decoded[row] = decode_picture(cell, self.image_size, self.num_channels)
+                except ValueError as error:
+                    self._note_unreadable(row, cell, error)
+            rows = [self._readable(index) for index in indices]
+        if self.cache is None:
+            pixel_values = torch.stack([decoded[row] for row in rows])
+        else:
+            for row, picture in decoded.items():
+                self.cache[row] = picture
+            self.cached_rows.update(decoded)
+            pixel_values = self.cache[rows]
+        labels = None if self.labels is None else self.labels[rows]
         unreadable = {row: self.unreadable[row] for row in indices if row in self.unreadable}
         return {"pixel_values": pixel_values, "class_labels": labels, "unreadable": unreadable}
 
-    def _readable(self, rows: Sequence[int]) -> list[int]:
-        return [self._next_readable(row) for row in rows]
-
-    def _next_readable(self, row: int) -> int:
+    def _readable(self, row: int) -> int:
         """The row, or the next one not known to be unreadable."""
         while row in self.unreadable:
             row = (row + 1) % len(self)
         return row
 
-    def _decode_once(self, rows: list[int], cache: Tensor) -> Tensor:
-        missing = [row for row in dict.fromkeys(rows) if row not in self.cached_rows]
-        if missing:
-            pixel_values = self._decode(missing)
-            decoded = self._readable(missing)
-            cache[decoded] = pixel_values
-            self.cached_rows.update(decoded)
-        return cache[self._readable(rows)]
-
-    def _decode(self, rows: list[int]) -> Tensor:
-        cells = self.pictures[rows]["image"]
-        return torch.stack([self._decode_from(row, cell) for row, cell in zip(rows, cells, strict=True)])
-
-    def _decode_from(self, row: int, cell: Mapping[str, Any] | None) -> Tensor:
-        """The pixels of a row, or of the next readable one."""
-        while True:
-            try:
-                return decode_picture(cell, self.image_size, self.num_channels)
-            except ValueError as error:
-                self._note_unreadable(row, cell, error)
-            row = self._next_readable(row)
-            cell = self.pictures[row]["image"]
-
     def _note_unreadable(self, row: int, cell: Mapping[str, Any] | None, error: ValueError) -> None:
         message = f"unreadable picture {_picture_name(row, cell)}: {error}"
         if self.on_unreadable_image == "error":
             raise UnreadablePictureError(message) from error
-        if row not in self.unreadable:
-            self.unreadable[row] = message
-            if torch.utils.data.get_worker_info() is None:  # or else each worker would log it
-                logger.warning("%s; the next readable one takes its place", message)
+        self.unreadable[row] = message
+        if torch.utils.data.get_worker_info() is None:  # or else each worker would log it
+            logger.warning("%s; the next readable one takes its place", message)
         if len(self.unreadable) == len(self):
             raise ValueError(f"none of the {len(self)} pictures can be read; the last: {message}") from error
 

@@ -14,9 +14,7 @@ BACKGROUND, INK = (255, 255, 255), (64, 64, 64)
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """
-    Maps floats (N, C, H, W) in [-1, 1] to 0..255 by round((x + 1) * 127.5), and values outside to 0 or 255.
-    """
+    """Maps floats (N, C, H, W) in [-1, 1] to 0..255 by round((x + 1) * 127.5), and values outside to 0 or 255."""
     if images.ndim != 4 or not images.is_floating_point():
         raise ValueError(f"images is {images.dtype} of shape {tuple(images.shape)}, expected floats of (N, C, H, W)")
     # In bfloat16, which has 8 significant bits, the arithmetic would lose grey levels.

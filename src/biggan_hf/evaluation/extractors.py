@@ -104,10 +104,7 @@ def _without_tf32() -> Iterator[None]:
 
 
 def load_extractor(
-    name: str,
-    device: torch.device | str = "cpu",
-    weights: str | Path | None = None,
-    image_size: int = PROBE_SIZE,
+    name: str, device: torch.device | str = "cpu", weights: str | Path | None = None, image_size: int = PROBE_SIZE
 ) -> FeatureExtractor:
     """
     Args:

@@ -142,9 +142,7 @@ class GeneratedImages:
 
 @dataclass(eq=False)
 class RealImages:
-    """
-    Pictures of a data set: all of them, or a random choice.
-    """
+    """Pictures of a data set: all of them, or a random choice."""
 
     images: "LabelledImages"
     num_images: int | None = None  # default all
