@@ -112,10 +112,16 @@ class RunningStatistics:
         return (self.sums["outer"] - total[:, None] * total[None] / n) / (n - 1)
 
     def finish(self, source: ImageSource, extractor: FeatureExtractor, file: Path | None = None) -> Measurements:
-        mean, covariance, kept = self.sums["total"] / self.count, self.covariance(), self.sums.get("kept")
-        number, shape, scores = self.count, source.image_shape, self.class_scores()
         return Measurements(
-            source.description, mean, covariance, number, shape, scores, kept, extractor.identity, file
+            description=source.description,
+            mean=self.sums["total"] / self.count,
+            covariance=self.covariance(),
+            num_images=self.count,
+            image_shape=source.image_shape,
+            class_scores=self.class_scores(),
+            kept=self.sums.get("kept"),
+            extractor=extractor.identity,
+            file=file,
         )
 
 
