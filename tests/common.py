@@ -1,6 +1,10 @@
 """What several test files share: configurations and networks small enough to run in milliseconds."""
 
+import os
+import socket
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -84,6 +88,10 @@ def tiny_inputs(
     return draw(num_samples, model.config, seed), tiny_labels(num_samples, model.config)
 
 
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
 def saved_for_the_gradient(run: Callable[[], object]) -> list[Tensor]:
     """What autograd keeps of a forward for its backward pass."""
     kept: list[Tensor] = []
@@ -109,6 +117,24 @@ def _perturbed(model: Any) -> Any:
         if isinstance(module, SelfAttention):
             module.gamma.fill_(0.7)
     return model.eval()
+
+
+def in_two_processes(work: Callable[..., None], folder: Path, *args: Any) -> None:
+    """
+    Runs `work(rank, *args)` in two processes as `torchrun` starts them, but forked, so that nothing is imported anew.
+    What they print goes to `folder/out 0` and `folder/out 1`.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.start_processes(_as_rank, (port, folder, work, args), nprocs=2, start_method="fork")
+
+
+def _as_rank(rank: int, port: int, folder: Path, work: Callable[..., None], args: tuple[Any, ...]) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    sys.stdout = open(folder / f"out {rank}", "w", buffering=1)
+    work(rank, *args)
 
 
 class Operations(TorchDispatchMode):

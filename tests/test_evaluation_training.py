@@ -40,18 +40,12 @@ def test_samples_are_measured_against_all_pictures_which_are_measured_once(tmp_p
 
 
 def test_the_best_model_is_kept_whole(tmp_path: Path) -> None:
-    assert [keep(tmp_path, step, value) for step, value in enumerate([5.0, 5.0, 6.0, 4.0])] == [
-        True,
-        False,
-        False,
-        True,
-    ]
+    kept = [keep(tmp_path, step, value) for step, value in enumerate([5.0, 5.0, 6.0, 4.0])]
+    assert kept == [True, False, False, True]
     assert note(tmp_path) == {"step": 3, "label": "FID", "value": 4.0}
     best = tmp_path / "best"
-    generator, discriminator = (
-        BigGANModel.from_pretrained(best),
-        BigGANDiscriminator.from_pretrained(best / "discriminator"),
-    )
+    generator = BigGANModel.from_pretrained(best)
+    discriminator = BigGANDiscriminator.from_pretrained(best / "discriminator")
     assert torch.equal(generator.output_conv.weight, tiny_generator().output_conv.weight)
     expected = tiny_discriminator().state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in discriminator.state_dict().items())

@@ -6,13 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from common import tiny_config
+from common import seeded, tiny_config
 from PIL import Image, ImageSequence
 from torch import Tensor
 
 from biggan_hf import BigGANModel, BigGANPipeline, sample_latents
-from biggan_hf.exploring import class_grid, interpolate, nearest_neighbours, truncation_sweep
-from biggan_hf.images import to_pil, to_uint8
+from biggan_hf.exploring import class_grid, interpolate, nearest_neighbours, truncation_sweep, uint8_images
 from biggan_hf.inversion import invert
 from biggan_hf.media import save_gif, save_mp4, save_npz
 
@@ -31,14 +30,6 @@ def pipe() -> BigGANPipeline:
     return tiny_pipe()
 
 
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def levels(pipe: BigGANPipeline, *args: Any, **kwargs: Any) -> Tensor:
-    return torch.from_numpy(pipe(*args, **kwargs, output_type="uint8", progress_bar=False).images).permute(0, 3, 1, 2)
-
-
 def assert_same_pictures(images: Tensor, expected: Tensor) -> None:
     assert images.dtype == expected.dtype == torch.uint8 and images.shape == expected.shape
     assert (images.int() - expected.int()).abs().max() <= 1  # a last bit may round
@@ -55,7 +46,7 @@ def test_what_is_several_moves(pipe: BigGANPipeline, over_latents: bool, over_cl
     images = interpolate(pipe, latents, embeddings, 4, spherical=spherical)
     loop = interpolate(pipe, latents, embeddings, 4, spherical=spherical, closed=True, batch_size=5)
     assert images.shape == (9, 1, 32, 32) and loop.shape == (12, 1, 32, 32)
-    points = levels(pipe, class_embeddings=embeddings.expand(3, -1), latents=latents.expand(3, -1))
+    points = uint8_images(pipe, class_embeddings=embeddings.expand(3, -1), latents=latents.expand(3, -1))
     assert_same_pictures(images[::4], points)
     assert_same_pictures(loop[::4], points)
     steps = (loop.float() - loop.roll(1, dims=0).float()).flatten(1).norm(dim=1)
@@ -65,7 +56,7 @@ def test_what_is_several_moves(pipe: BigGANPipeline, over_latents: bool, over_cl
 def test_the_middle_of_a_straight_path_is_the_mixture(pipe: BigGANPipeline) -> None:
     latents = sample_latents(1, Z_DIM, generator=seeded(0))
     images = interpolate(pipe, latents, pipe.embed_classes([1, 3]), 4)
-    assert_same_pictures(images[1:2], levels(pipe, {1: 0.75, 3: 0.25}, latents=latents))
+    assert_same_pictures(images[1:2], uint8_images(pipe, {1: 0.75, 3: 0.25}, latents=latents))
     round_ = interpolate(pipe, latents, pipe.embed_classes([1, 3]), 4, spherical=True)
     assert (round_[2].int() - images[2].int()).abs().max() > 1
 
@@ -75,7 +66,7 @@ def test_a_path_without_classes() -> None:
     latents = sample_latents(2, Z_DIM, generator=seeded(0))
     images = interpolate(pipe, latents, None, 2)
     middle = latents.mean(0, keepdim=True)
-    expected = levels(pipe, num_images_per_prompt=3, latents=torch.cat([latents[:1], middle, latents[1:]]))
+    expected = uint8_images(pipe, num_images_per_prompt=3, latents=torch.cat([latents[:1], middle, latents[1:]]))
     assert_same_pictures(images, expected)
 
 
@@ -104,7 +95,7 @@ def test_a_sweep_is_the_same_draw_at_each_truncation(pipe: BigGANPipeline) -> No
     assert sweep.shape == (6, 3, 1, 32, 32)
     spreads = [sweep[:3, column].float().var(dim=0).mean() for column in range(3)]
     assert spreads[0] > spreads[1] > spreads[2]
-    centre = levels(pipe, [0, 1], num_images_per_prompt=3, latents=torch.zeros(6, Z_DIM))
+    centre = uint8_images(pipe, [0, 1], num_images_per_prompt=3, latents=torch.zeros(6, Z_DIM))
     assert_same_pictures(sweep[:, 2], centre)
     # A picture moves towards the centre: a little truncation changes it a little.
     nearby = truncation_sweep(pipe, [0, 1], [2.0, 1.9], seeded(3), num_images_per_prompt=3).float()
@@ -250,7 +241,7 @@ def test_a_given_class_is_where_it_begins(pipe: BigGANPipeline) -> None:
 
 def test_the_way_is_kept_short(pipe: BigGANPipeline) -> None:
     images = pipe.model.sample([0], generator=seeded(0))
-    ways = [inverted(pipe, images, path_weight=weight).moved.item() for weight in (0.0, 0.1, 100.0)]
+    ways = [inverted(pipe, images, num_steps=20, path_weight=w).moved.item() for w in (0.0, 0.1, 100.0)]
     assert ways[0] > ways[1] > ways[2]
 
 
@@ -305,7 +296,7 @@ def test_a_gif_repeats_with_its_frames(tmp_path: Path) -> None:
     assert shown == [(50, 40 * index) for index in range(6)]
 
 
-@pytest.mark.parametrize("frames_per_second", [16, 30, 60, 100])
+@pytest.mark.parametrize("frames_per_second", [16, 60])
 def test_a_gif_keeps_time(frames_per_second: int, tmp_path: Path) -> None:
     save_gif(frames() * 10, tmp_path / "film.gif", frames_per_second)
     with Image.open(tmp_path / "film.gif") as film:
@@ -320,18 +311,6 @@ def test_frames_per_second_have_bounds(save: Any, frames_per_second: int, tmp_pa
     with pytest.raises(ValueError, match=f"from 1 to 100 frames a second, got {frames_per_second}"):
         save(frames(), tmp_path / "film", frames_per_second)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_an_mp4_is_close_to_its_source(tmp_path: Path) -> None:
-    av = pytest.importorskip("av", reason="PyAV, of the extra biggan_hf[video], is not installed")
-    coarse = torch.rand(4, 1, 8, 8, generator=seeded(0)).expand(-1, 3, -1, -1)  # grey: colours are kept at half size
-    pictures = torch.nn.functional.interpolate(coarse, size=64, mode="bicubic").clamp(0, 1) * 2 - 1
-    save_mp4(to_pil(pictures), tmp_path / "film.mp4", 10)
-    with av.open(str(tmp_path / "film.mp4")) as film:
-        shown = np.stack([frame.to_ndarray(format="rgb24") for frame in film.decode(video=0)])
-    source = to_uint8(pictures).permute(0, 2, 3, 1).numpy()
-    assert shown.shape == source.shape
-    assert np.abs(shown.astype(float) - source).mean() < 2.5
 
 
 def test_an_mp4_has_its_frames(tmp_path: Path) -> None:

@@ -86,6 +86,39 @@ def test_model_files_work_as_code_on_the_hub(name: str) -> None:
     assert reached <= MODEL_FILES | {"files", "hub", "images", "latents"}
 
 
+# Files are written by files.py
+
+# What else writes, and why it may: mostly into a file or a folder that files.py will put in its place.
+WRITES = {
+    "hub.py": {"tempfile": "a folder to upload"},
+    "media.py": {"open": "a film, and the parts of an archive, at the path that write_file gives"},
+    "evaluation/statistics.py": {"open": "at the path that write_file gives"},
+    "modeling_biggan.py": {"write_text": "the card, into a folder to upload"},
+    "training/loop.py": {"write_text": "the card, into a staged folder"},
+    "training/quality.py": {"write_text": "a note, into a replaced folder", "rename": "the best model of a dead end"},
+    "training/checkpoints.py": {"rename": "checkpoints of a dead end"},
+}
+
+
+def writes(file: str) -> Iterator[str]:
+    """How a file writes: by `tempfile`, `os` (its `replace`), `write_text`, `write_bytes`, `rename` or `open`."""
+    for node in (node for node in ast.walk(FILES[file]) if isinstance(node, ast.Call)):
+        name = ast.unparse(node.func)
+        module, _, function = name.rpartition(".")
+        arguments = [ast.unparse(part) for part in [*node.args, *(keyword.value for keyword in node.keywords)]]
+        if module == "tempfile" or name == "os.replace":
+            yield module
+        elif module and function in ("write_text", "write_bytes", "rename"):
+            yield function
+        elif function == "open" and any(re.fullmatch(r"'[rbt]*[wax+][rwaxbt+]*'", text) for text in arguments):
+            yield function
+
+
+def test_only_files_py_writes() -> None:
+    found = {file: set(writes(file)) for file in FILES if file != "files.py"}
+    assert {file: ways for file, ways in found.items() if ways} == {file: set(ways) for file, ways in WRITES.items()}
+
+
 # Functions
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef

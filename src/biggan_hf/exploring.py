@@ -26,20 +26,15 @@ def interpolate(
     along the path; several are its points.
 
     Args:
-        pipe: The generator.
         latents: (K, z_dim), or (1, z_dim) to keep them.
-        class_embeddings: (K, class_embedding_dim), or (1, class_embedding_dim) to keep the class, see
-            `pipe.embed_classes`; `None` for an unconditional model.
-        num_steps: Steps from a point to the next.
+        class_embeddings: As `pipe.embed_classes` gives them, K or 1; `None` for an unconditional model.
+        num_steps: From a point to the next.
         spherical: Follows great circles instead of straight lines, see `interpolation_path`.
         closed: The last point leads back to the first, which is not repeated.
         options: Of the pipeline: `truncation`, `batch_size`, `progress_bar`.
 
     Returns:
         uint8 ((K - 1) · num_steps + 1, num_channels, H, W), or (K · num_steps, …) if closed.
-
-    Raises:
-        ValueError: The numbers of points are neither 1 nor equal, or both 1.
     """
     numbers = {len(latents), 1 if class_embeddings is None else len(class_embeddings)} - {1}
     if len(numbers) != 1 or 0 in numbers:
@@ -54,8 +49,8 @@ def interpolate(
         return interpolation_path(through, num_steps, spherical=spherical, closed=closed)
 
     if class_embeddings is None:
-        return _images(pipe, num_images_per_prompt=num_frames, latents=along(latents), **options)
-    return _images(pipe, class_embeddings=along(class_embeddings), latents=along(latents), **options)
+        return uint8_images(pipe, num_images_per_prompt=num_frames, latents=along(latents), **options)
+    return uint8_images(pipe, class_embeddings=along(class_embeddings), latents=along(latents), **options)
 
 
 def class_grid(
@@ -66,22 +61,14 @@ def class_grid(
     **options: Any,
 ) -> Tensor:
     """
-    Every class with the same latents, which shows what latents mean apart from the class.
-
-    Args:
-        pipe: A generator with classes.
-        class_labels: K classes, as for the pipeline.
-        num_images: N, of each class.
-        generator: Of the draw.
-        options: Of the pipeline: `truncation`, `truncation_mode`, `batch_size`, `progress_bar`.
-
-    Returns:
-        uint8 (K, N, num_channels, H, W).
+    Every class with the same latents, which shows what latents mean apart from the class: uint8
+    (number of classes, num_images, num_channels, H, W). The options are those of the pipeline: `truncation`,
+    `truncation_mode`, `batch_size`, `progress_bar`.
     """
     num_classes = len(pipe._to_mixtures(class_labels))
     seeds = _draw_seeds(num_images, generator)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds * num_classes]
-    images = _images(pipe, class_labels, num_images_per_prompt=num_images, generator=generators, **options)
+    images = uint8_images(pipe, class_labels, num_images_per_prompt=num_images, generator=generators, **options)
     return images.unflatten(0, (num_classes, num_images))
 
 
@@ -96,10 +83,8 @@ def truncation_sweep(
     The same draws at each truncation, as in the paper's figure 2a: with it, every entry of the latents moves to 0.
 
     Args:
-        pipe: The generator.
         class_labels: As for the pipeline, N images in all with `num_images_per_prompt`.
         truncations: T thresholds; a model with standing statistics must have them for each.
-        generator: Of the draw.
         options: Of the pipeline: `num_images_per_prompt`, `truncation_mode`, `batch_size`, `progress_bar`.
 
     Returns:
@@ -111,7 +96,7 @@ def truncation_sweep(
     columns = []
     for truncation in truncations:
         again = torch.Generator().manual_seed(seed)
-        columns.append(_images(pipe, class_labels, truncation=truncation, generator=again, **options))
+        columns.append(uint8_images(pipe, class_labels, truncation=truncation, generator=again, **options))
     return torch.stack(columns, dim=1)
 
 
@@ -120,20 +105,15 @@ def _draw_seeds(number: int, generator: torch.Generator | None) -> list[int]:
     return torch.randint(2**63 - 1, (number,), generator=generator, device=drawn_on).tolist()
 
 
-def _images(pipe: BigGANPipeline, *args: Any, **options: Any) -> Tensor:
+def uint8_images(pipe: BigGANPipeline, *args: Any, **options: Any) -> Tensor:
+    """The pipeline's images as uint8 (N, num_channels, H, W)."""
     images = pipe(*args, **{"progress_bar": False, **options}, output_type="uint8").images
     return torch.from_numpy(images).permute(0, 3, 1, 2)
 
 
 class Neighbours(NamedTuple):
-    """
-    Args:
-        distances: (N, k), ascending: root mean square differences, of grey levels (0 to 255) or of the features.
-        indices: int64 (N, k): where the pictures stand in the data set.
-    """
-
-    distances: Tensor
-    indices: Tensor
+    distances: Tensor  # (N, k), ascending: root mean square differences, of grey levels (0 to 255) or of the features
+    indices: Tensor  # int64 (N, k): where the pictures stand in the data set
 
 
 def nearest_neighbours(
@@ -146,11 +126,7 @@ def nearest_neighbours(
     Args:
         images: uint8 (N, C, H, W).
         data_set: Batches of uint8 (B, C, H, W), in the data set's order; read once.
-        k: Neighbours of each image.
         features: From uint8 (B, C, H, W) to the vectors (B, D) that are compared; default the pixels.
-
-    Raises:
-        ValueError: There are fewer than k pictures, pictures of another shape, or images that are not uint8.
     """
     if images.ndim != 4 or images.dtype != torch.uint8:
         raise ValueError(f"images must be uint8 (N, C, H, W), got {images.dtype} of {tuple(images.shape)}")

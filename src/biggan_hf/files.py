@@ -33,10 +33,7 @@ WEIGHT_GLOBS = ("model.safetensors", "model.safetensors.index.json", "model-????
 def write_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     Yields the path of a new file in the folder of `path`. The caller writes to it, and it takes the place of `path`.
-    Where the block fails, `path` stays as it was.
-
-    Raises:
-        OSError: The disk is full, the folder is missing, or the like; the message names `path`.
+    Where the block fails, `path` stays as it was. The message of an `OSError` names `path`.
     """
     path = Path(path)
     # Its own name for each writer, since two processes may write the same file; the same suffix, which tells formats.
@@ -74,10 +71,7 @@ def staged_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
     """
     Yields an empty folder. The caller saves into it, and when the block ends its files move to `folder`, where they
     replace those of the same names. Files of other names stay, but for the weights of an earlier model. Where the
-    block fails, `folder` stays as it was.
-
-    Args:
-        folder: Where the files go; made if it does not exist.
+    block fails, `folder` stays as it was. A folder that does not exist is made.
     """
     folder = Path(folder)
     with _named_errors(folder), _made(folder):
@@ -163,10 +157,7 @@ def weight_patterns(files: Iterable[str]) -> list[str]:
 def remove_stale_weights(folder: Path, written: Iterable[str]) -> None:
     """
     Deletes the weights of an earlier save, sharded or not, from the folders into which new weights were written.
-
-    Args:
-        folder: The folder of the model.
-        written: Paths, relative to `folder`, of the files of the new save.
+    `written` holds the paths of the new save, relative to `folder`.
     """
     written = set(written)
     for pattern in weight_patterns(written):

@@ -14,18 +14,7 @@ BACKGROUND, INK = (255, 255, 255), (64, 64, 64)
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """
-    Maps [-1, 1] to 0..255 by round((x + 1) * 127.5), and values outside to 0 or 255.
-
-    Args:
-        images (`Tensor` of shape `(N, C, H, W)`): floats of any precision.
-
-    Returns:
-        `Tensor`: uint8 of the same shape, on the same device.
-
-    Raises:
-        ValueError: `images` has another number of dimensions, or holds no floats.
-    """
+    """Maps floats (N, C, H, W) in [-1, 1] to 0..255 by round((x + 1) * 127.5), and values outside to 0 or 255."""
     if images.ndim != 4 or not images.is_floating_point():
         raise ValueError(f"images is {images.dtype} of shape {tuple(images.shape)}, expected floats of (N, C, H, W)")
     # In bfloat16, which has 8 significant bits, the arithmetic would lose grey levels.
@@ -33,16 +22,7 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def to_pil(images: Tensor) -> list[Image.Image]:
-    """
-    Args:
-        images (`Tensor` of shape `(N, C, H, W)`): floats in [-1, 1], or uint8; C is 1 (grey) or 3 (RGB).
-
-    Returns:
-        `list[PIL.Image.Image]`: N pictures of mode "L" or "RGB".
-
-    Raises:
-        ValueError: the shape or the type is another.
-    """
+    """From (N, C, H, W), floats in [-1, 1] or uint8, to N pictures, grey (C = 1) or RGB (C = 3)."""
     if images.ndim != 4 or images.shape[1] not in (1, 3):
         raise ValueError(f"images has shape {tuple(images.shape)}, expected (N, 1, H, W) or (N, 3, H, W)")
     if images.dtype != torch.uint8:
@@ -63,19 +43,12 @@ def image_grid(
     Puts images on one white sheet, row by row.
 
     Args:
-        images (`Tensor` of shape `(N, C, H, W)`): as for [`to_pil`].
-        columns (`int`): images a row; the last row may be shorter.
-        row_labels (`Sequence[str]`, *optional*): a line of text left of each row; a long one ends in an ellipsis.
-        padding (`int`): px around each tile.
-        scale (`int`, *optional*): how many times images are enlarged, by nearest neighbours; by default as often as
-            a tile of 64 px or more needs.
-        column_labels (`Sequence[str]`, *optional*): a line of text above each column.
-
-    Returns:
-        `PIL.Image.Image`: of mode "RGB".
-
-    Raises:
-        ValueError: there is no image, a number is out of range, or rows or columns and their labels differ in number.
+        images: As for `to_pil`.
+        columns: Images in a row; the last row may be shorter.
+        row_labels: A line of text left of each row; a long one ends in an ellipsis.
+        padding: px around each tile.
+        scale: How many times images are enlarged, by nearest neighbours; default as often as a tile of 64 px needs.
+        column_labels: A line of text above each column.
     """
     if columns < 1 or padding < 0 or (scale is not None and scale < 1):
         raise ValueError(f"expected columns >= 1, padding >= 0, scale >= 1; got {columns}, {padding}, {scale}")
@@ -112,15 +85,8 @@ def sample_sheet(
     model: Any, rows: int = 10, columns: int = 8, truncation: float | None = None, seed: int = 0
 ) -> Image.Image:
     """
-    A sheet of a generator's samples: a row for each of its first classes, with the class's name. The same seed gives
-    the same latents.
-
-    Args:
-        model (`BigGANModel`): the generator.
-        rows (`int`): most classes; an unconditional model fills so many rows.
-        columns (`int`): images a row.
-        truncation (`float`, *optional*): as for `BigGANModel.sample`.
-        seed (`int`): of the latents.
+    A sheet of a generator's samples: a row for each of its first classes, with the class's name. An unconditional
+    model fills as many rows.
     """
     generator = torch.Generator(model.device).manual_seed(seed)
     names = list(model.config.id2label.values())[:rows]

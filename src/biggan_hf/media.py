@@ -1,10 +1,11 @@
 """Pictures, films and arrays to files."""
 
+import itertools
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -68,26 +69,18 @@ def save_npz(batches: Iterable[tuple[np.ndarray, np.ndarray | None]], number: in
     Args:
         batches: Pairs of images, uint8 (N, H, W, C), and labels, int64 (N,) or `None`.
         number: Images in all.
-        path: An uncompressed `.npz` that `numpy.load` opens: `x`, uint8 (number, H, W, C), and `y`, int64 (number,),
-            which is left out where there are no labels.
+        path: An uncompressed `.npz`: `x`, uint8 (number, H, W, C), and `y`, int64 (number,), where there are labels.
     """
+    batches = iter(batches)
+    first = next(batches)
+    header = {"descr": "|u1", "fortran_order": False, "shape": (number, *first[0].shape[1:])}
+    labels = []
     with write_file(path) as unfinished, zipfile.ZipFile(unfinished, "w") as archive:
         with archive.open("x.npy", "w", force_zip64=True) as file:
-            labels = _write_images(batches, number, file)
+            np.lib.format.write_array_header_1_0(file, header)
+            for images, batch_labels in itertools.chain([first], batches):
+                file.write(np.ascontiguousarray(images).data)
+                labels += [] if batch_labels is None else [batch_labels]
         if labels:
             with archive.open("y.npy", "w", force_zip64=True) as file:
                 np.save(file, np.concatenate(labels))
-
-
-def _write_images(
-    batches: Iterable[tuple[np.ndarray, np.ndarray | None]], number: int, file: IO[bytes]
-) -> list[np.ndarray]:
-    """Writes one .npy array; returns the labels."""
-    labels = []
-    for index, (images, batch_labels) in enumerate(batches):
-        if index == 0:
-            header = {"descr": "|u1", "fortran_order": False, "shape": (number, *images.shape[1:])}
-            np.lib.format.write_array_header_1_0(file, header)
-        file.write(np.ascontiguousarray(images).data)
-        labels += [] if batch_labels is None else [batch_labels]
-    return labels

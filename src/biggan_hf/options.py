@@ -6,13 +6,8 @@ from difflib import get_close_matches
 
 def unknown_option(words: Iterable[str], known: Collection[str]) -> str | None:
     """
-    Args:
-        words: The words of the command line.
-        known: The options that there are, such as `"--batch_size"`.
-
-    Returns:
-        What is wrong with the first word that looks like an option and is none, with those that are like it; `None`
-        if there is no such word.
+    What is wrong with the first word of a command line that looks like an option and is none of the known ones, with
+    those that are like it; `None` if there is no such word.
     """
     for word in words:
         name = word.partition("=")[0]

@@ -1,4 +1,5 @@
-"""The sub-commands of `biggan-hf`, a file each: what `--help` says, `add_arguments`, and `run`.
+"""
+The sub-commands of `biggan-hf`, a file each: `add_arguments`, `run`, and a docstring, which is the command's help.
 
-Modules that load torch are imported where they are used, so that `--help` is quick.
+What imports `datasets` is imported in `run`, so that `--help` does not wait for it.
 """

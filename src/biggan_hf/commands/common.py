@@ -5,18 +5,18 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, get_args
 
+import torch
+from transformers.utils import logging
+
+from ..latents import TruncationMode, check_truncation
 from ..options import unknown_option
+from ..pipeline_biggan import BigGANPipeline
 
-
-if TYPE_CHECKING:
-    from ..pipeline_biggan import BigGANPipeline
 
 Group = argparse._ArgumentGroup
 Class = int | str | dict[int | str, float]
-
-TRUNCATION_MODES = ["resample", "scale", "normal"]
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -24,7 +24,7 @@ class CommandParser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         args = sys.argv[1:] if args is None else list(args)
-        passes_on = any(action.nargs == argparse.REMAINDER for action in self._actions)
+        passes_on = any(action.nargs in (argparse.REMAINDER, argparse.PARSER) for action in self._actions)
         wrong = None if passes_on else unknown_option(args, self._option_string_actions)
         if wrong is not None:
             self.error(wrong)
@@ -45,40 +45,38 @@ def add_model_arguments(parser: argparse.ArgumentParser, what: str = "a folder o
 
 
 def add_drawing_arguments(group: Group, mode: bool = False) -> None:
-    group.add_argument(
-        "--truncation", type=float, metavar="T", help="below 1 more typical and less varied (default: none)"
-    )
+    text = "below 1 more typical and less varied (default: none)"
+    group.add_argument("--truncation", type=float, metavar="T", help=text)
     if mode:
         add_truncation_mode_argument(group)
     add_seed_argument(group)
 
 
-def add_number(group: Group, name: str, default: int | None, help: str) -> None:
-    """A positive integer; the help says the default unless it is `None`."""
-    told = help if default is None else f"{help} (default: %(default)s)"
-    group.add_argument(name, type=positive_int, default=default, metavar="N", help=told)
-
-
 def add_truncation_mode_argument(group: Group) -> None:
-    group.add_argument(
-        "--truncation_mode",
-        choices=TRUNCATION_MODES,
-        help="resample: draw entries beyond T again; scale: cut at 2, times T; normal: standard deviation T "
-        "(default: the mode of the model)",
-    )
+    text = "resample: draw entries beyond T again; scale: cut at 2, times T; normal: standard deviation T"
+    text += " (default: the mode of the model)"
+    group.add_argument("--truncation_mode", choices=get_args(TruncationMode), help=text)
 
 
 def add_seed_argument(group: Group) -> None:
-    group.add_argument("--seed", type=seed, default=0, metavar="N", help="of the draw (default: %(default)s)")
+    add_number(group, "--seed", 0, "of the draw", least=0, bits=63)
+
+
+def add_number(group: Group, name: str, default: int | None, help: str, least: int = 1, bits: int = 31) -> None:
+    """An integer from `least` to 2**bits - 1; the help says the default unless it is `None`."""
+
+    def integer(text: str) -> int:
+        if not text.isdecimal() or not least <= int(text) < 2**bits:
+            raise argparse.ArgumentTypeError(f"must be an integer from {least} to 2**{bits} - 1, got {text!r}")
+        return int(text)
+
+    told = help if default is None else f"{help} (default: %(default)s)"
+    group.add_argument(name, type=integer, default=default, metavar="N", help=told)
 
 
 def add_classes_argument(group: Group, default: str) -> None:
-    group.add_argument(
-        "--classes",
-        nargs="+",
-        metavar="CLASS",
-        help=f'names, ids, or mixtures such as \'{{"goldfish": 0.7, "tiger": 0.3}}\' (default: {default})',
-    )
+    text = f'names, ids, or mixtures such as \'{{"goldfish": 0.7, "tiger": 0.3}}\' (default: {default})'
+    group.add_argument("--classes", nargs="+", metavar="CLASS", help=text)
 
 
 def add_dataset_arguments(group: Group, required: bool) -> None:
@@ -95,48 +93,16 @@ def add_output_arguments(parser: argparse.ArgumentParser, metavar: str, help: st
     return group
 
 
-def positive_int(text: str) -> int:
-    return _integer(text, 1, 31)
-
-
-def count(text: str) -> int:
-    return _integer(text, 0, 31)
-
-
-def seed(text: str) -> int:
-    return _integer(text, 0, 63)
-
-
-def _integer(text: str, least: int, bits: int) -> int:
-    if not text.isdecimal() or not least <= int(text) < 2**bits:
-        raise argparse.ArgumentTypeError(f"must be an integer from {least} to 2**{bits} - 1, got {text!r}")
-    return int(text)
-
-
 # The model, the draw and the classes
 
 
 def device_or_best(device: str | None) -> str:
     """`None` is "cuda" where there is one."""
-    import torch
-
     return device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def load_pipeline(args: argparse.Namespace, folder: str | None = None) -> "BigGANPipeline":
-    """
-    Args:
-        args: With the options of `add_model_arguments`.
-        folder: Loaded in place of `args.model`.
-
-    Raises:
-        ValueError: There is no such device, or the model can't be loaded.
-    """
-    import torch
-    from transformers.utils import logging
-
-    from ..pipeline_biggan import BigGANPipeline
-
+def load_pipeline(args: argparse.Namespace, folder: str | None = None) -> BigGANPipeline:
+    """The model that `add_model_arguments` asks for, or the one in `folder`."""
     model = folder or args.model
     if args.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: this machine has no CUDA device that torch can use")
@@ -150,10 +116,8 @@ def load_pipeline(args: argparse.Namespace, folder: str | None = None) -> "BigGA
     return pipe.to(device_or_best(args.device))
 
 
-def checked_pipeline(args: argparse.Namespace, *suffixes: str) -> "BigGANPipeline":
+def checked_pipeline(args: argparse.Namespace, *suffixes: str) -> BigGANPipeline:
     """The pipeline, loaded after what can be wrong with `--output` and `--truncation` is reported."""
-    from ..latents import check_truncation
-
     check_output(args.output, suffixes, args.overwrite)
     check_truncation(args.truncation)
     return load_pipeline(args)
@@ -161,18 +125,15 @@ def checked_pipeline(args: argparse.Namespace, *suffixes: str) -> "BigGANPipelin
 
 def drawing_options(args: argparse.Namespace) -> dict[str, Any]:
     """What `add_drawing_arguments` asks for, as options of the pipeline."""
-    import torch
-
-    mode = getattr(args, "truncation_mode", None)
     generator = torch.Generator().manual_seed(args.seed)
+    mode = getattr(args, "truncation_mode", None)
     return {"truncation": args.truncation, "truncation_mode": mode, "generator": generator}
 
 
-def classes_to_sample(pipe: "BigGANPipeline", given: list[str] | None, default: int = 10) -> list[Class] | None:
+def classes_to_sample(pipe: BigGANPipeline, given: list[str] | None, default: int = 10) -> list[Class] | None:
     """
-    Ids, names and mixtures; the first classes by default, `None` without classes.
-
-    A class may be named by a number, as digits are: digits are an id only where they are no name.
+    Ids, names and mixtures; the first classes by default, `None` without classes. A class may be named by a number, as
+    digits are: digits are an id only where they are no name.
     """
     if given is None:
         return list[Class](pipe.id2label)[:default] or None
@@ -192,7 +153,7 @@ def _mixture(text: str) -> dict[str, float]:
         raise ValueError(f'a mixture is written as {{"goldfish": 0.7, "tiger": 0.3}}, got {text!r}') from error
 
 
-def class_ids(pipe: "BigGANPipeline", given: list[str]) -> list[int]:
+def class_ids(pipe: BigGANPipeline, given: list[str]) -> list[int]:
     """An id for each name or id."""
     ids = []
     for one in classes_to_sample(pipe, given) or []:
@@ -202,8 +163,8 @@ def class_ids(pipe: "BigGANPipeline", given: list[str]) -> list[int]:
     return ids
 
 
-def class_names(pipe: "BigGANPipeline", classes: Sequence[Class] | None) -> list[str]:
-    """A short name of each class or mixture."""
+def class_names(pipe: BigGANPipeline, classes: Sequence[Class] | None, images_per_class: int = 1) -> list[str]:
+    """A short name of each class or mixture; each of them so many times."""
 
     def short(label: int | str) -> str:
         return pipe.id2label[label if isinstance(label, int) else pipe.get_label_ids(label)[0]].split(",")[0]
@@ -211,7 +172,7 @@ def class_names(pipe: "BigGANPipeline", classes: Sequence[Class] | None) -> list
     def name(one: Class) -> str:
         return " + ".join(f"{w:g} {short(k)}" for k, w in one.items()) if isinstance(one, dict) else short(one)
 
-    return [name(one) for one in classes or []]
+    return [name(one) for one in classes or [] for _ in range(images_per_class)]
 
 
 # Where the output may go
@@ -228,8 +189,3 @@ def check_output(path: Path, suffixes: Sequence[str], overwrite: bool) -> None:
         raise IsADirectoryError(f"the output {str(path)!r} is a folder")
     if path.exists() and not overwrite:
         raise FileExistsError(f"{str(path)!r} exists; --overwrite replaces it")
-
-
-def spread_labels(names: Sequence[str], rows: int) -> list[str] | None:
-    """Labels of a sheet on which each class has so many rows: its name at the first. `None` without classes."""
-    return [label for name in names for label in [name, *[""] * (rows - 1)]] or None

@@ -1,15 +1,15 @@
-"""`biggan-hf convert`: converts another program's checkpoint to a model folder."""
+"""Convert another program's checkpoint.
 
-import argparse
+Finds out which program wrote SOURCE, and converts it to a model folder.
 
-
-HELP = "convert another program's checkpoint"
-DESCRIPTION = "Finds out which program wrote SOURCE, and converts it to a model folder."
-EXAMPLES = """\
 examples:
   biggan-hf convert weights/my_experiment --output my-biggan
   biggan-hf convert biggan-deep-128 --output biggan-deep-128-hf --stats-interpolation mirrored
 """
+
+import argparse
+
+from ..conversion import convert
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,6 +20,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from ..conversion import convert  # here, because it imports torch
-
     convert.main([args.source, *args.rest])

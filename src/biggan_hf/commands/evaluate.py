@@ -1,27 +1,27 @@
-"""`biggan-hf evaluate`: FID and other measures of a model, with their protocol."""
+"""Measure a model against real images.
+
+Measures FID, KID, IS, precision and recall of a model's samples, and reports all that these numbers depend on.
+
+examples:
+  biggan-hf evaluate user/biggan --dataset_name uoft-cs/cifar10 --output cifar10.json
+  biggan-hf evaluate user/biggan --dataset_name user/photos --extractor lite0 --truncations 0.4 1 --output curve.json
+"""
 
 import argparse
 import math
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from ..evaluation.measuring import METRICS, EvaluationSettings
+from huggingface_hub.constants import HF_HOME
+
+from ..evaluation import FeatureExtractor, GeneratedImages, ImageArray, ImageSource, Measurements, RealImages, Report
+from ..evaluation.curves import marked_points, plot_curve, truncation_in_words, write_csv
+from ..evaluation.extractors import load_extractor
+from ..evaluation.measuring import METRICS, EvaluationSettings, evaluate_all, in_words, measure_real
+from ..evaluation.reports import add_to_card, read_card, write_json
+from ..evaluation.statistics import read_moments, write_moments
+from ..processes import is_main_process, joined
 from . import common
-
-
-if TYPE_CHECKING:
-    from ..evaluation import FeatureExtractor, ImageSource, Measurements, RealImages, Report
-
-HELP = "measure a model against real images"
-DESCRIPTION = (
-    "Measures FID, KID, IS, precision and recall of a model's samples, and reports all that these numbers depend on."
-)
-EXAMPLES = """\
-examples:
-  biggan-hf evaluate user/biggan --dataset_name uoft-cs/cifar10 --output cifar10.json
-  biggan-hf evaluate user/biggan --dataset_name user/photos --extractor lite0 --truncations 0.4 1 --output curve.json
-"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,12 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_reference(parser.add_argument_group("the real images"))
     _add_samples(parser.add_argument_group("the samples"))
     _add_measures(parser.add_argument_group("the measures"))
-    group = common.add_output_arguments(
-        parser, "FILE.json", "where the numbers and their protocol go; a curve beside it", required=False
-    )
+    text = "where the numbers and their protocol go; a curve beside it"
+    group = common.add_output_arguments(parser, "FILE.json", text, required=False)
     group.add_argument("--update_card", action="store_true", help="add the numbers to MODEL/README.md")
+    text = "keeps statistics of real images and unfinished passes"
     group.add_argument(
-        "--cache_dir", type=Path, metavar="FOLDER", help="keeps statistics of real images and unfinished passes"
+        "--cache_dir", type=Path, default=Path(HF_HOME) / "biggan_hf" / "evaluation", metavar="FOLDER", help=text
     )
 
 
@@ -43,97 +43,59 @@ def _add_reference(group: common.Group) -> None:
     group.add_argument("--image_column", metavar="NAME", help="default: the only column of images")
     group.add_argument("--label_column", metavar="NAME", help="default: found by its type")
     common.add_number(group, "--reference_images", None, "a random choice (default: all)")
-    group.add_argument(
-        "--convert", action="store_true", help="crop, resize and turn to grey or RGB what is unlike the samples"
-    )
-    group.add_argument(
-        "--moments", type=Path, metavar="FILE.npz", help="mu and sigma of the real images, in place of --dataset_name"
-    )
+    text = "crop, resize and turn to grey or RGB what is unlike the samples"
+    group.add_argument("--convert", action="store_true", help=text)
+    text = "mu and sigma of the real images, in place of --dataset_name"
+    group.add_argument("--moments", type=Path, metavar="FILE.npz", help=text)
     group.add_argument("--save_moments", type=Path, metavar="FILE.npz", help="write mu and sigma of the real images")
-    group.add_argument(
-        "--floor",
-        metavar="SPLIT",
-        help="also real images against real images: another split, or 'rest' of the same one; a curve marks its IS",
-    )
-    group.add_argument(
-        "--num_workers", type=common.count, default=0, metavar="N", help="processes that decode real images"
-    )
+    text = "also real images against real images: another split, or 'rest' of the same one; a curve marks its IS"
+    group.add_argument("--floor", metavar="SPLIT", help=text)
+    common.add_number(group, "--num_workers", 0, "processes that decode real images", least=0)
 
 
 def _add_samples(group: common.Group) -> None:
     common.add_number(group, "--num_images", 50_000, "samples")
     group.add_argument("--weights", choices=["ema", "live"], default="ema", help="of a checkpoint (default: ema)")
-    group.add_argument(
-        "--truncations",
-        nargs="+",
-        type=_truncation,
-        default=[None],
-        metavar="T",
-        help="numbers or 'none'; several give a curve, .csv and .png (default: none)",
-    )
+    text = "numbers or 'none'; several give a curve, .csv and .png (default: none)"
+    group.add_argument("--truncations", nargs="+", type=_truncation, default=[None], metavar="T", help=text)
     common.add_truncation_mode_argument(group)
     common.add_seed_argument(group)
     common.add_number(group, "--batch_size", 64, "images at a time")
 
 
 def _add_measures(group: common.Group) -> None:
-    group.add_argument(
-        "--extractor",
-        default="inception",
-        metavar="NAME",
-        help="inception, inception-torchvision (BigGAN-PyTorch's), lite0, a TorchScript file or module:function "
-        "(default: %(default)s)",
-    )
+    text = "inception, inception-torchvision (BigGAN-PyTorch's), lite0, a TorchScript file or module:function"
+    group.add_argument("--extractor", default="inception", metavar="NAME", help=f"{text} (default: %(default)s)")
     default = list(EvaluationSettings.metrics)
-    group.add_argument(
-        "--metrics",
-        nargs="+",
-        choices=METRICS,
-        default=default,
-        metavar="NAME",
-        help=f"of {', '.join(METRICS)} (default: {' '.join(default)})",
-    )
-    group.add_argument(
-        "--allow_few_images", action="store_true", help="allow fewer images than the features have dimensions"
-    )
+    text = f"of {', '.join(METRICS)} (default: {' '.join(default)})"
+    group.add_argument("--metrics", nargs="+", choices=METRICS, default=default, metavar="NAME", help=text)
+    text = "allow fewer images than the features have dimensions"
+    group.add_argument("--allow_few_images", action="store_true", help=text)
 
 
 def run(args: argparse.Namespace) -> None:
-    from ..evaluation.extractors import load_extractor
-    from ..evaluation.measuring import evaluate_all
-    from ..processes import is_main_process, joined
-
     args.truncations = list(dict.fromkeys(args.truncations))
-    settings = _settings(args)
+    settings = EvaluationSettings(
+        metrics=tuple(args.metrics),
+        batch_size=args.batch_size,
+        allow_few_images=args.allow_few_images,
+        cache_dir=args.cache_dir,
+    )
     _check_samples(args)
-    _check_reference(args, settings)
+    _check_reference(args)
     _check_written(args)
     device = common.device_or_best(args.device)
     with joined(device == "cuda"):
         samples = _samples(args)
-        size = samples[0].image_shape[1]
-        extractor = load_extractor(args.extractor, device, image_size=size)
+        extractor = load_extractor(args.extractor, device, image_size=samples[0].image_shape[1])
         reference, floor = _reference(args, samples[0], extractor, settings)
         reports = evaluate_all(samples, reference, extractor, settings, floor)
         if is_main_process():
             _write(args, reports)
 
 
-def _settings(args: argparse.Namespace) -> EvaluationSettings:
-    from huggingface_hub.constants import HF_HOME
-
-    return EvaluationSettings(
-        metrics=tuple(args.metrics),
-        batch_size=args.batch_size,
-        allow_few_images=args.allow_few_images,
-        cache_dir=args.cache_dir or Path(HF_HOME) / "biggan_hf" / "evaluation",
-    )
-
-
-def _samples(args: argparse.Namespace) -> "list[ImageSource]":
+def _samples(args: argparse.Namespace) -> list[ImageSource]:
     """A source for each truncation."""
-    from ..evaluation.sources import GeneratedImages, ImageArray
-
     if args.model.endswith(".npz"):
         return [ImageArray.from_npz(args.model, args.num_images)]
     folder = args.model if args.weights == "ema" else str(Path(args.model) / "generator")
@@ -143,13 +105,9 @@ def _samples(args: argparse.Namespace) -> "list[ImageSource]":
 
 
 def _reference(
-    args: argparse.Namespace, samples: "ImageSource", extractor: "FeatureExtractor", settings: EvaluationSettings
-) -> "tuple[ImageSource | Measurements, ImageSource | None]":
+    args: argparse.Namespace, samples: ImageSource, extractor: FeatureExtractor, settings: EvaluationSettings
+) -> tuple[ImageSource | Measurements, ImageSource | None]:
     """The real images, or their moments, and other real images for the floor."""
-    from ..evaluation.measuring import measure_real
-    from ..evaluation.statistics import read_moments, write_moments
-    from ..processes import is_main_process
-
     if args.moments is not None:
         return read_moments(args.moments), None
     reference = _open(args, samples, args.dataset_split, args.reference_images)
@@ -166,21 +124,12 @@ def _reference(
 
 
 def _open(
-    args: argparse.Namespace, samples: "ImageSource", split: str, number: int | None, at_most: bool = False
-) -> "RealImages":
+    args: argparse.Namespace, samples: ImageSource, split: str, number: int | None, at_most: bool = False
+) -> RealImages:
     """
-    Real images of the samples' size and channels.
-
-    Args:
-        number: How many; all by default.
-        at_most: Takes fewer where there are no more.
-
-    Raises:
-        ValueError: The samples are not square, or the real images are stored otherwise and no conversion is asked for.
+    So many real images (default all) of the samples' size and channels; with `at_most`, fewer where there are no more.
     """
     from ..data import load_labelled_images
-    from ..evaluation.measuring import in_words
-    from ..evaluation.sources import RealImages
 
     channels, size, width = samples.image_shape
     if width != size:
@@ -209,10 +158,7 @@ def _open(
     return real
 
 
-def _write(args: argparse.Namespace, reports: "list[Report]") -> None:
-    from ..evaluation.curves import marked_points, plot_curve, truncation_in_words, write_csv
-    from ..evaluation.reports import add_to_card, write_json
-
+def _write(args: argparse.Namespace, reports: list[Report]) -> None:
     for report in reports:
         print(report.table() + "\n")
     if args.output is not None:
@@ -245,31 +191,27 @@ def _check_samples(args: argparse.Namespace) -> None:
         raise ImportError("a curve needs matplotlib: pip install biggan_hf[eval]")
 
 
-def _check_reference(args: argparse.Namespace, settings: EvaluationSettings) -> None:
+def _check_reference(args: argparse.Namespace) -> None:
     if (args.dataset_name is None) == (args.moments is None):
         raise ValueError("name the real images with --dataset_name, or their moments with --moments")
     if args.moments is not None and (args.floor or args.save_moments):
         raise ValueError("--floor and --save_moments need --dataset_name: a file of moments holds no images")
-    if args.save_moments is not None and "fid" not in settings.metrics:
-        raise ValueError(f"--save_moments needs the metric 'fid', got {', '.join(settings.metrics)}")
+    if args.save_moments is not None and "fid" not in args.metrics:
+        raise ValueError(f"--save_moments needs the metric 'fid', got {', '.join(args.metrics)}")
 
 
 def _check_written(args: argparse.Namespace) -> None:
-    from ..evaluation.reports import read_card
-
-    written = []
     if args.output is not None:
-        written = [(args.output, ".json")]
-        if len(args.truncations) > 1:
-            written += [(args.output.with_suffix(suffix), suffix) for suffix in (".csv", ".png")]
+        common.check_output(args.output, [".json"], args.overwrite)
+        for suffix in (".csv", ".png") if len(args.truncations) > 1 else ():
+            common.check_output(args.output.with_suffix(suffix), [suffix], args.overwrite)
     if args.save_moments is not None:
-        written.append((args.save_moments, args.save_moments.suffix.lower()))
-    for path, suffix in written:
-        common.check_output(path, [suffix], args.overwrite)
+        common.check_output(args.save_moments, [args.save_moments.suffix.lower()], args.overwrite)
     if args.update_card:
-        if not (Path(args.model) / "README.md").is_file():
+        card = Path(args.model) / "README.md"
+        if not card.is_file():
             raise FileNotFoundError(f"--update_card: {args.model!r} is no local folder with a README.md")
-        read_card(Path(args.model) / "README.md")
+        read_card(card)
 
 
 def _truncation(text: str) -> float | None:

@@ -1,24 +1,23 @@
-"""`biggan-hf interpolate`: a sheet or a film of images along a path."""
+"""Make images along a path through latents or classes.
 
-import argparse
-from typing import TYPE_CHECKING
+Generates images along a path: a sheet with a path a row (.png), or a film (.gif, .mp4).
 
-from . import common
-
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ..pipeline_biggan import BigGANPipeline
-
-
-HELP = "images along a path through latents or classes"
-DESCRIPTION = "Generates images along a path: a sheet with a path a row (.png), or a film (.gif, .mp4)."
-EXAMPLES = """\
 examples:
   biggan-hf interpolate user/biggan --classes tiger goldfish --rows 4 --output tigers-and-goldfish.png
   biggan-hf interpolate user/biggan --over both --classes tiger goldfish daisy --loop --output loop.gif
 """
+
+import argparse
+
+import torch
+from torch import Tensor
+
+from ..exploring import interpolate
+from ..images import image_grid
+from ..latents import sample_latents
+from ..media import FILMS, check_frames_per_second, import_av, save_png
+from ..pipeline_biggan import BigGANPipeline
+from . import common
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,9 +41,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from ..images import image_grid
-    from ..media import FILMS, check_frames_per_second, import_av, save_png
-
     check_frames_per_second(args.fps)
     suffix = args.output.suffix.lower()
     if suffix == ".mp4":
@@ -62,40 +58,24 @@ def run(args: argparse.Namespace) -> None:
     print(args.output)
 
 
-def _paths(
-    pipe: "BigGANPipeline", classes: "list[common.Class] | None", points: int, args: argparse.Namespace
-) -> "Tensor":
-    import torch
-
-    from ..exploring import interpolate
-    from ..latents import sample_latents
-
+def _paths(pipe: BigGANPipeline, classes: list[common.Class] | None, points: int, args: argparse.Namespace) -> Tensor:
     embeddings = None if classes is None else pipe.embed_classes(classes)
-    mode = pipe.model.config.truncation_mode
-    generator = torch.Generator().manual_seed(args.seed)
+    config, generator = pipe.model.config, torch.Generator().manual_seed(args.seed)
     num_latents = 1 if args.over == "classes" else points
+    options = {"spherical": args.spherical, "closed": args.loop, "truncation": args.truncation, "progress_bar": True}
     rows = []
     for row in range(args.rows):
-        latents = sample_latents(num_latents, pipe.model.config.z_dim, args.truncation, mode, generator, pipe.device)
+        latents = sample_latents(
+            num_latents, config.z_dim, args.truncation, config.truncation_mode, generator, pipe.device
+        )
         along = embeddings
         if embeddings is not None and args.over == "latents":
             along = embeddings[row % len(embeddings)][None]
-        rows.append(
-            interpolate(
-                pipe,
-                latents,
-                along,
-                args.steps,
-                spherical=args.spherical,
-                closed=args.loop,
-                truncation=args.truncation,
-                progress_bar=True,
-            )
-        )
+        rows.append(interpolate(pipe, latents, along, args.steps, **options))
     return torch.stack(rows)
 
 
-def _points(pipe: "BigGANPipeline", args: argparse.Namespace) -> "tuple[list[common.Class] | None, int]":
+def _points(pipe: BigGANPipeline, args: argparse.Namespace) -> tuple[list[common.Class] | None, int]:
     """The classes, and the number of points of a path."""
     points = args.points or 3
     if not pipe.id2label:

@@ -1,53 +1,44 @@
-"""`biggan-hf invert`: the latents and class embeddings that come closest to given pictures."""
+"""Find the latents that come closest to a picture.
 
-import argparse
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+Searches for the latents and the class embedding that generate given pictures. A row of the sheet shows a picture, the
+random sample that was closest to it, and what the search found from there.
 
-from . import common
-
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-
-HELP = "the latents that come closest to a picture"
-DESCRIPTION = (
-    "Searches for the latents and the class embedding that generate given pictures. A row of the sheet shows a "
-    "picture, the random sample that was closest to it, and what the search found from there."
-)
-EXAMPLES = """\
 examples:
   biggan-hf invert user/biggan cat.png --output inverted.png
   biggan-hf invert user/biggan cat.png dog.png --classes cat dog --latents found.npz --output inverted.png
 """
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..files import write_file
+from ..images import image_grid
+from ..inversion import invert
+from ..media import save_png
+from . import common
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_model_arguments(parser)
     parser.add_argument("pictures", nargs="+", type=Path, metavar="PICTURE", help="of the model's own size")
     group = parser.add_argument_group("the search")
-    group.add_argument(
-        "--classes", nargs="+", metavar="CLASS", help="a name or id for each picture, to start from (default: any)"
-    )
+    text = "a name or id for each picture, to start from (default: any)"
+    group.add_argument("--classes", nargs="+", metavar="CLASS", help=text)
     common.add_number(group, "--steps", 300, "of descent")
     common.add_seed_argument(group)
     common.add_number(group, "--batch_size", 16, "most pictures or samples at a time")
     group = common.add_output_arguments(parser, "FILE.png", "where the sheet goes")
-    group.add_argument(
-        "--latents", type=Path, metavar="FILE.npz", help="also write latents, class_embeddings and errors"
-    )
+    text = "also write latents, class_embeddings and errors"
+    group.add_argument("--latents", type=Path, metavar="FILE.npz", help=text)
 
 
 def run(args: argparse.Namespace) -> None:
-    import numpy as np
-    import torch
-
-    from ..files import write_file
-    from ..images import image_grid
-    from ..inversion import invert
-    from ..media import save_png
-
     common.check_output(args.output, [".png"], args.overwrite)
     if args.latents:
         common.check_output(args.latents, [".npz"], args.overwrite)
@@ -61,11 +52,10 @@ def run(args: argparse.Namespace) -> None:
     pipe = common.load_pipeline(args)
     config = pipe.model.config
     pictures = torch.stack([_read(path, config.image_size, config.num_channels) for path in args.pictures])
-    ids = None if args.classes is None else common.class_ids(pipe, args.classes)
     found = invert(
         pipe.model,
         pictures,
-        None if ids is None else torch.tensor(ids),
+        None if args.classes is None else torch.tensor(common.class_ids(pipe, args.classes)),
         num_steps=args.steps,
         generator=torch.Generator().manual_seed(args.seed),
         batch_size=args.batch_size,
@@ -82,12 +72,8 @@ def run(args: argparse.Namespace) -> None:
     print(args.output)
 
 
-def _read(path: Path, size: int, num_channels: int) -> "Tensor":
+def _read(path: Path, size: int, num_channels: int) -> Tensor:
     """(C, H, W) in [-1, 1]."""
-    import numpy as np
-    import torch
-    from PIL import Image
-
     with Image.open(path) as picture:
         if picture.size != (size, size):
             raise ValueError(f"{str(path)!r} is {picture.width}×{picture.height}, this model's pictures {size}×{size}")

@@ -1,28 +1,27 @@
-"""`biggan-hf neighbours`: samples beside the closest pictures of a data set."""
+"""Show the pictures of a data set that are closest to samples.
 
-import argparse
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+Shows whether the model has memorised pictures. Generates a sheet with a sample a row; right of it stand the pictures
+of a data set that are closest to it, in pixels or in the features of a network.
 
-from . import common
-
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ..data import LabelledImages
-
-
-HELP = "the closest pictures of a data set to samples"
-DESCRIPTION = (
-    "Shows whether the model has memorised pictures. Generates a sheet with a sample a row; right of it stand the "
-    "pictures of a data set that are closest to it, in pixels or in the features of a network."
-)
-EXAMPLES = """\
 examples:
   biggan-hf neighbours user/biggan --dataset_name uoft-cs/cifar10 --output neighbours.png
   biggan-hf neighbours user/biggan --dataset_name path/to/pictures --extractor lite0 --output tigers.png
 """
+
+import argparse
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..evaluation import load_extractor
+from ..exploring import nearest_neighbours, uint8_images
+from ..images import image_grid
+from ..media import save_png
+from . import common
+
 
 NEIGHBOURS = 5  # pictures a row: they fit a page beside the sample
 PICTURES_AT_A_TIME = 256
@@ -45,38 +44,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    import torch
-
     from ..data import load_labelled_images
-    from ..evaluation import load_extractor
-    from ..exploring import nearest_neighbours
-    from ..images import image_grid
-    from ..media import save_png
 
     pipe = common.checked_pipeline(args, ".png")
     extractor = None if args.extractor is None else load_extractor(args.extractor, pipe.device)
-    config = pipe.model.config
     data_set = load_labelled_images(
         args.dataset_name,
-        image_size=config.image_size,
-        num_channels=config.num_channels,
+        image_size=pipe.model.config.image_size,
+        num_channels=pipe.model.config.num_channels,
         dataset_config_name=args.dataset_config_name,
         split=args.dataset_split,
         label_column="none",
     )
-    classes = common.classes_to_sample(pipe, args.classes)
-    output = pipe(
-        classes,
-        num_images_per_prompt=args.images_per_class,
-        output_type="uint8",
-        **common.drawing_options(args),
-    )
-    samples = torch.from_numpy(output.images).permute(0, 3, 1, 2)
+    classes, number = common.classes_to_sample(pipe, args.classes), args.images_per_class
+    options = common.drawing_options(args)
+    samples = uint8_images(pipe, classes, num_images_per_prompt=number, progress_bar=True, **options)
     features = None if extractor is None else lambda images: extractor(images)[0]
     found = nearest_neighbours(samples, _batches(data_set), min(NEIGHBOURS, len(data_set)), features)
     pictures = data_set.__getitems__(found.indices.flatten().tolist())["pixel_values"].unflatten(0, (len(samples), -1))
     sheet = torch.cat([samples[:, None], pictures], dim=1)
-    labels = [label for name in common.class_names(pipe, classes) for label in [name] * args.images_per_class] or None
+    labels = common.class_names(pipe, classes, number) or None
     titles = ["sample", *(str(rank) for rank in range(1, pictures.shape[1] + 1))]
     save_png(image_grid(sheet.flatten(0, 1), len(titles), labels, column_labels=titles), args.output)
     print(args.output)
@@ -85,9 +72,7 @@ def run(args: argparse.Namespace) -> None:
     print(f"Root mean square differences to the nearest, {unit}: {nearest}")
 
 
-def _batches(data_set: "LabelledImages") -> "Iterator[Tensor]":
-    from tqdm.auto import tqdm
-
-    for start in tqdm(range(0, len(data_set), PICTURES_AT_A_TIME), unit="batch"):
-        rows = range(start, min(start + PICTURES_AT_A_TIME, len(data_set)))
-        yield data_set.__getitems__(rows)["pixel_values"]
+def _batches(data_set: Any) -> Iterator[Tensor]:
+    rows = range(len(data_set))
+    for start in tqdm(rows[::PICTURES_AT_A_TIME], unit="batch"):
+        yield data_set.__getitems__(rows[start : start + PICTURES_AT_A_TIME])["pixel_values"]

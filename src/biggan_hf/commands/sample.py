@@ -1,23 +1,21 @@
-"""`biggan-hf sample`: a sheet of images, a row a class."""
+"""Generate a sheet of images.
 
-import argparse
-import shlex
-from typing import TYPE_CHECKING
+Generates images on one sheet, a row a class. A model without classes fills a square.
 
-from . import common
-
-
-if TYPE_CHECKING:
-    from ..pipeline_biggan import BigGANPipeline
-
-
-HELP = "generate a sheet of images"
-DESCRIPTION = "Generates images on one sheet, a row a class. A model without classes fills a square."
-EXAMPLES = """\
 examples:
   biggan-hf sample user/biggan --output samples.png
   biggan-hf sample user/biggan --classes "golden retriever" 985 --truncation 0.4 --output two-classes.png
 """
+
+import argparse
+import shlex
+
+from ..exploring import class_grid, uint8_images
+from ..images import image_grid
+from ..media import save_png
+from ..pipeline_biggan import BigGANPipeline
+from . import common
+
 
 IMAGES_PER_CLASS = 10
 
@@ -33,24 +31,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    import torch
-
-    from ..exploring import class_grid
-    from ..images import image_grid
-    from ..media import save_png
-
     pipe = common.checked_pipeline(args, ".png")
     classes = common.classes_to_sample(pipe, args.classes)
     columns = args.images_per_class
-    options = common.drawing_options(args)
+    options = {"progress_bar": True, **common.drawing_options(args)}
     if not args.same_latents:
         number = columns if pipe.id2label else columns**2
-        output = pipe(classes, num_images_per_prompt=number, output_type="uint8", **options)
-        images = torch.from_numpy(output.images).permute(0, 3, 1, 2)
+        images = uint8_images(pipe, classes, num_images_per_prompt=number, **options)
     elif classes is None:
         raise ValueError("--same_latents is for classes, and this model has none")
     else:
-        images = class_grid(pipe, classes, columns, progress_bar=True, **options).flatten(0, 1)
+        images = class_grid(pipe, classes, columns, **options).flatten(0, 1)
     save_png(image_grid(images, columns, common.class_names(pipe, classes) or None), args.output)
     print(args.output)
     print(_next_command(pipe, args))
@@ -60,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
     )
 
 
-def _next_command(pipe: "BigGANPipeline", args: argparse.Namespace) -> str:
+def _next_command(pipe: BigGANPipeline, args: argparse.Namespace) -> str:
     """
     The same images at a truncation for which the model has statistics; where a truncation was given, other images.
     """

@@ -1,35 +1,31 @@
-"""`biggan-hf stats`: a copy of a generator with standing statistics."""
+"""Measure standing statistics for truncations.
 
-import argparse
-import shlex
-from pathlib import Path
+Measures batch norm's standing statistics, for each truncation or for plain N(0, 1), and saves the generator with them.
+Processes of `accelerate launch` or `torchrun` share the passes.
 
-from . import common
-
-
-HELP = "measure standing statistics for truncations"
-DESCRIPTION = (
-    "Measures batch norm's standing statistics, for each truncation or for plain N(0, 1), and saves the generator "
-    "with them. Processes of `accelerate launch` or `torchrun` share the passes."
-)
-EXAMPLES = """\
 examples:
   biggan-hf stats user/biggan --truncations 0.04 0.2 0.4 0.6 0.8 1 1.5 2 --output biggan-with-statistics
   biggan-hf stats my-biggan --batch_size 256 --output my-biggan --overwrite
 """
 
+import argparse
+import shlex
+from pathlib import Path
+
+import torch
+
+from ..latents import check_truncation
+from ..processes import is_main_process, joined
+from ..standing_stats import collect_standing_statistics
+from . import common
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_model_arguments(parser)
     group = parser.add_argument_group("the statistics")
-    group.add_argument(
-        "--truncations",
-        nargs="+",
-        type=float,
-        metavar="T",
-        help="as the model's own mode means them; statistics between two of them are interpolated (default: none; the "
-        "statistics of plain N(0, 1) replace the running ones)",
-    )
+    default = "none; the statistics of plain N(0, 1) replace the running ones"
+    text = f"as the model's own mode means them; between two of them statistics are interpolated (default: {default})"
+    group.add_argument("--truncations", nargs="+", type=float, metavar="T", help=text)
     common.add_number(group, "--num_batches", 100, "forward passes for each truncation")
     common.add_number(group, "--batch_size", 64, "samples a pass")
     common.add_seed_argument(group)
@@ -37,24 +33,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    import torch
-
-    from ..latents import check_truncation
-    from ..processes import is_main_process, joined
-    from ..standing_stats import collect_standing_statistics
-
     _check_folder(args.output, args.overwrite)
     for truncation in args.truncations or []:
         check_truncation(truncation)
     with joined(common.device_or_best(args.device) == "cuda"):
         model = common.load_pipeline(args).model
-        collect_standing_statistics(
-            model,
-            args.truncations,
-            num_batches=args.num_batches,
-            batch_size=args.batch_size,
-            generator=torch.Generator().manual_seed(args.seed),
-        )
+        generator = torch.Generator().manual_seed(args.seed)
+        numbers = {"num_batches": args.num_batches, "batch_size": args.batch_size}
+        collect_standing_statistics(model, args.truncations, **numbers, generator=generator)
         if not is_main_process():
             return
     model.save_pretrained(args.output)

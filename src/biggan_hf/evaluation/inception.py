@@ -15,9 +15,10 @@ from torch.nn import functional as F
 Pooling = Literal["average", "average_with_padding", "max"]
 Kernel = int | tuple[int, int]
 Layer = tuple[int, Kernel] | tuple[int, Kernel, int]  # channels, kernel, stride if not 1
+Branches = dict[str, list[Layer | Literal["fork"]]]
 
 INPUT_SIZE = 299  # px
-FORK: list[Layer] = [(384, (1, 3)), (384, (3, 1))]  # two convolutions side by side, at a branch's end
+FORK: dict[str, Layer] = {"a": (384, (1, 3)), "b": (384, (3, 1))}  # two convolutions side by side, at a branch's end
 
 
 class Convolution(nn.Module):
@@ -34,48 +35,38 @@ class Convolution(nn.Module):
 
 class Mixed(nn.Module):
     """
-    Branches side by side, and a branch that pools.
+    Branches side by side, and a branch that pools. Convolutions of stride 1 keep the size; stride 2 has no padding.
 
     Args:
-        in_channels: Channels of the input.
-        branches: The layers of each branch. Convolutions of stride 1 keep the size; stride 2 has no padding.
         pool_channels: Width of the convolution after the pooling; 0 for none, and the pooling then has stride 2.
-        pooling: Of the branch that pools.
-        forked: Branches that end in `FORK`.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        branches: dict[str, list[Layer]],
-        pool_channels: int,
-        pooling: Pooling,
-        forked: tuple[str, ...] = (),
-    ):
+    def __init__(self, in_channels: int, branches: Branches, pool_channels: int, pooling: Pooling):
         super().__init__()
         self.pooling, self.pool_stride = pooling, 1 if pool_channels else 2
-        self.branches = {name: _layer_names(name, layers, name in forked) for name, layers in branches.items()}
-        self.forks = {name: [f"{name}_{len(branches[name]) + 1}{side}" for side in "ab"] for name in forked}
         self.out_channels = pool_channels or in_channels
-        for name, layers in branches.items():
-            channels = in_channels
-            for layer_name, layer in zip(self.branches[name], layers, strict=True):
-                self.add_module(layer_name, _convolution(channels, layer))
-                channels = layer[0]
-            for fork_name, layer in zip(self.forks.get(name, []), FORK, strict=False):
-                self.add_module(fork_name, _convolution(channels, layer))
-            self.out_channels += sum(layer[0] for layer in FORK) if name in forked else channels
+        self.paths: list[list[list[str]]] = []  # of each branch its steps, of each step the names of its convolutions
+        for branch, layers in branches.items():
+            width, path = in_channels, []
+            for number, layer in enumerate(layers, start=1):
+                name = f"{branch}_{number}" if len(layers) > 1 else branch
+                step = {name + side: one for side, one in FORK.items()} if layer == "fork" else {name: layer}
+                for part, one in step.items():
+                    self.add_module(part, _convolution(width, one))
+                width = sum(one[0] for one in step.values())
+                path.append(list(step))
+            self.paths.append(path)
+            self.out_channels += width
         if pool_channels:
             self.branch_pool = _convolution(in_channels, (pool_channels, 1))
 
     def forward(self, images: Tensor) -> Tensor:
         outputs = []
-        for name, layers in self.branches.items():
-            hidden_states = images
-            for layer in layers:
-                hidden_states = self.get_submodule(layer)(hidden_states)
-            ends = [self.get_submodule(end)(hidden_states) for end in self.forks.get(name, [])]
-            outputs += ends or [hidden_states]
+        for path in self.paths:
+            ends = [images]
+            for step in path:
+                ends = [self.get_submodule(name)(ends[0]) for name in step]
+            outputs += ends
         return torch.cat([*outputs, self._pool(images)], dim=1)
 
     def _pool(self, images: Tensor) -> Tensor:
@@ -90,7 +81,6 @@ class Mixed(nn.Module):
 class InceptionV3(nn.Module):
     """
     Args:
-        num_classes: 1008 in the TensorFlow network, 1000 in torchvision's.
         pooling: `"average"` leaves the padding out of the mean, as TensorFlow does.
         last_pooling: Of the last block; the TensorFlow network has `"max"` there.
         logits_bias: Whether the bias of the last layer is added; IS is defined without it (Salimans et al. 2016,
@@ -106,22 +96,15 @@ class InceptionV3(nn.Module):
         self.Conv2d_3b_1x1 = Convolution(64, 80, 1, 1, 0)
         self.Conv2d_4a_3x3 = Convolution(80, 192, 3, 1, 0)
         channels, self.mixed_names = 192, []
-        for name, branches, pool_channels, forked in _blocks():
-            block_pooling = last_pooling if name == "Mixed_7c" else pooling
-            block = Mixed(channels, branches, pool_channels, block_pooling, forked)
+        for name, branches, pool_channels in _blocks():
+            block = Mixed(channels, branches, pool_channels, last_pooling if name == "Mixed_7c" else pooling)
             self.add_module(name, block)
             self.mixed_names.append(name)
             channels = block.out_channels
         self.fc = nn.Linear(channels, num_classes)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """
-        Args:
-            images: (N, 3, 299, 299), normalised as the weights expect.
-
-        Returns:
-            Features (N, 2048) and logits (N, num_classes).
-        """
+        """From (N, 3, 299, 299), normalised as the weights expect, to features (N, 2048) and logits (N, classes)."""
         hidden_states = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(images)))
         hidden_states = F.max_pool2d(hidden_states, 3, stride=2)  # (N, 64, 73, 73)
         hidden_states = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(hidden_states))
@@ -158,10 +141,6 @@ def resize_like_tensorflow(images: Tensor, size: int) -> Tensor:
     """
     Bilinear as in TensorFlow 1 with `align_corners=False`: the output pixel i lies at i · input / output of the input
     grid, without the half pixel that later programs add, and nothing is blurred before a reduction.
-
-    Args:
-        images: Floats (N, C, H, W).
-        size: Height and width of the result, px.
     """
     (top, bottom, dy), (left, right, dx) = (_neighbours(length, size, images) for length in images.shape[2:])
     rows_above, rows_below = images[:, :, top], images[:, :, bottom]
@@ -177,41 +156,24 @@ def _neighbours(length: int, size: int, like: Tensor) -> tuple[Tensor, Tensor, T
     return first, (first + 1).clamp_max(length - 1), position - first
 
 
-def _blocks() -> Iterator[tuple[str, dict[str, list[Layer]], int, tuple[str, ...]]]:
-    """The mixed blocks: name, branches, width after the pooling, branches that end in a fork."""
+def _blocks() -> Iterator[tuple[str, Branches, int]]:
+    """The mixed blocks: name, branches, width after the pooling."""
+    small: Branches = {"branch1x1": [(64, 1)], "branch5x5": [(48, 1), (64, 5)]}
+    small["branch3x3dbl"] = [(64, 1), (96, 3), (96, 3)]
     for letter, pool_channels in zip("bcd", (32, 64, 64), strict=True):
-        small: dict[str, list[Layer]] = {
-            "branch1x1": [(64, 1)],
-            "branch5x5": [(48, 1), (64, 5)],
-            "branch3x3dbl": [(64, 1), (96, 3), (96, 3)],
-        }
-        yield f"Mixed_5{letter}", small, pool_channels, ()
-    yield "Mixed_6a", {"branch3x3": [(384, 3, 2)], "branch3x3dbl": [(64, 1), (96, 3), (96, 3, 2)]}, 0, ()
+        yield f"Mixed_5{letter}", small, pool_channels
+    yield "Mixed_6a", {"branch3x3": [(384, 3, 2)], "branch3x3dbl": [(64, 1), (96, 3), (96, 3, 2)]}, 0
     for letter, c in zip("bcde", (128, 160, 160, 192), strict=True):
-        flat: dict[str, list[Layer]] = {
-            "branch1x1": [(192, 1)],
-            "branch7x7": [(c, 1), (c, (1, 7)), (192, (7, 1))],
-            "branch7x7dbl": [(c, 1), (c, (7, 1)), (c, (1, 7)), (c, (7, 1)), (192, (1, 7))],
-        }
-        yield f"Mixed_6{letter}", flat, 192, ()
-    shrinking: dict[str, list[Layer]] = {
-        "branch3x3": [(192, 1), (320, 3, 2)],
-        "branch7x7x3": [(192, 1), (192, (1, 7)), (192, (7, 1)), (192, 3, 2)],
-    }
-    yield "Mixed_7a", shrinking, 0, ()
+        flat: Branches = {"branch1x1": [(192, 1)], "branch7x7": [(c, 1), (c, (1, 7)), (192, (7, 1))]}
+        flat["branch7x7dbl"] = [(c, 1), (c, (7, 1)), (c, (1, 7)), (c, (7, 1)), (192, (1, 7))]
+        yield f"Mixed_6{letter}", flat, 192
+    shrinking: Branches = {"branch3x3": [(192, 1), (320, 3, 2)]}
+    shrinking["branch7x7x3"] = [(192, 1), (192, (1, 7)), (192, (7, 1)), (192, 3, 2)]
+    yield "Mixed_7a", shrinking, 0
+    wide: Branches = {"branch1x1": [(320, 1)], "branch3x3": [(384, 1), "fork"]}
+    wide["branch3x3dbl"] = [(448, 1), (384, 3), "fork"]
     for letter in "bc":
-        wide: dict[str, list[Layer]] = {
-            "branch1x1": [(320, 1)],
-            "branch3x3": [(384, 1)],
-            "branch3x3dbl": [(448, 1), (384, 3)],
-        }
-        yield f"Mixed_7{letter}", wide, 192, ("branch3x3", "branch3x3dbl")
-
-
-def _layer_names(branch: str, layers: list[Layer], forked: bool) -> list[str]:
-    """A layer that is the whole branch has the branch's name; else they are numbered."""
-    whole = len(layers) == 1 and not forked
-    return [branch] if whole else [f"{branch}_{i + 1}" for i in range(len(layers))]
+        yield f"Mixed_7{letter}", wide, 192
 
 
 def _convolution(in_channels: int, layer: Layer) -> Convolution:

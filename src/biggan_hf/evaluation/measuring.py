@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..processes import from_main, is_main_process, num_processes
 from .extractors import FeatureExtractor
@@ -27,26 +28,18 @@ PACKAGES = ("biggan_hf", "torch", "torchmetrics", "numpy", "pillow", "datasets")
 @dataclass(frozen=True)
 class EvaluationSettings:
     """
-    Args:
-        metrics: Of `"fid"`, `"kid"`, `"is"`, `"prdc"` (precision, recall, density, coverage) and `"intra_class_fid"`
-            (FID within each class, the mean over classes; it takes a pass of its own).
-        batch_size: Images at a time.
-        num_kept: Images of each set whose features are kept, for KID and precision to coverage.
-        kid_subsets: Draws of KID.
-        kid_subset_size: Images in each.
-        is_splits: Parts of the set for each of which there is an IS.
-        allow_few_images: Allows a Fréchet distance of fewer images than the features are wide.
-        cache_dir: Keeps the statistics of real images, and lets an interrupted evaluation go on. `None` for neither.
+    What is measured and how. "prdc" stands for precision, recall, density and coverage; "intra_class_fid" is FID
+    within each class, the mean over classes, and takes a pass of its own.
     """
 
-    metrics: tuple[str, ...] = ("fid", "kid", "is", "prdc")
+    metrics: tuple[str, ...] = ("fid", "kid", "is", "prdc")  # of `METRICS`
     batch_size: int = 64
-    num_kept: int = 10_000
-    kid_subsets: int = 100
-    kid_subset_size: int = 1_000
-    is_splits: int = 10
-    allow_few_images: bool = False
-    cache_dir: Path | None = None
+    num_kept: int = 10_000  # images of each set whose features are kept, for KID and precision to coverage
+    kid_subsets: int = 100  # draws
+    kid_subset_size: int = 1_000  # images in each
+    is_splits: int = 10  # parts of the set; each has an IS
+    allow_few_images: bool = False  # allows a Fréchet distance of fewer images than the features are wide
+    cache_dir: Path | None = None  # keeps statistics of real images, and lets an interrupted evaluation go on
 
     def __post_init__(self) -> None:
         for name in self.metrics:
@@ -94,15 +87,8 @@ def evaluate(
     Args:
         samples: A `GeneratedImages`, or an `ImageArray` of another program's samples.
         reference: A `RealImages`, or what `measure` or `read_moments` returned.
-        extractor: As `load_extractor` returns it.
-        settings: What is measured and how.
         floor: Other real images, measured against the reference like the samples. No generator can be expected to
             come below their distance.
-
-    Raises:
-        ValueError: There are too few images, grey ones against RGB or another size, NaN, or a measure that the
-            extractor or the reference can't give.
-        ImportError: KID is asked for, and torchmetrics is missing.
     """
     return evaluate_all([samples], reference, extractor, settings, floor)[0]
 
@@ -132,20 +118,17 @@ def evaluate_all(
 
 
 def measure_real(
-    source: ImageSource | Measurements,
-    extractor: FeatureExtractor,
-    settings: EvaluationSettings,
-    title: str = "real images",
+    source: ImageSource | Measurements, extractor: FeatureExtractor, settings: EvaluationSettings, title: str = ""
 ) -> Measurements:
     """The statistics of real images, from the cache if they are there."""
     if isinstance(source, Measurements):
         return source
-    return measure(source, extractor, **settings.pass_options, title=title)
+    return measure(source, extractor, **settings.pass_options, title=title or "real images")
 
 
 @dataclass
 class _Evaluation:
-    """All but the samples, as for [`evaluate`]. `files` collects where finished passes over samples are stored."""
+    """All but the samples, as for `evaluate`. `files` collects where finished passes over samples are stored."""
 
     reference: ImageSource | Measurements
     floor: ImageSource | None
@@ -173,13 +156,7 @@ class _Evaluation:
     def _compare(self, real: Measurements, fake: Measurements, floor: Measurements | None) -> list[Measure]:
         measures = self._distances(real, fake)
         if "is" in self.settings.metrics:
-            name = label("is", self.extractor)
-            measures.append(_inception_score(fake, "is", name))
-            for key, what, others in (("reference_is", "real images", real), ("floor_is", "floor", floor)):
-                if others is not None and others.class_scores is not None:
-                    split = others.description.get("split") or others.description["source"]
-                    number = "" if others.num_images == fake.num_images else f", {others.num_images} images"
-                    measures.append(_inception_score(others, key, f"{name} of the {what} ({split}{number})"))
+            measures += self._inception_scores(real, fake, floor)
         if "prdc" in self.settings.metrics:
             assert real.kept is not None and fake.kept is not None
             scores = manifold_scores(real.kept, fake.kept)
@@ -204,6 +181,20 @@ class _Evaluation:
             measures.append(Measure("kid", label("kid", self.extractor), mean, deviation))
         return measures
 
+    def _inception_scores(self, real: Measurements, fake: Measurements, floor: Measurements | None) -> list[Measure]:
+        name = label("is", self.extractor)
+        sets = [("is", name, fake)]
+        for key, what, others in (("reference_is", "real images", real), ("floor_is", "floor", floor)):
+            if others is not None:
+                split = others.description.get("split") or others.description["source"]
+                number = "" if others.num_images == fake.num_images else f", {others.num_images} images"
+                sets.append((key, f"{name} of the {what} ({split}{number})", others))
+        return [
+            Measure(key, text, *_mean_and_deviation(images.class_scores))
+            for key, text, images in sets
+            if images.class_scores is not None
+        ]
+
     def _intra_class_distance(self, samples: ImageSource) -> Measure:
         """Class by class, so that memory holds the moments of one class; as many samples as real images of each."""
         assert isinstance(samples, GeneratedImages)
@@ -215,8 +206,7 @@ class _Evaluation:
             fake = self._measure_samples(generated, moments, f"samples of class {class_label}")
             distances.append(_frechet_distance(real, fake) if is_main_process() else torch.nan)
         values = torch.tensor(distances, dtype=torch.float64)
-        name = label("intra_class_fid", self.extractor)
-        return Measure("intra_class_fid", name, float(values.mean()), float(values.std(correction=0)))
+        return Measure("intra_class_fid", label("intra_class_fid", self.extractor), *_mean_and_deviation(values))
 
     def _real_classes(self, samples: ImageSource) -> list[RealImages]:
         """The real images of each of the model's classes; raises `ValueError` where there are none."""
@@ -245,12 +235,12 @@ class _Evaluation:
         if self.floor is not None:
             protocol["floor"] = self.floor.description
         kept = [min(settings.num_kept, _number(source) or 0) for source in (self.reference, samples)]
-        if "kid" in settings.metrics:
-            protocol["kid"] = f"{settings.kid_subsets} subsets of {min(settings.kid_subset_size, *kept)}"
-        if "is" in settings.metrics:
-            protocol["is"] = f"{settings.is_splits} splits"
-        if "prdc" in settings.metrics:
-            protocol["prdc"] = f"{NEIGHBOURS} neighbours for precision and recall, {DENSITY_NEIGHBOURS} for the others"
+        how = {
+            "kid": f"{settings.kid_subsets} subsets of {min(settings.kid_subset_size, *kept)}",
+            "is": f"{settings.is_splits} splits",
+            "prdc": f"{NEIGHBOURS} neighbours for precision and recall, {DENSITY_NEIGHBOURS} for the others",
+        }
+        protocol |= {metric: words for metric, words in how.items() if metric in settings.metrics}
         if settings.keeps_features:
             protocol["features_of"] = f"{kept[0]} real images and {kept[1]} samples, for all but FID and IS"
         if "intra_class_fid" in settings.metrics:
@@ -319,10 +309,8 @@ def _frechet_distance(real: Measurements, fake: Measurements) -> float:
     return frechet_distance(fake.mean, fake.covariance, real.mean.to(fake.mean), real.covariance.to(fake.mean))
 
 
-def _inception_score(measured: Measurements, key: str, name: str) -> Measure:
-    assert measured.class_scores is not None
-    scores = measured.class_scores
-    return Measure(key, name, float(scores.mean()), float(scores.std(correction=0)))
+def _mean_and_deviation(values: Tensor) -> tuple[float, float]:
+    return float(values.mean()), float(values.std(correction=0))
 
 
 # Names and words

@@ -18,14 +18,7 @@ def frechet_distance(mean_a: Tensor, covariance_a: Tensor, mean_b: Tensor, covar
 
     With Σa = A Aᵀ, the trace of the root is Σ √λ(Aᵀ Σb A), which takes symmetric eigendecompositions only. A has no
     columns for directions in which the first set does not vary: by rounding, each would count √ε. The distance is
-    symmetric but for rounding; the set with fewer images goes first.
-
-    Args:
-        mean_a, mean_b: (d,) float64.
-        covariance_a, covariance_b: (d, d) float64.
-
-    Raises:
-        ValueError: The widths differ.
+    symmetric but for rounding; the set with fewer images goes first. All is float64.
     """
     if mean_a.shape != mean_b.shape:
         raise ValueError(f"the features differ in width, {len(mean_a)} and {len(mean_b)}: two extractors?")
@@ -42,17 +35,8 @@ def kernel_distance(
 ) -> tuple[float, float]:
     """
     The unbiased squared maximum mean discrepancy with the kernel (xᵀy / d + 1)³: its mean and deviation over random
-    subsets. It is KID on Inception features (Bińkowski et al. 2018, arXiv:1801.01401).
-
-    Args:
-        real: (N, d).
-        fake: (M, d).
-        num_subsets: Draws.
-        subset_size: Images of each set in a draw; all of them where there are fewer.
-        seed: Of the draws.
-
-    Raises:
-        ImportError: torchmetrics is missing.
+    subsets, of as many images of each set, or of all where there are fewer. It is KID on Inception features (Bińkowski
+    et al. 2018, arXiv:1801.01401).
     """
     from torchmetrics.image.kid import KernelInceptionDistance  # slow to import, and of the extra `eval`
 
@@ -75,13 +59,6 @@ def manifold_scores(real: Tensor, fake: Tensor) -> dict[str, float]:
     precision: the share of fakes in the ball of a real image; recall: the share of reals in the ball of a fake
     (k = 3; Kynkäänniemi et al. 2019, arXiv:1904.06991). density: how many balls of reals a fake is in, over k;
     coverage: the share of reals with a fake in their ball (k = 5; Naeem et al. 2020, arXiv:2002.09797).
-
-    Args:
-        real: (N, d).
-        fake: (M, d).
-
-    Raises:
-        ValueError: A set has fewer than six images.
     """
     if min(len(real), len(fake)) <= DENSITY_NEIGHBOURS:
         raise ValueError(

@@ -23,31 +23,18 @@ BEGIN, END = "<!-- evaluation: begin -->", "<!-- evaluation: end -->"
 
 @dataclass(frozen=True)
 class Measure:
-    """
-    Args:
-        key: `"fid"`, `"kid"`, `"is"`, `"precision"`, `"recall"`, `"density"`, `"coverage"`, `"intra_class_fid"`, or
-            one of these after `"floor_"` or `"reference_"`.
-        label: The number's name, which includes the extractor's.
-        value: The number.
-        deviation: Standard deviation over subsets (KID), splits (IS) or classes (intra-class FID).
-    """
-
+    # "fid", "kid", "is", "precision", "recall", "density", "coverage", "intra_class_fid", or one of these after
+    # "floor_" or "reference_".
     key: str
-    label: str
+    label: str  # the number's name, which includes the extractor's
     value: float
-    deviation: float | None = None
+    deviation: float | None = None  # over subsets (KID), splits (IS) or classes (intra-class FID)
 
 
 @dataclass(frozen=True)
 class Report:
-    """
-    Args:
-        measures: The numbers.
-        protocol: All that the numbers depend on: nested dictionaries of JSON values.
-    """
-
     measures: list[Measure]
-    protocol: dict[str, Any]
+    protocol: dict[str, Any]  # all that the numbers depend on: nested dictionaries of JSON values
 
     def __getitem__(self, key: str) -> float:
         """The value of the measure with this key."""
@@ -123,10 +110,6 @@ def add_to_card(report: Report, path: Path, model_name: str) -> None:
     """
     Puts the numbers into a `README.md`: as a section, which a later report replaces, and into its metadata
     (`model-index`), where they replace numbers of the same data set, measure and protocol; all others stay.
-
-    Raises:
-        FileNotFoundError: There is no such card.
-        ValueError: As for `read_card`.
     """
     data, text = read_card(path)
     ours: dict[str, Any] = eval_results_to_model_index(model_name, eval_results(report))[0]
@@ -140,22 +123,17 @@ def add_to_card(report: Report, path: Path, model_name: str) -> None:
 
 def read_card(path: Path) -> tuple[dict[str, Any], str]:
     """
-    The metadata and the text of a `README.md`, if numbers can be added to them.
-
-    Raises:
-        FileNotFoundError: There is no such card.
-        ValueError: The card is no UTF-8, its metadata is no YAML, its `model-index` is invalid, or its evaluation
-            section has no end.
+    The metadata and the text of a `README.md`. Raises `FileNotFoundError` or `ValueError` where no numbers can be
+    added to them.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no card {str(path)!r} to add the numbers to")
     try:
         content = path.read_text(encoding="utf-8")
+        block = REGEX_YAML_BLOCK.search(content)
+        data = yaml.safe_load(block.group(2)) if block else {}
     except UnicodeDecodeError as error:
         raise ValueError(f"the card {str(path)!r} is no text in UTF-8: {error}") from error
-    block = REGEX_YAML_BLOCK.search(content)
-    try:
-        data = yaml.safe_load(block.group(2)) if block else {}
     except yaml.YAMLError as error:
         raise ValueError(f"the metadata of {str(path)!r} is no YAML: {error}") from error
     data = {} if data is None else data
@@ -178,11 +156,10 @@ def _merged(index: list[dict[str, Any]], ours: dict[str, Any]) -> list[dict[str,
     """A model-index with our results in the place of those that they repeat."""
     new = {_identity(result, metric) for result in ours["results"] for metric in result["metrics"]}
     entries = [{**entry, "results": _without(new, entry["results"])} for entry in index]
-    own = next((entry for entry in entries if entry["name"] == ours["name"]), None)
-    if own is None:
-        entries.append(ours)
-    else:
-        own["results"] += ours["results"]
+    if all(entry["name"] != ours["name"] for entry in entries):
+        entries.append({**ours, "results": []})
+    own = next(entry for entry in entries if entry["name"] == ours["name"])
+    own["results"] += ours["results"]
     return [entry for entry in entries if entry["results"]]
 
 

@@ -3,8 +3,8 @@
 import hashlib
 import json
 import zipfile
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -52,39 +52,26 @@ class ImageSource(Protocol):
 
 @dataclass(eq=False)
 class GeneratedImages:
-    """
-    Samples of a generator. All latents and labels, uniform over the classes, are drawn beforehand from one seed.
+    """Samples of a generator. All latents and labels, uniform over the classes, are drawn beforehand from one seed."""
 
-    Args:
-        model (`BigGANModel`): the generator, on the device where it is to run.
-        num_images: N.
-        seed: Of latents and labels.
-        truncation: As for `BigGANModel.sample`.
-        truncation_mode: As for `BigGANModel.sample`; default the model's own.
-        class_label: Only images of this class.
-        name: Of the model, for the report.
-        weights: Which weights these are, for the report: `"ema"` or `"live"`.
-    """
-
-    model: Any
+    model: Any  # a `BigGANModel`, on the device where it is to run
     num_images: int
     seed: int = 0
-    truncation: float | None = None
-    truncation_mode: TruncationMode | None = None
-    class_label: int | None = None
-    name: str = "model"
-    weights: str = "ema"
+    truncation: float | None = None  # as for `BigGANModel.sample`
+    truncation_mode: TruncationMode | None = None  # default the model's own
+    class_label: int | None = None  # only images of this class
+    name: str = "model"  # for the report
+    weights: str = "ema"  # or "live", for the report
     num_workers: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         if self.num_images < 1:
             raise ValueError(f"num_images must be at least 1, got {self.num_images}")
         config = self.model.config
-        self.truncation_mode = self.truncation_mode or config.truncation_mode
+        mode: TruncationMode = self.truncation_mode or config.truncation_mode
+        self.truncation_mode = mode
         generator = torch.Generator().manual_seed(self.seed)
-        self.latents = sample_latents(
-            self.num_images, config.z_dim, self.truncation, self.truncation_mode or "resample", generator
-        )
+        self.latents = sample_latents(self.num_images, config.z_dim, self.truncation, mode, generator)
         self.labels: Tensor | None = None
         if self.class_label is not None:
             self.labels = torch.full((self.num_images,), self.class_label)
@@ -95,6 +82,17 @@ class GeneratedImages:
         """Samples of one class, from latents of their own."""
         seed = int(np.random.SeedSequence([self.seed, label]).generate_state(1)[0])
         return replace(self, num_images=num_images, seed=seed, class_label=label)
+
+    @contextmanager
+    def generating(self) -> Iterator[None]:
+        """A block in which the generator stays in eval mode, and all batches share its normalised weights."""
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            with self.model.folded_weights():
+                yield
+        finally:
+            self.model.train(was_training)
 
     def __len__(self) -> int:
         return self.num_images
@@ -117,16 +115,16 @@ class GeneratedImages:
 
     @cached_property
     def fingerprint(self) -> str:
-        digest = hashlib.sha256(json.dumps(self.description, sort_keys=True).encode())
-        digest.update(self.model.config.to_json_string().encode())
-        for name, tensor in sorted(self.model.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-        return digest.hexdigest()
+        state = [part for item in sorted(self.model.state_dict().items()) for part in item]
+        return _digest(json.dumps(self.description, sort_keys=True), self.model.config.to_json_string(), *state)
 
     @property
     def description(self) -> dict[str, Any]:
-        standing = bool(self.model.config.standing_truncations) and self.truncation is not None
+        config = self.model.config
+        standing = bool(config.standing_truncations) and self.truncation is not None
+        uniform = f"uniform over {config.num_labels} classes"
+        labels = uniform if self.class_label is None else f"class {self.class_label}"
+        tf32 = self.model.device.type == "cuda" and torch.backends.cudnn.allow_tf32
         return {
             "source": self.name,
             "num_images": self.num_images,
@@ -134,63 +132,35 @@ class GeneratedImages:
             "statistics": f"standing, at truncation {self.truncation}" if standing else "running",
             "truncation": self.truncation,
             "truncation_mode": None if self.truncation is None else self.truncation_mode,
-            "labels": _labels_in_words(self.model.config.num_labels, self.class_label),
+            "labels": labels if config.num_labels else "none",
             "seed": self.seed,
-            "precision": self._precision,
-            "image_size": self.model.config.image_size,
-            "num_channels": self.model.config.num_channels,
+            "precision": str(self.model.dtype).removeprefix("torch.") + (" (TF32 convolutions)" if tf32 else ""),
+            "image_size": config.image_size,
+            "num_channels": config.num_channels,
         }
-
-    @property
-    def _precision(self) -> str:
-        dtype = str(self.model.dtype).removeprefix("torch.")
-        on_gpu = self.model.device.type == "cuda"
-        return f"{dtype} (TF32 convolutions)" if on_gpu and torch.backends.cudnn.allow_tf32 else dtype
-
-
-def _labels_in_words(num_labels: int, class_label: int | None) -> str:
-    if not num_labels:
-        return "none"
-    return f"uniform over {num_labels} classes" if class_label is None else f"class {class_label}"
 
 
 @dataclass(eq=False)
 class RealImages:
-    """
-    Pictures of a data set: all of them, or a random choice.
-
-    Args:
-        images: As `load_labelled_images` opens them.
-        num_images: N; default all.
-        seed: Of the choice.
-        name: Of the data set, for the report.
-        split: Of the data set, for the report; by default as `datasets` knows it.
-        num_workers: Processes that decode.
-        rows: Indices into `images`, in place of a choice.
-    """
+    """Pictures of a data set: all of them, or a random choice."""
 
     images: "LabelledImages"
-    num_images: int | None = None
-    seed: int = 0
-    name: str = "images"
-    split: str | None = None
-    num_workers: int = 0
-    rows: Tensor | None = None
+    num_images: int | None = None  # default all
+    seed: int = 0  # of the choice
+    name: str = "images"  # of the data set, for the report
+    split: str | None = None  # of the data set, for the report; default as `datasets` knows it
+    num_workers: int = 0  # processes that decode
+    rows: Tensor = None  # type: ignore[assignment]  # indices into `images`; default a choice
 
     def __post_init__(self) -> None:
         if self.rows is None:
             self.rows = _choose(len(self.images), self.num_images, self.seed, self.name)
 
-    @property
-    def _rows(self) -> Tensor:
-        assert self.rows is not None
-        return self.rows
-
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.rows)
 
     def __getitems__(self, indices: Sequence[int]) -> "ImageBatch":
-        return self.images.__getitems__(self._rows[torch.as_tensor(indices)].tolist())
+        return self.images.__getitems__(self.rows[torch.as_tensor(indices)].tolist())
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -200,9 +170,7 @@ class RealImages:
     def fingerprint(self) -> str:
         # `datasets` derives the fingerprint of a table from its files and from everything done to them.
         parts = [self.images.pictures._fingerprint, self.images.on_unreadable_image, *self.image_shape]
-        digest = hashlib.sha256("|".join(map(str, parts)).encode())
-        digest.update(self._rows.numpy().tobytes())
-        return digest.hexdigest()
+        return _digest("|".join(map(str, parts)), self.rows)
 
     @cached_property
     def stored(self) -> tuple[set[int], list[tuple[int, int]]]:
@@ -247,33 +215,20 @@ class RealImages:
         }
 
     def of_class(self, label: int) -> "RealImages":
-        """
-        The pictures of one class.
-
-        Raises:
-            ValueError: There are no labels, or no picture of the class.
-        """
+        """The pictures of one class."""
         if self.images.labels is None:
             raise ValueError(f"{self.name} has no labels, which intra-class distances need")
-        rows = self._rows[self.images.labels[self._rows] == label]
-        names = self.images.class_names
-        class_name = names[label] if label < len(names) else "no name"
+        rows = self.rows[self.images.labels[self.rows] == label]
         if not len(rows):
+            names = self.images.class_names
+            class_name = names[label] if label < len(names) else "no name"
             raise ValueError(f"{self.name} has no picture of class {label} ({class_name}): it has no intra-class FID")
         return replace(self, rows=rows)
 
     def rest(self, num_images: int | None = None) -> "RealImages":
-        """
-        Pictures of the data set that are not among these.
-
-        Args:
-            num_images: At most so many, at random.
-
-        Raises:
-            ValueError: There are none.
-        """
+        """Pictures of the data set that are not among these, at random at most `num_images`."""
         is_left = torch.ones(len(self.images), dtype=torch.bool)
-        is_left[self._rows] = False
+        is_left[self.rows] = False
         rows = is_left.nonzero().squeeze(1)
         if not len(rows):
             raise ValueError(f"all images of {self.name} are in use, none is left: use fewer, or another split")
@@ -292,16 +247,10 @@ def _choose(available: int, wanted: int | None, seed: int, name: str) -> Tensor:
 
 @dataclass(eq=False)
 class ImageArray:
-    """
-    Images in memory, for example another program's samples.
+    """Images in memory, for example another program's samples."""
 
-    Args:
-        pixel_values: uint8 (N, C, H, W).
-        name: For the report.
-    """
-
-    pixel_values: Tensor
-    name: str = "array"
+    pixel_values: Tensor  # uint8 (N, C, H, W)
+    name: str = "array"  # for the report
     num_workers: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
@@ -313,9 +262,6 @@ class ImageArray:
     def from_npz(cls, path: str | Path, num_images: int | None = None) -> "ImageArray":
         """
         The first images of an `.npz` file as BigGAN-PyTorch's `sample.py` writes it: array `x`, uint8, NCHW or NHWC.
-
-        Raises:
-            ValueError: No such array, or fewer images than asked for.
         """
         arrays = load_npz(path)
         if "x" not in arrays:
@@ -343,14 +289,22 @@ class ImageArray:
 
     @cached_property
     def fingerprint(self) -> str:
-        digest = hashlib.sha256(str(tuple(self.pixel_values.shape)).encode())
-        digest.update(self.pixel_values.numpy().tobytes())
-        return digest.hexdigest()
+        return _digest(str(tuple(self.pixel_values.shape)), self.pixel_values)
 
     @property
     def description(self) -> dict[str, Any]:
         channels, height, _ = self.image_shape
         return {"source": self.name, "num_images": len(self), "image_size": height, "num_channels": channels}
+
+
+def _digest(*parts: str | Tensor) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Tensor):
+            digest.update(part.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        else:
+            digest.update(part.encode())
+    return digest.hexdigest()
 
 
 def load_npz(path: str | Path) -> dict[str, np.ndarray]:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from tqdm.auto import tqdm
 from ..files import write_file
 from ..processes import add_up, from_main, is_main_process, num_processes, process_rank
 from .extractors import FeatureExtractor
-from .sources import ImageSource, load_npz
+from .sources import GeneratedImages, ImageSource, load_npz
 
 
 SAVE_SECONDS = 60.0  # between saves of an unfinished pass
@@ -27,28 +28,17 @@ class Measurements:
     """
     What the measures need of a set of images. `None` stands for what was not measured, and for what another program's
     file of moments does not say.
-
-    Args:
-        description: What the images are.
-        mean: Of the features, (d,) float64.
-        covariance: Of the features, (d, d) float64, with N - 1 in the denominator.
-        num_images: N.
-        image_shape: (C, H, W).
-        class_scores: Inception Score of each split, float64.
-        kept: Features of some of the images, float32 (K, d).
-        extractor: `FeatureExtractor.identity` of what measured them.
-        file: Where the finished pass is stored.
     """
 
-    description: dict[str, Any]
-    mean: Tensor
-    covariance: Tensor | None
+    description: dict[str, Any]  # what the images are
+    mean: Tensor  # of the features, (d,) float64
+    covariance: Tensor | None  # of the features, (d, d) float64, with N - 1 in the denominator
     num_images: int | None = None
     image_shape: tuple[int, int, int] | None = None
-    class_scores: Tensor | None = None
-    kept: Tensor | None = None
-    extractor: dict[str, Any] | None = None
-    file: Path | None = None
+    class_scores: Tensor | None = None  # Inception Score of each split, float64
+    kept: Tensor | None = None  # features of some of the images, float32 (K, d)
+    extractor: dict[str, Any] | None = None  # the identity of what measured them
+    file: Path | None = None  # where the finished pass is stored
 
 
 class RunningStatistics:
@@ -60,17 +50,11 @@ class RunningStatistics:
         num_kept: Images whose features are kept, chosen at random with a fixed seed.
         num_splits: Parts of the set; each has an Inception Score. Image i is in part i mod `num_splits`, which mixes
             the classes of a sorted set.
-        extractor: Gives the widths and the device.
         covariance: Whether products of features are summed too.
     """
 
     def __init__(
-        self,
-        num_images: int,
-        num_kept: int,
-        num_splits: int,
-        extractor: FeatureExtractor,
-        covariance: bool = True,
+        self, num_images: int, num_kept: int, num_splits: int, extractor: FeatureExtractor, covariance: bool = True
     ):
         d, classes, device = extractor.num_features, extractor.num_classes, extractor.device
         kept = torch.randperm(num_images, generator=torch.Generator().manual_seed(0))[:num_kept].sort().values
@@ -84,15 +68,7 @@ class RunningStatistics:
             self.sums["kept"] = torch.zeros(len(kept), d, device=device)
 
     def update(self, features: Tensor, logits: Tensor | None, indices: Sequence[int]) -> None:
-        """
-        Args:
-            features: (n, d).
-            logits: (n, classes).
-            indices: Which images of the set these are.
-
-        Raises:
-            ValueError: A feature is NaN or infinite.
-        """
+        """Adds the images of these indices, with features (n, d) and logits (n, classes)."""
         if not features.isfinite().all():
             raise ValueError(f"the extractor's features of images {indices[0]} to {indices[-1]} are NaN or infinite")
         rows = torch.as_tensor(indices)
@@ -165,17 +141,10 @@ def measure(
     calls this and takes its share of the batches; all processes get the whole result.
 
     Args:
-        source: The images.
-        extractor: What measures them.
         num_kept: Images whose features are kept, for the measures that need more than moments.
         num_splits: Splits of the Inception Score.
-        covariance: Whether a covariance is measured.
-        batch_size: Images at a time.
         cache_dir: Stores finished passes, and unfinished ones from which a later call goes on. `None` for neither.
         title: For the progress bar.
-
-    Raises:
-        ValueError: A feature is NaN or infinite, or a stored pass is damaged.
     """
     statistics = RunningStatistics(len(source), num_kept, num_splits, extractor, covariance)
     wanted = [num_kept, num_splits, covariance]
@@ -211,36 +180,34 @@ def _extract(
     title: str,
 ) -> None:
     """This process's share of the pass. Processes take the batches in turn; the batches do not depend on them."""
-    rank, world = process_rank(), num_processes()
+    rank, world, indices = process_rank(), num_processes(), range(len(source))
     unfinished = None if file is None else file.with_name(f"{file.stem}-{batch_size}-{rank}of{world}.pt")
     if unfinished is not None and unfinished.is_file():
         _load(statistics, unfinished)
-    batches = [
-        range(start, min(start + batch_size, len(source)))
-        for start in range(rank * batch_size, len(source), world * batch_size)
-    ]
+    batches = [indices[start : start + batch_size] for start in indices[rank * batch_size :: world * batch_size]]
     done = statistics.count
     remaining = batches[-(-done // batch_size) :]
     loader: torch.utils.data.DataLoader[Any] = torch.utils.data.DataLoader(
         source,  # type: ignore[arg-type]  # a DataLoader needs no more than __getitems__ and __len__
         batch_sampler=remaining,  # type: ignore[arg-type]
-        collate_fn=_as_it_is,
+        collate_fn=_unchanged,
         num_workers=source.num_workers,
         pin_memory=source.num_workers > 0 and extractor.device.type == "cuda",
         generator=torch.Generator(),  # leaves the global generator to whoever is training with it
     )
     saved = time.monotonic()
     total = sum(map(len, batches))
-    with tqdm(total=total, initial=done, desc=title, unit="img", disable=rank > 0, dynamic_ncols=True) as progress:
-        for indices, batch in zip(remaining, loader, strict=True):
-            statistics.update(*extractor(batch["pixel_values"]), indices)
-            progress.update(len(indices))
+    progress = tqdm(total=total, initial=done, desc=title, unit="img", disable=rank > 0, dynamic_ncols=True)
+    with progress, source.generating() if isinstance(source, GeneratedImages) else nullcontext():
+        for rows, batch in zip(remaining, loader, strict=True):
+            statistics.update(*extractor(batch["pixel_values"]), rows)
+            progress.update(len(rows))
             if unfinished is not None and time.monotonic() - saved > SAVE_SECONDS:
                 _save(statistics.sums, unfinished)
                 saved = time.monotonic()
 
 
-def _as_it_is(batch: Any) -> Any:
+def _unchanged(batch: Any) -> Any:  # not a lambda, which a worker process could not be sent
     return batch
 
 
@@ -270,21 +237,17 @@ def _load(statistics: RunningStatistics, file: Path | None) -> None:
 
 def read_moments(path: str | Path) -> Measurements:
     """
-    Args:
-        path: `inception_moments.npz`: arrays `mu` (d,) and `sigma` (d, d), and what `write_moments` adds. Without
-            that the extractor is unknown, and no distance to these moments is called FID.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It holds something else.
+    Reads `inception_moments.npz`: arrays `mu` (d,) and `sigma` (d, d), and what `write_moments` adds. Without that the
+    extractor is unknown, and no distance to these moments is called FID.
     """
     arrays = load_npz(path)
     if not {"mu", "sigma"} <= arrays.keys():
         raise ValueError(f"{str(path)!r} has the arrays {', '.join(arrays) or 'none'}, expected mu and sigma")
-    if not all(np.issubdtype(arrays[name].dtype, np.floating) for name in ("mu", "sigma")):
-        dtypes = " and ".join(str(arrays[name].dtype) for name in ("mu", "sigma"))
+    moments = arrays["mu"], arrays["sigma"]
+    if not all(np.issubdtype(array.dtype, np.floating) for array in moments):
+        dtypes = " and ".join(str(array.dtype) for array in moments)
         raise ValueError(f"{str(path)!r}: mu and sigma must be floating-point numbers, got {dtypes}")
-    mean, covariance = (torch.from_numpy(arrays[name].astype(np.float64)) for name in ("mu", "sigma"))
+    mean, covariance = (torch.from_numpy(array.astype(np.float64)) for array in moments)
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
         shapes = f"{tuple(mean.shape)} and {tuple(covariance.shape)}"
         raise ValueError(f"{str(path)!r}: mu and sigma must be (d,) and (d, d), got {shapes}")
@@ -296,12 +259,10 @@ def read_moments(path: str | Path) -> Measurements:
     try:
         protocol = json.loads(str(arrays["protocol"]))
         description = {**protocol["reference"], "moments": str(path)}
-        shape = protocol["image_shape"] and tuple(protocol["image_shape"])
-        if not isinstance(protocol["extractor"], dict):
-            raise TypeError(f"its extractor is {protocol['extractor']!r}")
-        return Measurements(
-            description, mean, covariance, protocol["num_images"], shape, extractor=protocol["extractor"]
-        )
+        shape, extractor = protocol["image_shape"] and tuple(protocol["image_shape"]), protocol["extractor"]
+        if not isinstance(extractor, dict):
+            raise TypeError(f"its extractor is {extractor!r}")
+        return Measurements(description, mean, covariance, protocol["num_images"], shape, extractor=extractor)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{str(path)!r} has a protocol that can't be read: {error}") from error
 
