@@ -61,8 +61,12 @@ def tiny_discriminator(**overrides: Any) -> BigGANDiscriminator:
     return _perturbed(BigGANDiscriminator(tiny_config(**overrides)))
 
 
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
 def tiny_latents(num_samples: int, config: BigGANConfig, seed: int = 0) -> Tensor:
-    return torch.randn(num_samples, config.z_dim, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(num_samples, config.z_dim, generator=seeded(seed))
 
 
 def tiny_labels(num_samples: int, config: BigGANConfig) -> Tensor | None:
@@ -73,7 +77,7 @@ def tiny_labels(num_samples: int, config: BigGANConfig) -> Tensor | None:
 def tiny_images(num_samples: int, config: BigGANConfig, seed: int = 0) -> Tensor:
     """Noise in [-1, 1]."""
     shape = num_samples, config.num_channels, config.image_size, config.image_size
-    return 2 * torch.rand(shape, generator=torch.Generator().manual_seed(seed)) - 1
+    return 2 * torch.rand(shape, generator=seeded(seed)) - 1
 
 
 def tiny_inputs(
