@@ -79,9 +79,13 @@ class Foreign:
 
 @pytest.mark.parametrize("new_format", [True, False])
 @pytest.mark.parametrize("name", ["G_ema.pth", "state_dict.pth", "D.pth"])
-def test_malicious_pickles_run_nothing(name: str, new_format: bool, checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("config", [{}, {"G_activation": nn.ReLU()}], ids=["no module", "a module"])
+def test_malicious_pickles_run_nothing(
+    config: dict[str, Any], name: str, new_format: bool, checkpoint: Path, tmp_path: Path
+) -> None:
+    # With a module in it, the old format takes another way through the reader.
     target = tmp_path / "executed"
-    content = {"config": {}, "x": Malicious(target)}
+    content = {"config": {**config, "x": Malicious(target)}}
     torch.save(content, checkpoint / name, _use_new_zipfile_serialization=new_format)
     refused(
         checkpoint, tmp_path / "model", f"{name}.*holds the class (posix|os|nt)[.]mkdir.*nothing in it was executed"
@@ -106,18 +110,6 @@ def test_harmless_classes_are_read(new_format: bool, tmp_path: Path) -> None:
     loaded = reading.load(tmp_path / "file.pth")
     assert loaded["best_IS"] == 9.2 and loaded["best_FID"] == 6.5 and loaded["itr"] == 3
     assert isinstance(loaded["activation"], nn.ReLU) and loaded["activation"].inplace
-
-
-def test_malicious_settings_of_old_files(checkpoint: Path, tmp_path: Path) -> None:
-    # With a module in it, the old format takes another way through the reader.
-    target = tmp_path / "executed"
-    content = {"config": {"G_activation": nn.ReLU(), "x": Malicious(target)}}
-    torch.save(content, checkpoint / "state_dict.pth", _use_new_zipfile_serialization=False)
-    refused(checkpoint, tmp_path / "model", "state_dict.pth' holds the class (posix|os|nt)[.]mkdir")
-    content = {"config": {"G_activation": nn.ReLU(), "x": nn.Linear(1, 1)}}
-    torch.save(content, checkpoint / "state_dict.pth", _use_new_zipfile_serialization=False)
-    refused(checkpoint, tmp_path / "model", "state_dict.pth' holds the class torch.nn.modules.linear.Linear")
-    assert not target.exists()
 
 
 def test_old_files_of_wrapped_networks_convert(checkpoint: Path, plain: Path, tmp_path: Path) -> None:
@@ -153,11 +145,7 @@ def test_truncated_files_and_text(new_format: bool, share: float | None, checkpo
         ("G_ema.pth", {"extra.weight": torch.ones(2)}, "1 of 186 tensors have no place in a BigGAN: extra.weight"),
         ("G_ema.pth", {"linear.bias": torch.ones(3)}, r"1 of the wrong shape: linear.bias \(3,\) for \(128,\)"),
         ("G_ema.pth", {"shared.weight": torch.ones(7)}, "class_embedding.weight has the shape"),
-        (
-            "D.pth",
-            {"blocks.3.0.conv_sc.weight": torch.ones(8, 8, 1, 1)},
-            "1 left over: stages.3.blocks.0.conv_sc.weight",
-        ),
+        ("D.pth", {"blocks.3.0.conv_sc.weight": torch.ones(8, 8, 1, 1)}, "1 left over: stages.3.blocks.0.conv_sc.w"),
         ("D.pth", {"embed.weight": torch.ones(5, 8)}, "the discriminator has 5 classes, the generator 7"),
         ("D.pth", {"blocks.3.0.conv2.bias": None}, "1 missing: stages.3.blocks.0.conv2.bias"),
         ("D.pth", {"linear.weight": torch.full((1, 8), torch.nan)}, "D.pth': linear.weight holds NaN or infinity"),
@@ -193,20 +181,12 @@ def test_something_else_in_a_file(checkpoint: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("script", "source", "match"),
     [
-        (
-            biggan_pytorch,
-            SHARED_CASE / "D.pth",
-            "looks like a BigGAN-PyTorch discriminator, expected a BigGAN-PyTorch generator",
-        ),
+        (biggan_pytorch, SHARED_CASE / "D.pth", "a BigGAN-PyTorch discriminator, expected a BigGAN-PyTorch generator"),
         (biggan_pytorch, STUDIOGAN, "looks like a StudioGAN checkpoint, try convert_studiogan.py"),
         (biggan_pytorch, ORIGINALS / "pretrained_biggan", "try convert_pretrained_biggan.py"),
         (studiogan, SHARED_CASE, "looks like a BigGAN-PyTorch checkpoint, try convert_biggan_pytorch.py"),
         (pretrained_biggan, STUDIOGAN, "config.json'.*looks like a StudioGAN checkpoint"),
-        (
-            convert_ivclab,
-            SHARED_CASE / "G.pth",
-            "looks like a BigGAN-PyTorch generator.*try convert_biggan_pytorch.py",
-        ),
+        (convert_ivclab, SHARED_CASE / "G.pth", "a BigGAN-PyTorch generator.*try convert_biggan_pytorch.py"),
         (biggan_pytorch, FIXTURES / "nowhere", "there is no folder"),
         (studiogan, FIXTURES / "nowhere", "there is no folder"),
         (pretrained_biggan, FIXTURES / "nowhere", "there is no folder"),

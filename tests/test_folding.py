@@ -199,23 +199,6 @@ def test_gradients_of_weights_pass_a_scope(network: Network) -> None:
     torch.testing.assert_close(gradient, expected)
 
 
-@torch.no_grad()
-def test_a_hook_that_asks_for_gradients() -> None:
-    model = tiny_generator()
-    inputs, seen = tiny_inputs(model), []
-
-    def start(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        torch.set_grad_enabled(True)
-        seen.append(args[0].detach().requires_grad_())
-        return seen[0], *args[1:]
-
-    model.get_submodule("stages")[1].register_forward_pre_hook(start)  # type: ignore[index]
-    with model.folded_weights():
-        out = output(model, *inputs)
-    weights = [model.get_parameter(f"stages.1.blocks.0.{name}.weight") for name in ("conv2", "bn1.gain")]
-    assert all(gradient.any() for gradient in torch.autograd.grad(out.sum(), [*seen, *weights]))
-
-
 def test_a_kernel_of_inference_mode_hands_on_gradients_of_the_input() -> None:
     layer, rows = SNLinear(12, 7).eval().requires_grad_(False), torch.randn(2, 12, requires_grad=True)
     with folded_weights(layer):
@@ -282,18 +265,6 @@ def test_pruned_weights_are_taken_as_they_are(network: Network) -> None:
     expected = output(network, *inputs)
     with network.folded_weights():
         torch.testing.assert_close(output(network, *inputs), expected, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.filterwarnings(
-    "ignore::torch.jit.TracerWarning", "ignore:`torch.jit:DeprecationWarning", "ignore:`is_grad:FutureWarning"
-)
-@torch.no_grad()
-def test_traced_inside_a_scope(network: Network) -> None:
-    inputs = tiny_inputs(network, 5)
-    expected = output(network, *inputs)
-    with network.folded_weights():
-        traced = torch.jit.trace(network, tiny_inputs(network, 3, seed=1), strict=False)
-        torch.testing.assert_close(next(iter(traced(*inputs).values())), expected, rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()

@@ -1,7 +1,6 @@
 import copy
 import logging
 import os
-import pickle
 import re
 import subprocess
 import sys
@@ -63,15 +62,6 @@ def assert_near(actual: Tensor, expected: Tensor) -> None:
     """As near as half precision comes."""
     assert actual.isfinite().all()
     assert (actual.float() - expected).abs().mean() < 0.05 * expected.abs().mean()
-
-
-@pytest.fixture
-def propagating(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets pytest see the records of transformers' and this package's loggers, and the warnings given once."""
-    for name in ("transformers", "biggan_hf"):
-        monkeypatch.setattr(logging.getLogger(name), "propagate", True)
-    warning_once: Any = type(sampling_biggan.logger).warning_once
-    warning_once.cache_clear()
 
 
 # Shapes, gradients, determinism
@@ -247,7 +237,12 @@ def test_truncation_chooses_the_statistics(truncation: float, row: Callable[[Ten
     assert torch.equal(*trained)
 
 
-def test_without_a_table_truncation_warns_once(caplog: pytest.LogCaptureFixture, propagating: None) -> None:
+def test_without_a_table_truncation_warns_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("biggan_hf"), "propagate", True)  # pytest sees the records
+    warning_once: Any = type(sampling_biggan.logger).warning_once
+    warning_once.cache_clear()
     model = tiny_generator()
     inputs = tiny_inputs(model)
     expected = output(model, *inputs)
@@ -330,7 +325,6 @@ def test_sample_leaves_the_model_as_it_was(training: bool) -> None:
         ({"class_labels": [0, 1], "latents": torch.zeros(3, 16)}, r"latents must be \(2, 16\), got \(3, 16\)"),
         ({"class_labels": [0, 1], "truncation": 0}, "truncation must be a positive number or None, got 0"),
         ({"class_labels": [0], "truncation_mode": "cut"}, "must be one of resample, scale, .* got 'cut'"),
-        ({"num_images_per_label": 2, "generator": [torch.Generator()] * 3}, "2 samples need 2 generators, got 3"),
         ({"num_images_per_label": 2, "generator": []}, "2 samples need 2 generators, got 0"),
         ({"class_labels": [0, 1], "generator": [torch.Generator()]}, "2 samples need 2 generators, got 1"),
     ],
@@ -384,21 +378,6 @@ def test_cast_to_half_precision(build: Callable[..., Network], overrides: dict[s
     assert_near(out, expected)
     weighted_sum(output(model.train(), *inputs)).backward()
     assert all(gradient.isfinite().all() for gradient in gradients(model).values())
-    assert all(buffer.dtype == torch.float32 for buffer in model.buffers())
-
-
-@both_networks
-@plain_and_deep
-def test_autocast(build: Callable[..., Network], overrides: dict[str, Any]) -> None:
-    model = build(**overrides)
-    inputs = tiny_inputs(model)
-    expected = output(model, *inputs)
-    with torch.autocast("cpu", torch.bfloat16):
-        out = output(model, *inputs)
-        loss = weighted_sum(output(model.train(), *inputs))
-    assert_near(out, expected)
-    loss.backward()
-    assert all(grad.dtype == torch.float32 and grad.isfinite().all() for grad in gradients(model).values())
     assert all(buffer.dtype == torch.float32 for buffer in model.buffers())
 
 
@@ -471,29 +450,17 @@ def test_auto_class_takes_the_generator_alone(tmp_path: Path) -> None:
         AutoModel.from_pretrained(tmp_path)
 
 
-@both_networks
-@plain_and_deep
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
-def test_copies(build: Callable[..., Network], overrides: dict[str, Any], duplicate: Callable[[Any], Any]) -> None:
-    model = build(**overrides).train()
-    output(model, *tiny_inputs(model)).sum().backward()
-    copied = duplicate(model)
-    assert differing(state(model), state(copied)) == set()
-    assert torch.equal(output(copied.eval(), *tiny_inputs(model)), output(model.eval(), *tiny_inputs(model)))
-
-
 def test_missing_keys_are_initialised() -> None:
     model = tiny_generator(**ATTENTION)
     kept = {k: v for k, v in model.state_dict().items() if not k.startswith(("stages.1", "output_bn"))}
     loaded = BigGANModel.from_pretrained(None, config=model.config, state_dict=kept)
     after = state(loaded)
     assert all(torch.equal(after[name], tensor) for name, tensor in kept.items())
-    assert torch.equal(after["output_bn.running_var"], torch.ones(16)) and not after["output_bn.running_mean"].any()
-    assert torch.equal(after["output_bn.gain"], torch.ones(16)) and after["stages.1.attention.gamma"] == 0
+    assert after["output_bn.running_var"].eq(1).all() and not after["output_bn.running_mean"].any()
+    assert after["output_bn.gain"].eq(1).all() and after["stages.1.attention.gamma"] == 0
     conv = after["stages.1.blocks.0.conv1.weight"].flatten(1)
     assert torch.allclose(conv @ conv.T, torch.eye(16), atol=1e-5)
     assert after["stages.1.blocks.0.conv1.u0"].std() > 0.3 and after["stages.1.blocks.0.conv1.sv0"] == 1
-    assert output(loaded, *tiny_inputs(loaded)).isfinite().all()
 
 
 # Another number of classes
@@ -515,14 +482,11 @@ def test_another_number_of_classes(
     overrides: dict[str, Any],
     replaced: set[str],
     tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-    propagating: None,
 ) -> None:
     model = build(**overrides)
     model.save_pretrained(tmp_path)
     with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
         type(model).from_pretrained(tmp_path, num_labels=3)
-    caplog.clear()
     result: Any = type(model).from_pretrained(
         tmp_path, num_labels=3, ignore_mismatched_sizes=True, output_loading_info=True
     )
@@ -530,10 +494,8 @@ def test_another_number_of_classes(
     assert loaded.config.num_labels == 3 and [*loaded.config.id2label] == [0, 1, 2]
     assert {name for name, *_ in report["mismatched_keys"]} == replaced
     assert not report["missing_keys"] and not report["unexpected_keys"]
-    for name in replaced:  # the report has a line for all stages
-        assert re.sub(r"^stages\.\d", "stages.{0, 1, 2}", name) in caplog.text
-    before, after = state(model), state(loaded)
-    assert {name for name in before if not torch.equal(before[name], after[name])} == replaced
+    after = state(loaded)
+    assert differing(state(model), after) == replaced
     for name in replaced:
         assert after[name].isfinite().all() and after[name].std() > 0.05, name
     assert output(loaded, *tiny_inputs(loaded)).isfinite().all()

@@ -369,9 +369,8 @@ def test_output_types_are_one_picture_in_four_forms(pipe: BigGANPipeline) -> Non
     levels = to_uint8(pipe.model.sample(2, 3, generator=seeded(0))).permute(0, 2, 3, 1)
     assert as_uint8.dtype == np.uint8 and as_uint8.shape == (3, 32, 32, 3)
     np.testing.assert_array_equal(as_uint8, np.stack([np.asarray(image) for image in as_pil]))
-    for image, expected in zip(as_pil, levels, strict=True):
-        assert image.mode == "RGB"
-        assert np.abs(np.asarray(image).astype(int) - expected.numpy().astype(int)).max() <= 1  # a last bit may round
+    assert as_pil[0].mode == "RGB"
+    assert np.abs(as_uint8.astype(int) - levels.numpy().astype(int)).max() <= 1  # a last bit may round
 
 
 def test_a_grey_model_gives_grey_pictures() -> None:
@@ -441,11 +440,7 @@ def test_saving_loading_and_casting(pipe: BigGANPipeline, tmp_path: Path) -> Non
         ({"latents": "noise"}, ValueError, "latents must be a tensor or an array of numbers, got 'noise'"),
         ({"latents": torch.full((1, Z_DIM), torch.nan)}, ValueError, "latents hold numbers that are not finite"),
         ({"truncation": 1e300, "truncation_mode": "scale"}, ValueError, "latents hold numbers that are not finite"),
-        (
-            {"class_labels": None, "class_embeddings": np.full((1, 6), np.inf)},
-            ValueError,
-            "class_embeddings hold numbers that are not finite",
-        ),
+        ({"class_labels": None, "class_embeddings": np.full((1, 6), np.inf)}, ValueError, "embeddings.*not finite"),
         ({"num_images_per_prompt": 3, "generator": [seeded(0)] * 2}, ValueError, "3.*got 2"),
         ({"class_labels": None, "num_images_per_prompt": 3, "generator": [seeded(0)] * 2}, ValueError, "3.*got 2"),
         ({"generator": 0}, TypeError, "generator.*0"),

@@ -184,17 +184,6 @@ def test_eps_bounds_the_norm_of_a_vanishing_vector() -> None:
     assert layer.v0.norm() < 1e-7 and layer.u0.isfinite().all()
 
 
-def test_vmap_over_an_ensemble_of_weights() -> None:
-    layer, rows = SNLinear(12, 7).eval(), INPUTS["linear"]
-    weights = torch.randn(3, 7, 12)
-
-    def forward(weight: Tensor) -> Tensor:
-        return torch.func.functional_call(layer, {"weight": weight}, rows)
-
-    together = torch.func.vmap(forward)(weights)
-    assert torch.allclose(together, torch.stack([forward(weight) for weight in weights]), atol=1e-6)
-
-
 def test_large_weights_are_not_copied_beside_others(monkeypatch: pytest.MonkeyPatch) -> None:
     stacked = [SNLinear(12, 7) for _ in range(3)]
     single = copy.deepcopy(stacked)

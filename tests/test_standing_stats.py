@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from biggan_hf import BigGANModel, collect_standing_statistics
 from biggan_hf.layers import BatchNorm2d, ConditionalBatchNorm2d, SpectralNorm
-from biggan_hf.standing_stats import _observe
 
 
 def collect(model: BigGANModel, truncations: Any, seed: int = 0, **options: Any) -> None:
@@ -68,21 +67,22 @@ def test_brute_force(variant: str) -> None:
 
 
 def test_single_precision_sums_in_double() -> None:
-    model = tiny_generator(**ATTENTION)
-    with torch.no_grad():  # a mean that would drown the variance in float32 sums
-        model.get_parameter("stages.1.blocks.0.conv1.bias").fill_(1000.0)
+    model = tiny_generator(**ATTENTION, generator_spectral_norm=False)
+    conv = model.get_submodule("stages.1.blocks.0.conv1")
+    with torch.no_grad():
+        conv.get_parameter("bias").fill_(1000.1)  # a mean that would drown the variance in float32 sums
+        conv.get_parameter("weight")[0] = 0  # a constant, whose E[x²] - E[x]² may be below zero
     seen: dict[str, list[Tensor]] = {name: [] for name in norms(model)}
     for name, layer in norms(model).items():
         layer.register_forward_pre_hook(lambda _, inputs, name=name: seen[name].append(inputs[0].double()))
     collect(model, 0.5)
     for name, layer in norms(model).items():
+        mean, var = layer.standing_mean, layer.standing_var
+        assert mean.dtype == torch.float32 and mean.shape == (1, layer.num_features) and var.min() >= 0
         values = torch.cat(seen[name])
-        assert layer.standing_mean.dtype == torch.float32 and layer.standing_mean.shape == (1, layer.num_features)
-        torch.testing.assert_close(
-            layer.standing_mean[0].double(), values.mean(dim=(0, 2, 3)), atol=1e-6, rtol=1e-6, msg=name
-        )
-        var = values.var(dim=(0, 2, 3), correction=0)
-        torch.testing.assert_close(layer.standing_var[0].double(), var, atol=1e-12, rtol=1e-6, msg=name)
+        torch.testing.assert_close(mean[0].double(), values.mean(dim=(0, 2, 3)), atol=1e-6, rtol=1e-6, msg=name)
+        expected = values.var(dim=(0, 2, 3), correction=0)
+        torch.testing.assert_close(var[0].double(), expected, atol=1e-12, rtol=1e-6, msg=name)
 
 
 def test_averaging_leaves_out_the_variance_of_the_means() -> None:
@@ -110,41 +110,11 @@ def test_latents_are_truncated_in_the_models_sense_and_labels_are_drawn() -> Non
         assert set(torch.cat([call[1] for call in calls]).tolist()) == set(range(5))
 
 
-@pytest.mark.parametrize("value", [0.1, 1000.1, 1e-3, -7.7])
-def test_a_constant_channel_has_no_negative_variance(value: float) -> None:
-    # E[x²] - E[x]² of equal numbers is a rounding error of either sign.
-    variances = []
-    for size in range(2, 60):
-        observed: list[Any] = [None]
-        _observe(observed, 0, torch.full((size, 1, 5, 5), value))
-        variances.append(observed[0][1])
-    assert 0 <= min(variances) and max(variances) < 1e-12 * value**2
-
-
 def test_the_bar_counts_the_passes(capsys: pytest.CaptureFixture[str]) -> None:
     collect(tiny_generator(**ATTENTION), [0.5, 1.0])
     assert capsys.readouterr().err == ""
     collect(tiny_generator(**ATTENTION), [0.5, 1.0], progress_bar=True)
     assert "6/6" in capsys.readouterr().err
-
-
-def test_sampling_uses_them() -> None:
-    # With the statistics of one batch, eval mode repeats that batch's training-mode images.
-    model = tiny_generator(**ATTENTION)
-    with calls_of(model) as calls:
-        collect(model, [0.5, 2.0], num_batches=1)
-    latents, labels = calls[0]
-    reference = copy.deepcopy(model).eval()
-    for layer in norms(reference).values():
-        layer.training = True
-    with torch.no_grad():
-        expected = reference(latents, labels).images
-        torch.testing.assert_close(model(latents, labels, truncation=0.5).images, expected, atol=1e-5, rtol=0)
-        assert not torch.allclose(model(latents, labels).images, expected, atol=1e-2)
-        assert not torch.allclose(model(latents, labels, truncation=2.0).images, expected, atol=1e-3)
-        lower, upper = (norms(model)["output_bn"].standing_mean[row] for row in (0, 1))
-        mean, _ = norms(model)["output_bn"].statistics(model._standing_row(0.8))
-        torch.testing.assert_close(mean, lower + (upper - lower) * 0.3 / 1.5)
 
 
 def test_without_truncation_the_running_statistics_are_replaced() -> None:
