@@ -217,6 +217,10 @@ def test_recognised_keys(keys: list[str], kind: str) -> None:
 
 def test_an_output_that_holds_something(plain: Path, tmp_path: Path) -> None:
     output = tmp_path / "model"
+    output.write_text("mine")
+    refused(SHARED_CASE, output, "is a file, expected a folder", "--overwrite")
+    assert output.read_text() == "mine"
+    output.unlink()
     output.mkdir()
     (output / "notes.txt").write_text("mine")
     refused(SHARED_CASE, output, "already holds something; --overwrite")
@@ -224,12 +228,6 @@ def test_an_output_that_holds_something(plain: Path, tmp_path: Path) -> None:
     convert(biggan_pytorch, SHARED_CASE, output, "--overwrite")
     assert (output / "notes.txt").read_text() == "mine"
     assert_same_generator(output, plain)
-
-
-def test_an_output_that_is_a_file(tmp_path: Path) -> None:
-    (tmp_path / "model").write_text("mine")
-    refused(SHARED_CASE, tmp_path / "model", "is a file, expected a folder", "--overwrite")
-    assert (tmp_path / "model").read_text() == "mine"
 
 
 def test_an_earlier_model(checkpoint: Path, plain: Path, tmp_path: Path) -> None:

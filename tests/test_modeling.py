@@ -368,10 +368,12 @@ def test_forward_of_bad_input(arguments: dict[str, Any], message: str) -> None:
 @both_networks
 @plain_and_deep
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_cast_to_half_precision(build: Callable[..., Network], overrides: dict[str, Any], dtype: torch.dtype) -> None:
+def test_half_precision(build: Callable[..., Network], overrides: dict[str, Any], dtype: torch.dtype) -> None:
     model = build(**overrides)
     inputs = tiny_inputs(model)
     expected = output(model, *inputs)
+    with torch.autocast("cpu", dtype):
+        assert_near(output(model, *inputs), expected)
     nn.Module.to(model, dtype)
     out = output(model, *inputs)
     assert out.dtype == dtype and {tensor.dtype for tensor in model.parameters()} == {dtype}
@@ -506,32 +508,28 @@ def test_another_number_of_classes(
 # Names in the files
 
 SN = "{bias,sv0,u0,weight}"
-AROUND = ["{linear,output_conv}." + SN, "output_bn.{bias,gain,running_mean,running_var}"]
-ATTENTION_NAMES = ["stages.{}.attention.gamma", "stages.{}.attention.{theta,phi,g,o}.{sv0,u0,weight}"]
+IN_ATTENTION = ["gamma", "{theta,phi,g,o}.{sv0,u0,weight}"]
+OF_GENERATORS = ["{linear,output_conv}." + SN, "output_bn.{bias,gain,running_mean,running_var}"]
 NAMES: dict[str, list[str]] = {
-    "attention generator": [
-        *(*AROUND, *(name.replace("{}", "1") for name in ATTENTION_NAMES), "class_embedding.weight"),
+    "plain generator": [
+        *("class_embedding.weight", *OF_GENERATORS, "stages.{0,1,2}.blocks.0.{conv1,conv2,conv_sc}." + SN),
         "stages.{0,1,2}.blocks.0.bn{1,2}.running_{mean,var}",
         "stages.{0,1,2}.blocks.0.bn{1,2}.{bias,gain}.{sv0,u0,weight}",
-        "stages.{0,1,2}.blocks.0.{conv1,conv2,conv_sc}." + SN,
     ],
     "deep generator": [
-        *(*AROUND, *(name.replace("{}", "1") for name in ATTENTION_NAMES), "class_embedding.weight"),
+        *("class_embedding.weight", *OF_GENERATORS, "stages.{0,1,2}.blocks.{0,1}.conv{1,2,3,4}." + SN),
         "stages.{0,1,2}.blocks.{0,1}.bn{1,2,3,4}.running_{mean,var}",
         "stages.{0,1,2}.blocks.{0,1}.bn{1,2,3,4}.{bias,gain}.{sv0,u0,weight}",
-        "stages.{0,1,2}.blocks.{0,1}.conv{1,2,3,4}." + SN,
     ],
     "per-layer labels generator": [
-        *(*AROUND, "stages.{0,1,2}.blocks.0.bn{1,2}.{running_mean,running_var,bias.weight,gain.weight}"),
-        "stages.{0,1,2}.blocks.0.{conv1,conv2,conv_sc}." + SN,
+        *(*OF_GENERATORS, "stages.{0,1,2}.blocks.0.{conv1,conv2,conv_sc}." + SN),
+        "stages.{0,1,2}.blocks.0.bn{1,2}.{running_mean,running_var,bias.weight,gain.weight}",
     ],
-    "attention discriminator": [
-        *(name.replace("{}", "0") for name in ATTENTION_NAMES),
+    "plain discriminator": [
         *("class_embedding.{sv0,u0,weight}", "linear." + SN),
         *("stages.{0,1,2,3}.blocks.0.conv{1,2}." + SN, "stages.{0,1}.blocks.0.conv_sc." + SN),
     ],
     "deep discriminator": [
-        *(name.replace("{}", "0") for name in ATTENTION_NAMES),
         *("class_embedding.{sv0,u0,weight}", "{input_conv,linear}." + SN),
         "stages.{0,1,2}.blocks.{0,1}.conv{1,2,3,4}." + SN,
     ],
@@ -549,8 +547,10 @@ def expanded(pattern: str) -> list[str]:
 @pytest.mark.parametrize("kind", NAMES)
 def test_names_of_the_tensors(kind: str) -> None:
     variant, _, network = kind.rpartition(" ")
-    expected = [name for pattern in NAMES[kind] for name in expanded(pattern)]
-    assert sorted(NETWORKS[network](**VARIANTS[variant]).state_dict()) == sorted(expected)
+    stage = {"generator": 1, "discriminator": 0}[network]  # the one of 16 pixels
+    patterns = NAMES[kind] + [f"stages.{stage}.attention.{name}" for name in IN_ATTENTION]
+    model = NETWORKS[network](**{**VARIANTS[variant], **ATTENTION})
+    assert sorted(model.state_dict()) == sorted(name for pattern in patterns for name in expanded(pattern))
 
 
 # Activation checkpointing and compilation
