@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from biggan_hf import BigGANConfig, BigGANDiscriminator, BigGANModel
-from biggan_hf.layers import SelfAttention, _BatchNorm
+from biggan_hf.layers import SelfAttention, SNConv2d, SNEmbedding, SNLinear, SNUpsampleConv2d, _BatchNorm
+from biggan_hf.spectral_norm import SpectralNorm
 
 
 ATTENTION = {"generator_attention_resolutions": [16], "discriminator_attention_resolutions": [16]}
@@ -29,6 +30,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "generator_spectral_norm": False,
         "discriminator_spectral_norm": False,
     },
+}
+
+# A row a kind of spectrally normalised layer: what builds one, and what it may be called with.
+SPECTRAL: dict[str, tuple[Callable[[], SpectralNorm], Tensor]] = {
+    "conv": (lambda: SNConv2d(3, 8, 3), torch.randn(2, 3, 4, 4)),
+    "up": (lambda: SNUpsampleConv2d(3, 8, 3), torch.randn(2, 3, 4, 4)),
+    "linear": (lambda: SNLinear(12, 7), torch.randn(2, 12)),
+    "embedding": (lambda: SNEmbedding(9, 6), torch.tensor([3, 0, 3])),
 }
 
 

@@ -9,23 +9,16 @@ from typing import Any
 
 import pytest
 import torch
-from common import VARIANTS, tiny_discriminator, tiny_generator, tiny_inputs, tiny_latents
+from common import SPECTRAL, VARIANTS, tiny_discriminator, tiny_generator, tiny_inputs, tiny_latents
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from biggan_hf import BigGANDiscriminator, BigGANModel, BigGANPipeline
-from biggan_hf.layers import Conv2d, SNConv2d, SNEmbedding, SNLinear, SNUpsampleConv2d
+from biggan_hf.layers import Conv2d, SNLinear, SNUpsampleConv2d
 from biggan_hf.spectral_norm import FoldableWeight, SpectralNorm, fold, folded_weights, power_iteration
 
 
 Network = BigGANModel | BigGANDiscriminator
-
-LAYERS: dict[str, tuple[Callable[[], SpectralNorm], Tensor]] = {
-    "conv": (lambda: SNConv2d(3, 8, 3), torch.randn(2, 3, 4, 4)),
-    "up": (lambda: SNUpsampleConv2d(3, 8, 3), torch.randn(2, 3, 4, 4)),
-    "linear": (lambda: SNLinear(12, 7), torch.randn(2, 12)),
-    "embedding": (lambda: SNEmbedding(9, 6), torch.tensor([3, 0, 3])),
-}
 
 
 @pytest.fixture(autouse=True)
@@ -131,10 +124,10 @@ CHANGES: dict[str, Callable[[SpectralNorm], object]] = {
 }
 
 
-@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("kind", SPECTRAL)
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_a_scope_sees_changes(change: Callable[[SpectralNorm], object], kind: str) -> None:
-    build, inputs = LAYERS[kind]
+    build, inputs = SPECTRAL[kind]
     layer = build().eval()
     with folded_weights(layer):
         with torch.no_grad():

@@ -1,28 +1,14 @@
 import copy
-from collections.abc import Callable
 
 import pytest
 import torch
+from common import SPECTRAL
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from biggan_hf import spectral_norm
-from biggan_hf.layers import SNConv2d, SNEmbedding, SNLinear, SNUpsampleConv2d
+from biggan_hf.layers import SNConv2d, SNLinear
 from biggan_hf.spectral_norm import SpectralNorm, iterate_in_training, power_iteration
-
-
-SPECTRAL: dict[str, Callable[[], SpectralNorm]] = {
-    "conv": lambda: SNConv2d(3, 8, 3),
-    "up": lambda: SNUpsampleConv2d(3, 8, 3),
-    "linear": lambda: SNLinear(12, 7),
-    "embedding": lambda: SNEmbedding(9, 6),
-}
-INPUTS = {
-    "conv": torch.randn(2, 3, 4, 4),
-    "up": torch.randn(2, 3, 4, 4),
-    "linear": torch.randn(2, 12),
-    "embedding": torch.tensor([3, 0, 3]),
-}
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +49,7 @@ class Network(nn.Module):
 
 @pytest.mark.parametrize("kind", SPECTRAL)
 def test_sigma_is_the_largest_singular_value(kind: str) -> None:
-    layer = converged(SPECTRAL[kind]())
+    layer = converged(SPECTRAL[kind][0]())
     largest = torch.linalg.svdvals(matrix(layer))[0]
     assert torch.allclose(layer.sv0, largest[None], rtol=1e-5, atol=0)
     assert torch.allclose(layer.normalized_weight(), layer.weight / largest, rtol=1e-5, atol=0)
@@ -74,8 +60,9 @@ def test_sigma_is_the_largest_singular_value(kind: str) -> None:
 @pytest.mark.parametrize("kind", SPECTRAL)
 def test_gradient_in_double_precision(kind: str, training: bool) -> None:
     # Where the vectors have converged, σ's dependence on them is of second order, and the whole map can be checked.
-    layer = converged(SPECTRAL[kind]().double()).train(training)
-    inputs = INPUTS[kind].double() if INPUTS[kind].is_floating_point() else INPUTS[kind]
+    build, inputs = SPECTRAL[kind]
+    layer = converged(build().double()).train(training)
+    inputs = inputs.double() if inputs.is_floating_point() else inputs
     weight = layer.weight.detach().requires_grad_()
 
     def forward(weight: Tensor) -> Tensor:
@@ -86,7 +73,7 @@ def test_gradient_in_double_precision(kind: str, training: bool) -> None:
 
 @pytest.mark.parametrize("kind", SPECTRAL)
 def test_gradient_is_that_of_constant_vectors(kind: str) -> None:
-    layer = SPECTRAL[kind]()  # far from convergence, where the vectors are what autograd must not see
+    layer = SPECTRAL[kind][0]()  # far from convergence, where the vectors are what autograd must not see
     upstream = torch.randn_like(layer.weight)
     (ours,) = torch.autograd.grad(stepped(layer), layer.weight, upstream)
     sigma = layer.u0 @ layer.weight.flatten(1) @ layer.v0.T
@@ -96,7 +83,7 @@ def test_gradient_is_that_of_constant_vectors(kind: str) -> None:
 
 def test_second_derivative_of_the_weight_is_refused() -> None:
     layer = SNLinear(12, 7).eval()
-    (gradient,) = torch.autograd.grad(layer(INPUTS["linear"]).square().sum(), layer.weight, create_graph=True)
+    (gradient,) = torch.autograd.grad(layer(SPECTRAL["linear"][1]).square().sum(), layer.weight, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.square().sum().backward()
 
@@ -118,7 +105,7 @@ def test_training_stores_the_step_that_evaluation_only_takes() -> None:
 
 def test_a_layer_in_training_wants_a_step() -> None:
     with pytest.raises(RuntimeError, match="needs a call of power_iteration first"):
-        SNLinear(12, 7)(INPUTS["linear"])
+        SNLinear(12, 7)(SPECTRAL["linear"][1])
 
 
 def test_training_without_iterating_serves_the_last_step_again() -> None:
@@ -142,7 +129,7 @@ def test_a_later_step_leaves_the_gradient_of_the_last_steps_vectors() -> None:
 
 def test_layers_take_their_steps_together_as_each_would_alone() -> None:
     # One of them with an eps that bounds its norms.
-    together = [build() for build in [*SPECTRAL.values()] * 2] + [SNLinear(12, 7, eps=10.0)]
+    together = [build() for build, _ in [*SPECTRAL.values()] * 2] + [SNLinear(12, 7, eps=10.0)]
     alone = copy.deepcopy(together)
     power_iteration(together)
     for ours, theirs in zip(together, alone, strict=True):
@@ -158,11 +145,12 @@ def test_layers_compute_with_the_normalised_weight() -> None:
         "linear": lambda x, w, layer: F.linear(x, w, layer.bias),
         "embedding": lambda x, w, layer: F.embedding(x, w),
     }.items():
-        layer = SPECTRAL[kind]().eval()
-        expected = function(INPUTS[kind], layer.normalized_weight(), layer)
-        assert torch.equal(layer(INPUTS[kind]), expected)
+        build, inputs = SPECTRAL[kind]
+        layer = build().eval()
+        expected = function(inputs, layer.normalized_weight(), layer)
+        assert torch.equal(layer(inputs), expected)
         with torch.no_grad():
-            assert torch.equal(layer(INPUTS[kind]), expected)
+            assert torch.equal(layer(inputs), expected)
 
 
 @pytest.mark.parametrize("training", [False, True])
