@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from biggan_hf import BigGANConfig, BigGANDiscriminator, BigGANModel
-from biggan_hf.layers import SelfAttention, _BatchNorm
+from biggan_hf.layers import SelfAttention, SNConv2d, SNEmbedding, SNLinear, SNUpsampleConv2d, _BatchNorm
+from biggan_hf.spectral_norm import SpectralNorm
 
 
 ATTENTION = {"generator_attention_resolutions": [16], "discriminator_attention_resolutions": [16]}
@@ -33,6 +34,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "generator_spectral_norm": False,
         "discriminator_spectral_norm": False,
     },
+}
+
+# A row a kind of spectrally normalised layer: what builds one, and what it may be called with.
+SPECTRAL: dict[str, tuple[Callable[[], SpectralNorm], Tensor]] = {
+    "conv": (lambda: SNConv2d(3, 8, 3), torch.randn(2, 3, 4, 4)),
+    "up": (lambda: SNUpsampleConv2d(3, 8, 3), torch.randn(2, 3, 4, 4)),
+    "linear": (lambda: SNLinear(12, 7), torch.randn(2, 12)),
+    "embedding": (lambda: SNEmbedding(9, 6), torch.tensor([3, 0, 3])),
 }
 
 
@@ -65,8 +74,12 @@ def tiny_discriminator(**overrides: Any) -> BigGANDiscriminator:
     return _perturbed(BigGANDiscriminator(tiny_config(**overrides)))
 
 
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
 def tiny_latents(num_samples: int, config: BigGANConfig, seed: int = 0) -> Tensor:
-    return torch.randn(num_samples, config.z_dim, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(num_samples, config.z_dim, generator=seeded(seed))
 
 
 def tiny_labels(num_samples: int, config: BigGANConfig) -> Tensor | None:
@@ -77,7 +90,7 @@ def tiny_labels(num_samples: int, config: BigGANConfig) -> Tensor | None:
 def tiny_images(num_samples: int, config: BigGANConfig, seed: int = 0) -> Tensor:
     """Noise in [-1, 1]."""
     shape = num_samples, config.num_channels, config.image_size, config.image_size
-    return 2 * torch.rand(shape, generator=torch.Generator().manual_seed(seed)) - 1
+    return 2 * torch.rand(shape, generator=seeded(seed)) - 1
 
 
 def tiny_inputs(
@@ -86,10 +99,6 @@ def tiny_inputs(
     """What the network is called with: latents or images, and labels."""
     draw = tiny_latents if isinstance(model, BigGANModel) else tiny_images
     return draw(num_samples, model.config, seed), tiny_labels(num_samples, model.config)
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def saved_for_the_gradient(run: Callable[[], object]) -> list[Tensor]:

@@ -171,15 +171,10 @@ class Handler(BaseHTTPRequestHandler):
         """Opens the repo's one pull request (POST), or shows it (GET)."""
         repo, sha, _files = self.hub.resolve(kind, repo_id, "main")
         repo.branches.setdefault("refs/pr/1", sha)
-        about = {
-            "num": 1,
-            "title": "",
-            "status": "open",
-            "createdAt": "2026-01-01T00:00:00.000Z",
-            "isPullRequest": True,
-        }
+        about = {"num": 1, "title": "", "status": "open", "isPullRequest": True}
         of_repo = {"repo": {"name": repo_id, "type": kind[:-1]}, "changes": {"base": "refs/heads/main"}}
-        self.reply({**about, **of_repo, "events": [], "filesWithConflicts": []})
+        rest = {"createdAt": "2026-01-01T00:00:00.000Z", "events": [], "filesWithConflicts": []}
+        self.reply({**about, **of_repo, **rest})
 
     def download(self, kind: str, repo_id: str, revision: str, path: str) -> None:
         _, sha, files = self.hub.resolve(kind, repo_id, revision)

@@ -31,8 +31,8 @@ def checkpoint(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The converted checkpoint."""
-    return convert(biggan_pytorch, SHARED_CASE, tmp_path_factory.mktemp("plain") / "model")
+    """The converted checkpoint, in a folder that was empty before."""
+    return convert(biggan_pytorch, SHARED_CASE, tmp_path_factory.mktemp("plain"))
 
 
 def change(path: Path, **changes: Any) -> None:
@@ -79,9 +79,13 @@ class Foreign:
 
 @pytest.mark.parametrize("new_format", [True, False])
 @pytest.mark.parametrize("name", ["G_ema.pth", "state_dict.pth", "D.pth"])
-def test_malicious_pickles_run_nothing(name: str, new_format: bool, checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("config", [{}, {"G_activation": nn.ReLU()}], ids=["no module", "a module"])
+def test_malicious_pickles_run_nothing(
+    config: dict[str, Any], name: str, new_format: bool, checkpoint: Path, tmp_path: Path
+) -> None:
+    # With a module in it, the old format takes another way through the reader.
     target = tmp_path / "executed"
-    content = {"config": {}, "x": Malicious(target)}
+    content = {"config": {**config, "x": Malicious(target)}}
     torch.save(content, checkpoint / name, _use_new_zipfile_serialization=new_format)
     refused(
         checkpoint, tmp_path / "model", f"{name}.*holds the class (posix|os|nt)[.]mkdir.*nothing in it was executed"
@@ -108,23 +112,16 @@ def test_harmless_classes_are_read(new_format: bool, tmp_path: Path) -> None:
     assert isinstance(loaded["activation"], nn.ReLU) and loaded["activation"].inplace
 
 
-def test_malicious_settings_of_old_files(checkpoint: Path, tmp_path: Path) -> None:
-    # With a module in it, the old format takes another way through the reader.
-    target = tmp_path / "executed"
-    content = {"config": {"G_activation": nn.ReLU(), "x": Malicious(target)}}
-    torch.save(content, checkpoint / "state_dict.pth", _use_new_zipfile_serialization=False)
-    refused(checkpoint, tmp_path / "model", "state_dict.pth' holds the class (posix|os|nt)[.]mkdir")
-    content = {"config": {"G_activation": nn.ReLU(), "x": nn.Linear(1, 1)}}
-    torch.save(content, checkpoint / "state_dict.pth", _use_new_zipfile_serialization=False)
-    refused(checkpoint, tmp_path / "model", "state_dict.pth' holds the class torch.nn.modules.linear.Linear")
-    assert not target.exists()
-
-
-def test_old_files_convert(checkpoint: Path, plain: Path, tmp_path: Path) -> None:
-    # Torch 1.0 wrote the files that the program's users have.
+def test_old_files_of_wrapped_networks_convert(checkpoint: Path, plain: Path, tmp_path: Path) -> None:
+    # Torch 1.0 wrote the files that the program's users have, and DataParallel puts a prefix before each name.
     for path in checkpoint.glob("*.pth"):
-        torch.save(torch.load(path, weights_only=False), path, _use_new_zipfile_serialization=False)
-    assert_same_generator(convert(biggan_pytorch, checkpoint, tmp_path / "model"), plain)
+        content = torch.load(path, weights_only=False)
+        if path.stem in ("G_ema", "D"):
+            content = {f"module.{name}": tensor for name, tensor in content.items()}
+        torch.save(content, path, _use_new_zipfile_serialization=False)
+    output = convert(biggan_pytorch, checkpoint, tmp_path / "model")
+    assert_same_generator(output, plain)
+    assert_equal(weights(output, "discriminator"), weights(plain, "discriminator"))
 
 
 # Damaged files
@@ -148,11 +145,7 @@ def test_truncated_files_and_text(new_format: bool, share: float | None, checkpo
         ("G_ema.pth", {"extra.weight": torch.ones(2)}, "1 of 186 tensors have no place in a BigGAN: extra.weight"),
         ("G_ema.pth", {"linear.bias": torch.ones(3)}, r"1 of the wrong shape: linear.bias \(3,\) for \(128,\)"),
         ("G_ema.pth", {"shared.weight": torch.ones(7)}, "class_embedding.weight has the shape"),
-        (
-            "D.pth",
-            {"blocks.3.0.conv_sc.weight": torch.ones(8, 8, 1, 1)},
-            "1 left over: stages.3.blocks.0.conv_sc.weight",
-        ),
+        ("D.pth", {"blocks.3.0.conv_sc.weight": torch.ones(8, 8, 1, 1)}, "1 left over: stages.3.blocks.0.conv_sc.w"),
         ("D.pth", {"embed.weight": torch.ones(5, 8)}, "the discriminator has 5 classes, the generator 7"),
         ("D.pth", {"blocks.3.0.conv2.bias": None}, "1 missing: stages.3.blocks.0.conv2.bias"),
         ("D.pth", {"linear.weight": torch.full((1, 8), torch.nan)}, "D.pth': linear.weight holds NaN or infinity"),
@@ -166,48 +159,34 @@ def test_tensors_that_fit_no_architecture(
     refused(checkpoint, tmp_path / "model", match)
 
 
-def test_a_number_of_stages_that_no_image_size_has(checkpoint: Path, tmp_path: Path) -> None:
-    keys = torch.load(checkpoint / "G_ema.pth", weights_only=True)
-    change(checkpoint / "G_ema.pth", **{key: None for key in keys if key.startswith("blocks.2.")})
-    refused(checkpoint, tmp_path / "model", "a generator of 2 stages fits no image size")
-
-
-def test_settings_without_a_configuration(checkpoint: Path, tmp_path: Path) -> None:
-    torch.save({"itr": 1}, checkpoint / "state_dict.pth")
-    refused(checkpoint, tmp_path / "model", "state_dict.pth' holds no 'config'")
-
-
 # The wrong file
 
 
 def test_something_else_in_a_file(checkpoint: Path, tmp_path: Path) -> None:
-    path = checkpoint / "G_ema.pth"
-    torch.save([torch.ones(2)], path)
-    refused(checkpoint, tmp_path / "model", "holds a list, expected the tensors of a BigGAN-PyTorch generator")
-    torch.save({"net.0.weight": torch.ones(2)}, path)
-    refused(checkpoint, tmp_path / "model", "is none of the known networks, expected a BigGAN-PyTorch generator")
-    shutil.copy(checkpoint / "G.pth", path)
-    shutil.copy(path, checkpoint / "D.pth")
-    refused(checkpoint, tmp_path / "model", "expected a BigGAN-PyTorch discriminator")
+    generator = torch.load(checkpoint / "G_ema.pth", weights_only=True)
+    shorter = {key: tensor for key, tensor in generator.items() if not key.startswith("blocks.2.")}
+    for file, content, match in (
+        ("state_dict.pth", {"itr": 1}, "state_dict.pth' holds no 'config'"),
+        ("G_ema.pth", shorter, "a generator of 2 stages fits no image size"),
+        ("G_ema.pth", [torch.ones(2)], "holds a list, expected the tensors of a BigGAN-PyTorch generator"),
+        ("G_ema.pth", {"net.0.weight": torch.ones(2)}, "is none of the known networks, expected a BigGAN-PyTorch gen"),
+        ("D.pth", generator, "expected a BigGAN-PyTorch discriminator"),
+    ):
+        before = (checkpoint / file).read_bytes()
+        torch.save(content, checkpoint / file)
+        refused(checkpoint, tmp_path / "model", match)
+        (checkpoint / file).write_bytes(before)
 
 
 @pytest.mark.parametrize(
     ("script", "source", "match"),
     [
-        (
-            biggan_pytorch,
-            SHARED_CASE / "D.pth",
-            "looks like a BigGAN-PyTorch discriminator, expected a BigGAN-PyTorch generator",
-        ),
+        (biggan_pytorch, SHARED_CASE / "D.pth", "a BigGAN-PyTorch discriminator, expected a BigGAN-PyTorch generator"),
         (biggan_pytorch, STUDIOGAN, "looks like a StudioGAN checkpoint, try convert_studiogan.py"),
         (biggan_pytorch, ORIGINALS / "pretrained_biggan", "try convert_pretrained_biggan.py"),
         (studiogan, SHARED_CASE, "looks like a BigGAN-PyTorch checkpoint, try convert_biggan_pytorch.py"),
         (pretrained_biggan, STUDIOGAN, "config.json'.*looks like a StudioGAN checkpoint"),
-        (
-            convert_ivclab,
-            SHARED_CASE / "G.pth",
-            "looks like a BigGAN-PyTorch generator.*try convert_biggan_pytorch.py",
-        ),
+        (convert_ivclab, SHARED_CASE / "G.pth", "a BigGAN-PyTorch generator.*try convert_biggan_pytorch.py"),
         (biggan_pytorch, FIXTURES / "nowhere", "there is no folder"),
         (studiogan, FIXTURES / "nowhere", "there is no folder"),
         (pretrained_biggan, FIXTURES / "nowhere", "there is no folder"),
@@ -238,6 +217,10 @@ def test_recognised_keys(keys: list[str], kind: str) -> None:
 
 def test_an_output_that_holds_something(plain: Path, tmp_path: Path) -> None:
     output = tmp_path / "model"
+    output.write_text("mine")
+    refused(SHARED_CASE, output, "is a file, expected a folder", "--overwrite")
+    assert output.read_text() == "mine"
+    output.unlink()
     output.mkdir()
     (output / "notes.txt").write_text("mine")
     refused(SHARED_CASE, output, "already holds something; --overwrite")
@@ -245,19 +228,6 @@ def test_an_output_that_holds_something(plain: Path, tmp_path: Path) -> None:
     convert(biggan_pytorch, SHARED_CASE, output, "--overwrite")
     assert (output / "notes.txt").read_text() == "mine"
     assert_same_generator(output, plain)
-
-
-def test_an_output_that_is_a_file(tmp_path: Path) -> None:
-    (tmp_path / "model").write_text("mine")
-    refused(SHARED_CASE, tmp_path / "model", "is a file, expected a folder", "--overwrite")
-    assert (tmp_path / "model").read_text() == "mine"
-
-
-def test_an_empty_output_is_filled(tmp_path: Path) -> None:
-    (tmp_path / "model").mkdir()
-    convert(biggan_pytorch, SHARED_CASE, tmp_path / "model")
-    names = {path.name for path in (tmp_path / "model").iterdir()}
-    assert names == {"README.md", "config.json", "discriminator", "model.safetensors"}
 
 
 def test_an_earlier_model(checkpoint: Path, plain: Path, tmp_path: Path) -> None:
@@ -284,12 +254,17 @@ def test_the_card(checkpoint: Path, tmp_path: Path) -> None:
     assert "MIT licence" in card
 
 
-def test_the_reference(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_reference_and_what_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     reference = SHARED_CASE / "expected.npz"
     convert(biggan_pytorch, SHARED_CASE, tmp_path / "model", "--reference", str(reference))
     printed = capsys.readouterr().out
     assert "images_ema: largest difference from the reference" in printed
     assert "disc_scores: largest difference from the reference" in printed
+    lines = [line.split() for line in printed.splitlines()]
+    assert ["z_dim", "20", "tensor", "shapes"] in lines
+    assert ["batch_norm_eps", "1e-05", "state_dict"] in lines
+    assert "left out 31 × u1:".split() in [line[:5] for line in lines]
+    assert "generator (ema): all 123 tensors in their places".split() in lines
     images = answers(SHARED_CASE)["images_ema"].numpy()
     latents, labels = (answers(SHARED_CASE)[name].numpy() for name in ("latents", "labels"))
     np.savez(tmp_path / "wrong.npz", images_ema=images + 1e-3, latents=latents, labels=labels)
@@ -303,15 +278,6 @@ def test_the_reference(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         ("text", "is no .npz file"),
     ):
         refused(SHARED_CASE, tmp_path / "other", match, "--reference", str(tmp_path / f"{name}.npz"))
-
-
-def test_what_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    convert(biggan_pytorch, SHARED_CASE, tmp_path / "model")
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["z_dim", "20", "tensor", "shapes"] in lines
-    assert ["batch_norm_eps", "1e-05", "state_dict"] in lines
-    assert "left out 31 × u1:".split() in [line[:5] for line in lines]
-    assert "generator (ema): all 123 tensors in their places".split() in lines
 
 
 # BigGAN-PyTorch: which files, and variants of their content
@@ -349,15 +315,6 @@ def test_a_single_file_without_settings(plain: Path, tmp_path: Path) -> None:
         assert (config.batch_norm_eps, config.spectral_norm_eps, config.output_batch_norm_eps) == epsilons
 
 
-def test_the_prefix_of_wrapped_networks(checkpoint: Path, plain: Path, tmp_path: Path) -> None:
-    for path in (checkpoint / "G_ema.pth", checkpoint / "D.pth"):
-        state = torch.load(path, weights_only=True)
-        torch.save({f"module.{name}": tensor for name, tensor in state.items()}, path)
-    output = convert(biggan_pytorch, checkpoint, tmp_path / "model")
-    assert_same_generator(output, plain)
-    assert_equal(weights(output, "discriminator"), weights(plain, "discriminator"))
-
-
 def test_missing_singular_values(checkpoint: Path, plain: Path, tmp_path: Path) -> None:
     path = checkpoint / "G_ema.pth"
     change(path, **{name: None for name in torch.load(path, weights_only=True) if ".sv" in name})
@@ -388,31 +345,21 @@ def test_latents_before_classes(checkpoint: Path, plain: Path, tmp_path: Path) -
 # StudioGAN: which files
 
 
-def studiogan_runs(folder: Path) -> Path:
-    """A run with the best weights of step 20 and the current ones of step 100, whose biases are all 1."""
-    shutil.copytree(STUDIOGAN, folder)
-    for path in list(folder.glob("model=*.pth")):
+def test_the_newest_step_unless_another_is_given(tmp_path: Path) -> None:
+    # The best weights are those of step 20. The current ones, of step 100, have biases of 1.
+    run = Path(shutil.copytree(STUDIOGAN, tmp_path / "run"))
+    for path in list(run.glob("model=*.pth")):
         content = torch.load(path, weights_only=True)
         for name, tensor in content["state_dict"].items():
             if name.endswith(".bias"):
                 tensor.fill_(1)
         torch.save(content, path.with_name(path.name.replace("best", "current").replace("step=20", "step=100")))
-    return folder
-
-
-def test_the_newest_step_unless_another_is_given(tmp_path: Path) -> None:
-    run = studiogan_runs(tmp_path / "run")
     newest = weights(convert(studiogan, run, tmp_path / "newest"))
     assert (newest["linear.bias"] == 1).all()
-    assert_equal(
-        weights(convert(studiogan, run, tmp_path / "a", "--step", "20")),
-        weights(convert(studiogan, STUDIOGAN, tmp_path / "b")),
-    )
+    chosen = weights(convert(studiogan, run, tmp_path / "a", "--step", "20"))
+    assert_equal(chosen, weights(convert(studiogan, STUDIOGAN, tmp_path / "b")))
     refused(run, tmp_path / "model", "step=7.*there are the steps 20, 100", "--step", "7", script=studiogan)
-
-
-def test_studiogan_without_a_discriminator_and_without_a_configuration(tmp_path: Path) -> None:
-    run = studiogan_runs(tmp_path / "run")
+    # A run needs neither a discriminator nor a configuration.
     for path in [*run.glob("model=D-*"), run / "config.yaml"]:
         path.unlink()
     output = convert(studiogan, run, tmp_path / "model")

@@ -90,10 +90,9 @@ def test_model_files_work_as_code_on_the_hub(name: str) -> None:
 
 # What else writes, and why it may: mostly into a file or a folder that files.py will put in its place.
 WRITES = {
-    "hub.py": {"tempfile": "a folder to upload"},
+    "hub.py": {"tempfile": "a folder to upload", "write_text": "the card, into this folder"},
     "media.py": {"open": "a film, and the parts of an archive, at the path that write_file gives"},
     "evaluation/statistics.py": {"open": "at the path that write_file gives"},
-    "modeling_biggan.py": {"write_text": "the card, into a folder to upload"},
     "training/loop.py": {"write_text": "the card, into a staged folder"},
     "training/quality.py": {"write_text": "a note, into a replaced folder", "rename": "the best model of a dead end"},
     "training/checkpoints.py": {"rename": "checkpoints of a dead end"},

@@ -1,7 +1,6 @@
 import copy
 import logging
 import os
-import pickle
 import re
 import subprocess
 import sys
@@ -65,15 +64,6 @@ def assert_near(actual: Tensor, expected: Tensor) -> None:
     assert (actual.float() - expected).abs().mean() < 0.05 * expected.abs().mean()
 
 
-@pytest.fixture
-def propagating(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets pytest see the records of transformers' and this package's loggers, and the warnings given once."""
-    for name in ("transformers", "biggan_hf"):
-        monkeypatch.setattr(logging.getLogger(name), "propagate", True)
-    warning_once: Any = type(sampling_biggan.logger).warning_once
-    warning_once.cache_clear()
-
-
 # Shapes, gradients, determinism
 
 
@@ -89,8 +79,6 @@ def test_outputs(overrides: dict[str, Any]) -> None:
     assert logits.shape == (3, 1)
     assert isinstance(generator(latents, labels, return_dict=False), tuple)
     assert isinstance(discriminator(images, labels, return_dict=False), tuple)
-    for network in (generator, discriminator):
-        assert network(**network.dummy_inputs)[0].shape[0] == 1
 
 
 @both_networks
@@ -150,42 +138,26 @@ def test_initial_weights(initializer: Any) -> None:
 # Where latents and labels enter
 
 
-def seen_by(model: BigGANModel, *inputs: Any, **named: Any) -> tuple[Tensor, list[Tensor]]:
-    """What the first linear map and each stage are conditioned on."""
-    stem: list[Tensor] = []
-    conditions: list[Tensor] = []
-    handles = [model.linear.register_forward_pre_hook(lambda _, args: stem.append(args[0]))]
-    handles += [stage.register_forward_pre_hook(lambda _, args: conditions.append(args[1])) for stage in model.stages]
-    model(*inputs, **named)
-    for handle in handles:
-        handle.remove()
-    return stem[0], conditions
-
-
-def test_each_stage_sees_its_own_chunk_of_the_latents() -> None:
-    model = tiny_generator()
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        # The paper's plain model: a chunk of the latents for the first map, and one for each stage, beside the class.
+        ({}, lambda c, z: (z[:, :4], [torch.cat([c, chunk], 1) for chunk in z[:, 4:].chunk(3, 1)])),
+        ({"architecture": "biggan-deep"}, lambda c, z: (torch.cat([c, z], 1), [torch.cat([c, z], 1)] * 3)),
+        ({"hierarchical_latents": False}, lambda c, z: (z, [c] * 3)),
+    ],
+    ids=["chunks", "deep", "not hierarchical"],
+)
+def test_what_conditions_each_stage(overrides: dict[str, Any], expected: Callable[..., Any]) -> None:
+    model = tiny_generator(**overrides)
     latents, labels = tiny_inputs(model)
-    stem, conditions = seen_by(model, latents, labels)
-    chunks = latents.chunk(4, dim=1)
-    assert torch.equal(stem, chunks[0])
-    for condition, chunk in zip(conditions, chunks[1:], strict=True):
-        assert torch.equal(condition, torch.cat([model.class_embedding(labels), chunk], dim=1))
-
-
-def test_deep_stages_see_the_class_and_the_whole_of_the_latents() -> None:
-    model = tiny_generator(architecture="biggan-deep")
-    latents, labels = tiny_inputs(model)
-    stem, conditions = seen_by(model, latents, labels)
-    everything = torch.cat([model.class_embedding(labels), latents], dim=1)
-    assert all(torch.equal(vector, everything) for vector in (stem, *conditions)) and len(conditions) == 3
-
-
-def test_stages_without_hierarchical_latents_see_the_class_alone() -> None:
-    model = tiny_generator(hierarchical_latents=False)
-    latents, labels = tiny_inputs(model)
-    stem, conditions = seen_by(model, latents, labels)
-    assert torch.equal(stem, latents)
-    assert all(torch.equal(condition, model.class_embedding(labels)) for condition in conditions)
+    seen: list[Tensor] = []
+    model.linear.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    for stage in model.stages:
+        stage.register_forward_pre_hook(lambda _, args: seen.append(args[1]))
+    model(latents, labels)
+    first, others = expected(model.class_embedding(labels), latents)
+    assert all(torch.equal(a, b) for a, b in zip(seen, [first, *others], strict=True))
 
 
 @pytest.mark.parametrize("variant", ["plain", "deep", "per-layer labels", "not hierarchical"])
@@ -263,22 +235,12 @@ def test_truncation_chooses_the_statistics(truncation: float, row: Callable[[Ten
     assert torch.equal(*trained)
 
 
-def test_standing_statistics_are_those_of_one_truncation_mode() -> None:
-    model = with_table(0.2, 1.0)
-    with pytest.raises(ValueError, match="those of truncation_mode='resample', got 'scale'"):
-        model.sample([0], truncation=0.5, truncation_mode="scale")
-    model.sample([0], truncation_mode="scale")
-    model.sample([0], truncation=0.5, truncation_mode="resample")
-
-
-@pytest.mark.parametrize("truncation", [0.1, 1.01])
-def test_truncation_outside_the_table(truncation: float) -> None:
-    model = with_table(0.2, 0.6, 1.0)
-    with pytest.raises(ValueError, match=f"truncation={truncation} is outside .* 0.2 to 1.0"):
-        model(*tiny_inputs(model), truncation=truncation)
-
-
-def test_without_a_table_truncation_warns_once(caplog: pytest.LogCaptureFixture, propagating: None) -> None:
+def test_without_a_table_truncation_warns_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("biggan_hf"), "propagate", True)  # pytest sees the records
+    warning_once: Any = type(sampling_biggan.logger).warning_once
+    warning_once.cache_clear()
     model = tiny_generator()
     inputs = tiny_inputs(model)
     expected = output(model, *inputs)
@@ -313,15 +275,8 @@ def test_sample_is_reproducible(labels: list[int] | None, truncation: float | No
         generator = generators if len(generators) > 1 else generators[0]
         return model.sample(labels, number, truncation=truncation, generator=generator)
 
-    assert sample(0).shape == (3, 3, 32, 32)
     assert torch.equal(sample(0), sample(0)) and not torch.equal(sample(0), sample(1))
     assert torch.allclose(sample(5, 6, 7)[1:], sample(4, 6, 7)[1:], atol=1e-5)
-
-
-def test_sample_draws_every_label() -> None:
-    model = tiny_generator()
-    drawn = model._labels_to_sample(None, 200, torch.Generator().manual_seed(0))
-    assert drawn is not None and drawn.unique().tolist() == [0, 1, 2, 3, 4]
 
 
 def test_sample_of_an_unconditional_model() -> None:
@@ -368,7 +323,6 @@ def test_sample_leaves_the_model_as_it_was(training: bool) -> None:
         ({"class_labels": [0, 1], "latents": torch.zeros(3, 16)}, r"latents must be \(2, 16\), got \(3, 16\)"),
         ({"class_labels": [0, 1], "truncation": 0}, "truncation must be a positive number or None, got 0"),
         ({"class_labels": [0], "truncation_mode": "cut"}, "must be one of resample, scale, .* got 'cut'"),
-        ({"num_images_per_label": 2, "generator": [torch.Generator()] * 3}, "2 samples need 2 generators, got 3"),
         ({"num_images_per_label": 2, "generator": []}, "2 samples need 2 generators, got 0"),
         ({"class_labels": [0, 1], "generator": [torch.Generator()]}, "2 samples need 2 generators, got 1"),
     ],
@@ -411,47 +365,19 @@ def test_forward_of_bad_input(arguments: dict[str, Any], message: str) -> None:
 
 @both_networks
 @plain_and_deep
-def test_double_precision_throughout(build: Callable[..., Network], overrides: dict[str, Any]) -> None:
-    # The central difference along a direction agrees with the gradient to more digits than float32 has.
-    model = build(**overrides).double()
-    inputs, labels = tiny_inputs(model)
-    direction = torch.randn(inputs.shape, generator=torch.Generator().manual_seed(1)).double()
-    inputs = inputs.double().requires_grad_()
-    out = output(model, inputs, labels)
-    assert out.dtype == torch.float64
-    (gradient,) = torch.autograd.grad(weighted_sum(out), inputs)
-    with torch.no_grad():
-        up, down = (weighted_sum(output(model, inputs + step * direction, labels)) for step in (1e-7, -1e-7))
-    assert ((up - down) / 2e-7).item() == pytest.approx((gradient * direction).sum().item(), rel=1e-5)
-
-
-@both_networks
-@plain_and_deep
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_cast_to_half_precision(build: Callable[..., Network], overrides: dict[str, Any], dtype: torch.dtype) -> None:
+def test_half_precision(build: Callable[..., Network], overrides: dict[str, Any], dtype: torch.dtype) -> None:
     model = build(**overrides)
     inputs = tiny_inputs(model)
     expected = output(model, *inputs)
+    with torch.autocast("cpu", dtype):
+        assert_near(output(model, *inputs), expected)
     nn.Module.to(model, dtype)
     out = output(model, *inputs)
     assert out.dtype == dtype and {tensor.dtype for tensor in model.parameters()} == {dtype}
     assert_near(out, expected)
     weighted_sum(output(model.train(), *inputs)).backward()
     assert all(gradient.isfinite().all() for gradient in gradients(model).values())
-
-
-@both_networks
-@plain_and_deep
-def test_autocast(build: Callable[..., Network], overrides: dict[str, Any]) -> None:
-    model = build(**overrides)
-    inputs = tiny_inputs(model)
-    expected = output(model, *inputs)
-    with torch.autocast("cpu", torch.bfloat16):
-        out = output(model, *inputs)
-        loss = weighted_sum(output(model.train(), *inputs))
-    assert_near(out, expected)
-    loss.backward()
-    assert all(grad.dtype == torch.float32 and grad.isfinite().all() for grad in gradients(model).values())
     assert all(buffer.dtype == torch.float32 for buffer in model.buffers())
 
 
@@ -504,13 +430,7 @@ def test_load_in_bfloat16(build: Callable[..., Network], tmp_path: Path) -> None
     for name, buffer in loaded.named_buffers():
         assert name.endswith(FLOAT32_BUFFERS) and buffer.dtype == torch.float32, name
         assert torch.equal(buffer, model.get_buffer(name)), name
-    inputs = tiny_inputs(model)
-    out, expected = output(loaded, *inputs), output(model, *inputs)
-    assert out.dtype == torch.bfloat16
-    assert_near(out, expected)
-    weighted_sum(output(loaded.train(), *inputs)).backward()
-    assert all(gradient.isfinite().all() for gradient in gradients(loaded).values())
-    assert all(buffer.dtype == torch.float32 for buffer in loaded.buffers())
+    assert_near(output(loaded, *tiny_inputs(model)), output(model, *tiny_inputs(model)))
 
 
 @both_networks
@@ -522,29 +442,12 @@ def test_device_map(build: Callable[..., Network], tmp_path: Path) -> None:
     assert differing(state(model), {name: tensor.cpu() for name, tensor in state(loaded).items()}) == set()
 
 
-def test_auto_classes(tmp_path: Path) -> None:
-    model = tiny_generator()
-    model.save_pretrained(tmp_path)
-    loaded = AutoModel.from_pretrained(tmp_path)
-    assert type(loaded) is BigGANModel and type(AutoModel.from_config(tiny_config())) is BigGANModel
-    assert torch.allclose(output(loaded, *tiny_inputs(model)), output(model, *tiny_inputs(model)), atol=1e-5)
-
-
-def test_a_network_is_not_loaded_from_the_other_ones_folder(tmp_path: Path) -> None:
+def test_auto_class_takes_the_generator_alone(tmp_path: Path) -> None:
+    tiny_generator().save_pretrained(tmp_path)
+    assert type(AutoModel.from_pretrained(tmp_path)) is type(AutoModel.from_config(tiny_config())) is BigGANModel
     tiny_discriminator().save_pretrained(tmp_path)
     with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
-        BigGANModel.from_pretrained(tmp_path)
-
-
-@both_networks
-@plain_and_deep
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
-def test_copies(build: Callable[..., Network], overrides: dict[str, Any], duplicate: Callable[[Any], Any]) -> None:
-    model = build(**overrides).train()
-    output(model, *tiny_inputs(model)).sum().backward()
-    copied = duplicate(model)
-    assert differing(state(model), state(copied)) == set()
-    assert torch.equal(output(copied.eval(), *tiny_inputs(model)), output(model.eval(), *tiny_inputs(model)))
+        AutoModel.from_pretrained(tmp_path)
 
 
 def test_missing_keys_are_initialised() -> None:
@@ -553,33 +456,22 @@ def test_missing_keys_are_initialised() -> None:
     loaded = BigGANModel.from_pretrained(None, config=model.config, state_dict=kept)
     after = state(loaded)
     assert all(torch.equal(after[name], tensor) for name, tensor in kept.items())
-    assert torch.equal(after["output_bn.running_var"], torch.ones(16)) and not after["output_bn.running_mean"].any()
-    assert torch.equal(after["output_bn.gain"], torch.ones(16)) and after["stages.1.attention.gamma"] == 0
+    assert after["output_bn.running_var"].eq(1).all() and not after["output_bn.running_mean"].any()
+    assert after["output_bn.gain"].eq(1).all() and after["stages.1.attention.gamma"] == 0
     conv = after["stages.1.blocks.0.conv1.weight"].flatten(1)
     assert torch.allclose(conv @ conv.T, torch.eye(16), atol=1e-5)
     assert after["stages.1.blocks.0.conv1.u0"].std() > 0.3 and after["stages.1.blocks.0.conv1.sv0"] == 1
-    assert output(loaded, *tiny_inputs(loaded)).isfinite().all()
 
 
 # Another number of classes
 
 
+PER_LAYER = {f"stages.{i}.blocks.0.bn{k}.{part}.weight" for i in range(3) for k in (1, 2) for part in ("gain", "bias")}
 REPLACED: list[tuple[Callable[..., Network], dict[str, Any], set[str]]] = [
-    (tiny_generator, ATTENTION, {"class_embedding.weight"}),
     (tiny_generator, VARIANTS["deep"], {"class_embedding.weight"}),
     (tiny_generator, VARIANTS["not hierarchical"], {"class_embedding.weight"}),
-    (
-        tiny_generator,
-        VARIANTS["per-layer labels"],
-        {
-            f"stages.{stage}.blocks.0.{norm}.{part}.weight"
-            for stage in range(3)
-            for norm in ("bn1", "bn2")
-            for part in ("gain", "bias")
-        },
-    ),
+    (tiny_generator, VARIANTS["per-layer labels"], PER_LAYER),
     (tiny_discriminator, ATTENTION, {"class_embedding.weight", "class_embedding.u0"}),
-    (tiny_discriminator, VARIANTS["deep"], {"class_embedding.weight", "class_embedding.u0"}),
     (tiny_discriminator, {"discriminator_spectral_norm": False}, {"class_embedding.weight"}),
 ]
 
@@ -590,14 +482,11 @@ def test_another_number_of_classes(
     overrides: dict[str, Any],
     replaced: set[str],
     tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-    propagating: None,
 ) -> None:
     model = build(**overrides)
     model.save_pretrained(tmp_path)
     with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
         type(model).from_pretrained(tmp_path, num_labels=3)
-    caplog.clear()
     result: Any = type(model).from_pretrained(
         tmp_path, num_labels=3, ignore_mismatched_sizes=True, output_loading_info=True
     )
@@ -605,10 +494,8 @@ def test_another_number_of_classes(
     assert loaded.config.num_labels == 3 and [*loaded.config.id2label] == [0, 1, 2]
     assert {name for name, *_ in report["mismatched_keys"]} == replaced
     assert not report["missing_keys"] and not report["unexpected_keys"]
-    for name in replaced:  # the report has a line for all stages
-        assert re.sub(r"^stages\.\d", "stages.{0, 1, 2}", name) in caplog.text
-    before, after = state(model), state(loaded)
-    assert {name for name in before if not torch.equal(before[name], after[name])} == replaced
+    after = state(loaded)
+    assert differing(state(model), after) == replaced
     for name in replaced:
         assert after[name].isfinite().all() and after[name].std() > 0.05, name
     assert output(loaded, *tiny_inputs(loaded)).isfinite().all()
@@ -618,57 +505,50 @@ def test_another_number_of_classes(
 
 # Names in the files
 
-TENSORS = {
-    "sn": "bias sv0 u0 weight",
-    "sn without bias": "sv0 u0 weight",
-    "norm": "bias gain running_mean running_var",
-    "conditional norm": "bias.sv0 bias.u0 bias.weight gain.sv0 gain.u0 gain.weight running_mean running_var",
-    "per-class norm": "bias.weight gain.weight running_mean running_var",
-    "embedding": "weight",
-    "scalar": "",
+SN = "{bias,sv0,u0,weight}"
+IN_ATTENTION = ["gamma", "{theta,phi,g,o}.{sv0,u0,weight}"]
+OF_GENERATORS = ["{linear,output_conv}." + SN, "output_bn.{bias,gain,running_mean,running_var}"]
+NAMES: dict[str, list[str]] = {
+    "plain generator": [
+        *("class_embedding.weight", *OF_GENERATORS, "stages.{0,1,2}.blocks.0.{conv1,conv2,conv_sc}." + SN),
+        "stages.{0,1,2}.blocks.0.bn{1,2}.running_{mean,var}",
+        "stages.{0,1,2}.blocks.0.bn{1,2}.{bias,gain}.{sv0,u0,weight}",
+    ],
+    "deep generator": [
+        *("class_embedding.weight", *OF_GENERATORS, "stages.{0,1,2}.blocks.{0,1}.conv{1,2,3,4}." + SN),
+        "stages.{0,1,2}.blocks.{0,1}.bn{1,2,3,4}.running_{mean,var}",
+        "stages.{0,1,2}.blocks.{0,1}.bn{1,2,3,4}.{bias,gain}.{sv0,u0,weight}",
+    ],
+    "per-layer labels generator": [
+        *(*OF_GENERATORS, "stages.{0,1,2}.blocks.0.{conv1,conv2,conv_sc}." + SN),
+        "stages.{0,1,2}.blocks.0.bn{1,2}.{running_mean,running_var,bias.weight,gain.weight}",
+    ],
+    "plain discriminator": [
+        *("class_embedding.{sv0,u0,weight}", "linear." + SN),
+        *("stages.{0,1,2,3}.blocks.0.conv{1,2}." + SN, "stages.{0,1}.blocks.0.conv_sc." + SN),
+    ],
+    "deep discriminator": [
+        *("class_embedding.{sv0,u0,weight}", "{input_conv,linear}." + SN),
+        "stages.{0,1,2}.blocks.{0,1}.conv{1,2,3,4}." + SN,
+    ],
 }
-CONVOLUTIONS = {f"attention.{name}": "sn without bias" for name in ("theta", "phi", "g", "o")}
-ATTENTION_NAMES = {"attention.gamma": "scalar", **CONVOLUTIONS}
-OUTPUT_NAMES = {"linear": "sn", "output_bn": "norm", "output_conv": "sn"}
 
 
-def names(outside: dict[str, str], blocks: list[list[dict[str, str]]], attention: int) -> set[str]:
-    """Keys of a state dict from its modules: outside the stages, and per stage and block."""
-    modules = dict(outside)
-    for stage, inside in enumerate(blocks):
-        for block, kinds in enumerate(inside):
-            modules |= {f"stages.{stage}.blocks.{block}.{name}": kind for name, kind in kinds.items()}
-    modules |= {f"stages.{attention}.{name}": kind for name, kind in ATTENTION_NAMES.items()}
-    return {f"{name}.{key}".strip(".") for name, kind in modules.items() for key in TENSORS[kind].split(" ")}
+def expanded(pattern: str) -> list[str]:
+    """`a{b,c}` to `ab` and `ac`, as in a shell."""
+    match = re.search(r"\{(.*?)\}", pattern)
+    if match is None:
+        return [pattern]
+    return [name for part in match[1].split(",") for name in expanded(pattern.replace(match[0], part, 1))]
 
 
-def test_names_of_the_plain_generator() -> None:
-    block = dict.fromkeys(("bn1", "bn2"), "conditional norm") | dict.fromkeys(("conv1", "conv2", "conv_sc"), "sn")
-    expected = names({"class_embedding": "embedding", **OUTPUT_NAMES}, [[block]] * 3, attention=1)
-    assert tiny_generator(**ATTENTION).state_dict().keys() == expected
-
-
-def test_names_of_the_deep_generator() -> None:
-    block = {f"bn{i}": "conditional norm" for i in (1, 2, 3, 4)} | {f"conv{i}": "sn" for i in (1, 2, 3, 4)}
-    expected = names({"class_embedding": "embedding", **OUTPUT_NAMES}, [[block] * 2] * 3, attention=1)
-    assert tiny_generator(**VARIANTS["deep"]).state_dict().keys() == expected
-
-
-def test_names_of_the_generator_with_per_layer_labels() -> None:
-    block = dict.fromkeys(("bn1", "bn2"), "per-class norm") | dict.fromkeys(("conv1", "conv2", "conv_sc"), "sn")
-    expected = names(OUTPUT_NAMES, [[block]] * 3, attention=1)
-    assert tiny_generator(**VARIANTS["per-layer labels"], **ATTENTION).state_dict().keys() == expected
-
-
-def test_names_of_the_discriminators() -> None:
-    head = {"class_embedding": "sn without bias", "linear": "sn"}
-    block = dict.fromkeys(("conv1", "conv2"), "sn")
-    shortcut = {**block, "conv_sc": "sn"}
-    plain = names(head, [[shortcut], [shortcut], [block], [block]], attention=0)
-    assert tiny_discriminator(**ATTENTION).state_dict().keys() == plain
-    block = {f"conv{i}": "sn" for i in (1, 2, 3, 4)}
-    deep = names({"input_conv": "sn", **head}, [[block] * 2] * 3, attention=0)
-    assert tiny_discriminator(**VARIANTS["deep"]).state_dict().keys() == deep
+@pytest.mark.parametrize("kind", NAMES)
+def test_names_of_the_tensors(kind: str) -> None:
+    variant, _, network = kind.rpartition(" ")
+    stage = {"generator": 1, "discriminator": 0}[network]  # the one of 16 pixels
+    patterns = NAMES[kind] + [f"stages.{stage}.attention.{name}" for name in IN_ATTENTION]
+    model = NETWORKS[network](**{**VARIANTS[variant], **ATTENTION})
+    assert sorted(model.state_dict()) == sorted(name for pattern in patterns for name in expanded(pattern))
 
 
 # Activation checkpointing and compilation
@@ -696,19 +576,6 @@ def test_activation_checkpointing_changes_nothing(
     assert differing(state(plain), state(checkpointed)) == set()
 
 
-def test_activation_checkpointing_of_both_networks_in_one_step() -> None:
-    of_generator = []
-    for enabled in (False, True):
-        generator, discriminator = tiny_generator(**ATTENTION).train(), tiny_discriminator(**ATTENTION).train()
-        latents, labels = tiny_inputs(generator)
-        if enabled:
-            generator.activation_checkpointing_enable()
-            discriminator.activation_checkpointing_enable()
-        discriminator(generator(latents, labels).images, labels).logits.sum().backward()
-        of_generator.append(gradients(generator))
-    assert differing(*of_generator) == set()
-
-
 def test_checkpointed_discriminator_asks_no_gradient_of_the_callers_images() -> None:
     model = tiny_discriminator().train()
     model.activation_checkpointing_enable({"use_reentrant": True})
@@ -717,31 +584,23 @@ def test_checkpointed_discriminator_asks_no_gradient_of_the_callers_images() -> 
     assert not images.requires_grad and images.grad is None
 
 
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-@both_networks
-def test_compile(build: Callable[..., Network], memory_format: torch.memory_format) -> None:
-    # In double precision, since the bias before a norm has rounding for a gradient.
-    model, compiled = (build(**VARIANTS["attention"]).double() for _ in range(2))
+@pytest.mark.parametrize(
+    ("build", "memory_format"),
+    [(tiny_generator, torch.channels_last), (tiny_discriminator, torch.contiguous_format)],
+    ids=NETWORKS,
+)
+def test_compile_in_training(build: Callable[..., Network], memory_format: torch.memory_format) -> None:
+    # In double precision, since the bias before a norm has rounding for a gradient. tests/test_folding.py compiles
+    # networks in eval mode.
+    model, compiled = (build(**VARIANTS["attention"]).double().train() for _ in range(2))
     for network in (model, compiled):
-        network.to(memory_format=memory_format)  # type: ignore[call-arg]
+        network.to(memory_format=memory_format)
     torch._dynamo.reset()
     run = torch.compile(compiled, backend="aot_eager", fullgraph=True)
-    inputs = tiny_inputs(model)
-    assert torch.allclose(run(*inputs, return_dict=False)[0], output(model, *inputs), atol=1e-6)
-    expected, actual = after_a_step(model.train(), model), after_a_step(compiled.train(), run)
+    expected, actual = after_a_step(model, model), after_a_step(compiled, run)
     assert actual.keys() == expected.keys()
     for name, tensor in expected.items():
         assert torch.allclose(actual[name], tensor, rtol=1e-9, atol=1e-9), name
-
-
-def test_compile_with_standing_statistics() -> None:
-    model = with_table(0.2, 1.0)
-    torch._dynamo.reset()
-    run = torch.compile(model, backend="eager", fullgraph=True)
-    inputs = tiny_inputs(model)
-    for truncation in (0.5, 0.7):
-        images = run(*inputs, truncation=truncation).images
-        assert torch.allclose(images, output(model, *inputs, truncation=truncation), atol=1e-6)
 
 
 @both_networks

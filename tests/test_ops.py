@@ -32,7 +32,7 @@ from biggan_hf.modeling_biggan import (
     BigGANGeneratorBlock,
 )
 from biggan_hf.ops import plain_operations
-from biggan_hf.spectral_norm import SpectralNorm, folded_weights, iterate_in_training
+from biggan_hf.spectral_norm import SpectralNorm, folded_weights
 
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
@@ -135,16 +135,9 @@ def test_convolutions(case: Case, layer_of: type[UpsampleConv2d | Conv2dPool]) -
         else F.avg_pool2d(convolved(maps), 2)
     )
     assert_same([layer(maps)], [expected])
-
-
-@pytest.mark.parametrize("name", WIDE)
-@pytest.mark.parametrize("layer_of", [UpsampleConv2d, Conv2dPool])
-def test_wide_layers_are_products_of_matrices(name: str, layer_of: type[UpsampleConv2d | Conv2dPool]) -> None:
-    case = WIDE[name]
-    layer = layer_of(*case.channels, 3, case.bias).to(case.dtype)
     with Operations() as operations:
-        layer(torch.randn(case.samples, case.channels[0], *case.size, dtype=case.dtype))
-    assert ("convolution" not in operations.names) == (name != "not wide")
+        layer(maps)
+    assert ("convolution" in operations.names) == (case.channels[0] < ops.WIDE)
 
 
 @pytest.mark.parametrize("layer_of", [UpsampleConv2d, Conv2dPool])
@@ -258,7 +251,6 @@ def answers(network: Any, training: bool) -> list[Tensor]:
 
 
 DEEP: dict[str, Any] = {"architecture": "biggan-deep"}
-PROJECTION = {**DEEP, "deep_projection_shortcut": True}
 
 
 class Cost(NamedTuple):
@@ -283,10 +275,6 @@ COSTS = {
         *(BigGANDeepGeneratorBlock, (16, 8, True), DEEP),
         *(16 * 4 + 9 * 4 * 4 + 4 * (9 * 4 * 4 + 4 * 8), 2 * 16 + 2 * 4 + 4 * 4 * 4),
     ),
-    "projecting generator": Cost(
-        *(BigGANDeepGeneratorBlock, (16, 8, True), PROJECTION),
-        *(16 * 8 + 16 * 4 + 9 * 4 * 4 + 4 * (9 * 4 * 4 + 4 * 8), 2 * 16 + 2 * 4 + 4 * 4 * 4),
-    ),
     "discriminator": Cost(
         *(BigGANDiscriminatorBlock, (4, 8, True, False), {}),
         *(4 * 8 + 4 * 9 * 4 * 8 + 9 * 8 * 8, 4 + 4 * (4 + 8) + (33 / 16) ** 2 * 8),
@@ -294,10 +282,6 @@ COSTS = {
     "deep discriminator": Cost(
         *(BigGANDeepDiscriminatorBlock, (8, 16, True), DEEP),
         *(8 * 8 + 4 * (8 * 4 + 2 * 9 * 4 * 4) + 4 * 16, 8 + 4 * (8 + 3 * 4) + 4),
-    ),
-    "projecting discriminator": Cost(
-        *(BigGANDeepDiscriminatorBlock, (8, 16, True), PROJECTION),
-        *(8 * 16 + 4 * (8 * 4 + 9 * 4 * 4) + 9 * 4 * 4 + 4 * 16, 8 + 4 * (8 + 2 * 4) + (33 / 16) ** 2 * 4 + 4),
     ),
 }
 
@@ -341,14 +325,6 @@ def test_maps_that_are_kept_for_the_gradient(name: str) -> None:
     assert values < 1.02 * COSTS[name].kept_values * 8 * 16 * 16  # statistics and kernels are small beside the maps
 
 
-@pytest.mark.parametrize("name", COSTS)
-def test_relu_is_in_place_but_of_the_input_of_a_block(name: str) -> None:
-    _, maps, forward = costed(name, samples=1, size=(2, 2), dtype=torch.float32)
-    with Operations() as operations:
-        forward(maps)
-    assert operations.names.count("relu") == ("discriminator" in name) and "relu_" in operations.names
-
-
 @pytest.mark.parametrize("build", [tiny_generator, tiny_discriminator])
 @pytest.mark.parametrize("overrides", [{}, DEEP], ids=["plain", "deep"])
 def test_layers_of_one_shape_take_two_products_at_the_start(
@@ -357,12 +333,7 @@ def test_layers_of_one_shape_take_two_products_at_the_start(
     network = build(**overrides).train()
     normed = [module for module in network.modules() if isinstance(module, SpectralNorm)]
     shapes = {(layer.weight.flatten(1).shape, layer.spectral_norm_eps) for layer in normed}
-    with Operations() as alone:
-        iterate_in_training(network)
-    assert alone.names.count("bmm") == 2 * len(shapes) < 2 * len(normed) and not {"mm", "addmm"} & {*alone.names}
-    with Operations() as whole:
+    with Operations() as operations:
         network(*tiny_inputs(network))
-    start = whole.names.index("bmm") - alone.names.index("bmm")
-    assert whole.names[start : start + len(alone.names)] == alone.names
-    assert not {"mm", "addmm", "convolution"} & {*whole.names[:start]}
-    assert whole.names.count("linalg_vector_norm") == alone.names.count("linalg_vector_norm")
+    products = [name for name in operations.names if name in ("bmm", "mm", "addmm", "convolution")]
+    assert products[: 2 * len(shapes)] == ["bmm"] * 2 * len(shapes) and len(shapes) < len(normed)
