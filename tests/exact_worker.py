@@ -16,11 +16,10 @@ from biggan_hf.ops import batch_norm_in_training
 from biggan_hf.processes import Vote
 from biggan_hf.training import parse_arguments, set_up
 from biggan_hf.training.logs import fetch
-from biggan_hf.training.loop import train_step
-from biggan_hf.training.replicas import average_running_statistics, replica_group_size, set_cross_replica_batch_norm
+from biggan_hf.training.loop import Stop, train_step
+from biggan_hf.training.replicas import average_running_statistics, join_batch_norms
 from biggan_hf.training.run import Run
 from biggan_hf.training.steps import Latents, Objective, Pictures, Players, discriminator_step, generator_step
-from biggan_hf.training.stopping import Stop
 
 
 BATCH = 8
@@ -43,7 +42,7 @@ def play(accelerator: Accelerator, accumulation: int, batch_norm: str, objective
     Args:
         accelerator: Of this process.
         accumulation: Micro-batches in an update.
-        batch_norm: "fixed" statistics, or those of so many processes as `replica_group_size` says.
+        batch_norm: "fixed" statistics, or those of so many processes as `join_batch_norms` joins.
         objective: Of both players.
     """
     players = _players(accelerator, batch_norm)
@@ -74,8 +73,7 @@ def _players(accelerator: Accelerator, batch_norm: str) -> Players:
     optimizers = [torch.optim.SGD(network.parameters(), 1e-4) for network in (generator, discriminator)]
     players = Players(accelerator, *accelerator.prepare(generator, discriminator, *optimizers))
     if batch_norm != "fixed":
-        group_size = replica_group_size(batch_norm, accelerator.num_processes)
-        set_cross_replica_batch_norm(players.bare_generator, group_size)
+        join_batch_norms(players.bare_generator, batch_norm)
     return players
 
 

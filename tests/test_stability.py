@@ -27,9 +27,8 @@ from training_runs import (
 from biggan_hf import BigGANConfig, BigGANDiscriminator, BigGANModel
 from biggan_hf.training import main, parse_arguments, set_up, train
 from biggan_hf.training.checkpoints import load_training_state
-from biggan_hf.training.collapse import last_good_checkpoint, stop_or_roll_back
 from biggan_hf.training.logs import draw_curves
-from biggan_hf.training.loop import measure_stability, not_finite, train_step
+from biggan_hf.training.loop import measure_stability, not_finite, stop_or_roll_back, train_step
 from biggan_hf.training.run import Run
 from biggan_hf.training.set_up import check_same_classes
 from biggan_hf.training.stability import SigmaClamp, Spectra, diagnose, share_taken_for_real
@@ -194,18 +193,18 @@ def test_watched_pictures_are_a_random_sample_of_each_split(tmp_path: Path) -> N
     for seed in range(3):
         run = watched(data, tmp_path / f"{seed}", "--seed", str(seed))
         for name, split, size in (("held_out", "test", 12), ("training", "train", 10)):
-            sample = rows(run.watch.pictures[name], data / split)
+            sample = rows(run.watched[name], data / split)
             assert len(dict(sample)) == 4 and all(label == (row >= size // 2) for row, label in sample)
             samples[seed, name] = sample
     assert len(set(map(str, samples.values()))) == 6 and set(samples) > {(0, "training"), (0, "held_out")}
     assert any(row >= 4 for row, _ in samples[0, "held_out"]) and any(row >= 4 for row, _ in samples[0, "training"])
-    again = watched(data, tmp_path / "again").watch.pictures
+    again = watched(data, tmp_path / "again").watched
     assert rows(again["held_out"], data / "test") == samples[0, "held_out"]
 
 
 def test_a_discriminator_that_remembers_takes_training_pictures_alone_for_real(tmp_path: Path) -> None:
     run = watched(two_splits(tmp_path / "data"), tmp_path / "model")
-    discriminator, pictures = run.players.bare_discriminator, run.watch.pictures
+    discriminator, pictures = run.players.bare_discriminator, run.watched
     optimizer = torch.optim.Adam(discriminator.parameters(), 1e-3)
     for _ in range(150):
         loss = torch.zeros(())
@@ -342,13 +341,13 @@ def test_rollback_passes_over_checkpoints_that_are_not_finite(
     flags = ["--checkpointing_steps", "1", "--checkpoints_total_limit", "9", "--on_collapse", "ignore"]
     main(arguments(pictures, output, *flags, steps=4))
     run = set_up(*parse_arguments(arguments(pictures, output, *flags, "--resume_from_checkpoint", "latest")))
-    found = [last_good_checkpoint(run)]
+    found = [run.last_good_checkpoint()]
     for step in (3, 2, 1, 4):
         file = output / f"checkpoint-{step}" / ("generator" if step % 2 else "discriminator") / "model.safetensors"
         weights = load_file(file)
         weights["linear.weight"][0, 0] = math.nan
         save_file(weights, file, metadata={"format": "pt"})
-        found.append(last_good_checkpoint(run))
+        found.append(run.last_good_checkpoint())
     assert [folder and folder.name for folder in found] == [*(f"checkpoint-{n}" for n in (3, 2, 1, 4)), None]
 
 
@@ -373,7 +372,7 @@ def state_of(run: Run) -> dict[str, torch.Tensor]:
     for name, optimizer in (("g", players.generator_optimizer), ("d", players.discriminator_optimizer)):
         for index, moments in optimizer.state_dict()["state"].items():
             state |= {f"{name}.{index}.{key}": value for key, value in moments.items()}
-    for name, spectra in (("g", run.watch.generator), ("d", run.watch.discriminator)):
+    for name, spectra in (("g", run.spectra["generator"]), ("d", run.spectra["discriminator"])):
         state |= {f"spectra of {name}.{key}": value for key, value in spectra.bases.items()}
     return {name: value.clone() for name, value in state.items()}
 

@@ -127,8 +127,7 @@ def tiny_run(args: TrainingArguments) -> Run:
     optimizers[1].register_step_pre_hook(add_orthogonality)
     players = Players(Accelerator(cpu=True), generator, Split(discriminator), *optimizers)
     players.__dict__["bare_discriminator"] = discriminator  # which the generator's step calls
-    nothing: Any = None
-    return Run(args, players.accelerator, CONFIG, players, ema, Inputs(), ACCUMULATION, nothing, None, None, {})  # type: ignore[arg-type]
+    return Run(args, players.accelerator, CONFIG, players, ema, Inputs(), ACCUMULATION, {}, {}, None, None, {})  # type: ignore[arg-type]
 
 
 def summary(network: nn.Module) -> np.ndarray:

@@ -66,7 +66,7 @@ def write_checkpoint(folder: Path, step: int) -> Path:
     """A checkpoint of new networks."""
     model, discriminator = BigGANModel(tiny()), BigGANDiscriminator(tiny())
     checkpoint, state = folder / f"checkpoint-{step}", {**STATE, "global_step": step}
-    save_checkpoint(checkpoint, ema=model, generator=model, discriminator=discriminator, training_state=state)
+    save_checkpoint(checkpoint, {"": model, "generator": model, "discriminator": discriminator}, state)
     return checkpoint
 
 
