@@ -34,7 +34,9 @@ class BigGANConfig(PreTrainedConfig):
     """
     The architecture of a BigGAN generator and its discriminator. The defaults are the paper's 128-pixel model.
 
-    A saved `config.json` holds everything that the networks depend on: multipliers that were left out are filled in.
+    docs/options.md explains every field. A saved `config.json` holds everything that the networks depend on:
+    multipliers that were left out are filled in.
+
     Beside the fields there are `num_labels` (also called `num_classes`), the number of classes, and `id2label`, their
     names by label; commas separate synonyms, as in ImageNet's list. 0 classes make both networks unconditional. The
     default is 1000 classes, or as many as there are names.
@@ -48,23 +50,21 @@ class BigGANConfig(PreTrainedConfig):
     model_type = "biggan"
     attribute_map = {"num_classes": "num_labels"}
 
-    # Both networks: one residual block a stage, or bottleneck blocks. 32, 64, 128, 256 or 512 pixels, RGB or grey.
-    architecture: Literal["biggan", "biggan-deep"] = "biggan"
-    image_size: int = 128
-    num_channels: int = 3
-    # Lengths of the latents and of the class embedding. The plain architecture cuts hierarchical latents into equal
-    # chunks, one for the stem and one for each stage.
-    z_dim: int = 120
-    class_embedding_dim: int = 128
+    architecture: Literal["biggan", "biggan-deep"] = "biggan"  # one residual block a stage, or bottleneck blocks
+    image_size: int = 128  # 32, 64, 128, 256 or 512 pixels
+    num_channels: int = 3  # 3 for RGB, 1 for grey
+    z_dim: int = 120  # length of the latent vector
+    class_embedding_dim: int = 128  # length of the shared class embedding
     # One embedding, which linear maps turn into every batch norm's gain and bias (paper, section 3.1). `False`: an
     # embedding for each gain and each bias.
     shared_class_embedding: bool = True
-    # Skip-z in the paper: each block sees its own chunk of the latents; a deep block sees all of them.
+    # Skip-z in the paper: each block sees its own chunk of the latents. The stem and each stage get one, of the same
+    # length. The deep architecture needs `True`: its blocks see all latents.
     hierarchical_latents: bool = True
 
-    # Base width `ch` (96 in the paper, 128 in its deep models) and its multiples: of the 4x4 stem, then of the output
-    # of each stage; in the discriminator of each plain block, or of the deep stem and each deep stage. Self-attention
-    # follows the stages whose output has one of the sizes. Blocks per stage are those of the deep architecture.
+    # The base width is `ch`: 96 in the paper, 128 in its deep models. Multipliers are of the 4x4 stem, then of the
+    # output of each stage; in the discriminator of each plain block, or of the deep stem and of each deep stage.
+    # Self-attention follows the stages whose output has one of the sizes. A plain stage has one block.
     generator_base_channels: int = 96
     generator_channel_multipliers: list[int] | tuple[int, ...] | None = None
     generator_attention_resolutions: list[int] | tuple[int, ...] = (64,)
@@ -89,11 +89,11 @@ class BigGANConfig(PreTrainedConfig):
     spectral_norm_eps: float = 1e-4  # the smallest norm by which a singular vector is divided
     batch_norm_eps: float = 1e-4  # what batch norms add to the variance
     output_batch_norm_eps: float | None = None  # of the batch norm before the last convolution; default: as the others
-    # Paper; standard deviation 0.02; SA-GAN and SN-GAN of BigGAN-PyTorch.
+    # The paper's; with standard deviation 0.02; as in SA-GAN and SN-GAN.
     initializer: Literal["orthogonal", "normal", "xavier_uniform"] = "orthogonal"
 
-    # What `truncation=t` means. Paper: entries of N(0, 1) beyond t are drawn again. TFHub, pytorch-pretrained-biggan:
-    # t times N(0, 1) cut at 2. BigGAN-PyTorch: N(0, t²).
+    # What `truncation=t` means. "resample" (paper): entries of N(0, 1) beyond t are drawn again. "scale" (TFHub,
+    # pytorch-pretrained-biggan): t times N(0, 1) cut at 2. "normal" (BigGAN-PyTorch): N(0, t²).
     truncation_mode: Literal["resample", "scale", "normal"] = "resample"
     # The truncations, ascending, for which the generator holds standing statistics. It interpolates between two of
     # them; pytorch-pretrained-biggan exchanges the weights of the two ("mirrored"; truncations evenly from 0 to 1).

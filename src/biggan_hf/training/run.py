@@ -64,7 +64,7 @@ class Run:
         return self.global_step - stability.WINDOW * self.args.logging_steps
 
     def is_due(self, steps: int) -> bool:
-        """Whether something comes after this step that comes every so many steps; 0: never."""
+        """Whether this step is one of every so many. 0: never."""
         return steps > 0 and self.global_step % steps == 0
 
     def objective(self) -> Objective:
