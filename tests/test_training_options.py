@@ -152,7 +152,7 @@ def test_a_step_that_is_not_logged_waits_for_nothing(pictures: Path, tmp_path: P
             main(arguments(pictures, output, *flags, "--logging_steps", str(logging_steps), steps=steps))
         return sum(name in WAITS for name in operations.names)
 
-    assert waits(3, 1000) == waits(6, 1000) < waits(6, 6)
+    assert waits(2, 1000) == waits(4, 1000) < waits(4, 4)
 
 
 def test_evaluation_keeps_the_best_model_apart(pictures: Path, tmp_path: Path) -> None:
