@@ -18,7 +18,7 @@ demo/model/model.safetensors: | $(INSTALLED)
 		--num_cpu_threads_per_process 2 train.py --preset demo --output_dir demo/model --resume_from_checkpoint latest
 
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile tests
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder tests
 
 test-slow: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow tests

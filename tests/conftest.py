@@ -20,6 +20,14 @@ from fake_hub import FakeHub  # noqa: E402
 from training_runs import write_pictures  # noqa: E402
 
 
+# Their tests start processes and last minutes. They come first: neither worker shall end with them alone.
+LONGEST = {"test_training_options.py", "test_training_exact.py", "test_stability.py"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 @pytest.fixture
 def fake_hub(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeHub]:
     """The Hub of huggingface_hub, transformers and datasets for one test and the processes that it starts."""

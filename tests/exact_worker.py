@@ -1,5 +1,5 @@
 """What processes of test_training_exact.py do: three alternating updates in float64 on one global batch, however it
-is split; the bytes of an exchange; a batch norm in bfloat16; a vote; what a run joins, averages and draws."""
+is split; the bytes of an exchange; a batch norm in bfloat16; what a run joins, averages and draws."""
 
 import sys
 from typing import Any
@@ -13,14 +13,12 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from biggan_hf import BigGANConfig, BigGANDiscriminator, BigGANModel
 from biggan_hf.layers import BatchNorm2d, ConditionalBatchNorm2d
 from biggan_hf.ops import batch_norm_in_training
-from biggan_hf.processes import Vote
 from biggan_hf.training import parse_arguments, set_up
 from biggan_hf.training.logs import fetch
 from biggan_hf.training.loop import train_step
-from biggan_hf.training.replicas import average_running_statistics, replica_group_size, set_cross_replica_batch_norm
+from biggan_hf.training.replicas import average_running_statistics, join_batch_norms
 from biggan_hf.training.run import Run
 from biggan_hf.training.steps import Latents, Objective, Pictures, Players, discriminator_step, generator_step
-from biggan_hf.training.stopping import Stop
 
 
 BATCH = 8
@@ -38,13 +36,8 @@ CONFIG = BigGANConfig.preset(
 
 def play(accelerator: Accelerator, accumulation: int, batch_norm: str, objective: Objective) -> dict[str, Tensor]:
     """
-    Every gradient of every update, by name.
-
-    Args:
-        accelerator: Of this process.
-        accumulation: Micro-batches in an update.
-        batch_norm: "fixed" statistics, or those of so many processes as `replica_group_size` says.
-        objective: Of both players.
+    Every gradient of every update, by name. Batch norm has "fixed" statistics, or those of so many processes as
+    `join_batch_norms` joins.
     """
     players = _players(accelerator, batch_norm)
     gradients: dict[str, Tensor] = {}
@@ -74,8 +67,7 @@ def _players(accelerator: Accelerator, batch_norm: str) -> Players:
     optimizers = [torch.optim.SGD(network.parameters(), 1e-4) for network in (generator, discriminator)]
     players = Players(accelerator, *accelerator.prepare(generator, discriminator, *optimizers))
     if batch_norm != "fixed":
-        group_size = replica_group_size(batch_norm, accelerator.num_processes)
-        set_cross_replica_batch_norm(players.bare_generator, group_size)
+        join_batch_norms(players.bare_generator, batch_norm)
     return players
 
 
@@ -137,13 +129,6 @@ def batch_norm(
     gradients = torch.autograd.grad(out, inputs, upstream)
     values = {"out": out, "of_maps": gradients[0], "of_gain": gradients[1], "of_bias": gradients[2]}
     return {name: value.detach() for name, value in (values | {"mean": mean, "var": var}).items()}
-
-
-def votes(accelerator: Accelerator) -> Tensor:
-    """(processes, 6): what each hears, when the second alone wants to stop from its third call on."""
-    vote = Vote()
-    wanted = [Stop.INTERRUPTED if accelerator.process_index == 1 and call >= 2 else Stop.NOT for call in range(6)]
-    return accelerator.gather(torch.tensor([[vote(stop) for stop in wanted]]))
 
 
 def fetched(accelerator: Accelerator) -> dict[str, Tensor]:
@@ -211,7 +196,6 @@ def two_processes(accelerator: Accelerator, argv: list[str]) -> dict[str, dict[s
         "exchanged-1": exchanged(accelerator, 1),
         "exchanged-2": exchanged(accelerator, 2),
         "bfloat16": gathered(accelerator, batch_norm(accelerator.process_index, 2, torch.bfloat16, dist.group.WORLD)),
-        "votes": {"heard": votes(accelerator)},
         "fetched": gathered(accelerator, fetched(accelerator)),
         "statistics": statistics(argv),
         "joined": {setting: joined(argv, setting) for setting in ("on", "off")},

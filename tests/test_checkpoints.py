@@ -5,21 +5,71 @@ import shutil
 from pathlib import Path
 
 import pytest
-from training_runs import Capture, Patch, arguments, error_line, read_log, write_checkpoint
+import torch
+from training_runs import STATE, Capture, arguments, error_line, files_of_at_most, read_log, tiny, write_checkpoint
 
-from biggan_hf.training import main
+from biggan_hf import BigGANDiscriminator, BigGANModel
+from biggan_hf.training import main, parse_arguments, set_up
 from biggan_hf.training.arguments import TrainingArguments
-from biggan_hf.training.checkpoints import find_checkpoint, rotate_checkpoints, set_aside
+from biggan_hf.training.checkpoints import (
+    check_same_architecture,
+    find_checkpoint,
+    list_checkpoints,
+    load_training_state,
+    rotate_checkpoints,
+    set_aside,
+    step_of,
+)
 from biggan_hf.training.quality import set_best_aside
 from biggan_hf.training.stability import WINDOW
 
 
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-1])
-
-
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("*checkpoint-*"))
+
+
+# What a checkpoint is
+
+
+def test_checkpoint_is_a_model_folder_and_the_oldest_go(tmp_path: Path) -> None:
+    for step in (9, 10, 100):
+        folder = write_checkpoint(tmp_path, step)
+        rotate_checkpoints(tmp_path, 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-100"]
+    assert BigGANModel.from_pretrained(folder).config.num_labels == 3
+    assert BigGANDiscriminator.from_pretrained(folder, subfolder="discriminator").config.num_labels == 3
+    assert load_training_state(folder) == {**STATE, "global_step": 100}
+    assert find_checkpoint(tmp_path, "latest") == folder
+    assert find_checkpoint(tmp_path, str(tmp_path / "checkpoint-10")) == tmp_path / "checkpoint-10"
+
+
+def test_an_unfinished_checkpoint_is_not_found(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, 1)
+    with files_of_at_most(50_000), pytest.raises(OSError, match="File too large"):
+        write_checkpoint(tmp_path, 2)
+    assert find_checkpoint(tmp_path, "latest") == tmp_path / "checkpoint-1"
+    write_checkpoint(tmp_path, 2)
+    assert find_checkpoint(tmp_path, "latest") == tmp_path / "checkpoint-2"
+    assert not list(tmp_path.glob(".unfinished-*"))
+
+
+def test_folders_that_hold_something_else_are_left_alone(tmp_path: Path) -> None:
+    assert find_checkpoint(tmp_path / "new", None) is find_checkpoint(tmp_path / "new", "latest") is None
+    (tmp_path / "thesis.txt").write_text("mine")
+    other = write_checkpoint(tmp_path / "other", 1)
+    for resume in (None, "latest", str(other)):  # another run's checkpoint into a folder in use
+        with pytest.raises(FileExistsError, match="is not empty"):
+            find_checkpoint(tmp_path, resume)
+    with pytest.raises(FileNotFoundError, match="no training checkpoint at 'nowhere'"):
+        find_checkpoint(tmp_path, "nowhere")
+    assert find_checkpoint(tmp_path / "new", str(other)) == other
+
+
+def test_checkpoint_of_another_architecture_is_named(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path, 1)
+    check_same_architecture(folder, tiny())
+    with pytest.raises(ValueError, match="has generator_base_channels=4, this run generator_base_channels=8"):
+        check_same_architecture(folder, tiny(generator_base_channels=8))
 
 
 # Going back
@@ -65,18 +115,17 @@ def test_best_model_from_before_stays(tmp_path: Path) -> None:
 
 
 def test_other_settings_are_told(pictures: Path, tmp_path: Path, capsys: Capture) -> None:
-    output, again = tmp_path / "model", ["--resume_from_checkpoint", "latest"]
-    main(arguments(pictures, output, steps=2))
-    main(arguments(pictures, output, *again, steps=4))
+    output, flags = tmp_path / "model", ["--checkpointing_steps", "1", "--sample_steps", "0"]
+    again = [*flags, "--resume_from_checkpoint", "latest"]
+    main(arguments(pictures, output, *flags, steps=1))
+    main(arguments(pictures, output, *again, steps=2))
     assert "other settings" not in capsys.readouterr().err
-    main(arguments(pictures, output, *again, "--loss", "logistic", steps=5))
+    main(arguments(pictures, output, *again, "--loss", "logistic", steps=3))
     told = "warning: the run goes on with other settings: loss='logistic' (was 'hinge')\n"
     assert told in capsys.readouterr().err
     # Of a run elsewhere, whose seed need not be kept.
-    elsewhere = arguments(
-        pictures, tmp_path / "other", "--resume_from_checkpoint", str(output / "checkpoint-4"), steps=5
-    )
-    main([*elsewhere, "--seed", "3"])
+    elsewhere = ["--resume_from_checkpoint", str(output / "checkpoint-3"), "--seed", "3"]
+    set_up(*parse_arguments(arguments(pictures, tmp_path / "other", *flags, *elsewhere)))
     assert "settings: seed=3 (was 0), loss='hinge' (was 'logistic')\n" in capsys.readouterr().err
 
 
@@ -91,20 +140,8 @@ def test_other_weights_to_train_are_refused(pictures: Path, tmp_path: Path, caps
 # Kills and power cuts
 
 
-def test_checkpoint_killed_while_it_was_replaced_comes_back(tmp_path: Path, monkeypatch: Patch) -> None:
-    write_checkpoint(tmp_path, 3)
-    rename = Path.rename
-
-    def killed(path: Path, target: Path) -> Path:
-        if path.name.startswith(".unfinished-"):
-            raise KeyboardInterrupt
-        return rename(path, target)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Path, "rename", killed)
-        write_checkpoint(tmp_path, 3)
-    assert names(tmp_path) == [".replaced-checkpoint-3", ".unfinished-checkpoint-3"]
-    assert find_checkpoint(tmp_path, "latest") == tmp_path / "checkpoint-3"
+def test_checkpoint_killed_while_it_was_replaced_comes_back(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, 3).rename(tmp_path / ".replaced-checkpoint-3")
     assert find_checkpoint(tmp_path, "latest") == tmp_path / "checkpoint-3"
 
 
@@ -120,21 +157,42 @@ def test_run_without_a_checkpoint_says_that_it_starts_anew(pictures: Path, tmp_p
 
 # Damage
 
-FILES = [
-    f"{network}{file}"
-    for network in ("", "generator/", "discriminator/")
-    for file in ("config.json", "model.safetensors")
-]
+NETWORKS, KINDS = ("", "generator/", "discriminator/"), ("config.json", "model.safetensors")
 
 
-@pytest.mark.parametrize("file", [*FILES, "training_state.pt"])
+@pytest.mark.parametrize("file", [*(network + kind for network in NETWORKS for kind in KINDS), "training_state.pt"])
 def test_latest_passes_over_a_damaged_checkpoint(tmp_path: Path, capsys: Capture, file: str) -> None:
     good, damaged = write_checkpoint(tmp_path, 9), write_checkpoint(tmp_path, 10)
     assert find_checkpoint(tmp_path, "latest") == damaged
-    (damaged / file).write_bytes((damaged / file).read_bytes()[:-3])
-    assert find_checkpoint(tmp_path, "latest") == good
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
-    assert f"'{damaged}' is passed over: " in line and file in line
+    cut_off = (damaged / file).read_bytes()[:-3]
+    for damage in (lambda: (damaged / file).write_bytes(cut_off), (damaged / file).unlink):
+        damage()
+        assert find_checkpoint(tmp_path, "latest") == good
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+        assert f"'{damaged}' is passed over: " in line and file in line
+        with pytest.raises(FileNotFoundError, match=f"no training checkpoint at .*{file}.* can't be read"):
+            find_checkpoint(tmp_path, str(damaged))
+
+
+class _Malicious:
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str, str]]:
+        return open, (str(self.path), "w")
+
+
+def test_training_state_that_no_run_wrote_is_refused(tmp_path: Path) -> None:
+    path, ran = write_checkpoint(tmp_path, 1) / "training_state.pt", tmp_path / "ran"
+    for state, message in (
+        ({}, "is no state of a training: it has no 'global_step'"),
+        ([1], "is no state of a training: it has no 'global_step'"),
+        ({**STATE, "global_step": _Malicious(ran)}, "can't be read: UnpicklingError"),  # it has code in it
+    ):
+        torch.save(state, path)
+        with pytest.raises(ValueError, match=message):
+            load_training_state(path.parent)
+    assert not ran.exists()
 
 
 def test_latest_among_damaged_checkpoints_is_an_error(pictures: Path, tmp_path: Path, capsys: Capture) -> None:
@@ -142,17 +200,14 @@ def test_latest_among_damaged_checkpoints_is_an_error(pictures: Path, tmp_path: 
     main(arguments(pictures, output, "--checkpointing_steps", "1", steps=2))
     log = (output / "log.jsonl").read_bytes()
     (output / "checkpoint-1" / "config.json").unlink()
-    truncate(output / "checkpoint-2" / "generator" / "model.safetensors")
+    weights = output / "checkpoint-2" / "generator" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
     for checkpoint, why in (("latest", "checkpoint-1, checkpoint-2"), (str(output / "checkpoint-2"), "header")):
         assert why in error_line(arguments(pictures, output, "--resume_from_checkpoint", checkpoint, steps=3), capsys)
         assert (output / "log.jsonl").read_bytes() == log
 
 
 # The rotation and the rule for collapses
-
-
-def steps_of(folder: Path) -> list[int]:
-    return sorted(int(path.name.removeprefix("checkpoint-")) for path in folder.glob("checkpoint-*"))
 
 
 @pytest.mark.parametrize("interval", [100, 300, 700, 2000])
@@ -163,7 +218,7 @@ def test_rotation_keeps_a_checkpoint_from_before_a_collapse(tmp_path: Path, inte
     for step in range(interval, 10_001, interval):
         shutil.copytree(template, tmp_path / f"checkpoint-{step}", copy_function=os.link)
         rotate_checkpoints(tmp_path, limit, onset=step - window)
-        steps = steps_of(tmp_path)
+        steps = [step_of(folder) for folder in list_checkpoints(tmp_path)]
         assert steps[-limit:] == list(range(interval, step + 1, interval))[-limit:] and len(steps) <= limit + 2
         if step >= interval + window:
             before = max(kept for kept in steps if kept <= step - window)

@@ -5,38 +5,25 @@ import math
 import pytest
 import torch
 
-from biggan_hf.training.losses import (
-    LOSSES,
-    discriminator_hinge_loss,
-    generator_hinge_loss,
-    orthogonal_regularization_gradient,
-    r1_penalty,
-)
-
-
-def test_discriminator_hinge_loss_stops_at_the_margin() -> None:
-    real = torch.tensor([2.0, 0.5, -1.0])  # hinges 0, 0.5, 2
-    fake = torch.tensor([-3.0, -0.5, 1.0])  # hinges 0, 0.5, 2
-    torch.testing.assert_close(discriminator_hinge_loss(real, fake), torch.tensor(2.5 / 3 + 2.5 / 3))
-    assert discriminator_hinge_loss(torch.tensor([1.0]), torch.tensor([-1.0])) == 0
-
-
-def test_generator_hinge_loss_is_the_mean_logit_negated() -> None:
-    assert generator_hinge_loss(torch.tensor([[1.0], [4.0]])) == -2.5
+from biggan_hf.training.losses import LOSSES, orthogonal_regularization_gradient, r1_penalty
 
 
 @pytest.mark.parametrize(
-    ("name", "discriminator", "generator"),
+    ("name", "real", "fake", "discriminator", "generator"),
     [
-        ("logistic", math.log(1 + math.exp(-2)) + math.log(1 + math.exp(0.5)), math.log(1 + math.exp(-0.5))),
-        ("least_squares", ((2 - 1) ** 2 + 0.5**2) / 2, (0.5 - 1) ** 2 / 2),
+        # Hinges 0, 0.5 and 2 of the real, and 0, 0.5 and 2 of the generated pictures.
+        ("hinge", [2.0, 0.5, -1.0], [-3.0, -0.5, 1.0], 2.5 / 3 + 2.5 / 3, 2.5 / 3),
+        ("hinge", [1.0], [-1.0], 0.0, 1.0),
+        (
+            *("logistic", [2.0], [0.5]),
+            *(math.log(1 + math.exp(-2)) + math.log(1 + math.exp(0.5)), math.log(1 + math.exp(-0.5))),
+        ),
+        ("least_squares", [2.0], [0.5], ((2 - 1) ** 2 + 0.5**2) / 2, (0.5 - 1) ** 2 / 2),
     ],
 )
-def test_other_objectives(name: str, discriminator: float, generator: float) -> None:
-    real, fake = torch.tensor([2.0]), torch.tensor([0.5])
-    losses = LOSSES[name]
-    torch.testing.assert_close(losses[0](real, fake), torch.tensor(discriminator))
-    torch.testing.assert_close(losses[1](fake), torch.tensor(generator))
+def test_objectives(name: str, real: list[float], fake: list[float], discriminator: float, generator: float) -> None:
+    losses = LOSSES[name][0](torch.tensor(real), torch.tensor(fake)), LOSSES[name][1](torch.tensor(fake))
+    torch.testing.assert_close(torch.stack(losses), torch.tensor([discriminator, generator]))
 
 
 def test_gradient_of_the_orthogonal_regularization() -> None:

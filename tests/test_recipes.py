@@ -91,8 +91,8 @@ def read(name: str) -> tuple[BigGANConfig, TrainingArguments]:
     return model.config([str(label) for label in range(10 if "cifar10" in name else 1000)]), training
 
 
-def values(settings: Any, expected: dict[str, Any]) -> dict[str, Any]:
-    return {name: getattr(settings, name) for name in expected}
+def assert_has(settings: Any, **expected: Any) -> None:
+    assert {name: getattr(settings, name) for name in expected} == expected
 
 
 def test_every_recipe_is_in_a_table() -> None:
@@ -109,70 +109,70 @@ def test_row_of_the_paper(name: str) -> None:
     # a wrong z_dim is off by 0.16.
     assert parameters / 1e6 == pytest.approx(row.parameters, abs=0.13 if row.skip_z else 0.05)
     sagan = name == "paper-sagan-baseline"
-    expected: dict[str, Any] = {
-        "global_batch_size": row.batch,
-        "max_train_steps": 1000 * row.iterations,
-        "generator_orthogonality": 1e-4 if row.orthogonality else 0.0,
-        "num_discriminator_steps": 1 if sagan else 2,
-        "generator_learning_rate": 1e-4 if sagan else 5e-5,
-        "discriminator_learning_rate": 4e-4 if sagan else 2e-4,
-        "adam_beta1": 0.0,
-        "adam_beta2": 0.999,
-        "cross_replica_batch_norm": "on",
-        "ema_decay": 0.9999,
-        "loss": "hinge",
-    }
-    assert values(training, expected) == expected
-    architecture: dict[str, Any] = {
-        "generator_base_channels": row.channels,
-        "discriminator_base_channels": row.channels,
-        "shared_class_embedding": row.shared,
-        "hierarchical_latents": row.skip_z,
-    }
-    assert values(config, architecture) == architecture
+    assert_has(
+        training,
+        global_batch_size=row.batch,
+        max_train_steps=1000 * row.iterations,
+        generator_orthogonality=1e-4 if row.orthogonality else 0.0,
+        num_discriminator_steps=1 if sagan else 2,
+        generator_learning_rate=1e-4 if sagan else 5e-5,
+        discriminator_learning_rate=4e-4 if sagan else 2e-4,
+        adam_beta1=0.0,
+        adam_beta2=0.999,
+        cross_replica_batch_norm="on",
+        ema_decay=0.9999,
+        loss="hinge",
+    )
+    assert_has(
+        config,
+        generator_base_channels=row.channels,
+        discriminator_base_channels=row.channels,
+        shared_class_embedding=row.shared,
+        hierarchical_latents=row.skip_z,
+    )
     assert training.accumulation_steps(4) * 4 * training.per_device_batch_size == row.batch
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_script_of_biggan_pytorch(name: str) -> None:
     script, (config, training) = SCRIPTS[name], read(name)
-    game: dict[str, Any] = {
-        "per_device_batch_size": script.batch,
-        "num_discriminator_steps": script.d_steps,
-        "generator_learning_rate": script.g_lr,
-        "discriminator_learning_rate": script.d_lr,
-        "adam_beta1": 0.0,
-        "adam_beta2": script.beta2,
-        "adam_epsilon": script.adam_eps,
-        "ema_decay": script.ema_decay,
-        "max_train_steps": script.steps,
-        "generator_orthogonality": 0.0,
-        "power_iteration": "every_forward",
-        "cross_replica_batch_norm": "off",
-        "loss": "hinge",
-        "seed": 0,
-    }
-    assert values(training, game) == game
+    assert_has(
+        training,
+        per_device_batch_size=script.batch,
+        num_discriminator_steps=script.d_steps,
+        generator_learning_rate=script.g_lr,
+        discriminator_learning_rate=script.d_lr,
+        adam_beta1=0.0,
+        adam_beta2=script.beta2,
+        adam_epsilon=script.adam_eps,
+        ema_decay=script.ema_decay,
+        max_train_steps=script.steps,
+        generator_orthogonality=0.0,
+        power_iteration="every_forward",
+        cross_replica_batch_norm="off",
+        loss="hinge",
+        seed=0,
+    )
     assert training.accumulation_steps(1) == script.accumulations
     assert not script.ema_decay or training.ema_start_step == script.ema_start
-    architecture: dict[str, Any] = {
-        "architecture": "biggan-deep" if "deep" in name else "biggan",
-        "image_size": 32 if "cifar10" in name else 128,
-        "generator_base_channels": script.channels,
-        "discriminator_base_channels": script.channels,
-        "generator_blocks_per_stage": 2,
-        "z_dim": script.z_dim,
-        "shared_class_embedding": script.embedding is not None,
-        "hierarchical_latents": script.embedding is not None,
-        "generator_attention_resolutions": script.attention,
-        "discriminator_attention_resolutions": script.attention,
-        "discriminator_wide": "sngan" not in name,
-        "batch_norm_eps": 1e-5,
-        "output_batch_norm_eps": None,
-        "spectral_norm_eps": script.sn_eps,
-        "initializer": script.init,
-    }
-    assert values(config, architecture) == architecture
+    assert_has(
+        config,
+        architecture="biggan-deep" if "deep" in name else "biggan",
+        image_size=32 if "cifar10" in name else 128,
+        generator_base_channels=script.channels,
+        discriminator_base_channels=script.channels,
+        generator_blocks_per_stage=2,
+        z_dim=script.z_dim,
+        shared_class_embedding=script.embedding is not None,
+        hierarchical_latents=script.embedding is not None,
+        generator_attention_resolutions=script.attention,
+        discriminator_attention_resolutions=script.attention,
+        discriminator_wide="sngan" not in name,
+        batch_norm_eps=1e-5,
+        output_batch_norm_eps=None,
+        spectral_norm_eps=script.sn_eps,
+        initializer=script.init,
+    )
     assert script.embedding is None or config.class_embedding_dim == script.embedding
 
 

@@ -7,26 +7,15 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import Tensor
+from training_runs import of_the_original
 
-from biggan_hf import BigGANConfig, BigGANDiscriminator, BigGANModel
+from biggan_hf import BigGANDiscriminator, BigGANModel
 from biggan_hf.training.ema import update_ema
 from biggan_hf.training.steps import Latents, Objective, Pictures, Players, discriminator_step, generator_step
 
 
 CASE = Path(__file__).parent / "fixtures" / "three_iterations"
-# That program labels every block of its 32-pixel discriminator 16, so its attention follows all of them.
-CONFIG = BigGANConfig.preset(
-    "biggan-32",
-    z_dim=20,
-    class_embedding_dim=12,
-    num_labels=10,
-    generator_base_channels=8,
-    discriminator_base_channels=8,
-    generator_attention_resolutions=[16],
-    discriminator_attention_resolutions=[16, 8],
-    batch_norm_eps=1e-5,
-    spectral_norm_eps=1e-6,
-)
+CONFIG = of_the_original(8)
 # Generator, real and fake loss of each iteration, by that program in float64; the fixture's are in float32, and their
 # last iterations are off by its rounding.
 LOSSES = (

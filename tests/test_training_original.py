@@ -2,13 +2,11 @@
 Four iterations with options that only BigGAN-PyTorch has, against its own training function.
 
 tests/fixtures/original_options.npz was made once by that program (commit 9845943): `GAN_training_function` of its
-`train_fns.py` in float64, its `Generator` and `Discriminator` with the weights and inputs that this file draws, its
-`utils.ema`, with split_D, G_batch_size 6 beside batch_size 4, two D steps of two accumulations, two G accumulations,
-D_ortho and G_ortho 0.01, ema_decay 0.9 and ema_start 3. It holds the losses that the function returns, and of each
-tensor of G, D and G_ema in the end the norm and the product with a random direction, by name in this project.
-
-This project has neither split_D, nor D_ortho, nor a G_batch_size; small additions of this file play them on its own
-training step.
+`train_fns.py` in float64, its networks with weights and inputs that this file draws, its `utils.ema`, with split_D,
+G_batch_size 6 beside batch_size 4, two D steps of two accumulations, two G accumulations, D_ortho and G_ortho 0.01,
+ema_decay 0.9 and ema_start 3. It holds the losses, and of each tensor of G, D and G_ema in the end the norm and the
+product with a random direction, by name in this project. This project has neither split_D, nor D_ortho, nor a
+G_batch_size; small additions of this file play them on its own training step.
 """
 
 from pathlib import Path
@@ -19,8 +17,9 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from training_runs import of_the_original
 
-from biggan_hf import BigGANConfig, BigGANDiscriminator, BigGANModel
+from biggan_hf import BigGANDiscriminator, BigGANModel
 from biggan_hf.training import TrainingArguments
 from biggan_hf.training.loop import train_step
 from biggan_hf.training.losses import orthogonal_regularization_gradient
@@ -30,19 +29,7 @@ from biggan_hf.training.steps import Latents, Pictures, Players
 
 
 FIXTURE = Path(__file__).parent / "fixtures" / "original_options.npz"
-# That program labels every block of its 32-pixel discriminator 16, so its attention follows all of them.
-CONFIG = BigGANConfig.preset(
-    "biggan-32",
-    z_dim=20,
-    class_embedding_dim=12,
-    num_labels=10,
-    generator_base_channels=4,
-    discriminator_base_channels=4,
-    generator_attention_resolutions=[16],
-    discriminator_attention_resolutions=[16, 8],
-    batch_norm_eps=1e-5,
-    spectral_norm_eps=1e-6,
-)
+CONFIG = of_the_original(4)
 ARGUMENTS = TrainingArguments(
     output_dir="unused",
     per_device_batch_size=4,
@@ -115,11 +102,8 @@ def add_orthogonality(optimizer: torch.optim.Optimizer, *_: object) -> None:
 def tiny_run(args: TrainingArguments) -> Run:
     """In float64, where both programs agree to rounding."""
     generator, discriminator, ema = BigGANModel(CONFIG), BigGANDiscriminator(CONFIG), BigGANModel(CONFIG)
-    for network, seed in ((generator, 0), (discriminator, 1), (ema, 0)):
-        network.load_state_dict(start_weights(network, seed))
-    generator.double().load_state_dict(start_weights(generator, 0))
-    discriminator.double().load_state_dict(start_weights(discriminator, 1))
-    ema.double().eval().load_state_dict(start_weights(ema, 0))
+    for network, seed in ((generator, 0), (discriminator, 1), (ema.eval(), 0)):
+        network.double().load_state_dict(start_weights(network, seed))
     optimizers = (
         adam(generator.train(), args.generator_learning_rate, args),
         adam(discriminator.train(), args.discriminator_learning_rate, args),
@@ -127,8 +111,7 @@ def tiny_run(args: TrainingArguments) -> Run:
     optimizers[1].register_step_pre_hook(add_orthogonality)
     players = Players(Accelerator(cpu=True), generator, Split(discriminator), *optimizers)
     players.__dict__["bare_discriminator"] = discriminator  # which the generator's step calls
-    nothing: Any = None
-    return Run(args, players.accelerator, CONFIG, players, ema, Inputs(), ACCUMULATION, nothing, None, None, {})  # type: ignore[arg-type]
+    return Run(args, players.accelerator, CONFIG, players, ema, Inputs(), ACCUMULATION, {}, {}, None, None, {})  # type: ignore[arg-type]
 
 
 def summary(network: nn.Module) -> np.ndarray:

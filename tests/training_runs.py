@@ -21,6 +21,7 @@ from biggan_hf.training import main, stability
 from biggan_hf.training.checkpoints import save_checkpoint
 
 
+REPO = Path(__file__).parents[1]
 Capture = pytest.CaptureFixture[str]
 Patch = pytest.MonkeyPatch
 
@@ -49,7 +50,7 @@ def arguments(pictures: Path, output: Path, *more: str, steps: int = 2) -> list[
     return [*TINY, *SHORT, *where, *more]
 
 
-EVALUATION = ["--evaluation_images", "8", "--evaluation_extractor", "training_runs:features"]
+EVALUATION = "--evaluation_steps 1 --evaluation_images 8 --evaluation_extractor training_runs:features".split()
 ON_CPU = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
 
 # What a checkpoint of no run holds.
@@ -62,11 +63,19 @@ def tiny(**overrides: Any) -> BigGANConfig:
     return BigGANConfig.preset("demo", **settings)
 
 
+def of_the_original(channels: int) -> BigGANConfig:
+    """A small model of BigGAN-PyTorch, which labels every block of its 32-pixel discriminator 16, for attention."""
+    widths = {"generator_base_channels": channels, "discriminator_base_channels": channels}
+    attention = {"generator_attention_resolutions": [16], "discriminator_attention_resolutions": [16, 8]}
+    sizes: dict[str, Any] = {"z_dim": 20, "class_embedding_dim": 12, "num_labels": 10, **widths, **attention}
+    return BigGANConfig.preset("biggan-32", batch_norm_eps=1e-5, spectral_norm_eps=1e-6, **sizes)
+
+
 def write_checkpoint(folder: Path, step: int) -> Path:
     """A checkpoint of new networks."""
     model, discriminator = BigGANModel(tiny()), BigGANDiscriminator(tiny())
     checkpoint, state = folder / f"checkpoint-{step}", {**STATE, "global_step": step}
-    save_checkpoint(checkpoint, ema=model, generator=model, discriminator=discriminator, training_state=state)
+    save_checkpoint(checkpoint, {"": model, "generator": model, "discriminator": discriminator}, state)
     return checkpoint
 
 
@@ -94,6 +103,13 @@ def launcher(num_processes: int, *machine: str) -> list[str]:
     # Two processes on CPU take --multi_gpu with ACCELERATE_USE_CPU; --cpu would start one.
     command += ["--multi_gpu"] * (num_processes > 1)
     return [*command, *(machine or ("--num_machines", "1", "--main_process_port", "0"))]
+
+
+def start(argv: list[str], num_processes: int = 1, *machine: str) -> subprocess.Popen[str]:
+    """A run as `accelerate launch` starts it, of several processes, or of one on its own (0)."""
+    python = launcher(num_processes, *machine) if num_processes else [sys.executable]
+    command, output, errors = [*python, str(REPO / "train.py"), *argv], subprocess.PIPE, subprocess.STDOUT
+    return subprocess.Popen(command, env=ON_CPU, cwd=REPO, stdout=output, stderr=errors, text=True)
 
 
 def launch_worker(worker: str, num_processes: int, path: Path, *argv: str) -> Any:

@@ -2,6 +2,7 @@
 
 import difflib
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -17,59 +18,28 @@ _BASE_KEYWORDS = {"_commit_hash", "_name_or_path", "auto_map", "model_type", "na
 _BASE_KEYWORDS |= {"torch_dtype", "attn_implementation", "_attn_implementation_internal"}
 _BASE_KEYWORDS |= {"experts_implementation", "_experts_implementation_internal"}
 
+# Fields, what their numbers may be, and how a message says so.
+Ranges = Sequence[tuple[str, Callable[[float], bool], str]]
+_RANGES: Ranges = [
+    ("z_dim class_embedding_dim generator_base_channels discriminator_base_channels generator_blocks_per_stage "
+     "discriminator_blocks_per_stage", lambda value: value >= 1, "be at least 1"),
+    ("num_channels", lambda value: value in (1, 3), "be 1 (grey) or 3 (RGB)"),
+    ("discriminator_dropout", lambda value: 0 <= value < 1, "lie in [0, 1)"),
+    ("spectral_norm_eps batch_norm_eps output_batch_norm_eps", lambda value: 0 < value < 1, "lie between 0 and 1"),
+]  # fmt: skip
+
 
 @strict
 class BigGANConfig(PreTrainedConfig):
-    r"""
+    """
     The architecture of a BigGAN generator and its discriminator. The defaults are the paper's 128-pixel model.
 
-    A saved `config.json` holds everything that the networks depend on: multipliers that were left out are filled in.
+    docs/options.md explains every field. A saved `config.json` holds everything that the networks depend on:
+    multipliers that were left out are filled in.
 
-    Args:
-        architecture: `"biggan"` (one residual block a stage) or `"biggan-deep"` (bottleneck blocks).
-        image_size: 32, 64, 128, 256 or 512 pixels.
-        num_channels: 3 for RGB, 1 for grey.
-        num_labels: Number of classes, also called `num_classes`; 0 makes both networks unconditional. Default: 1000,
-            or the length of `id2label`.
-        id2label: The names of the classes by label. Commas separate synonyms, as in ImageNet's list.
-        z_dim: Length of the latent vector. With `hierarchical_latents` in the plain architecture it must be a
-            multiple of the number of generator stages plus one.
-        class_embedding_dim: Length of the shared class embedding.
-        shared_class_embedding: One embedding, which linear maps turn into every batch norm's gain and bias (paper,
-            section 3.1). `False`: an embedding for each gain and each bias.
-        hierarchical_latents: Skip-z in the paper: each block sees its own chunk of the latents. The deep architecture
-            needs `True`: its blocks see all of them.
-        generator_base_channels: Base width `ch` of the generator: 96 in the paper, 128 in its deep models.
-        generator_channel_multipliers: Multiples of the base width: the 4x4 stem, then the output of each stage.
-        generator_attention_resolutions: Self-attention follows the stages whose output has one of these sizes.
-        generator_blocks_per_stage: Residual blocks in each stage of the deep architecture. The plain one has one.
-        generator_spectral_norm: Whether the generator's convolutions and linear maps are spectrally normalised.
-        discriminator_base_channels: Base width of the discriminator.
-        discriminator_channel_multipliers: Multiples of the base width: the output of each plain block, or the deep
-            stem and the output of each deep stage.
-        discriminator_attention_resolutions: As for the generator.
-        discriminator_blocks_per_stage: As for the generator.
-        discriminator_spectral_norm: As for the generator.
-        discriminator_wide: The first convolution of a plain block already has the block's output width (SA-GAN and
-            BigGAN); `False` keeps the input width (SN-GAN).
-        discriminator_attention_stages: The numbers of the stages that self-attention follows, where not all with the
-            sizes above shall have it. The last stages of a discriminator share one size.
-        discriminator_shortcut_relu: The shortcut of a block that begins with a ReLU sees the map after it, as in
-            StudioGAN, whose ReLU works in place.
-        deep_projection_shortcut: StudioGAN's `big_resnet_deep_studiogan`: a deep block's shortcut is a 1x1
-            convolution to the output width (in the discriminator, where size or width changes), and the
-            discriminator pools before its last ReLU.
-        discriminator_dropout: Share of the features that training drops before the discriminator's last layer.
-        spectral_norm_eps: The smallest norm by which a singular vector is divided.
-        batch_norm_eps: What batch norms add to the variance.
-        output_batch_norm_eps: The same in the batch norm before the last convolution. Default: `batch_norm_eps`.
-        initializer: `"orthogonal"` (paper), `"normal"` (standard deviation 0.02) or `"xavier_uniform"`.
-        truncation_mode: What `truncation=t` means to this model: `"resample"` (the paper: entries of N(0, 1) beyond
-            t are drawn again), `"scale"` (TFHub, pytorch-pretrained-biggan: t times N(0, 1) cut at 2) or `"normal"`
-            (BigGAN-PyTorch: N(0, t²)).
-        standing_truncations: The truncations, ascending, for which the generator holds standing statistics.
-        standing_interpolation: What holds between two of them: `"linear"` interpolation, or `"mirrored"`, with the
-            weights of the two exchanged, as in pytorch-pretrained-biggan. Its truncations lie evenly from 0 to 1.
+    Beside the fields there are `num_labels` (also called `num_classes`), the number of classes, and `id2label`, their
+    names by label; commas separate synonyms, as in ImageNet's list. 0 classes make both networks unconditional. The
+    default is 1000 classes, or as many as there are names.
 
     Raises:
         ValueError: A value is not allowed; the message names it and what was expected.
@@ -80,13 +50,21 @@ class BigGANConfig(PreTrainedConfig):
     model_type = "biggan"
     attribute_map = {"num_classes": "num_labels"}
 
-    architecture: Literal["biggan", "biggan-deep"] = "biggan"
-    image_size: int = 128
-    num_channels: int = 3
-    z_dim: int = 120
-    class_embedding_dim: int = 128
+    architecture: Literal["biggan", "biggan-deep"] = "biggan"  # one residual block a stage, or bottleneck blocks
+    image_size: int = 128  # 32, 64, 128, 256 or 512 pixels
+    num_channels: int = 3  # 3 for RGB, 1 for grey
+    z_dim: int = 120  # length of the latent vector
+    class_embedding_dim: int = 128  # length of the shared class embedding
+    # One embedding, which linear maps turn into every batch norm's gain and bias (paper, section 3.1). `False`: an
+    # embedding for each gain and each bias.
     shared_class_embedding: bool = True
+    # Skip-z in the paper: each block sees its own chunk of the latents. The stem and each stage get one, of the same
+    # length. The deep architecture needs `True`: its blocks see all latents.
     hierarchical_latents: bool = True
+
+    # The base width is `ch`: 96 in the paper, 128 in its deep models. Multipliers are of the 4x4 stem, then of the
+    # output of each stage; in the discriminator of each plain block, or of the deep stem and of each deep stage.
+    # Self-attention follows the stages whose output has one of the sizes. A plain stage has one block.
     generator_base_channels: int = 96
     generator_channel_multipliers: list[int] | tuple[int, ...] | None = None
     generator_attention_resolutions: list[int] | tuple[int, ...] = (64,)
@@ -97,16 +75,28 @@ class BigGANConfig(PreTrainedConfig):
     discriminator_attention_resolutions: list[int] | tuple[int, ...] = (64,)
     discriminator_blocks_per_stage: int = 2
     discriminator_spectral_norm: bool = True
+    # The first convolution of a plain block already has the block's output width (SA-GAN, BigGAN); SN-GAN: not yet.
     discriminator_wide: bool = True
+    # The numbers of the stages that self-attention follows, where not all with the sizes above shall have it. The last
+    # stages of a discriminator share one size.
     discriminator_attention_stages: list[int] | tuple[int, ...] | None = None
+    # StudioGAN: the shortcut of a block that begins with a ReLU sees the map after it, since that ReLU works in place.
     discriminator_shortcut_relu: bool = False
+    # StudioGAN's `big_resnet_deep_studiogan`: a deep block's shortcut is a 1x1 convolution to the output width (in the
+    # discriminator, where size or width changes), and the discriminator pools before its last ReLU.
     deep_projection_shortcut: bool = False
-    discriminator_dropout: float = 0.0
-    spectral_norm_eps: float = 1e-4
-    batch_norm_eps: float = 1e-4
-    output_batch_norm_eps: float | None = None
+    discriminator_dropout: float = 0.0  # share of the features dropped in training before the last layer
+    spectral_norm_eps: float = 1e-4  # the smallest norm by which a singular vector is divided
+    batch_norm_eps: float = 1e-4  # what batch norms add to the variance
+    output_batch_norm_eps: float | None = None  # of the batch norm before the last convolution; default: as the others
+    # The paper's; with standard deviation 0.02; as in SA-GAN and SN-GAN.
     initializer: Literal["orthogonal", "normal", "xavier_uniform"] = "orthogonal"
+
+    # What `truncation=t` means. "resample" (paper): entries of N(0, 1) beyond t are drawn again. "scale" (TFHub,
+    # pytorch-pretrained-biggan): t times N(0, 1) cut at 2. "normal" (BigGAN-PyTorch): N(0, t²).
     truncation_mode: Literal["resample", "scale", "normal"] = "resample"
+    # The truncations, ascending, for which the generator holds standing statistics. It interpolates between two of
+    # them; pytorch-pretrained-biggan exchanges the weights of the two ("mirrored"; truncations evenly from 0 to 1).
     standing_truncations: list[float | int] | tuple[float | int, ...] = ()
     standing_interpolation: Literal["linear", "mirrored"] = "linear"
 
@@ -121,16 +111,7 @@ class BigGANConfig(PreTrainedConfig):
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> "BigGANConfig":
-        """
-        The configuration of a published model, with some of its fields replaced.
-
-        Args:
-            name: A row of `PRESETS`, for example `"biggan-128"` or `"biggan-deep-256"`.
-            overrides: Fields of `BigGANConfig`, for example `num_labels=10`.
-
-        Raises:
-            ValueError: The preset is unknown.
-        """
+        """A row of `PRESETS`, such as "biggan-128", with some fields of `BigGANConfig` replaced."""
         if name not in PRESETS:
             raise ValueError(f"unknown preset {name!r}; the presets are {', '.join(PRESETS)}")
         return cls(**_replaced(PRESETS[name].networks, overrides))
@@ -234,12 +215,12 @@ class BigGANConfig(PreTrainedConfig):
 
     def _fill_in_defaults(self) -> None:
         for network, multipliers in self._default_multipliers().items():
-            given = getattr(self, f"{network}_channel_multipliers")
-            setattr(self, f"{network}_channel_multipliers", list(multipliers if given is None else given))
-        self.generator_attention_resolutions = list(self.generator_attention_resolutions)
-        self.discriminator_attention_resolutions = list(self.discriminator_attention_resolutions)
-        if self.discriminator_attention_stages is not None:
-            self.discriminator_attention_stages = list(self.discriminator_attention_stages)
+            if getattr(self, f"{network}_channel_multipliers") is None:
+                setattr(self, f"{network}_channel_multipliers", multipliers)
+        for name in BigGANConfig.__annotations__:
+            value = getattr(self, name)
+            if isinstance(value, list | tuple):
+                setattr(self, name, list(value))
         self.standing_truncations = [float(truncation) for truncation in self.standing_truncations]
 
     def _default_multipliers(self) -> dict[str, list[int]]:
@@ -249,37 +230,23 @@ class BigGANConfig(PreTrainedConfig):
 
     def validate_architecture(self) -> None:
         """Checks what types can't say. The networks call it again: a field may have been set in between."""
-        self._check_sizes()
+        check_ranges(self, _RANGES)
+        self._check_widths()
         self._check_conditioning()
-        for network in NETWORKS:
-            self._check_attention(network)
-        self._check_attention_stages()
+        self._check_attention()
         self._check_standing_statistics()
 
-    def _check_sizes(self) -> None:
-        widths = ("z_dim", "class_embedding_dim", "generator_base_channels", "discriminator_base_channels")
-        for name in (*widths, "generator_blocks_per_stage", "discriminator_blocks_per_stage"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("generator_blocks_per_stage", "discriminator_blocks_per_stage"):
+    def _check_widths(self) -> None:
+        for network, table in self._default_multipliers().items():
+            name = f"{network}_blocks_per_stage"
             if not self.is_deep and getattr(self, name) > 2:  # 2 is the default, and means nothing there
                 raise ValueError(f"{name}={getattr(self, name)} is for biggan-deep: a plain stage has one block")
-        if self.num_channels not in (1, 3):
-            raise ValueError(f"num_channels must be 1 (grey) or 3 (RGB), got {self.num_channels}")
-        for network, table in self._default_multipliers().items():
-            multipliers = getattr(self, f"{network}_channel_multipliers")
-            if len(multipliers) != len(table) or min(multipliers) < 1:
-                raise ValueError(
-                    f"{network}_channel_multipliers must be {len(table)} positive integers at {self.image_size} "
-                    f"pixels, got {multipliers}"
-                )
+            name, size = f"{network}_channel_multipliers", self.image_size
+            given = getattr(self, name)
+            if len(given) != len(table) or min(given) < 1:
+                raise ValueError(f"{name} must be {len(table)} positive integers at {size} pixels, got {given}")
         if self.is_deep:
             self._check_bottlenecks()
-        if not 0 <= self.discriminator_dropout < 1:
-            raise ValueError(f"discriminator_dropout must lie in [0, 1), got {self.discriminator_dropout}")
-        for name in ("spectral_norm_eps", "batch_norm_eps", "output_batch_norm_eps"):
-            if getattr(self, name) is not None and not 0 < getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
 
     def _check_bottlenecks(self) -> None:
         """Deep shortcuts only drop channels in the generator, and only add them in the discriminator."""
@@ -309,26 +276,25 @@ class BigGANConfig(PreTrainedConfig):
                 f"{max(round(self.z_dim / self.num_latent_chunks), 1) * self.num_latent_chunks}"
             )
 
-    def _check_attention(self, network: str) -> None:
-        resolutions: list[int] = getattr(self, f"{network}_resolutions")
-        channels: list[int] = getattr(self, f"{network}_channels")[1:]
-        for resolution in getattr(self, f"{network}_attention_resolutions"):
-            if resolution not in resolutions:
-                raise ValueError(
-                    f"{network}_attention_resolutions names {resolution}, but no stage of the {self.image_size}-pixel "
-                    f"{network} has that output size; they are {_listed(dict.fromkeys(resolutions))}"
-                )
-            width = channels[resolutions.index(resolution)]
-            if width < 8:
-                raise ValueError(f"attention at {resolution} pixels needs at least 8 channels, there are {width}")
-
-    def _check_attention_stages(self) -> None:
-        resolutions, sizes = self.discriminator_attention_resolutions, self.discriminator_resolutions
+    def _check_attention(self) -> None:
+        for network in NETWORKS:
+            sizes: list[int] = getattr(self, f"{network}_resolutions")
+            widths: list[int] = getattr(self, f"{network}_channels")[1:]
+            for size in getattr(self, f"{network}_attention_resolutions"):
+                if size not in sizes:
+                    raise ValueError(
+                        f"{network}_attention_resolutions names {size}, but no stage of the {self.image_size}-pixel "
+                        f"{network} has that output size; they are {_listed(dict.fromkeys(sizes))}"
+                    )
+                width = widths[sizes.index(size)]
+                if width < 8:
+                    raise ValueError(f"attention at {size} pixels needs at least 8 channels, there are {width}")
+        chosen = self.discriminator_attention_resolutions
         for stage in self.discriminator_attention_stages or ():
-            if not 0 <= stage < len(sizes) or sizes[stage] not in resolutions:
+            if not 0 <= stage < len(sizes) or sizes[stage] not in chosen:
                 raise ValueError(
                     f"discriminator_attention_stages names {stage}, but discriminator_attention_resolutions are "
-                    f"{_listed(resolutions)} and the outputs of the stages are {_listed(sizes)}"
+                    f"{_listed(chosen)} and the outputs of the stages are {_listed(sizes)}"
                 )
 
     def _check_standing_statistics(self) -> None:
@@ -340,6 +306,15 @@ class BigGANConfig(PreTrainedConfig):
         last = len(table) - 1
         if self.standing_interpolation == "mirrored" and (last < 1 or table != [i / last for i in range(last + 1)]):
             raise ValueError(f"mirrored interpolation needs standing_truncations evenly from 0 to 1, got {table}")
+
+
+def check_ranges(settings: Any, ranges: Ranges) -> None:
+    """Raises `ValueError` for the first number that is not allowed. A field may also be `None`."""
+    for names, is_allowed, expected in ranges:
+        for name in names.split():
+            value = getattr(settings, name)
+            if value is not None and not is_allowed(value):
+                raise ValueError(f"{name} must {expected}, got {value}")
 
 
 def _replaced(settings: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:

@@ -43,17 +43,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if run.collapsed:
         raise SystemExit(3)
     if run.is_main and folder is not None:
-        print(
-            f"model, discriminator and card: {folder}\nsamples: {folder / 'samples.png'}\nlog: {folder / 'log.jsonl'}"
-        )
+        print(f"model, discriminator and card: {folder}")
+        print(f"samples: {folder / 'samples.png'}\nlog: {folder / 'log.jsonl'}")
 
 
-__all__ = [
-    "DataArguments",
-    "ModelArguments",
-    "TrainingArguments",
-    "main",
-    "parse_arguments",
-    "set_up",
-    "train",
-]
+__all__ = ["DataArguments", "ModelArguments", "TrainingArguments", "main", "parse_arguments", "set_up", "train"]

@@ -5,7 +5,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -13,16 +13,14 @@ from typing import Any, Literal, NoReturn
 import yaml
 from transformers import HfArgumentParser
 
-from ..configuration_biggan import BigGANConfig
+from ..configuration_biggan import BigGANConfig, Ranges, check_ranges
 from ..options import unknown_option
 from ..presets import PRESETS
 
 
 def _help(text: str, default: Any) -> Any:
-    metadata = {"help": text}
-    return (
-        field(default_factory=list, metadata=metadata) if default == [] else field(default=default, metadata=metadata)
-    )
+    how: dict[str, Any] = {"default_factory": list} if default == [] else {"default": default}
+    return field(metadata={"help": text}, **how)
 
 
 @dataclass
@@ -36,10 +34,7 @@ class ModelArguments:
     def config(self, class_names: list[str]) -> BigGANConfig:
         """
         The configuration of the preset, or of `init_from`, with these classes (none: unconditional) and the overrides.
-
-        Raises:
-            ValueError, TypeError: An override is malformed, or `BigGANConfig` refuses it.
-            FileNotFoundError: `init_from` is no model.
+        Raises `ValueError` or `TypeError` for an override that can't be, `FileNotFoundError` where there is no model.
         """
         overrides: dict[str, Any] = {"id2label": dict(enumerate(class_names))}
         for item in self.config_overrides:
@@ -48,19 +43,19 @@ class ModelArguments:
                 raise ValueError(f"config_overrides takes name=value, got {item!r}")
             if name in ("num_labels", "num_classes", "id2label", "label2id"):
                 raise ValueError(f"the classes come from the data: config_overrides can't set {name}")
-            overrides[name] = _json_or_text(value)
+            try:
+                overrides[name] = json.loads(value)
+            except json.JSONDecodeError:
+                overrides[name] = value
         if self.init_from is not None:
-            _check_model(self.init_from)
+            is_folder, model = Path(self.init_from).exists(), self.init_from
+            is_hub_id = not is_folder and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model)
+            if not is_hub_id and not (Path(model) / "config.json").is_file():
+                raise FileNotFoundError(
+                    f"init_from must be a model's folder or Hub id, got {model!r}, which has no config.json"
+                )
             return BigGANConfig.from_pretrained(self.init_from, **overrides)
         return BigGANConfig.preset(self.preset, **overrides)
-
-
-def _check_model(name: str) -> None:
-    is_hub_id = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not Path(name).exists()
-    if not is_hub_id and not (Path(name) / "config.json").is_file():
-        raise FileNotFoundError(
-            f"init_from must be a model's folder or Hub id, got {name!r}, which has no config.json"
-        )
 
 
 @dataclass
@@ -78,31 +73,22 @@ class DataArguments:
     dataloader_num_workers: int = _help("Processes that decode pictures. 0: the training process does.", 0)
 
 
-# What numbers may be. An option that was left out may be `None`.
-_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
-    "at least 1": (
-        lambda value: value >= 1,
-        "max_train_steps per_device_batch_size num_discriminator_steps logging_steps r1_interval evaluation_images",
-    ),
-    "at least 0": (
-        lambda value: value >= 0,
-        "seed ema_start_step sample_steps checkpointing_steps watch_steps evaluation_steps generator_orthogonality "
-        "r1_gamma freeze_discriminator_stages",
-    ),
-    "positive": (lambda value: value > 0, "generator_learning_rate discriminator_learning_rate adam_epsilon"),
-    "in [0, 1)": (lambda value: 0 <= value < 1, "adam_beta1 adam_beta2 ema_decay"),
-    "positive or left out": (
-        lambda value: value > 0,
-        "max_train_minutes global_batch_size checkpoints_total_limit sigma_clamp sigma_clamp_ratio",
-    ),
-}
+# Options, what their numbers may be, and how a message says so.
+_RANGES: Ranges = [
+    ("max_train_steps per_device_batch_size num_discriminator_steps logging_steps r1_interval evaluation_images",
+     lambda value: value >= 1, "be at least 1"),
+    ("seed ema_start_step sample_steps checkpointing_steps watch_steps evaluation_steps generator_orthogonality "
+     "r1_gamma freeze_discriminator_stages", lambda value: value >= 0, "be at least 0"),
+    ("generator_learning_rate discriminator_learning_rate adam_epsilon", lambda value: value > 0, "be positive"),
+    ("adam_beta1 adam_beta2 ema_decay", lambda value: 0 <= value < 1, "be in [0, 1)"),
+    ("max_train_minutes global_batch_size checkpoints_total_limit sigma_clamp sigma_clamp_ratio",
+     lambda value: value > 0, "be positive or left out"),
+]  # fmt: skip
 
 
 @dataclass
 class TrainingArguments:
-    """
-    The training. The defaults are the paper's (appendix C), except for the batch: it is what one device holds.
-    """
+    """The training. The defaults are the paper's (appendix C), except for the batch: it is what one device holds."""
 
     # The run
     output_dir: str = _help("The folder for the model, its checkpoints, samples and log.", "")
@@ -166,31 +152,25 @@ class TrainingArguments:
 
     def __post_init__(self) -> None:
         self.report_to = [name for words in self.report_to for name in words.split(",")]
-        self._check_ranges()
-        if self.gradient_checkpointing and self.power_iteration == "every_forward" and self.r1_gamma:
-            raise ValueError(
-                "gradient_checkpointing with r1_gamma needs power_iteration=once_per_update: activations are computed "
-                "again with the singular vectors of the last forward, and R1 takes a second forward"
-            )
-        if self.compile and self.r1_gamma:
-            raise ValueError("choose compile or R1: a compiled network has no second derivative, and R1 needs it")
-        if self.on_collapse == "rollback" and not self.checkpointing_steps:
-            raise ValueError("on_collapse=rollback needs checkpoints to go back to, got checkpointing_steps=0")
-        if self.sigma_clamp is not None and self.sigma_clamp_ratio is not None:
-            raise ValueError("sigma_clamp and sigma_clamp_ratio are two ways to clamp; give one of them")
-        if self.push_to_hub and not self.hub_model_id:
-            raise ValueError("push_to_hub needs hub_model_id, the repository 'user/name' to upload to")
-
-    def _check_ranges(self) -> None:
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if isinstance(value, float) and not math.isfinite(value):
-                raise ValueError(f"{f.name} must be finite, got {value}")
-        for expected, (is_allowed, names) in _RANGES.items():
-            for name in names.split():
-                value = getattr(self, name)
-                if value is not None and not is_allowed(value):
-                    raise ValueError(f"{name} must be {expected}, got {value}")
+        floats = ((f.name, getattr(self, f.name)) for f in fields(self))
+        check_ranges(self, [(name, math.isfinite, "be finite") for name, value in floats if isinstance(value, float)])
+        check_ranges(self, _RANGES)
+        recomputes = self.gradient_checkpointing and self.power_iteration == "every_forward"
+        for is_wrong, why in (
+            (recomputes and self.r1_gamma,
+             "gradient_checkpointing with r1_gamma needs power_iteration=once_per_update: activations are computed "
+             "again with the singular vectors of the last forward, and R1 takes a second forward"),
+            (self.compile and self.r1_gamma,
+             "choose compile or R1: a compiled network has no second derivative, and R1 needs it"),
+            (self.on_collapse == "rollback" and not self.checkpointing_steps,
+             "on_collapse=rollback needs checkpoints to go back to, got checkpointing_steps=0"),
+            (self.sigma_clamp is not None and self.sigma_clamp_ratio is not None,
+             "sigma_clamp and sigma_clamp_ratio are two ways to clamp; give one of them"),
+            (self.push_to_hub and not self.hub_model_id,
+             "push_to_hub needs hub_model_id, the repository 'user/name' to upload to"),
+        ):  # fmt: skip
+            if is_wrong:
+                raise ValueError(why)
 
     def accumulation_steps(self, num_processes: int) -> int:
         """Micro-batches in an update; raises `ValueError` where the global batch does not divide."""
@@ -231,13 +211,11 @@ The command line wins over the file of settings, the file over the preset. docs/
 
 def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
     """
-    Arguments from the command line. The first one may be a file of settings: .yaml, .yml or .json.
-
-    The command line wins over the file, the file over the preset's row, and the row over the defaults.
+    Arguments from the command line. The first one may be a file of settings: .yaml, .yml or .json. The command line
+    wins over the file, the file over the preset's row, and the row over the defaults.
 
     Raises:
-        ValueError: The preset or a setting is unknown, or a value is not allowed.
-        FileNotFoundError: The file of settings is not there.
+        ValueError, FileNotFoundError: A setting is unknown or not allowed, or the file is not there.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     has_file = argv and argv[0].endswith((".yaml", ".yml", ".json"))
@@ -307,10 +285,3 @@ def _read_settings(path: str) -> dict[str, Any]:
         if isinstance(value, dict) or (isinstance(value, list) and _TYPES[name] != list[str]):
             raise ValueError(f"{path} must set {name} to one value, got {value!r}")
     return settings
-
-
-def _json_or_text(value: str) -> Any:
-    try:
-        return json.loads(value)
-    except json.JSONDecodeError:
-        return value

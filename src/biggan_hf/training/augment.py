@@ -10,13 +10,8 @@ def diff_augment(images: Tensor) -> Tensor:
     Changes brightness, saturation and contrast, shifts by up to an eighth, and cuts a hole of half the size.
 
     Real and generated pictures pass through it on their way to the discriminator, so that it cannot tell them apart by
-    the augmentation. The generator's gradient passes back through it.
-
-    Args:
-        images: (N, C, H, W) in [-1, 1].
-
-    Returns:
-        Images of the same shape. The random numbers come from torch's global generator.
+    the augmentation. The generator's gradient passes back through it. Images are (N, C, H, W) in [-1, 1]; the random
+    numbers come from torch's global generator.
     """
     return _cutout(_translate(_color(images)))
 

@@ -35,34 +35,19 @@ def counter_generator(device: torch.device, *counters: int) -> torch.Generator:
 
 @dataclass
 class BatchSource:
-    """
-    Micro-batches of one process.
-
-    Args:
-        images: The data set.
-        z_dim: Length of the latents.
-        num_labels: Number of classes, 0 for none.
-        batch_size: Samples in a micro-batch of one process.
-        seed: Of the run.
-        rank: This process.
-        world_size: Number of processes.
-        device: Where batches go.
-        horizontal_flip: Mirrors half of the pictures, chosen at random.
-        samples_seen: Pictures that all processes have seen so far. It grows with every micro-batch.
-        num_workers: Processes that decode pictures. With 0 this process does, and keeps what it has decoded.
-    """
+    """Micro-batches of one process."""
 
     images: LabelledImages
     z_dim: int
-    num_labels: int
-    batch_size: int
+    num_labels: int  # 0 for none
+    batch_size: int  # samples in a micro-batch of one process
     seed: int
     rank: int
     world_size: int
     device: torch.device
-    horizontal_flip: bool
-    samples_seen: int = 0
-    num_workers: int = 0
+    horizontal_flip: bool  # mirrors half of the pictures, chosen at random
+    samples_seen: int = 0  # pictures that all processes have seen; it grows with every micro-batch
+    num_workers: int = 0  # processes that decode pictures; with 0 this one does, and keeps what it has decoded
 
     def __post_init__(self) -> None:
         self.unreadable: dict[int, str] = {}
@@ -72,25 +57,24 @@ class BatchSource:
         """Goes to a place in the seed's order of the pictures."""
         self.seed, self.samples_seen = seed, samples_seen
         place = {"seed": seed, "start": samples_seen, "rank": self.rank, "world_size": self.world_size}
-        order = ShuffledBatches(len(self.images), self.batch_size, **place)
-        self._real: Iterator[ImageBatch] = iter(
-            DataLoader(
-                self.images,
-                batch_sampler=order,
-                collate_fn=_as_it_is,
-                num_workers=self.num_workers,
-                pin_memory=self.device.type == "cuda",
-                worker_init_fn=_ignore_signals,
-            )
+        loader = DataLoader(
+            self.images,
+            batch_sampler=ShuffledBatches(len(self.images), self.batch_size, **place),
+            collate_fn=_as_it_is,
+            num_workers=self.num_workers,
+            pin_memory=self.device.type == "cuda",
+            worker_init_fn=_ignore_signals,
         )
+        self._real: Iterator[ImageBatch] = iter(loader)
 
     def latents(self, step: int, draw: int) -> Latents:
         """Latents from N(0, 1) and uniform labels. `draw` counts the draws within a step."""
         generator = counter_generator(self.device, self.seed, step, draw, self.rank)
         z = sample_latents(self.batch_size, self.z_dim, generator=generator, device=self.device)
-        if not self.num_labels:
-            return Latents(z, None)
-        return Latents(z, torch.randint(self.num_labels, (self.batch_size,), generator=generator, device=self.device))
+        labels = None
+        if self.num_labels:
+            labels = torch.randint(self.num_labels, (self.batch_size,), generator=generator, device=self.device)
+        return Latents(z, labels)
 
     def pictures(self) -> Pictures:
         """The next pictures and their labels."""

@@ -8,6 +8,7 @@ which are tensors and numbers only.
 import json
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,45 +17,35 @@ from safetensors import SafetensorError, safe_open
 
 from ..configuration_biggan import BigGANConfig
 from ..files import REPLACED, UNFINISHED, free_name, remove_folder, replaced_folder, restore_replaced
-from ..modeling_biggan import BigGANDiscriminator, BigGANModel
 from ..processes import is_main_process
 
 
 TRAINING_STATE = "training_state.pt"
 SETTINGS = "training_settings.json"
-_NETWORKS = ("", "generator/", "discriminator/")
-_FILES = tuple(network + file for network in _NETWORKS for file in ("config.json", "model.safetensors"))
+_FILES = [f"{network}{file}" for network in ("", "generator/", "discriminator/")
+          for file in ("config.json", "model.safetensors")]  # fmt: skip
 _STATE = ("global_step", "samples_seen", "rollbacks", "num_pictures", "generator_optimizer", "discriminator_optimizer")
 
 
 # Writing, and making room
 
 
-def save_checkpoint(
-    folder: Path,
-    *,
-    ema: BigGANModel,
-    generator: BigGANModel,
-    discriminator: BigGANDiscriminator,
-    training_state: dict[str, Any],
-) -> None:
-    """Writes a checkpoint whole or not at all; raises `OSError` where it can't, as on a full disk."""
+def save_checkpoint(folder: Path, networks: Mapping[str, Any], training_state: dict[str, Any]) -> None:
+    """
+    Writes a checkpoint whole or not at all, the networks into the sub-folders after which they are named ("" for the
+    average). Raises `OSError` where it can't, as on a full disk.
+    """
     with replaced_folder(folder) as unfinished:
-        ema.save_pretrained(unfinished)
-        generator.save_pretrained(unfinished / "generator")
-        discriminator.save_pretrained(unfinished / "discriminator")
+        for name, network in networks.items():
+            network.save_pretrained(unfinished / name)
         torch.save(training_state, unfinished / TRAINING_STATE)
 
 
 def rotate_checkpoints(output_dir: Path, total_limit: int | None, onset: int | None = None) -> None:
     """
-    Keeps the newest checkpoints and removes the others.
-
-    Args:
-        output_dir: The folder of the run.
-        total_limit: How many to keep; `None` keeps all.
-        onset: The step before which a collapse may have begun. Two more are kept for it: the newest up to this step,
-            to which a rollback returns, and the next one, which takes its place when `onset` has moved on.
+    Keeps the newest checkpoints, `total_limit` of them (`None`: all), and removes the others. A collapse may have
+    begun at the step `onset`. Two more are kept for it: the newest up to this step, to which a rollback returns, and
+    the next one, which takes its place when `onset` has moved on.
     """
     if total_limit is None:
         return
@@ -71,10 +62,8 @@ def rotate_checkpoints(output_dir: Path, total_limit: int | None, onset: int | N
 def set_aside(output_dir: Path, step: int, name: str) -> list[Path]:
     """
     Renames the checkpoints after a step, to which a run goes back, to `{name}-{their step}`. So neither "latest" nor
-    the rotation takes them for checkpoints of what the run does from here on.
-
-    Returns:
-        Their new places, the newest first.
+    the rotation takes them for checkpoints of what the run does from here on. Returns their new places, the newest
+    first.
     """
     later = [folder for folder in reversed(_checkpoint_folders(output_dir)) if step_of(folder) > step]
     for leftover in (folder.with_name(REPLACED + folder.name) for folder in later):
@@ -86,12 +75,14 @@ def set_aside(output_dir: Path, step: int, name: str) -> list[Path]:
 # Reading
 
 
+def step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("checkpoint-"))
+
+
 def load_training_state(folder: Path) -> dict[str, Any]:
     """
-    The states of the optimisers, and the counters.
-
-    Raises:
-        ValueError: The file is damaged, holds something else, or holds code. Code is refused and never runs.
+    The states of the optimisers, and the counters. Raises `ValueError` where the file is damaged, holds something
+    else, or holds code. Code is refused and never runs.
     """
     path = folder / TRAINING_STATE
     try:
@@ -106,7 +97,8 @@ def load_training_state(folder: Path) -> dict[str, Any]:
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
     """The checkpoints that have all their files, by ascending step."""
-    return [path for path in _checkpoint_folders(output_dir) if missing_file(path) is None]
+    files, folders = (TRAINING_STATE, *_FILES), _checkpoint_folders(output_dir)
+    return [folder for folder in folders if all((folder / name).is_file() for name in files)]
 
 
 def _checkpoint_folders(output_dir: Path) -> list[Path]:
@@ -115,19 +107,14 @@ def _checkpoint_folders(output_dir: Path) -> list[Path]:
     return sorted((path for path in found if re.fullmatch(r"checkpoint-\d+", path.name)), key=step_of)
 
 
-def missing_file(folder: Path) -> str | None:
-    """The first of a checkpoint's files that is not in this folder."""
-    return next((name for name in (TRAINING_STATE, *_FILES) if not (folder / name).is_file()), None)
-
-
 def why_unreadable(folder: Path) -> str | None:
     """The first file of a checkpoint that is missing, cut off or not what it should be; `None` if all can be read."""
-    missing = missing_file(folder)
-    if missing is not None:
-        return f"it has no {missing}"
     for name in _FILES:
         try:
-            _check_readable(folder / name)
+            if name.endswith(".json"):
+                json.loads((folder / name).read_text(encoding="utf-8"))
+            else:
+                safe_open(folder / name, "pt")  # compares the file's length with its header
         except (OSError, ValueError, SafetensorError) as error:
             return f"its {name} can't be read: {error}"
     try:
@@ -137,26 +124,13 @@ def why_unreadable(folder: Path) -> str | None:
     return None
 
 
-def _check_readable(path: Path) -> None:
-    if path.suffix == ".json":
-        json.loads(path.read_text(encoding="utf-8"))
-    else:
-        with safe_open(path, "pt"):  # compares the file's length with its header
-            pass
-
-
-def step_of(folder: Path) -> int:
-    return int(folder.name.removeprefix("checkpoint-"))
-
-
 def find_checkpoint(output_dir: Path, resume_from_checkpoint: str | None) -> Path | None:
     """
     The checkpoint from which a run goes on, or `None` for a new run. "latest" is the newest that can be read. It is
     `None` for a run that ended before its first checkpoint.
 
     Raises:
-        FileExistsError: The output folder holds something else than the run that is to be resumed.
-        FileNotFoundError: The checkpoint that was named is not there.
+        FileExistsError, FileNotFoundError: The output folder holds something else, or there is no such checkpoint.
         ValueError: "latest" finds checkpoints, but can read none.
     """
     if resume_from_checkpoint is None:
@@ -166,9 +140,9 @@ def find_checkpoint(output_dir: Path, resume_from_checkpoint: str | None) -> Pat
     if resume_from_checkpoint == "latest":
         return _latest(output_dir)
     folder = Path(resume_from_checkpoint)
-    missing = missing_file(folder)
-    if missing is not None:
-        raise FileNotFoundError(f"no training checkpoint at {resume_from_checkpoint!r}: it has no {missing}")
+    why = why_unreadable(folder)
+    if why is not None:
+        raise FileNotFoundError(f"no training checkpoint at {resume_from_checkpoint!r}: {why}")
     if folder.resolve().parent != output_dir.resolve():
         _check_empty(output_dir)
     return folder
@@ -184,8 +158,7 @@ def _latest(output_dir: Path) -> Path | None:
     if folders:
         names = ", ".join(folder.name for folder in folders)
         raise ValueError(f"no checkpoint in {str(output_dir)!r} can be read: {names}; to start anew, move them away")
-    cut_off = (output_dir / SETTINGS).is_file() and not (output_dir / "config.json").exists()
-    if not cut_off:
+    if not (output_dir / SETTINGS).is_file() or (output_dir / "config.json").exists():
         _check_empty(output_dir)
     return None
 
@@ -197,10 +170,8 @@ def warn(text: str) -> None:
 
 
 def _check_empty(output_dir: Path) -> None:
-    is_empty = not output_dir.exists() or (
-        output_dir.is_dir() and all(path.name.startswith(UNFINISHED) for path in output_dir.iterdir())
-    )
-    if not is_empty:
+    files = output_dir.iterdir() if output_dir.is_dir() else [output_dir] * output_dir.exists()
+    if not all(path.name.startswith(UNFINISHED) for path in files):
         raise FileExistsError(
             f"output_dir {str(output_dir)!r} is not empty: choose another, or go on with a run that has a checkpoint "
             "there by --resume_from_checkpoint latest"

@@ -8,14 +8,9 @@ from ..modeling_biggan import BigGANModel
 @torch.no_grad()
 def update_ema(ema: BigGANModel, model: BigGANModel, decay: float) -> None:
     """
-    ema ← decay · ema + (1 - decay) · model. `decay=0` copies.
+    ema ← decay · ema + (1 - decay) · model, in place. `decay=0` copies.
 
     Buffers are averaged as the parameters are, as in BigGAN-PyTorch: averaged weights need averaged statistics.
-
-    Args:
-        ema: The average. It is changed in place.
-        model: The generator, without any wrapper.
-        decay: In [0, 1).
     """
     averaged, current = ema.state_dict(), model.state_dict()
     if decay == 0:

@@ -1,7 +1,7 @@
 """What a run writes down as it goes: files of JSON lines, and the curves that are drawn from them."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,6 @@ from ..files import write_file, write_text
 # The losses, the singular values of every weight, what evaluations measured, and the collapses, in a run's folder.
 LOG, SPECTRA, EVALUATIONS, COLLAPSES = "log.jsonl", "spectra.jsonl", "evaluations.jsonl", "collapses.jsonl"
 CURVES = "curves.png"
-
-Lines = Sequence[Mapping[str, Any]]
 
 
 # Lines
@@ -64,31 +62,25 @@ def track_sheet(accelerator: Accelerator, sheet: Image.Image, step: int) -> None
 
 # Curves
 
-# A panel for each row: its title, and the columns of the log that it shows.
-PANELS = (
-    ("losses", ("discriminator_loss", "generator_loss")),
-    (
-        "share told right by the discriminator",
-        ("real_accuracy", "fake_accuracy", "training_accuracy", "held_out_accuracy"),
-    ),
-    ("gradient norms", ("discriminator_gradient", "generator_gradient")),
-)
+# The panels: their titles, and the columns of the log that they show.
+PANELS = {
+    "losses": ["discriminator_loss", "generator_loss"],
+    "share told right by the discriminator": [f"{n}_accuracy" for n in ("real", "fake", "training", "held_out")],
+    "gradient norms": ["discriminator_gradient", "generator_gradient"],
+}
 
 
 def draw_curves(folder: Path) -> None:
-    """
-    Writes curves.png: losses, accuracies, gradient norms, what evaluations measured, and the σ0 of every weight of
-    both networks, over the steps.
-    """
+    """Writes curves.png: the panels, what evaluations measured, and the σ0 of every weight, over the steps."""
     from matplotlib.figure import Figure  # here, so that sampling needs no plotting library
 
     log, spectra, evaluations = (read_lines(folder / name) for name in (LOG, SPECTRA, EVALUATIONS))
-    measured = dict.fromkeys(name for line in evaluations for name in line if name != "step")
-    panels = [*PANELS, *((name.removeprefix("eval_"), (name,)) for name in measured)]
+    measured = {name.removeprefix("eval_"): [name] for line in evaluations for name in line if name != "step"}
+    panels = {**PANELS, **measured}
     rows = (len(panels) + 3) // 2  # two more panels show the spectra
     figure = Figure(figsize=(12, 3 * rows), layout="constrained")
     axes = figure.subplots(rows, 2, squeeze=False).flatten()
-    for axis, (title, names) in zip(axes, panels, strict=False):
+    for axis, (title, names) in zip(axes, panels.items(), strict=False):
         for name in names:
             points = [(line["step"], line[name]) for line in [*log, *evaluations] if name in line]
             if points:
@@ -96,15 +88,12 @@ def draw_curves(folder: Path) -> None:
         axis.set(title=title, xlabel="step")
         axis.legend(fontsize="small") if axis.lines else None
     for axis, network in zip(axes[len(panels) :], ("generator", "discriminator"), strict=False):
-        _plot_sigmas(axis, network, spectra)
+        # One line for each weight, as in the paper's figure 3.
+        for name in spectra[0][network] if spectra else ():
+            points = [(line["step"], line[network][name][0]) for line in spectra]
+            axis.plot(*zip(*points, strict=True), linewidth=0.7)
+        axis.set(title=f"σ0 of the {network}'s weights", xlabel="step")
     for axis in axes[len(panels) + 2 :]:
         axis.set_visible(False)
     with write_file(folder / CURVES) as path:
         figure.savefig(path, dpi=110)
-
-
-def _plot_sigmas(axis: Any, network: str, spectra: Lines) -> None:
-    """One line for each weight, as in the paper's figure 3."""
-    for name in spectra[0][network] if spectra else ():
-        axis.plot([line["step"] for line in spectra], [line[network][name][0] for line in spectra], linewidth=0.7)
-    axis.set(title=f"σ0 of the {network}'s weights", xlabel="step")

@@ -1,10 +1,14 @@
 """The training loop: a step, what happens every so often, and the end."""
 
+import enum
 import re
+import signal
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,51 +18,54 @@ from ..files import LEFTOVERS, append_line, staged_folder, write_file
 from ..hub import model_card, upload_folder
 from ..images import sample_sheet
 from ..processes import Vote, from_main
+from . import stability
 from .batches import counter_seed
-from .collapse import stop_or_roll_back
+from .checkpoints import step_of
 from .ema import update_ema
-from .logs import EVALUATIONS, LOG, SPECTRA, draw_curves, fetch, read_lines, track_sheet
+from .logs import COLLAPSES, EVALUATIONS, LOG, SPECTRA, draw_curves, fetch, read_lines, track_sheet
 from .quality import keep_if_best
 from .replicas import average_running_statistics
 from .run import Run
-from .stability import all_finite, diagnose, share_taken_for_real
 from .steps import discriminator_step, generator_step
-from .stopping import Stop, interruption
 
 
 NOT_PUBLISHED = ["*checkpoint-*", "abandoned-best*", "before-collapse-*", "collapsed-*", "samples/*", *LEFTOVERS]
 
 
+class Stop(enum.IntEnum):
+    """Why a run stops. Where processes name different reasons, the largest counts."""
+
+    NOT = 0
+    STEPS_ARE_DONE = 1
+    TIME_IS_UP = 2
+    INTERRUPTED = 3
+    COLLAPSED = 4
+
+
 def train(run: Run) -> Path | None:
     """
-    Trains a run that `set_up` made ready.
-
-    Returns:
-        The folder of the finished model. `None` where a signal (SIGTERM, SIGINT) ended the run, which then left a
-        checkpoint, or a collapse ended it.
+    Trains a run that `set_up` made ready. Returns the folder of the finished model, or `None` where a signal (SIGTERM,
+    SIGINT) ended the run, which then left a checkpoint, or a collapse ended it.
     """
     deadline = time.monotonic() + 60 * (run.args.max_train_minutes or float("inf"))
-    vote = Vote()
-    with interruption() as interrupted, progress_bar(run) as progress:
-        stop: int = Stop.NOT
+    vote, stop = Vote(), int(Stop.NOT)
+    bar: Any = {"desc": "training", "disable": not run.is_main, "dynamic_ncols": True}
+    progress = tqdm(total=run.args.max_train_steps, initial=run.global_step, **bar)
+    with interruption() as interrupted, progress:
         while not stop:
             stop = why_stop(run, vote, deadline, interrupted)
-            collapse = None if stop else advance(run, progress)
-            if collapse is None and (stop or is_kept(run)):
+            collapse = None
+            if not stop:
+                metrics = train_step(run)
+                collapse = report(run, metrics, progress) if run.is_due(run.args.logging_steps) else None
+                progress.update(run.global_step - progress.n)
+            if collapse is None and (stop or saves(run)):
                 collapse = not_finite(run)
             if collapse is not None:
-                stop = Stop.NOT if goes_on_after(run, collapse) else Stop.COLLAPSED
+                stop = Stop.NOT if stop_or_roll_back(run, collapse) else Stop.COLLAPSED
             elif not stop:
                 periodically(run)
         return end(run, stop)
-
-
-def advance(run: Run, progress: tqdm) -> str | None:
-    """One step. Where its line is logged, returns what the rule for collapses says."""
-    metrics = train_step(run)
-    collapse = report(run, metrics, progress) if run.global_step % run.args.logging_steps == 0 else None
-    progress.update(run.global_step - progress.n)
-    return collapse
 
 
 def train_step(run: Run) -> dict[str, Tensor]:
@@ -82,15 +89,10 @@ def train_step(run: Run) -> dict[str, Tensor]:
     decay = run.args.ema_decay if run.global_step >= run.args.ema_start_step else 0.0
     update_ema(run.ema, run.players.bare_generator, decay)
     if run.accelerator.scaler is not None:
-        run.overflows = count_overflows(run.overflows, metrics)
-        metrics["overflows_in_a_row"] = run.overflows
+        # Counts the steps in a row in which float16 overflowed, and its scaler left an update out; on the device.
+        norm = metrics["discriminator_gradient"] + metrics["generator_gradient"]
+        run.overflows = metrics["overflows_in_a_row"] = (run.overflows + 1) * ~norm.isfinite()
     return metrics
-
-
-def count_overflows(so_far: Tensor | float, metrics: Mapping[str, Tensor]) -> Tensor:
-    """The steps in a row in which float16 overflowed, and its scaler left an update out. Stays on the device."""
-    norm = metrics["discriminator_gradient"] + metrics["generator_gradient"]
-    return (so_far + 1) * ~norm.isfinite()
 
 
 # When to stop
@@ -107,32 +109,61 @@ def why_stop(run: Run, vote: Vote, deadline: float, interrupted: threading.Event
     return max(vote(mine), done)
 
 
-def is_kept(run: Run) -> bool:
+def saves(run: Run) -> bool:
     """Whether the weights of this step go to a checkpoint, or may become the best."""
-    intervals = (run.args.checkpointing_steps, run.args.evaluation_steps)
-    return any(interval and run.global_step % interval == 0 for interval in intervals)
+    return run.is_due(run.args.checkpointing_steps) or run.is_due(run.args.evaluation_steps)
 
 
 def not_finite(run: Run) -> str | None:
     """Weights with NaN in them are a collapse even where collapses are ignored: they are never saved as a model."""
-    networks = (run.players.bare_generator, run.players.bare_discriminator, run.ema)
-    return from_main(None if all_finite(networks) else f"step {run.global_step}: weights are not finite")
+    return from_main(None if stability.all_finite(run.networks) else f"step {run.global_step}: weights are not finite")
 
 
-def goes_on_after(run: Run, collapse: str) -> bool:
-    goes_on = stop_or_roll_back(run, collapse)
+def stop_or_roll_back(run: Run, why: str) -> bool:
+    """
+    Says what happened, notes it in collapses.jsonl, and keeps the weights as `collapsed-{step}`. Then the run rolls
+    back, if `on_collapse` says so, a good checkpoint is there, and it has not done so too often. Returns whether the
+    run goes on. Every process calls this.
+    """
+    may_roll_back = run.args.on_collapse == "rollback" and run.rollbacks < stability.MAX_ROLLBACKS
+    good = run.last_good_checkpoint() if may_roll_back else None
+    if run.is_main:
+        tqdm.write(f"collapse at {why}")  # this comes first and the weights last: the disk may be full
+        note = {"step": run.global_step, "why": why, "rolled_back_to": good and step_of(good)}
+        append_line(run.output_dir / COLLAPSES, note)
+        run.save(run.output_dir / f"collapsed-{run.global_step}")
+    run.accelerator.wait_for_everyone()
+    if good is not None:
+        run.roll_back(good)
+    run.accelerator.wait_for_everyone()
+    run.collapsed = good is None
     if run.is_main:
         draw_curves(run.output_dir)
-        tqdm.write(f"back to step {run.global_step}" if goes_on else "the run stops")
-    return goes_on
+        tqdm.write("the run stops" if good is None else f"back to step {run.global_step}")
+    return good is not None
+
+
+@contextmanager
+def interruption() -> Iterator[threading.Event]:
+    """An event that SIGTERM and SIGINT set. A second SIGINT interrupts the program as usual."""
+    event = threading.Event()
+
+    def set_event(number: int, frame: object) -> None:
+        event.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    if threading.current_thread() is not threading.main_thread():  # no other thread may handle signals
+        yield event
+        return
+    before = {number: signal.signal(number, set_event) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 # Every so often
-
-
-def progress_bar(run: Run) -> tqdm:
-    options = {"desc": "training", "disable": not run.is_main, "dynamic_ncols": True}
-    return tqdm(total=run.args.max_train_steps, initial=run.global_step, **options)
 
 
 def report(run: Run, metrics: Mapping[str, Tensor], progress: tqdm) -> str | None:
@@ -145,45 +176,41 @@ def report(run: Run, metrics: Mapping[str, Tensor], progress: tqdm) -> str | Non
         values |= {"samples_seen": run.batches.samples_seen, **measure_stability(run)}
         append_line(run.output_dir / LOG, {"step": run.global_step, "time": round(time.time(), 1), **values})
         progress.set_postfix({name: values[name] for name in ("discriminator_loss", "generator_loss")})
-        collapse = diagnose(read_lines(run.output_dir / LOG))
+        collapse = stability.diagnose(read_lines(run.output_dir / LOG))
     run.accelerator.log(values, run.global_step)
     return None if run.args.on_collapse == "ignore" else from_main(collapse)
 
 
 def measure_stability(run: Run) -> dict[str, float]:
     """
-    On the first logged step after every `watch_steps`, writes all spectra to spectra.jsonl.
-
-    Returns:
-        For the log: the largest σ0 of each network, and how many of the watched pictures the discriminator takes for
-        real. Nothing on other steps.
+    On the first logged step after every `watch_steps`, writes all spectra to spectra.jsonl. Returns what the log gets:
+    the largest σ0 of each network, and how many of the watched pictures the discriminator takes for real.
     """
     steps, logging = run.args.watch_steps, run.args.logging_steps
     if not steps or run.global_step // steps == (run.global_step - logging) // steps:
         return {}
-    spectra = {"generator": run.watch.generator.measure(), "discriminator": run.watch.discriminator.measure()}
+    spectra = {name: spectra.measure() for name, spectra in run.spectra.items()}
     append_line(run.output_dir / SPECTRA, {"step": run.global_step, **spectra})
     values = {f"{network}_sigma0": max(s[0] for s in sigmas.values()) for network, sigmas in spectra.items() if sigmas}
-    for name, pictures in run.watch.pictures.items():
-        values[f"{name}_accuracy"] = share_taken_for_real(run.players.bare_discriminator, pictures)
+    for name, pictures in run.watched.items():
+        values[f"{name}_accuracy"] = stability.share_taken_for_real(run.players.bare_discriminator, pictures)
     return values
 
 
 def periodically(run: Run) -> None:
     """The main process writes checkpoints and sheets of samples; every process takes part in evaluations."""
-    args, step = run.args, run.global_step
     # The checkpoint comes first: nothing that fails afterwards can cost the steps so far.
-    if run.is_main and args.checkpointing_steps and step % args.checkpointing_steps == 0:
+    if run.is_main and run.is_due(run.args.checkpointing_steps):
         run.checkpoint()
-    if args.evaluation_steps and step % args.evaluation_steps == 0:
+    if run.is_due(run.args.evaluation_steps):
         evaluate(run)
-    if run.is_main and args.sample_steps and step % args.sample_steps == 0:
+    if run.is_main and run.is_due(run.args.sample_steps):
         folder = run.output_dir / "samples"
         folder.mkdir(exist_ok=True)
-        sheet = sample_sheet(run.ema, seed=args.seed)
-        with write_file(folder / f"step-{step:07d}.png") as unfinished:
+        sheet = sample_sheet(run.ema, seed=run.args.seed)
+        with write_file(folder / f"step-{run.global_step:07d}.png") as unfinished:
             sheet.save(unfinished)
-        track_sheet(run.accelerator, sheet, step)
+        track_sheet(run.accelerator, sheet, run.global_step)
         draw_curves(run.output_dir)
 
 

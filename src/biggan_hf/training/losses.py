@@ -7,46 +7,26 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-# Objectives: from logits of any shape to a scalar. x are real pictures, G(z) are generated ones.
-
-
-def discriminator_hinge_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """E[max(0, 1 - D(x))] + E[max(0, 1 + D(G(z)))] (paper, section 3, after Lim and Ye 2017, arXiv:1705.02894)."""
-    return F.relu(1 - real_logits).mean() + F.relu(1 + fake_logits).mean()
-
-
-def generator_hinge_loss(fake_logits: Tensor) -> Tensor:
-    """-E[D(G(z))]."""
-    return -fake_logits.mean()
-
-
-def discriminator_logistic_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """-E[log s(D(x))] - E[log(1 - s(D(G(z))))] with the logistic function s (Goodfellow et al. 2014)."""
-    return F.softplus(-real_logits).mean() + F.softplus(fake_logits).mean()
-
-
-def generator_logistic_loss(fake_logits: Tensor) -> Tensor:
-    """-E[log s(D(G(z)))], the form that does not saturate."""
-    return F.softplus(-fake_logits).mean()
-
-
-def discriminator_least_squares_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """½ E[(D(x) - 1)²] + ½ E[D(G(z))²] (Mao et al. 2017, arXiv:1611.04076)."""
-    return ((real_logits - 1).square().mean() + fake_logits.square().mean()) / 2
-
-
-def generator_least_squares_loss(fake_logits: Tensor) -> Tensor:
-    """½ E[(D(G(z)) - 1)²]."""
-    return (fake_logits - 1).square().mean() / 2
-
-
 DiscriminatorLoss = Callable[[Tensor, Tensor], Tensor]
 GeneratorLoss = Callable[[Tensor], Tensor]
 
+# The objectives: the discriminator's loss of its logits D(x) of real and D(G(z)) of generated pictures, and the
+# generator's. Logits have any shape; a loss is a scalar.
 LOSSES: dict[str, tuple[DiscriminatorLoss, GeneratorLoss]] = {
-    "hinge": (discriminator_hinge_loss, generator_hinge_loss),
-    "logistic": (discriminator_logistic_loss, generator_logistic_loss),
-    "least_squares": (discriminator_least_squares_loss, generator_least_squares_loss),
+    # E[max(0, 1 - D(x))] + E[max(0, 1 + D(G(z)))], and -E[D(G(z))] (paper, section 3, after Lim and Ye 2017,
+    # arXiv:1705.02894).
+    "hinge": (lambda real, fake: F.relu(1 - real).mean() + F.relu(1 + fake).mean(), lambda fake: -fake.mean()),
+    # -E[log s(D(x))] - E[log(1 - s(D(G(z))))] with the logistic function s, and the form that does not saturate,
+    # -E[log s(D(G(z)))] (Goodfellow et al. 2014).
+    "logistic": (
+        lambda real, fake: F.softplus(-real).mean() + F.softplus(fake).mean(),
+        lambda fake: F.softplus(-fake).mean(),
+    ),
+    # ½ E[(D(x) - 1)²] + ½ E[D(G(z))²], and ½ E[(D(G(z)) - 1)²] (Mao et al. 2017, arXiv:1611.04076).
+    "least_squares": (
+        lambda real, fake: ((real - 1).square().mean() + fake.square().mean()) / 2,
+        lambda fake: (fake - 1).square().mean() / 2,
+    ),
 }
 
 

@@ -7,14 +7,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from safetensors import SafetensorError
 from torch import nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from ..configuration_biggan import BigGANConfig
 from ..modeling_biggan import BigGANDiscriminator, BigGANModel
 from .arguments import TrainingArguments
-from .replicas import replica_group_size, set_cross_replica_batch_norm
+from .replicas import join_batch_norms
 from .steps import Players
 
 
@@ -34,7 +33,6 @@ def build_players(
     Both networks with their optimisers, and the average, which stays in float32 and has no wrapper. They come from the
     checkpoint, or else from the model to fine-tune, or else they are new.
     """
-    replicas = replica_group_size(args.cross_replica_batch_norm, accelerator.num_processes)
     if checkpoint is not None:
         generator, discriminator, ema = load_networks(checkpoint)
         for network in (generator, discriminator, ema):  # a converted checkpoint may not name its classes
@@ -42,33 +40,25 @@ def build_players(
     elif init_from is not None:
         generator, discriminator, ema = networks_to_fine_tune(init_from, config)
     else:
-        generator, discriminator, ema = new_networks(config)
+        generator, discriminator = BigGANModel(config), BigGANDiscriminator(config)
+        ema = copy.deepcopy(generator)
     ema = ema.to(accelerator.device).eval().requires_grad_(False)
     freeze(generator, discriminator, args)
     for network in (generator, discriminator):
         _arrange(network.to(accelerator.device).train(), args)
-    optimizers = (
+    optimizers = [
         adam(generator, args.generator_learning_rate, args),
         adam(discriminator, args.discriminator_learning_rate, args),
-    )
+    ]
     players = Players(accelerator, *accelerator.prepare(generator, discriminator, *optimizers))
-    set_cross_replica_batch_norm(players.bare_generator, replicas)
+    join_batch_norms(players.bare_generator, args.cross_replica_batch_norm)
     return players, ema
 
 
-def new_networks(config: BigGANConfig) -> Networks:
-    generator, discriminator, ema = BigGANModel(config), BigGANDiscriminator(config), BigGANModel(config)
-    ema.load_state_dict(generator.state_dict())
-    return generator, discriminator, ema
-
-
 def load_networks(checkpoint: Path) -> Networks:
-    try:
-        generator = BigGANModel.from_pretrained(checkpoint / "generator")
-        discriminator = BigGANDiscriminator.from_pretrained(checkpoint / "discriminator")
-        ema = BigGANModel.from_pretrained(checkpoint)
-    except SafetensorError as error:
-        raise ValueError(f"the checkpoint {str(checkpoint)!r} is damaged: {error}") from error
+    generator = BigGANModel.from_pretrained(checkpoint / "generator")
+    discriminator = BigGANDiscriminator.from_pretrained(checkpoint / "discriminator")
+    ema = BigGANModel.from_pretrained(checkpoint)
     # Copies: loaded weights lie unaligned in a mapped file, where the CPU's kernels round differently. The resumed run
     # would differ from the uninterrupted one in the last bit.
     return copy.deepcopy((generator, discriminator, ema))
@@ -88,17 +78,13 @@ def networks_to_fine_tune(model: str, config: BigGANConfig) -> Networks:
 
 def _load_to_fine_tune(cls: Any, model: str, config: BigGANConfig, **where: str) -> Any:
     """
-    A network whose weights of the classes are new where the configuration has another number of classes.
-
-    Raises:
-        ValueError: Other weights have another shape than the configuration asks for.
+    A network whose weights of the classes are new where the configuration has another number of classes. Raises
+    `ValueError` where other weights have another shape than the configuration asks for.
     """
     options: dict[str, Any] = {"config": config, "ignore_mismatched_sizes": True, "dtype": torch.float32}
     network, report = cls.from_pretrained(model, output_loading_info=True, **options, **where)
-    modules = {
-        name: name.rpartition(".")[0] for name, *_ in report["mismatched_keys"]
-    }  # u0, too, has an entry per class
-    others = sorted(name for name, module in modules.items() if not is_of_classes(network, f"{module}.weight"))
+    names = [name for name, *_ in report["mismatched_keys"]]  # u0, too, has an entry per class
+    others = sorted(name for name in names if not is_of_classes(network, f"{name.rpartition('.')[0]}.weight"))
     if others:
         raise ValueError(
             f"{model!r} has other shapes than the configuration asks for, as of {others[0]!r}: fine-tuning keeps the "
@@ -144,13 +130,8 @@ def is_of_classes(network: BigGANModel | BigGANDiscriminator, name: str) -> bool
 
 
 def adam(network: nn.Module, learning_rate: float, args: TrainingArguments) -> torch.optim.Adam:
-    # Fused: one kernel updates all weights.
-    return torch.optim.Adam(
-        [parameter for parameter in network.parameters() if parameter.requires_grad],
-        learning_rate,
-        **_moments(args),
-        fused=True,
-    )
+    learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    return torch.optim.Adam(learning, learning_rate, **_moments(args), fused=True)  # one kernel updates all weights
 
 
 def _moments(args: TrainingArguments) -> dict[str, Any]:
@@ -159,8 +140,6 @@ def _moments(args: TrainingArguments) -> dict[str, Any]:
 
 def set_adam(players: Players, args: TrainingArguments, factor: float) -> None:
     """Sets the optimisers as the arguments say, not as their checkpoint does. Learning rates are times the factor."""
-    rates = (args.generator_learning_rate, args.discriminator_learning_rate)
-    optimizers = (players.generator_optimizer, players.discriminator_optimizer)
-    for optimizer, rate in zip(optimizers, rates, strict=True):
+    for name, optimizer in players.optimizers.items():
         for group in optimizer.param_groups:
-            group.update(lr=rate * factor, **_moments(args))
+            group.update(lr=factor * getattr(args, f"{name}_learning_rate"), **_moments(args))

@@ -4,7 +4,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..data import LabelledImages
 from ..files import free_name, replaced_folder, restore_replaced
@@ -19,25 +19,13 @@ BEST, NOTE = "best", "best.json"
 
 @dataclass(frozen=True)
 class Quality:
-    """
-    Measures the average against the training pictures.
-
-    Args:
-        images: The training pictures. All of them are compared with.
-        extractor: As `biggan_hf.evaluation.load_extractor` returns it.
-        num_images: The number of samples.
-        allow_few_images: Measures even where there are fewer images than features.
-        cache_dir: Keeps the statistics of the training pictures from one evaluation to the next.
-
-    Raises:
-        ValueError: There are fewer images than features. This is found at the start of a run, not in its middle.
-    """
+    """Measures the average against all training pictures. It refuses too few images, at the start of a run."""
 
     images: LabelledImages
     extractor: "FeatureExtractor"
-    num_images: int
-    allow_few_images: bool
-    cache_dir: Path
+    num_images: int  # samples
+    allow_few_images: bool  # measures even where there are fewer images than features
+    cache_dir: Path  # keeps the statistics of the training pictures
 
     def __post_init__(self) -> None:
         number, width = min(self.num_images, len(self.images)), self.extractor.num_features
@@ -64,32 +52,27 @@ def keep_if_best(
 ) -> bool:
     """
     Writes `best/`, a model folder with a `best.json`, if the first value is a number below that of the one that is
-    there. A value with another label, as of another extractor, replaces it without a comparison.
-
-    Returns:
-        Whether it is the best so far.
+    there. A value with another label, as of another extractor, replaces it without a comparison. Returns whether it
+    wrote.
     """
     label, value = next(iter(values.items()))
     restore_replaced(folder)
-    if not math.isfinite(value) or not _is_better(label, value, folder / BEST / NOTE):
+    best = _read_note(folder)
+    if not math.isfinite(value) or (best is not None and best["label"] == label and value >= best["value"]):
         return False
-    with replaced_folder(folder / BEST) as best:
-        ema.save_pretrained(best)
-        discriminator.save_pretrained(best / "discriminator")
-        (best / NOTE).write_text(json.dumps({"step": step, "label": label, "value": value}), encoding="utf-8")
+    with replaced_folder(folder / BEST) as unfinished:
+        ema.save_pretrained(unfinished)
+        discriminator.save_pretrained(unfinished / "discriminator")
+        (unfinished / NOTE).write_text(json.dumps({"step": step, "label": label, "value": value}), encoding="utf-8")
     return True
 
 
 def set_best_aside(folder: Path, step: int) -> Path | None:
     """Renames a best model from after the step to which a run goes back. Returns its new place, if there was one."""
-    best = folder / BEST
-    if not best.exists() or json.loads((best / NOTE).read_text(encoding="utf-8"))["step"] <= step:
-        return None
-    return best.rename(free_name(folder / f"abandoned-{BEST}"))
+    best = _read_note(folder)
+    return (folder / BEST).rename(free_name(folder / f"abandoned-{BEST}")) if best and best["step"] > step else None
 
 
-def _is_better(label: str, value: float, note: Path) -> bool:
-    if not note.exists():
-        return True
-    best = json.loads(note.read_text(encoding="utf-8"))
-    return best["label"] != label or value < best["value"]
+def _read_note(folder: Path) -> dict[str, Any] | None:
+    note = folder / BEST / NOTE
+    return json.loads(note.read_text(encoding="utf-8")) if note.exists() else None

@@ -1,5 +1,7 @@
 """Batch norm across processes: the paper's cross-replica batch norm (appendix C). It works with gloo and with NCCL."""
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 
@@ -8,30 +10,25 @@ from ..modeling_biggan import BigGANModel
 from ..processes import add_up, num_processes
 
 
-def replica_group_size(setting: str, total: int) -> int:
+def join_batch_norms(generator: BigGANModel, setting: str) -> None:
     """
-    How many processes normalise their batches as one: 1 for "off", all for "on", or the number that was given.
-
-    Raises:
-        ValueError: The setting is none of these, or the number does not divide the number of processes.
+    Joins neighbouring processes in groups whose batches are normalised as one: all processes ("on"), none ("off"), or
+    groups of a number that divides theirs. Every process calls this, after `torch.distributed` is initialised.
     """
-    if setting in ("off", "on"):
-        return 1 if setting == "off" else total
-    if not setting.isdecimal() or int(setting) < 1:
+    total = num_processes()
+    size = {"off": 1, "on": total}.get(setting) or (int(setting) if setting.isdecimal() else 0)
+    if not size:
         raise ValueError(f"cross_replica_batch_norm must be 'off', 'on' or a number of processes, got {setting!r}")
-    if total % int(setting):
+    if total % size:
         raise ValueError(f"cross_replica_batch_norm={setting} does not divide the number of processes, {total}")
-    return int(setting)
+    if size > 1:
+        group, _ = dist.new_subgroups(size)
+        for norm in batch_norms(generator):
+            norm.process_group = group
 
 
-def set_cross_replica_batch_norm(generator: BigGANModel, group_size: int) -> None:
-    """Joins neighbouring processes in groups. Every process calls this, after `torch.distributed` is initialised."""
-    if group_size == 1:
-        return
-    group, _ = dist.new_subgroups(group_size)
-    for module in generator.modules():
-        if isinstance(module, BatchNorm2d | ConditionalBatchNorm2d):
-            module.process_group = group
+def batch_norms(generator: BigGANModel) -> list[Any]:
+    return [module for module in generator.modules() if isinstance(module, BatchNorm2d | ConditionalBatchNorm2d)]
 
 
 @torch.no_grad()
@@ -40,8 +37,7 @@ def average_running_statistics(generator: BigGANModel) -> None:
     Replaces running statistics by their means over all processes, where a batch norm sees only some of them. So every
     process holds, averages, evaluates and saves the same generator.
     """
-    processes = num_processes()
-    norms = [module for module in generator.modules() if isinstance(module, BatchNorm2d | ConditionalBatchNorm2d)]
+    processes, norms = num_processes(), batch_norms(generator)
     joined = 1 if norms[0].process_group is None else dist.get_world_size(norms[0].process_group)
     if joined == processes:
         return

@@ -1,28 +1,28 @@
-"""A run: what it consists of between two steps, and what of it a checkpoint holds."""
+"""A run: what it consists of between two steps, what of it a checkpoint holds, and how it goes back to one."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from torch import Tensor
 
 from ..configuration_biggan import BigGANConfig
-from ..modeling_biggan import BigGANModel
+from ..modeling_biggan import BigGANDiscriminator, BigGANModel
 from . import stability
 from .arguments import TrainingArguments
 from .batches import BatchSource
-from .checkpoints import rotate_checkpoints, save_checkpoint
-from .players import set_adam
+from .checkpoints import list_checkpoints, load_training_state, rotate_checkpoints, save_checkpoint, set_aside, step_of
+from .logs import cut_logs
+from .players import load_networks, set_adam
 from .quality import Quality
-from .stability import SigmaClamp, Watch
-from .steps import Objective, Players
+from .stability import SigmaClamp, Spectra
+from .steps import Objective, Pictures, Players
 
 
 @dataclass
 class Run:
-    """A run between two steps."""
-
     args: TrainingArguments
     accelerator: Accelerator
     config: BigGANConfig
@@ -30,7 +30,8 @@ class Run:
     ema: BigGANModel
     batches: BatchSource
     accumulation_steps: int
-    watch: Watch
+    spectra: dict[str, Spectra]  # of both networks, by name
+    watched: dict[str, Pictures]  # `held_out` pictures, which no step trains on, and as many `training` ones
     clamp: SigmaClamp | None
     quality: Quality | None
     settings: dict[str, Any]  # all arguments, for training_settings.json and the card
@@ -48,6 +49,11 @@ class Run:
         return self.accelerator.is_main_process
 
     @property
+    def networks(self) -> tuple[BigGANModel, BigGANDiscriminator, BigGANModel]:
+        """In the order of `load_networks`."""
+        return self.players.bare_generator, self.players.bare_discriminator, self.ema
+
+    @property
     def batch_seed(self) -> int:
         """After a rollback the run sees other latents and another order of pictures, or it would collapse again."""
         return self.args.seed + 1_000_003 * self.rollbacks
@@ -56,6 +62,10 @@ class Run:
     def onset(self) -> int:
         """The last step before the lines of the log in which the rule looks for a collapse."""
         return self.global_step - stability.WINDOW * self.args.logging_steps
+
+    def is_due(self, steps: int) -> bool:
+        """Whether this step is one of every so many. 0: never."""
+        return steps > 0 and self.global_step % steps == 0
 
     def objective(self) -> Objective:
         """What this step minimises. R1 comes every `r1_interval` steps, and weighs as many times more."""
@@ -79,8 +89,7 @@ class Run:
         return folder
 
     def save(self, folder: Path) -> None:
-        networks = {"generator": self.players.bare_generator, "discriminator": self.players.bare_discriminator}
-        save_checkpoint(folder, ema=self.ema, **networks, training_state=self.state())  # type: ignore[arg-type]
+        save_checkpoint(folder, {"": self.ema, **self.players.networks}, self.state())
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds beside the networks. It needs no random state: batches follow from the counters."""
@@ -90,25 +99,52 @@ class Run:
             "rollbacks": self.rollbacks,
             "num_pictures": len(self.batches.images),
             "pictures": self.batches.images.fingerprint,
-            "generator_optimizer": self.players.generator_optimizer.state_dict(),
-            "discriminator_optimizer": self.players.discriminator_optimizer.state_dict(),
-            "spectra": {"generator": self.watch.generator.bases, "discriminator": self.watch.discriminator.bases},
+            "spectra": {name: spectra.bases for name, spectra in self.spectra.items()},
         }
+        state |= {f"{name}_optimizer": optimizer.state_dict() for name, optimizer in self.players.optimizers.items()}
         if self.accelerator.scaler is not None:
-            state["scaler"] = self.accelerator.scaler.state_dict()
-            state["overflows"] = float(self.overflows)
+            state |= {"scaler": self.accelerator.scaler.state_dict(), "overflows": float(self.overflows)}
         return state
 
     def restore(self, state: dict[str, Any]) -> None:
         """Goes on from the state of a checkpoint."""
         self.global_step, self.rollbacks = state["global_step"], state["rollbacks"]
-        self.players.generator_optimizer.load_state_dict(state["generator_optimizer"])
-        self.players.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
+        for name, optimizer in self.players.optimizers.items():
+            optimizer.load_state_dict(state[f"{name}_optimizer"])
         set_adam(self.players, self.args, stability.ROLLBACK_LEARNING_RATE_FACTOR**self.rollbacks)
         if self.accelerator.scaler is not None and "scaler" in state:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.overflows = state.get("overflows", 0.0)
-        spectra = state.get("spectra", {})  # older checkpoints have none
-        self.watch.generator.restore(spectra.get("generator", {}))
-        self.watch.discriminator.restore(spectra.get("discriminator", {}))
+        for name, spectra in self.spectra.items():
+            spectra.restore(state.get("spectra", {}).get(name, {}))  # older checkpoints have none
         self.batches.start(self.batch_seed, state["samples_seen"])
+
+    # Rollbacks
+
+    def last_good_checkpoint(self) -> Path | None:
+        """The newest one from before the lines in which the rule saw the collapse, else the oldest; none with NaN."""
+        checkpoints = list_checkpoints(self.output_dir)
+        old_enough = [folder for folder in checkpoints if step_of(folder) <= self.onset]
+        by_preference = [*reversed(old_enough), *checkpoints[len(old_enough) :]]
+        return next((folder for folder in by_preference if is_good(folder)), None)
+
+    def roll_back(self, good: Path) -> None:
+        """
+        Brings back the networks, the average, the optimisers, the counters and the watch. Learning rates are lower
+        from here on, and latents and pictures are others.
+        """
+        for network, saved in zip(self.networks, load_networks(good), strict=True):
+            network.load_state_dict(saved.state_dict())
+        self.restore({**load_training_state(good), "rollbacks": self.rollbacks + 1})
+        self.accelerator.wait_for_everyone()  # until all have read the checkpoint, which is replaced now
+        if self.is_main:
+            set_aside(self.output_dir, self.global_step, "before-collapse")
+            cut_logs(self.output_dir, self.global_step)
+            self.save(good)  # so that a resumed run knows of the rollback
+
+
+def is_good(checkpoint: Path) -> bool:
+    try:
+        return stability.all_finite(load_networks(checkpoint))
+    except (ValueError, OSError, SafetensorError):  # it is damaged
+        return False

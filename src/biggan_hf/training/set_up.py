@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from .logs import LOG, cut_logs
 from .players import build_players
 from .quality import Quality, set_best_aside
 from .run import Run
-from .stability import SigmaClamp, Spectra, Watch
+from .stability import SigmaClamp, Spectra
 from .steps import Pictures, Players
 
 
@@ -31,12 +33,7 @@ MAY_CHANGE = {"output_dir", "resume_from_checkpoint", "max_train_steps", "max_tr
 
 
 def set_up(model_args: ModelArguments, data_args: DataArguments, args: TrainingArguments) -> Run:
-    """
-    Everything before the first step.
-
-    Raises:
-        ValueError, TypeError, OSError, ImportError: Something can't be. Nothing has been written yet.
-    """
+    """Everything before the first step. When it raises an error, nothing has been written yet."""
     # The processes, the pictures, the configuration
     resumed = find_checkpoint(Path(args.output_dir), args.resume_from_checkpoint)
     accelerator = build_accelerator(args)
@@ -44,14 +41,20 @@ def set_up(model_args: ModelArguments, data_args: DataArguments, args: TrainingA
     with accelerator.main_process_first():
         images = load_images(data_args, model_args.config([]))
     config = model_args.config(images.class_names)
-    check_enough(images, args, accelerator.num_processes)
+    batch = accumulation_steps * args.per_device_batch_size * accelerator.num_processes
+    if len(images) < batch:
+        raise ValueError(f"the data set has {len(images)} pictures, fewer than one update takes, {batch}")
 
     # The checkpoint, and the settings of its run
-    state = None if resumed is None else read_state(resumed, config, images)
     settings: dict[str, Any] = {"num_processes": accelerator.num_processes}
     settings |= {k: v for group in (model_args, data_args, args) for k, v in dataclasses.asdict(group).items()}
-    check_same_seed(Path(args.output_dir), settings)
+    if (seed := read_settings(Path(args.output_dir)).get("seed", args.seed)) != args.seed:
+        raise ValueError(f"the run in {args.output_dir!r} has seed={seed!r}, this one seed={args.seed!r}")
+    state = None
     if resumed is not None:
+        check_same_architecture(resumed, config)
+        state = load_training_state(resumed)
+        check_same_pictures(resumed, state, images)
         warn_of_other_settings(resumed.parent, settings)
 
     # The networks, and what measures them
@@ -70,18 +73,23 @@ def set_up(model_args: ModelArguments, data_args: DataArguments, args: TrainingA
         horizontal_flip=data_args.horizontal_flip,
         num_workers=data_args.dataloader_num_workers,
     )
-    watch = build_watch(players, images, data_args, args, config)
+    spectra = {name: Spectra(network) for name, network in players.networks.items()}
+    watched = watched_pictures(images, data_args, args, config, accelerator.device)
     clamps = args.sigma_clamp is not None or args.sigma_clamp_ratio is not None
     clamp = SigmaClamp(players.bare_generator, args.sigma_clamp, args.sigma_clamp_ratio) if clamps else None
-    run = Run(args, accelerator, config, players, ema, batches, accumulation_steps, watch, clamp, quality, settings)
+    parts = (players, ema, batches, accumulation_steps, spectra, watched, clamp, quality)
+    run = Run(args, accelerator, config, *parts, settings)
     if resumed is not None and state is not None:
         check_same_weights(resumed, state, players)
         run.restore(state)
 
     # The Hub, the trackers and the folder
     if run.is_main and args.push_to_hub:
-        reserve_repo(args.hub_model_id or "")
-    start_trackers(run)
+        # Now: if that fails, the run fails before it trains.
+        with told_as(f"can't create the repository {args.hub_model_id!r}"):
+            create_repo(args.hub_model_id or "")
+    with told_as(f"a tracker of report_to ({', '.join(args.report_to)}) can't start"):
+        accelerator.init_trackers("biggan_hf")
     if run.is_main:
         open_output(run)
     return run
@@ -119,29 +127,25 @@ def load_images(data_args: DataArguments, config: BigGANConfig, split: str | Non
     )
 
 
-def build_watch(
-    players: Players, images: LabelledImages, data_args: DataArguments, args: TrainingArguments, config: BigGANConfig
-) -> Watch:
-    """The stability watch. With a held-out split it gets pictures of it, and as many of the training pictures."""
+def watched_pictures(
+    images: LabelledImages, data_args: DataArguments, args: TrainingArguments, config: BigGANConfig, device: Any
+) -> dict[str, Pictures]:
+    """Where there is a held-out split, pictures of it, and as many of the training pictures."""
+    if data_args.held_out_split is None:
+        return {}
+    held_out = load_images(data_args, config, data_args.held_out_split)
+    if config.num_labels:
+        check_same_classes(data_args.held_out_split, held_out.class_names, images.class_names)
+    number = min(len(held_out), len(images), 4 * args.per_device_batch_size)
     pictures = {}
-    if data_args.held_out_split is not None:
-        held_out = load_images(data_args, config, data_args.held_out_split)
-        if config.num_labels:
-            check_same_classes(data_args.held_out_split, held_out.class_names, images.class_names)
-        number = min(len(held_out), len(images), 4 * args.per_device_batch_size)
-        for name, source in (("held_out", held_out), ("training", images)):
-            device, labelled = players.accelerator.device, bool(config.num_labels)
-            pictures[name] = random_pictures(source, number, args.seed, labelled, device)
-    return Watch(Spectra(players.bare_generator), Spectra(players.bare_discriminator), pictures)
-
-
-def random_pictures(images: LabelledImages, number: int, seed: int, labelled: bool, device: torch.device) -> Pictures:
-    """Different pictures from the whole set: the first ones of a folder are all of one class."""
-    rows = torch.randperm(len(images), generator=counter_generator(torch.device("cpu"), seed))[:number]
-    batch = images.__getitems__(rows.tolist())
-    labels = batch["class_labels"] if labelled else None
-    pixel_values = to_pixel_values(batch["pixel_values"], device)
-    return Pictures(pixel_values, None if labels is None else labels.to(device))
+    for name, source in {"held_out": held_out, "training": images}.items():
+        # From the whole set: the first ones of a folder are all of one class.
+        rows = torch.randperm(len(source), generator=counter_generator(torch.device("cpu"), args.seed))[:number]
+        batch = source.__getitems__(rows.tolist())
+        labels, pixel_values = batch["class_labels"], to_pixel_values(batch["pixel_values"], device)
+        labels = labels.to(device) if config.num_labels and labels is not None else None
+        pictures[name] = Pictures(pixel_values, labels)
+    return pictures
 
 
 def build_quality(images: LabelledImages, args: TrainingArguments, accelerator: Accelerator) -> Quality | None:
@@ -157,12 +161,6 @@ def build_quality(images: LabelledImages, args: TrainingArguments, accelerator: 
 # Checks
 
 
-def check_enough(images: LabelledImages, args: TrainingArguments, num_processes: int) -> None:
-    batch = args.global_batch_size or args.per_device_batch_size * num_processes
-    if len(images) < batch:
-        raise ValueError(f"the data set has {len(images)} pictures, fewer than one update takes, {batch}")
-
-
 def check_same_classes(split: str, held_out: list[str], training: list[str]) -> None:
     """Raises `ValueError` unless both have the same classes. Classes without names may be fewer."""
     has_no_names = held_out == [str(label) for label in range(len(held_out))]
@@ -176,33 +174,22 @@ def check_same_classes(split: str, held_out: list[str], training: list[str]) -> 
     )
 
 
-def read_state(checkpoint: Path, config: BigGANConfig, images: LabelledImages) -> dict[str, Any]:
-    """The state of a checkpoint whose run had these networks and pictures."""
-    check_same_architecture(checkpoint, config)
-    state = load_training_state(checkpoint)
-    check_same_pictures(checkpoint, state, images)
-    return state
-
-
 def check_same_pictures(checkpoint: Path, state: dict[str, Any], images: LabelledImages) -> None:
     """The data set may have another name, but no other pictures. A converted checkpoint knows none."""
+    other = None
     if state["num_pictures"] not in (None, len(images)):
-        raise ValueError(
-            f"the checkpoint {str(checkpoint)!r} is of a run on {state['num_pictures']} pictures, this data set has "
-            f"{len(images)}"
-        )
-    if state.get("pictures", images.fingerprint) != images.fingerprint:
-        raise ValueError(
-            f"the checkpoint {str(checkpoint)!r} is of a run on other pictures, labels or class names than this data "
-            "set's"
-        )
+        other = f"{state['num_pictures']} pictures, this data set has {len(images)}"
+    elif state.get("pictures", images.fingerprint) != images.fingerprint:
+        other = "other pictures, labels or class names than this data set's"
+    if other is not None:
+        raise ValueError(f"the checkpoint {str(checkpoint)!r} is of a run on {other}")
 
 
 def check_same_weights(checkpoint: Path, state: dict[str, Any], players: Players) -> None:
     """Raises `ValueError` where the run of the checkpoint froze other weights."""
-    for name in ("generator", "discriminator"):
-        optimizers = (state[f"{name}_optimizer"], getattr(players, f"{name}_optimizer").state_dict())
-        saved, now = (sum(len(group["params"]) for group in optimizer["param_groups"]) for optimizer in optimizers)
+    for name, optimizer in players.optimizers.items():
+        groups = (state[f"{name}_optimizer"]["param_groups"], optimizer.param_groups)
+        saved, now = (sum(len(group["params"]) for group in both) for both in groups)
         if saved != now:
             raise ValueError(
                 f"the run of the checkpoint {str(checkpoint)!r} trained {saved} tensors of the {name}, this one would "
@@ -223,13 +210,6 @@ def read_settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
-def check_same_seed(output_dir: Path, settings: dict[str, Any]) -> None:
-    """Raises `ValueError` where the output folder holds a run of another seed."""
-    seed = read_settings(output_dir).get("seed", settings["seed"])
-    if seed != settings["seed"]:
-        raise ValueError(f"the run in {str(output_dir)!r} has seed={seed!r}, this one seed={settings['seed']!r}")
-
-
 def warn_of_other_settings(folder: Path, settings: dict[str, Any]) -> None:
     """Names the settings that differ from those of the run in a folder, whose checkpoint this run goes on from."""
     saved, now = read_settings(folder), json.loads(json.dumps(settings))
@@ -239,23 +219,16 @@ def warn_of_other_settings(folder: Path, settings: dict[str, Any]) -> None:
         warn(f"the run goes on with other settings: {changes}")
 
 
-# What others see: the Hub, the trackers, the folder
+# What others see
 
 
-def reserve_repo(repo_id: str) -> None:
-    """Creates the repository now: if that fails, the run fails before it trains."""
+@contextmanager
+def told_as(what: str) -> Iterator[None]:
+    """The clients of the Hub and of trackers raise what they like, as without a key or a network."""
     try:
-        create_repo(repo_id)
-    except Exception as error:  # the Hub's client and the network raise what they like
-        raise ValueError(f"can't create the repository {repo_id!r}: {type(error).__name__}: {error}") from error
-
-
-def start_trackers(run: Run) -> None:
-    try:
-        run.accelerator.init_trackers("biggan_hf")
-    except Exception as error:  # a tracker's client raises what it likes, as without a key or a network
-        trackers, what = ", ".join(run.args.report_to), f"{type(error).__name__}: {error}"
-        raise ValueError(f"a tracker of report_to ({trackers}) can't start: {what}") from error
+        yield
+    except Exception as error:
+        raise ValueError(f"{what}: {type(error).__name__}: {error}") from error
 
 
 def open_output(run: Run) -> None:
@@ -263,12 +236,10 @@ def open_output(run: Run) -> None:
     folder, step = run.output_dir, run.global_step
     folder.mkdir(parents=True, exist_ok=True)
     remove_unfinished(folder)
-    abandoned = set_aside(folder, step, "abandoned-checkpoint")
-    for checkpoint in abandoned:
-        warn(f"the run goes on from step {step}: a later checkpoint is now {str(checkpoint)!r}")
+    abandoned = [("checkpoint", path) for path in set_aside(folder, step, "abandoned-checkpoint")]
     best = set_best_aside(folder, step) if abandoned else None
-    if best is not None:
-        warn(f"the run goes on from step {step}: a later best model is now {str(best)!r}")
+    for what, path in [*abandoned, *([("best model", best)] if best else [])]:
+        warn(f"the run goes on from step {step}: a later {what} is now {str(path)!r}")
     log = folder / LOG
     if step == 0 and log.exists() and log.stat().st_size:
         warn(f"no checkpoint in {str(folder)!r}: the run starts anew, and so does its log")

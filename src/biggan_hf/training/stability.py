@@ -7,7 +7,6 @@ explode, those of the discriminator jump, and the discriminator's loss falls to 
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
@@ -41,11 +40,6 @@ class Spectra:
     """
     The top singular values of every spectrally normalised weight of a network, by block power iteration. It starts
     from the vectors of the last call: training moves a weight only a little in between, so a few steps are enough.
-
-    Args:
-        network: The network to watch.
-        number: How many singular values of each weight.
-        steps: Iterations in a call.
     """
 
     def __init__(self, network: nn.Module, number: int = 3, steps: int = 4):
@@ -59,12 +53,8 @@ class Spectra:
 
     @torch.no_grad()
     def measure(self) -> dict[str, list[float]]:
-        """
-        The singular values, largest first, by the name of the layer. A small matrix has fewer. A weight with a value
-        that is not finite has NaN.
-        """
-        values = {name: self._measure(name, layer.weight.flatten(1).float()) for name, layer in self.layers.items()}
-        return {name: sigma.tolist() for name, sigma in values.items()}
+        """By the name of the layer, largest first: fewer of a small matrix, NaN of one that is not finite."""
+        return {name: self._measure(name, m.weight.flatten(1).float()).tolist() for name, m in self.layers.items()}
 
     def _measure(self, name: str, matrix: Tensor) -> Tensor:
         if not torch.isfinite(matrix).all():
@@ -78,12 +68,8 @@ class Spectra:
 class SigmaClamp:
     """
     Keeps the largest singular value of every normalised weight below a limit: W ← W - max(0, σ0 - limit) u0 v0ᵀ
-    (paper, section 4.1). It remembers nothing, so a resumed run repeats the uninterrupted one.
-
-    Args:
-        network: The network to clamp.
-        value: The limit, or `None`.
-        ratio: Where there is no value, the limit is this many times σ1.
+    (paper, section 4.1). The limit is a value, or else so many times σ1. The clamp remembers nothing, so a resumed run
+    repeats the uninterrupted one.
     """
 
     def __init__(self, network: nn.Module, value: float | None, ratio: float | None):
@@ -112,15 +98,8 @@ def start_basis(matrix: Tensor, number: int) -> Tensor:
 
 def top_singular_values(matrix: Tensor, basis: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     """
-    Block power iteration.
-
-    Args:
-        matrix: (rows, columns).
-        basis: (columns, k), the start.
-        steps: Iterations.
-
-    Returns:
-        The k largest singular values, largest first, and their right singular vectors (columns, k).
+    The largest singular values, largest first, and their right singular vectors (columns, k), by block power iteration
+    from a basis (columns, k).
     """
     right = torch.linalg.qr(basis).Q
     for _ in range(steps):
@@ -131,22 +110,12 @@ def top_singular_values(matrix: Tensor, basis: Tensor, steps: int) -> tuple[Tens
     return sigma, right @ rotation.t()
 
 
-@dataclass(frozen=True)
-class Watch:
-    """
-    What is measured every so often: the spectra of both networks, and how many real pictures the discriminator takes
-    for real: `held_out` ones that it never trains on, and as many `training` ones. If it takes more of the training
-    pictures for real, it remembers them (paper, section 4.2).
-    """
-
-    generator: Spectra
-    discriminator: Spectra
-    pictures: Mapping[str, Pictures]
-
-
 @torch.no_grad()
 def share_taken_for_real(discriminator: nn.Module, pictures: Pictures) -> float:
-    """The share of pictures that the discriminator, in eval mode, takes for real. Its mode is put back afterwards."""
+    """
+    The share of pictures that the discriminator, in eval mode, takes for real. If it is larger of training pictures
+    than of held-out ones, the discriminator remembers pictures (paper, section 4.2).
+    """
     was_training = discriminator.training
     discriminator.eval()
     logits = discriminator(pictures.pixel_values, pictures.class_labels).logits
@@ -171,11 +140,7 @@ def diagnose(log: Log) -> str | None:
     3. the generator's largest σ0 is above `SIGMA_FACTOR` times its median over the last `WINDOW` earlier lines that
        have it, and there are at least half as many: it explodes.
 
-    Args:
-        log: Lines of log.jsonl, oldest first.
-
-    Returns:
-        A sentence that says what went wrong, or `None`.
+    Takes the lines of log.jsonl, oldest first. Returns a sentence that says what went wrong, or `None`.
     """
     last = log[-1]
     overflowed = 0 < last.get("overflows_in_a_row", 0) <= MAX_OVERFLOWS

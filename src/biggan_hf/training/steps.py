@@ -2,11 +2,8 @@
 How the two networks learn: one update of the discriminator, and one of the generator.
 
 The discriminator D learns to tell real pictures from generated ones. The generator G learns to make pictures that D
-takes for real (paper, section 2). `discriminator_step` and `generator_step` are one update each. `loop.train_step`
-makes some updates of D (two in the paper), then one of G, and moves the average of G's weights: one `global_step`.
-
-An update may be larger than what a device holds. Then it comes in micro-batches, whose gradients add up to that of the
-whole batch. Scalars for the log go back as tensors on the device, so that no step waits for it.
+takes for real (paper, section 2). An update may be larger than what a device holds. Then it comes in micro-batches,
+whose gradients add up to that of the whole batch. Scalars for the log stay on the device: no step waits for it.
 """
 
 import contextlib
@@ -31,17 +28,13 @@ from .losses import LOSSES, orthogonal_regularization_gradient, r1_penalty
 
 @dataclass(frozen=True)
 class Latents:
-    """`z` (N, z_dim) and `class_labels` (N,), which are `None` without classes."""
-
-    z: Tensor
-    class_labels: Tensor | None
+    z: Tensor  # (N, z_dim)
+    class_labels: Tensor | None  # (N,); `None` without classes
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """`pixel_values` (N, C, H, W) in [-1, 1] and `class_labels` (N,), which are `None` without classes."""
-
-    pixel_values: Tensor
+    pixel_values: Tensor  # (N, C, H, W) in [-1, 1]
     class_labels: Tensor | None
 
 
@@ -55,35 +48,37 @@ class Players:
     generator_optimizer: torch.optim.Optimizer
     discriminator_optimizer: torch.optim.Optimizer
 
+    # Without the wrapper that exchanges gradients between processes
+
     @functools.cached_property
     def bare_generator(self) -> BigGANModel:
-        """Without the wrapper that exchanges gradients between processes."""
         return self.accelerator.unwrap_model(self.generator)
 
     @functools.cached_property
     def bare_discriminator(self) -> BigGANDiscriminator:
         return self.accelerator.unwrap_model(self.discriminator)
 
+    # By name
+
+    @property
+    def networks(self) -> dict[str, Any]:
+        return {"generator": self.bare_generator, "discriminator": self.bare_discriminator}
+
+    @property
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        return {"generator": self.generator_optimizer, "discriminator": self.discriminator_optimizer}
+
 
 @dataclass(frozen=True)
 class Objective:
-    """
-    What the two players minimise, and how.
+    """What the two players minimise, and how."""
 
-    Args:
-        loss: A row of `LOSSES`.
-        generator_orthogonality: β of the generator's orthogonal regularisation (paper, section 3.1).
-        r1_gamma: γ of the discriminator's R1 penalty (paper, section 4.2); 0 for none.
-        diff_augment: Augments all pictures on their way to the discriminator.
-        iterate_every_forward: Spectral norms take a power iteration in every forward, as in BigGAN-PyTorch. Otherwise
-            they take one in the first micro-batch of an update: the others see the same function, and so their
-            gradients add up to that of the whole batch.
-    """
-
-    loss: str = "hinge"
-    generator_orthogonality: float = 0.0
-    r1_gamma: float = 0.0
-    diff_augment: bool = False
+    loss: str = "hinge"  # a row of `LOSSES`
+    generator_orthogonality: float = 0.0  # β of the orthogonal regularisation (paper, section 3.1)
+    r1_gamma: float = 0.0  # γ of the discriminator's R1 penalty (paper, section 4.2); 0 for none
+    diff_augment: bool = False  # augments all pictures on their way to the discriminator
+    # Spectral norms take a power iteration in every forward, as in BigGAN-PyTorch. Otherwise they take one in the
+    # first micro-batch of an update: the others see the same function, and their gradients add up to that of all.
     iterate_every_forward: bool = False
 
 
@@ -94,11 +89,8 @@ def discriminator_step(
     players: Players, micro_batches: Sequence[tuple[Latents, Pictures]], objective: Objective
 ) -> dict[str, Tensor]:
     """
-    One update of D on the mean loss of the micro-batches.
-
-    Returns:
-        Scalars: the loss and the shares of real and of generated pictures that D told right, of the last micro-batch,
-        and the norm of the gradient.
+    One update of D on the mean loss of the micro-batches. Returns the norm of the gradient, and of the last one
+    the loss and the shares of real and of generated pictures that D told right.
     """
     accelerator, optimizer = players.accelerator, players.discriminator_optimizer
     discriminator_loss, _ = LOSSES[objective.loss]
@@ -110,8 +102,9 @@ def discriminator_step(
         _iterate_spectral_norms(players, objective.iterate_every_forward or index == 0)
         with _exchange_gradients(accelerator, players.discriminator, is_last), _attention_kernels(objective):
             # G is fixed: its pictures G(z) are inputs like the real pictures x.
-            fake = _generate(players, latents, real.pixel_values.dtype)
-            fake, real = _augment(fake, objective), _augment(real, objective)
+            with torch.no_grad():
+                images = players.bare_generator(latents.z, latents.class_labels).images.to(real.pixel_values.dtype)
+            fake, real = _augment(Pictures(images, latents.class_labels), objective), _augment(real, objective)
 
             # L_D = E[max(0, 1 - D(x))] + E[max(0, 1 + D(G(z)))] for the hinge loss (paper, section 3).
             fake_logits, real_logits = _logits(players.discriminator, fake, real)
@@ -133,12 +126,7 @@ def discriminator_step(
 
 
 def generator_step(players: Players, micro_batches: Sequence[Latents], objective: Objective) -> dict[str, Tensor]:
-    """
-    One update of G on the mean loss of the micro-batches.
-
-    Returns:
-        Scalars: the loss of the last micro-batch, and the norm of the gradient.
-    """
+    """As `discriminator_step`, for G. Returns the loss of the last micro-batch, and the norm of the gradient."""
     accelerator, optimizer = players.accelerator, players.generator_optimizer
     _, generator_loss = LOSSES[objective.loss]
     # D is fixed, and called without its wrapper: its own gradients are neither computed nor exchanged.
@@ -165,11 +153,6 @@ def generator_step(players: Players, micro_batches: Sequence[Latents], objective
 
 
 # Pictures and logits
-
-
-@torch.no_grad()
-def _generate(players: Players, latents: Latents, dtype: torch.dtype) -> Pictures:
-    return Pictures(players.bare_generator(latents.z, latents.class_labels).images.to(dtype), latents.class_labels)
 
 
 def _augment(pictures: Pictures, objective: Objective) -> Pictures:
@@ -234,7 +217,7 @@ def _require_gradients(optimizer: torch.optim.Optimizer, required: bool) -> None
 
 def _iterate_spectral_norms(players: Players, iterates: bool) -> None:
     """Whether the next forwards of both networks take a power iteration, or use the vectors of the last one again."""
-    for network in (players.bare_generator, players.bare_discriminator):
+    for network in players.networks.values():
         for module in network.modules():
             if isinstance(module, SpectralNorm) and module.iterates is not iterates:
                 module.iterates = iterates
