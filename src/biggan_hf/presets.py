@@ -1,5 +1,5 @@
 """
-The presets: a row for each published model, its networks and its training side by side.
+The presets: a whole row for each published model, its networks and its training side by side.
 
 The rows follow "Large Scale GAN Training for High Fidelity Natural Image Synthesis" (Brock, Donahue, Simonyan 2018,
 arXiv:1809.11096), appendices B and C, DeepMind's TFHub modules, and github.com/ajbrock/BigGAN-PyTorch.
@@ -35,68 +35,137 @@ class Preset:
 
 # ruff: noqa: C408 (keywords read better than names in quotes)
 # fmt: off
-
-# What the paper's models of all sizes share. Networks: appendix B, and the eps of DeepMind's modules.
-PLAIN = dict(
-    architecture="biggan", num_channels=3, num_labels=1000, class_embedding_dim=128,
-    shared_class_embedding=True, hierarchical_latents=True,
-    generator_base_channels=96, discriminator_base_channels=96, discriminator_wide=True,
-    spectral_norm_eps=1e-4, batch_norm_eps=1e-4, initializer="orthogonal")
-DEEP = dict(
-    architecture="biggan-deep", num_channels=3, num_labels=1000, class_embedding_dim=128, z_dim=128,
-    shared_class_embedding=True, hierarchical_latents=True,
-    generator_base_channels=128, generator_blocks_per_stage=2,
-    discriminator_base_channels=128, discriminator_blocks_per_stage=2,
-    spectral_norm_eps=1e-4, batch_norm_eps=1e-4, initializer="orthogonal")
-# Training: section 3.1 and appendix C.
-PAPER = dict(
-    loss="hinge", global_batch_size=2048, per_device_batch_size=64, num_discriminator_steps=2,
-    generator_learning_rate=5e-5, discriminator_learning_rate=2e-4, adam_beta1=0.0, adam_beta2=0.999,
-    adam_epsilon=1e-6, power_iteration="once_per_update", cross_replica_batch_norm="on",
-    generator_orthogonality=1e-4, ema_decay=0.9999, ema_start_step=20_000, max_train_steps=150_000)
-
 PRESETS: dict[str, Preset] = {
     # The paper's model: IS 98.8, FID 8.7 without truncation (the paper's numbers, as StudioGAN's README quotes them);
     # IS 166.3, FID 9.6 with truncation (the abstract of the paper's first version).
-    "biggan-128": Preset(dict(
-        **PLAIN, image_size=128, z_dim=120,
-        generator_attention_resolutions=[64], discriminator_attention_resolutions=[64]), PAPER),
+    "biggan-128": Preset(
+        networks=dict(
+            architecture="biggan", image_size=128, num_channels=3, num_labels=1000, z_dim=120, class_embedding_dim=128,
+            shared_class_embedding=True, hierarchical_latents=True,
+            generator_base_channels=96, generator_attention_resolutions=[64],
+            discriminator_base_channels=96, discriminator_attention_resolutions=[64], discriminator_wide=True,
+            spectral_norm_eps=1e-4, batch_norm_eps=1e-4, initializer="orthogonal"),
+        training=dict(
+            loss="hinge", global_batch_size=2048, per_device_batch_size=64, num_discriminator_steps=2,
+            generator_learning_rate=5e-5, discriminator_learning_rate=2e-4, adam_beta1=0.0, adam_beta2=0.999,
+            adam_epsilon=1e-6, power_iteration="once_per_update", cross_replica_batch_norm="on",
+            generator_orthogonality=1e-4, ema_decay=0.9999, ema_start_step=20_000, max_train_steps=150_000)),
     # StudioGAN measured IS 185.5, FID 7.75 of DeepMind's weights; its figure does not name the truncation.
-    "biggan-256": Preset(dict(
-        **PLAIN, image_size=256, z_dim=140,
-        generator_attention_resolutions=[128], discriminator_attention_resolutions=[64]), PAPER),
+    "biggan-256": Preset(
+        networks=dict(
+            architecture="biggan", image_size=256, num_channels=3, num_labels=1000, z_dim=140, class_embedding_dim=128,
+            shared_class_embedding=True, hierarchical_latents=True,
+            generator_base_channels=96, generator_attention_resolutions=[128],
+            discriminator_base_channels=96, discriminator_attention_resolutions=[64], discriminator_wide=True,
+            spectral_norm_eps=1e-4, batch_norm_eps=1e-4, initializer="orthogonal"),
+        training=dict(
+            loss="hinge", global_batch_size=2048, per_device_batch_size=64, num_discriminator_steps=2,
+            generator_learning_rate=5e-5, discriminator_learning_rate=2e-4, adam_beta1=0.0, adam_beta2=0.999,
+            adam_epsilon=1e-6, power_iteration="once_per_update", cross_replica_batch_norm="on",
+            generator_orthogonality=1e-4, ema_decay=0.9999, ema_start_step=20_000, max_train_steps=150_000)),
     # DeepMind's weights, whose z_dim is 128. We have read no score of them at its source.
-    "biggan-512": Preset(dict(
-        **PLAIN, image_size=512, z_dim=128,
-        generator_attention_resolutions=[64], discriminator_attention_resolutions=[64]), PAPER),
+    "biggan-512": Preset(
+        networks=dict(
+            architecture="biggan", image_size=512, num_channels=3, num_labels=1000, z_dim=128, class_embedding_dim=128,
+            shared_class_embedding=True, hierarchical_latents=True,
+            generator_base_channels=96, generator_attention_resolutions=[64],
+            discriminator_base_channels=96, discriminator_attention_resolutions=[64], discriminator_wide=True,
+            spectral_norm_eps=1e-4, batch_norm_eps=1e-4, initializer="orthogonal"),
+        training=dict(
+            loss="hinge", global_batch_size=2048, per_device_batch_size=64, num_discriminator_steps=2,
+            generator_learning_rate=5e-5, discriminator_learning_rate=2e-4, adam_beta1=0.0, adam_beta2=0.999,
+            adam_epsilon=1e-6, power_iteration="once_per_update", cross_replica_batch_norm="on",
+            generator_orthogonality=1e-4, ema_decay=0.9999, ema_start_step=20_000, max_train_steps=150_000)),
     # IS 166.5, FID 7.4 with truncation (the abstract of the paper's second version). mmgeneration measured IS 107.2,
     # FID 5.95 of DeepMind's weights.
-    "biggan-deep-128": Preset(dict(
-        **DEEP, image_size=128,
-        generator_attention_resolutions=[64], discriminator_attention_resolutions=[64]), PAPER),
+    "biggan-deep-128": Preset(
+        networks=dict(
+            architecture="biggan-deep", image_size=128, num_channels=3, num_labels=1000, z_dim=128,
+            class_embedding_dim=128,
+            shared_class_embedding=True, hierarchical_latents=True,
+            generator_base_channels=128, generator_attention_resolutions=[64], generator_blocks_per_stage=2,
+            discriminator_base_channels=128, discriminator_attention_resolutions=[64],
+            discriminator_blocks_per_stage=2,
+            spectral_norm_eps=1e-4, batch_norm_eps=1e-4, initializer="orthogonal"),
+        training=dict(
+            loss="hinge", global_batch_size=2048, per_device_batch_size=64, num_discriminator_steps=2,
+            generator_learning_rate=5e-5, discriminator_learning_rate=2e-4, adam_beta1=0.0, adam_beta2=0.999,
+            adam_epsilon=1e-6, power_iteration="once_per_update", cross_replica_batch_norm="on",
+            generator_orthogonality=1e-4, ema_decay=0.9999, ema_start_step=20_000, max_train_steps=150_000)),
     # mmgeneration measured IS 135.1, FID 11.3 of DeepMind's weights.
-    "biggan-deep-256": Preset(dict(
-        **DEEP, image_size=256,
-        generator_attention_resolutions=[64], discriminator_attention_resolutions=[64]), PAPER),
+    "biggan-deep-256": Preset(
+        networks=dict(
+            architecture="biggan-deep", image_size=256, num_channels=3, num_labels=1000, z_dim=128,
+            class_embedding_dim=128,
+            shared_class_embedding=True, hierarchical_latents=True,
+            generator_base_channels=128, generator_attention_resolutions=[64], generator_blocks_per_stage=2,
+            discriminator_base_channels=128, discriminator_attention_resolutions=[64],
+            discriminator_blocks_per_stage=2,
+            spectral_norm_eps=1e-4, batch_norm_eps=1e-4, initializer="orthogonal"),
+        training=dict(
+            loss="hinge", global_batch_size=2048, per_device_batch_size=64, num_discriminator_steps=2,
+            generator_learning_rate=5e-5, discriminator_learning_rate=2e-4, adam_beta1=0.0, adam_beta2=0.999,
+            adam_epsilon=1e-6, power_iteration="once_per_update", cross_replica_batch_norm="on",
+            generator_orthogonality=1e-4, ema_decay=0.9999, ema_start_step=20_000, max_train_steps=150_000)),
     # mmgeneration measured IS 124.4, FID 16.9 of DeepMind's weights.
-    "biggan-deep-512": Preset(dict(
-        **DEEP, image_size=512,
-        generator_attention_resolutions=[64], discriminator_attention_resolutions=[64]), PAPER),
+    "biggan-deep-512": Preset(
+        networks=dict(
+            architecture="biggan-deep", image_size=512, num_channels=3, num_labels=1000, z_dim=128,
+            class_embedding_dim=128,
+            shared_class_embedding=True, hierarchical_latents=True,
+            generator_base_channels=128, generator_attention_resolutions=[64], generator_blocks_per_stage=2,
+            discriminator_base_channels=128, discriminator_attention_resolutions=[64],
+            discriminator_blocks_per_stage=2,
+            spectral_norm_eps=1e-4, batch_norm_eps=1e-4, initializer="orthogonal"),
+        training=dict(
+            loss="hinge", global_batch_size=2048, per_device_batch_size=64, num_discriminator_steps=2,
+            generator_learning_rate=5e-5, discriminator_learning_rate=2e-4, adam_beta1=0.0, adam_beta2=0.999,
+            adam_epsilon=1e-6, power_iteration="once_per_update", cross_replica_batch_norm="on",
+            generator_orthogonality=1e-4, ema_decay=0.9999, ema_start_step=20_000, max_train_steps=150_000)),
     # BigGAN-PyTorch has tables for the next three sizes, but nobody released weights.
-    "biggan-32": Preset(dict(
-        **PLAIN, image_size=32, z_dim=128,
-        generator_attention_resolutions=[], discriminator_attention_resolutions=[]), PAPER),
-    "biggan-64": Preset(dict(
-        **PLAIN, image_size=64, z_dim=120,
-        generator_attention_resolutions=[64], discriminator_attention_resolutions=[32]), PAPER),
-    "biggan-deep-64": Preset(dict(
-        **DEEP, image_size=64,
-        generator_attention_resolutions=[64], discriminator_attention_resolutions=[32]), PAPER),
+    "biggan-32": Preset(
+        networks=dict(
+            architecture="biggan", image_size=32, num_channels=3, num_labels=1000, z_dim=128, class_embedding_dim=128,
+            shared_class_embedding=True, hierarchical_latents=True,
+            generator_base_channels=96, generator_attention_resolutions=[],
+            discriminator_base_channels=96, discriminator_attention_resolutions=[], discriminator_wide=True,
+            spectral_norm_eps=1e-4, batch_norm_eps=1e-4, initializer="orthogonal"),
+        training=dict(
+            loss="hinge", global_batch_size=2048, per_device_batch_size=64, num_discriminator_steps=2,
+            generator_learning_rate=5e-5, discriminator_learning_rate=2e-4, adam_beta1=0.0, adam_beta2=0.999,
+            adam_epsilon=1e-6, power_iteration="once_per_update", cross_replica_batch_norm="on",
+            generator_orthogonality=1e-4, ema_decay=0.9999, ema_start_step=20_000, max_train_steps=150_000)),
+    "biggan-64": Preset(
+        networks=dict(
+            architecture="biggan", image_size=64, num_channels=3, num_labels=1000, z_dim=120, class_embedding_dim=128,
+            shared_class_embedding=True, hierarchical_latents=True,
+            generator_base_channels=96, generator_attention_resolutions=[64],
+            discriminator_base_channels=96, discriminator_attention_resolutions=[32], discriminator_wide=True,
+            spectral_norm_eps=1e-4, batch_norm_eps=1e-4, initializer="orthogonal"),
+        training=dict(
+            loss="hinge", global_batch_size=2048, per_device_batch_size=64, num_discriminator_steps=2,
+            generator_learning_rate=5e-5, discriminator_learning_rate=2e-4, adam_beta1=0.0, adam_beta2=0.999,
+            adam_epsilon=1e-6, power_iteration="once_per_update", cross_replica_batch_norm="on",
+            generator_orthogonality=1e-4, ema_decay=0.9999, ema_start_step=20_000, max_train_steps=150_000)),
+    "biggan-deep-64": Preset(
+        networks=dict(
+            architecture="biggan-deep", image_size=64, num_channels=3, num_labels=1000, z_dim=128,
+            class_embedding_dim=128,
+            shared_class_embedding=True, hierarchical_latents=True,
+            generator_base_channels=128, generator_attention_resolutions=[64], generator_blocks_per_stage=2,
+            discriminator_base_channels=128, discriminator_attention_resolutions=[32],
+            discriminator_blocks_per_stage=2,
+            spectral_norm_eps=1e-4, batch_norm_eps=1e-4, initializer="orthogonal"),
+        training=dict(
+            loss="hinge", global_batch_size=2048, per_device_batch_size=64, num_discriminator_steps=2,
+            generator_learning_rate=5e-5, discriminator_learning_rate=2e-4, adam_beta1=0.0, adam_beta2=0.999,
+            adam_epsilon=1e-6, power_iteration="once_per_update", cross_replica_batch_norm="on",
+            generator_orthogonality=1e-4, ema_decay=0.9999, ema_start_step=20_000, max_train_steps=150_000)),
     # BigGAN-PyTorch, scripts/launch_cifar_ema.sh: 500 epochs of 250 steps. A user: IS 8.4, FID 6.3 (its issue 82).
     "cifar10": Preset(
         networks=dict(
-            architecture="biggan", image_size=32, num_channels=3, id2label=dict(enumerate(CIFAR10_CLASSES)),
-            z_dim=128, class_embedding_dim=128,
+            architecture="biggan", image_size=32, num_channels=3, id2label=dict(enumerate(CIFAR10_CLASSES)), z_dim=128,
+            class_embedding_dim=128,
             shared_class_embedding=False, hierarchical_latents=False,
             generator_base_channels=64, generator_attention_resolutions=[],
             discriminator_base_channels=64, discriminator_attention_resolutions=[], discriminator_wide=True,
