@@ -104,6 +104,11 @@ def trained(layer: SpectralNorm) -> None:
     layer.eval()
 
 
+def replace_data_twice(layer: SpectralNorm) -> None:
+    for _ in range(2):
+        layer.weight.data = torch.randn_like(layer.weight)
+
+
 def cast(layer: SpectralNorm) -> None:
     layer.double().float()
     layer.weight.data[0].mul_(3)
@@ -114,6 +119,7 @@ CHANGES: dict[str, Callable[[SpectralNorm], object]] = {
     "in inference mode": torch.inference_mode()(lambda layer: layer.weight[0].mul_(3)),
     "replaced": lambda layer: setattr(layer, "weight", nn.Parameter(torch.randn_like(layer.weight))),
     "data replaced": lambda layer: setattr(layer.weight, "data", torch.randn_like(layer.weight)),
+    "data replaced twice": replace_data_twice,  # the first memory must not come back as the third
     "loaded": lambda layer: layer.load_state_dict(noise(layer)),
     "assigned": lambda layer: layer.load_state_dict(noise(layer), assign=True),
     "optimised": optimised,
@@ -301,3 +307,54 @@ def test_threads_with_and_without_gradients_share_a_model() -> None:
     with ThreadPoolExecutor(4) as pool:
         for out in pool.map(work, range(60)):
             torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+
+
+# What ends a fold, and what must not be left behind
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda network: network.train(),
+        lambda network: network.to(torch.float64),
+        lambda network: network.load_state_dict(network.state_dict()),
+    ],
+    ids=["training", "casting", "loading"],
+)
+def test_what_ends_a_fold(network: Network, end: Callable[[Network], object]) -> None:
+    fold(network)
+    assert all(folds(network))
+    end(network)
+    assert not any(folds(network))
+
+
+def test_a_kernel_made_in_inference_mode_is_an_ordinary_tensor() -> None:
+    layer = SNLinear(12, 7).eval()
+    with torch.inference_mode():
+        fold(layer)
+    assert layer._folded is not None
+    assert not layer._folded.kernel.is_inference() and not layer._folded.kernel.requires_grad
+
+
+def test_a_fold_that_fails_leaves_nothing(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    last = [module for module in network.modules() if isinstance(module, SpectralNorm)][-1]
+    monkeypatch.setattr(last, "normalized_weight", lambda: (_ for _ in ()).throw(MemoryError()))
+    with pytest.raises(MemoryError), network.folded_weights():
+        pass
+    assert not any(folds(network))
+
+
+@pytest.mark.parametrize("backend", [None, "eager"])
+@torch.no_grad()
+def test_a_call_inside_a_scope_sees_a_change(network: Network, backend: str | None) -> None:
+    torch._dynamo.reset()
+    inputs = tiny_inputs(network)
+    if backend:
+        network.compile(backend=backend)
+    with network.folded_weights():
+        before = output(network, *inputs)
+        for weight in network.parameters():
+            weight.mul_(1 + 0.5 * torch.rand_like(weight))
+        expected = output(copy.deepcopy(network), *inputs)
+        assert not torch.allclose(expected, before, atol=1e-3)
+        torch.testing.assert_close(output(network, *inputs), expected, rtol=1e-5, atol=1e-5)

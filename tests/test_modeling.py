@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import AutoModel
 
 from biggan_hf import BigGANConfig, BigGANDiscriminator, BigGANModel, sampling_biggan
+from biggan_hf.layers import _BatchNorm
 
 
 Network = BigGANModel | BigGANDiscriminator
@@ -79,6 +80,8 @@ def test_outputs(overrides: dict[str, Any]) -> None:
     assert logits.shape == (3, 1)
     assert isinstance(generator(latents, labels, return_dict=False), tuple)
     assert isinstance(discriminator(images, labels, return_dict=False), tuple)
+    for network in (generator, discriminator):
+        assert network(**network.dummy_inputs)[0].shape[0] == 1
 
 
 @both_networks
@@ -650,3 +653,28 @@ def test_remote_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_code_is_not_saved_unasked(tmp_path: Path) -> None:
     tiny_generator().save_pretrained(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+
+
+# Parts in training
+
+
+def test_a_stage_in_training_inside_a_network_in_eval_mode() -> None:
+    model = tiny_generator()
+    model.stages[-1].train()
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    model(*tiny_inputs(model))
+    moved = {name for name, buffer in model.named_buffers() if not torch.equal(buffer, before[name])}
+    assert moved and all(name.startswith("stages.2.") for name in moved)
+    assert any(name.endswith("running_mean") for name in moved) and any(name.endswith("u0") for name in moved)
+
+
+def test_frozen_norms_stay_after_a_recomputed_forward() -> None:
+    model = tiny_generator().train()
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    model(*tiny_inputs(model)).images.sum().backward()
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    for norm in norms:
+        norm.eval()
+    before = [norm.running_mean.clone() for norm in norms]
+    model(*tiny_inputs(model))
+    assert all(torch.equal(norm.running_mean, mean) for norm, mean in zip(norms, before, strict=True))

@@ -76,6 +76,12 @@ def test_the_switch_is_put_back() -> None:
             pass
         assert ops._plain
         raise KeyError
+    first, second = plain_operations(), plain_operations()  # as of two threads
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert ops._plain
+    second.__exit__(None, None, None)
     assert not ops._plain
 
 

@@ -104,7 +104,7 @@ def test_training_stores_the_step_that_evaluation_only_takes() -> None:
 
 
 def test_a_layer_in_training_wants_a_step() -> None:
-    with pytest.raises(RuntimeError, match="needs a call of power_iteration first"):
+    with pytest.raises(RuntimeError, match="needs a call of iterate_in_training first"):
         SNLinear(12, 7)(SPECTRAL["linear"][1])
 
 

@@ -6,7 +6,7 @@ literature uses. `ops.py` says how; `kernel()` returns the weight, W / σ(W) whe
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -110,7 +110,7 @@ def linear(in_features: int, out_features: int, sn_eps: float | None, bias: bool
 
 
 class OneHotLabels(nn.Module):
-    """Replaces a shared class embedding. Turns labels (N,) into one-hot vectors (N, num_labels); has no parameters."""
+    """Replaces a shared class embedding: turns labels (N,) into one-hot vectors (N, num_labels); has no weights."""
 
     def __init__(self, num_labels: int):
         super().__init__()
@@ -183,12 +183,15 @@ class _BatchNorm(Float32Buffers):
     def extra_repr(self) -> str:
         return f"{self.num_features}, eps={self.eps}"
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "batch_statistics": None}
+
 
 @torch.no_grad()
 def move_running_statistics(network: nn.Module) -> None:
     """Ends a training forward: running statistics move a tenth of the way to those of the batch."""
     # Done for the network and not in each layer, because activation checkpointing runs layers twice.
-    norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.batch_statistics is not None]
+    norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.training and m.batch_statistics]
     if norms:
         running = [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var)]
         batch = [statistic for norm in norms for statistic in norm.batch_statistics or ()]

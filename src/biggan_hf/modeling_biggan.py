@@ -7,6 +7,7 @@ arXiv:1809.11096), appendix B; the function is that of github.com/ajbrock/BigGAN
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,7 @@ from .layers import (
 )
 from .ops import average_pool, upsample
 from .sampling_biggan import SamplingMixin, check_class_labels
-from .spectral_norm import SpectralNorm, folded_weights, iterate_in_training
+from .spectral_norm import SpectralNorm, drop_stale_folds, folded_weights, iterate_in_training
 
 
 @dataclass
@@ -111,10 +112,8 @@ class BigGANDeepGeneratorBlock(nn.Module):
 
 
 class BigGANDiscriminatorBlock(nn.Module):
-    """ReLU, 3x3, ReLU, 3x3, pool; plus a shortcut, 1x1 where the size or the width changes (paper, figure 15c).
-
-    The first block of the network sees the image and has no leading ReLU.
-    """
+    """ReLU, 3x3, ReLU, 3x3, pool; plus a shortcut, 1x1 where the size or the width changes (paper, figure 15c). The
+    first block of the network sees the image and has no leading ReLU."""
 
     def __init__(self, config: BigGANConfig, in_channels: int, out_channels: int, downsample: bool, first: bool):
         super().__init__()
@@ -251,6 +250,19 @@ class BigGANPreTrainedModel(PublishingMixin, PreTrainedModel):
         config.validate_architecture()
         super().__init__(config)
 
+    @property
+    def dummy_inputs(self) -> dict[str, Tensor]:
+        config, labels = self.config, {"class_labels": torch.zeros(1).long()} if self.config.num_labels else {}
+        images = torch.zeros(1, config.num_channels, config.image_size, config.image_size)
+        inputs = {"pixel_values": images, "latents": torch.zeros(1, config.z_dim)}
+        return {self.main_input_name: inputs[self.main_input_name], **labels}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        # Before the forward, which cannot check where it is compiled.
+        if not torch.compiler.is_compiling():
+            drop_stale_folds(self)
+        return super().__call__(*args, **kwargs)
+
     def folded_weights(self) -> AbstractContextManager[None]:
         """
         Inside `with model.folded_weights():` the forwards in eval mode share the normalised weights, W / σ(W).
@@ -282,12 +294,10 @@ class BigGANPreTrainedModel(PublishingMixin, PreTrainedModel):
             init.zeros_(module.gamma)
 
     def _init_weight(self, weight: Tensor) -> None:
-        if self.config.initializer == "orthogonal":
-            init.orthogonal_(weight)
-        elif self.config.initializer == "normal":
+        if self.config.initializer == "normal":
             init.normal_(weight, std=0.02)
         else:
-            init.xavier_uniform_(weight)
+            (init.orthogonal_ if self.config.initializer == "orthogonal" else init.xavier_uniform_)(weight)
 
 
 class BigGANModel(SamplingMixin, BigGANPreTrainedModel):
@@ -346,12 +356,10 @@ class BigGANModel(SamplingMixin, BigGANPreTrainedModel):
         row = self._standing_row(truncation)
         latents = latents.to(self.dtype)
         embeddings = self._class_vectors(latents, class_labels, class_embeddings)
-        # In training, the forward changes the network's state: singular vectors before, running statistics after.
-        if self.training:
-            iterate_in_training(self)
+        # Layers in training change their state: singular vectors before, running statistics after.
+        iterate_in_training(self)
         images = self._images(latents, embeddings, row)
-        if self.training:
-            move_running_statistics(self)
+        move_running_statistics(self)
         return (images,) if return_dict is False else BigGANModelOutput(images=images)
 
     def _images(self, latents: Tensor, embeddings: Tensor | None, row: StandingRow | None) -> Tensor:
@@ -433,19 +441,16 @@ class BigGANDiscriminator(BigGANPreTrainedModel):
             ValueError: Images or labels of the wrong shape, a label out of range.
         """
         expected = (self.config.num_channels, self.config.image_size, self.config.image_size)
-        if pixel_values.ndim != 4 or pixel_values.shape[1:] != expected or not pixel_values.is_floating_point():
-            raise ValueError(
-                f"pixel_values must be (N, {', '.join(map(str, expected))}) floats in [-1, 1], got "
-                f"{tuple(pixel_values.shape)} of {pixel_values.dtype}"
-            )
+        shape, dtype = tuple(pixel_values.shape), pixel_values.dtype
+        if len(shape) != 4 or shape[1:] != expected or not dtype.is_floating_point:
+            wanted = f"(N, {', '.join(map(str, expected))}) floats in [-1, 1]"
+            raise ValueError(f"pixel_values must be {wanted}, got {shape} of {dtype}")
         check_class_labels(class_labels, len(pixel_values), self.config.num_labels)
         pixel_values = pixel_values.to(self.dtype)
         if self.training and self.is_activation_checkpointing and not torch.compiler.is_compiling():
             # Reentrant checkpointing gives a stage's weights no gradient unless its input requires one.
             pixel_values = pixel_values if pixel_values.requires_grad else pixel_values.detach().requires_grad_()
-
-        if self.training:
-            iterate_in_training(self)
+        iterate_in_training(self)
         logits = self._logits(pixel_values, class_labels)
         return (logits,) if return_dict is False else BigGANDiscriminatorOutput(logits=logits)
 

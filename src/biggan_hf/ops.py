@@ -20,18 +20,18 @@ from torch.nn import functional as F
 # weight in every call, and that takes longer than the convolution of so few pixels.
 WIDE = 1024
 
-_plain = False
+_plain = 0  # the open blocks of `plain_operations`
 
 
 @contextmanager
 def plain_operations() -> Iterator[None]:
     """Inside the block, all threads compute every operation as the paper writes it (batch norm: in one process)."""
     global _plain
-    before, _plain = _plain, True
+    _plain += 1
     try:
         yield
     finally:
-        _plain = before
+        _plain -= 1
 
 
 # Convolutions beside resampling by two
@@ -69,7 +69,7 @@ def conv2d_pool(hidden_states: Tensor, weight: Tensor, bias: Tensor | None) -> T
     samples, _, height, width = hidden_states.shape
     pixels = F.unfold(sums, 3, stride=2).transpose(0, 1).flatten(1)  # (in·3·3, N·H/2·W/2)
     output = (weight.flatten(1) @ pixels).view(len(weight), samples, height // 2, width // 2).transpose(0, 1)
-    return output if bias is None else output + bias[:, None, None]
+    return output if bias is None else output.add_(bias[:, None, None])
 
 
 def _is_wide(weight: Tensor) -> bool:
@@ -192,7 +192,7 @@ def batch_norm_in_training(
     mean = values.mean(dim=(0, 2, 3))
     var = (values - mean[:, None, None]).square().mean(dim=(0, 2, 3))
     output = batch_norm(values, gain, bias, mean, var, eps).to(hidden_states.dtype)
-    return output, mean.detach(), var.detach() * _unbiased(hidden_states, group)
+    return output, mean.detach(), var.detach() * _unbiased(hidden_states)
 
 
 class _BatchNormInTraining(torch.autograd.Function):
@@ -254,7 +254,7 @@ def _average(values: Tensor, group: dist.ProcessGroup) -> Tensor:
     return values.div_(_size(group))
 
 
-def _unbiased(x: Tensor, group: dist.ProcessGroup | None) -> float:
+def _unbiased(x: Tensor, group: dist.ProcessGroup | None = None) -> float:
     # n / (n - 1) turns the mean of squares of n values into their unbiased variance.
     count = x[:, 0].numel() * _size(group)
     return count / (count - 1)
@@ -279,7 +279,7 @@ def _as_map(values: Tensor, x: Tensor) -> Tensor:
 
 def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """softmax(Q Kᵀ) V, not divided by √d: (N, positions, d), (N, keys, d), (N, keys, C) to (N, positions, C)."""
-    if _plain:
+    if _plain or query.shape[-1] > value.shape[-1]:  # which no network has
         return torch.softmax(query @ key.mT, dim=-1) @ value
     # The fused kernel does not store the matrix of all pairs. It needs contiguous tensors. On a CPU it also needs
     # query, key and value of one width, so query and key are padded with zeros.

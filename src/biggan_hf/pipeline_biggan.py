@@ -3,7 +3,6 @@
 import difflib
 import math
 import os
-import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -88,7 +87,10 @@ class BigGANPipeline:
         self.id2label = {int(label_id): label for label_id, label in (model.config.id2label or {}).items()}
         self._label_ids = _index_names(self.id2label)
         self._is_compiled = False
-        weakref.finalize(self, unfold, model)
+
+    def __del__(self) -> None:
+        if "model" in vars(self):  # the constructor may have failed
+            unfold(self.model)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Self:

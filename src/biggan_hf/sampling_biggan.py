@@ -35,11 +35,9 @@ def check_class_labels(class_labels: Tensor | None, num_samples: int, num_labels
         return
     if class_labels is None:
         raise ValueError(f"this model has {num_labels} classes: class_labels must be given")
-    if class_labels.shape != (num_samples,) or class_labels.dtype not in (torch.int64, torch.int32):
-        raise ValueError(
-            f"class_labels must be {num_samples} integers (int64), one a sample, got {tuple(class_labels.shape)} "
-            f"of {class_labels.dtype}"
-        )
+    shape, dtype = tuple(class_labels.shape), class_labels.dtype
+    if shape != (num_samples,) or dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"class_labels must be {num_samples} integers (int64), one a sample, got {shape} of {dtype}")
     if class_labels.device.type == "cpu" and not torch.compiler.is_compiling():
         check_label_range(class_labels.tolist(), num_labels)
 
@@ -155,9 +153,7 @@ class SamplingMixin(PreTrainedModel):
                 logger.warning_once("This model has no standing statistics; truncated samples use the running ones.")
             return None
         if not table[0] <= truncation <= table[-1]:
-            raise ValueError(
-                f"truncation={truncation} is outside this model's standing statistics, {table[0]} to {table[-1]}"
-            )
+            raise ValueError(f"truncation={truncation} is outside the standing statistics, {table[0]} to {table[-1]}")
         if self.config.standing_interpolation == "mirrored":
             # As pytorch-pretrained-biggan computes it, whose rounding decides which rows a threshold gets.
             position = truncation / (1.0 / (len(table) - 1))

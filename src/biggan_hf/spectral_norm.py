@@ -27,16 +27,15 @@ class Folded(NamedTuple):
 
     kernel: Tensor
     sources: list[Tensor]
-    states: list[tuple[int, int]]  # of each source at that time: its address, and its count of writes
+    memory: list[Tensor]  # of each source: holds its memory, so that nothing else comes to lie there
+    versions: list[int]  # of each source: how many writes autograd had counted
 
     def is_fresh(self, sources: Sequence[Tensor]) -> bool:
-        # Whether these are the same tensors, and autograd has counted no write to them since.
-        same = all(source is own for source, own in zip(sources, self.sources, strict=True))
-        return same and _states(sources) == self.states
-
-
-def _states(sources: Sequence[Tensor]) -> list[tuple[int, int]]:
-    return [(source.data_ptr(), source._version) for source in sources]
+        # Whether these are the same tensors in the same memory, and autograd has counted no write to them since.
+        return all(
+            source is own and source.data_ptr() == memory.data_ptr() and source._version == version
+            for source, own, memory, version in zip(sources, *self[1:], strict=True)
+        )
 
 
 class FoldableWeight(nn.Module):
@@ -62,7 +61,7 @@ class FoldableWeight(nn.Module):
         wants_gradient = torch.is_grad_enabled() and self.weight.requires_grad
         if folded is None or self.training or wants_gradient:
             return self.normalized_weight()
-        # A compiled forward cannot check. Its caller folds stale weights before it calls.
+        # A compiled forward cannot check. `drop_stale_folds` has done so before it.
         if torch.compiler.is_compiling() or folded.is_fresh(self.kernel_sources()):
             return folded.kernel
         return self.normalized_weight()
@@ -77,25 +76,23 @@ class FoldableWeight(nn.Module):
         with torch.inference_mode(False), torch.no_grad():
             kernel = self.normalized_weight()
             kernel = kernel.contiguous(memory_format=_fastest_format(kernel))
-        self._folded = Folded(kernel, sources, _states(sources))
+            memory = [source.detach() for source in sources]
+        self._folded = Folded(kernel, sources, memory, [source._version for source in sources])
         return True
-
-    def unfold(self) -> None:
-        self._folded = None
 
     # What ends a folded kernel
 
     def train(self, mode: bool = True) -> Self:
         if mode:
-            self.unfold()
+            self._folded = None
         return super().train(mode)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self.unfold()
+        self._folded = None
         return super()._apply(fn, recurse)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self.unfold()
+        self._folded = None
         super()._load_from_state_dict(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -123,13 +120,23 @@ register_optimizer_step_post_hook(_count_write)
 
 def fold(network: nn.Module) -> list[FoldableWeight]:
     """Folds all weights of a network in eval mode that are not folded, or no longer fresh; returns those layers."""
-    return [module for module in network.modules() if isinstance(module, FoldableWeight) and module.fold()]
+    try:
+        return [module for module in network.modules() if isinstance(module, FoldableWeight) and module.fold()]
+    except BaseException:  # as where memory is short
+        unfold(network)
+        raise
+
+
+def drop_stale_folds(network: nn.Module) -> None:
+    for module in network.modules():
+        if isinstance(module, FoldableWeight) and module._folded is not None:
+            module._folded = module._folded if module._folded.is_fresh(module.kernel_sources()) else None
 
 
 def unfold(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, FoldableWeight):
-            module.unfold()
+            module._folded = None
 
 
 @contextmanager
@@ -140,7 +147,7 @@ def folded_weights(network: nn.Module) -> Iterator[None]:
         yield
     finally:
         for layer in folded:
-            layer.unfold()
+            layer._folded = None
 
 
 # The normalised layers
@@ -175,7 +182,7 @@ class SpectralNorm(Float32Buffers, FoldableWeight):
     """
 
     weight: Tensor
-    # Buffers, float32, with the names of the original checkpoints.
+    # Buffers, float32, named as in the original checkpoints.
     u0: Tensor  # (1, rows), the left singular vector from which the next step starts
     sv0: Tensor  # (1,), the last σ, for logging
     v0: Tensor  # (1, columns), the right singular vector of the last training forward; it is not saved
@@ -194,17 +201,12 @@ class SpectralNorm(Float32Buffers, FoldableWeight):
         self.register_buffer("sv0", torch.ones(1, dtype=torch.float32))
         self.register_buffer("v0", torch.zeros(1, columns, dtype=torch.float32), persistent=False)
 
-    def matrix(self) -> Tensor:
-        # The weight (rows, columns), detached, in float32 at least.
-        weight = self.weight.detach().flatten(1)
-        return weight.to(torch.promote_types(weight.dtype, torch.float32))
-
     def normalized_weight(self) -> Tensor:
         # W / σ(W), in the weight's own shape and dtype.
         if not self.training:
             return _DivideBySigma.apply(self.weight, *estimates([self], iterate=True)[0])
         if self._estimate is None:
-            raise RuntimeError("a spectrally normalised layer in training needs a call of power_iteration first")
+            raise RuntimeError("a spectrally normalised layer in training needs a call of iterate_in_training first")
         return _DivideBySigma.apply(self.weight, *self._estimate)
 
     def kernel_sources(self) -> list[Tensor]:
@@ -281,7 +283,8 @@ def estimates(layers: Sequence[SpectralNorm], iterate: bool) -> list[Estimate]:
 def _estimates_of_a_shape(layers: Sequence[SpectralNorm], iterate: bool) -> Iterator[Estimate]:
     eps = layers[0].spectral_norm_eps
     with torch.autocast(layers[0].weight.device.type, enabled=False):
-        weights = _stack([layer.matrix() for layer in layers])  # (layers, rows, columns)
+        weights = _stack([layer.weight.detach().flatten(1) for layer in layers])  # (layers, rows, columns)
+        weights = weights.to(torch.promote_types(weights.dtype, torch.float32))
         # v ← Wᵀu / |Wᵀu|
         if iterate:
             u = _stack([layer.u0 for layer in layers]).to(weights.dtype)
