@@ -3,6 +3,7 @@
 import difflib
 import math
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -89,7 +90,8 @@ class BigGANPipeline:
         self._is_compiled = False
 
     def __del__(self) -> None:
-        if "model" in vars(self):  # the constructor may have failed
+        # The constructor may have failed, and at the end of the program torch is no longer whole.
+        if "model" in vars(self) and not sys.is_finalizing():
             unfold(self.model)
 
     @classmethod
