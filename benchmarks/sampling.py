@@ -49,6 +49,7 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from biggan_hf import BigGANConfig
+from biggan_hf.spectral_norm import fold
 
 
 PEERS = (PRETRAINED_BIGGAN, BIGGAN_PYTORCH)
@@ -120,6 +121,7 @@ def contestant(
 
     def build() -> Callable[[], Tensor]:
         network.to(device)
+        fold(network)  # as a pipeline does at its first call; the network of another program has nothing to fold
         return lambda: sample(network, latents, labels)
 
     sample_once, memory = weigh(build, device)
