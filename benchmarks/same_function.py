@@ -369,7 +369,7 @@ def difference(before: Tensor | None, now: Tensor | None) -> float:
 
 
 def is_rounding(name: str, before: Record, now: Record) -> bool:
-    """Whether both sides' gradients of a bias are next to nothing beside the gradient of the layer's weight."""
+    """Whether both sides' gradients of a bias are tiny beside the gradient of the layer's weight."""
     weight = before.get(f"{name.removesuffix('.bias')}.weight")
     is_bias = name.endswith(".bias") and "/gradient/" in name and name in before.keys() & now.keys()
     if not is_bias or weight is None:

@@ -20,7 +20,7 @@ TRAINING = ["--per_device_batch_size", "--global_batch_size", "--generator_learn
         (
             ["--batch_size", "4"],
             TRAINING,
-            "unrecognized arguments: --batch_size; did you mean --global_batch_size or --per_device_batch_size?",
+            "unrecognized arguments: --batch_size; did you mean --per_device_batch_size or --global_batch_size?",
         ),
         (
             ["--learning_rate", "1"],

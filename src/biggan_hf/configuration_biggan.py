@@ -77,8 +77,8 @@ class BigGANConfig(PreTrainedConfig):
     discriminator_spectral_norm: bool = True
     # The first convolution of a plain block already has the block's output width (SA-GAN, BigGAN); SN-GAN: not yet.
     discriminator_wide: bool = True
-    # The numbers of the stages that self-attention follows, where not all with the sizes above shall have it. The last
-    # stages of a discriminator share one size.
+    # Self-attention follows only the stages of these numbers, of those with the sizes above; `None`: all of them. The
+    # last stages of a discriminator share one size.
     discriminator_attention_stages: list[int] | tuple[int, ...] | None = None
     # StudioGAN: the shortcut of a block that begins with a ReLU sees the map after it, since that ReLU works in place.
     discriminator_shortcut_relu: bool = False

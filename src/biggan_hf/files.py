@@ -134,7 +134,7 @@ def remove_folder(folder: Path) -> None:
 
 
 def remove_unfinished(parent: Path) -> None:
-    """Removes what kills have left in `parent` of files and folders that were being written or removed."""
+    """Removes the unfinished files and folders in `parent` that killed programs have left."""
     for path in parent.glob(f"{UNFINISHED}*"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
@@ -182,7 +182,7 @@ def _flush(path: Path) -> None:
 
 
 def _flush_all(folder: Path) -> None:
-    for path in folder.rglob("*"):
+    for path in (*folder.rglob("*"), folder):
         _flush(path)
 
 

@@ -14,8 +14,16 @@ def unknown_option(words: Iterable[str], known: Collection[str]) -> str | None:
         if word == "--":  # what follows is no option
             break
         if name.startswith("--") and name not in known:
-            # The one that is nearly the same, else up to three that are like it.
-            similar = get_close_matches(name, known, 1, cutoff=0.85) or get_close_matches(name, known, 3, cutoff=0.6)
+            # The one that is nearly the same, else those that contain the word, else up to three that are like it.
+            similar = get_close_matches(name, known, 1, cutoff=0.85)
+            similar = similar or [
+                option for option in known if len(_letters(name)) > 3 and _letters(name) in _letters(option)
+            ]
+            similar = similar[:3] or get_close_matches(name, known, 3, cutoff=0.6)
             hint = f"; did you mean {' or '.join(similar)}?" if similar else ""
             return f"unrecognized arguments: {name}{hint}"
     return None
+
+
+def _letters(option: str) -> str:
+    return option.replace("-", "").replace("_", "")

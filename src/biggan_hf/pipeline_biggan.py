@@ -410,7 +410,7 @@ def _check_finite(**given: Tensor | None) -> None:
 
 
 def _rows(given: Tensor, start: int, number: int) -> Tensor:
-    """`number` rows from `start`; the last one again, where there are fewer."""
+    """Returns `number` rows from `start`. If there are fewer, it repeats the last row."""
     rows = given[start : start + number]
     missing = number - len(rows)
     return torch.cat([rows, rows[-1:].expand(missing, *rows.shape[1:])]) if missing else rows

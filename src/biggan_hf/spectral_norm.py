@@ -70,7 +70,7 @@ class FoldableWeight(nn.Module):
         """Makes the kernel and returns True. Returns False where it is fresh already or cannot be kept."""
         sources = self.kernel_sources()
         untracked = any(source.is_meta or source.is_inference() for source in sources)
-        if self.training or untracked or (self._folded is not None and self._folded.is_fresh(sources)):
+        if self.training or untracked or ((folded := self._folded) and folded.is_fresh(sources)):
             return False
         # Autograd cannot use a tensor of inference mode, and a caller may want gradients of the latents.
         with torch.inference_mode(False), torch.no_grad():
@@ -129,8 +129,9 @@ def fold(network: nn.Module) -> list[FoldableWeight]:
 
 def drop_stale_folds(network: nn.Module) -> None:
     for module in network.modules():
-        if isinstance(module, FoldableWeight) and module._folded is not None:
-            module._folded = module._folded if module._folded.is_fresh(module.kernel_sources()) else None
+        folded = module._folded if isinstance(module, FoldableWeight) else None  # once: another thread may drop it
+        if isinstance(module, FoldableWeight) and folded and not folded.is_fresh(module.kernel_sources()):
+            module._folded = None
 
 
 def unfold(network: nn.Module) -> None:

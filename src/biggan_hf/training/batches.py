@@ -102,7 +102,7 @@ def to_pixel_values(pixels: Tensor, device: torch.device) -> Tensor:
 
 
 def _ignore_signals(worker: int) -> None:
-    """At a signal, the training process ends its step. Until then it needs its workers; they end with it."""
+    """Workers ignore signals: the training process needs them until its step ends, and then ends them."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
 
