@@ -13,8 +13,8 @@ from common import SPECTRAL, VARIANTS, tiny_discriminator, tiny_generator, tiny_
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from biggan_hf import BigGANDiscriminator, BigGANModel, BigGANPipeline
-from biggan_hf.layers import Conv2d, SNLinear, SNUpsampleConv2d
+from biggan_hf import BigGANDiscriminator, BigGANModel, BigGANPipeline, ops
+from biggan_hf.layers import Conv2d, SNConv2d, SNConv2dPool, SNLinear, SNUpsampleConv2d
 from biggan_hf.spectral_norm import FoldableWeight, SpectralNorm, fold, folded_weights, power_iteration
 
 
@@ -78,6 +78,27 @@ def test_folded_convolutions_and_their_maps_are_channels_last(dtype: torch.dtype
             assert layer.kernel().is_contiguous(memory_format=torch.channels_last)
             assert layer(maps).is_contiguous(memory_format=torch.channels_last)
         assert torch.equal(layer.weight, weight)
+
+
+@torch.no_grad()
+def test_wide_convolutions_fold_in_tiles_where_that_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops, "WIDE_FOR_TILES", 4)
+    for layer, in_tiles in [
+        (SNConv2d(4, 6, 3), True),
+        (Conv2d(4, 6, 3).double(), True),
+        (Conv2d(3, 6, 3), False),  # narrow
+        (Conv2d(4, 6, 1), False),
+        (SNUpsampleConv2d(4, 6, 3), False),
+        (SNConv2dPool(4, 6, 3), False),
+        (SNConv2d(4, 6, 3).bfloat16(), False),  # too few digits
+    ]:
+        maps = torch.randn(2, layer.in_channels, 4, 6, dtype=layer.weight.dtype)
+        expected = layer.eval()(maps)
+        with folded_weights(layer):
+            assert layer.kernel().ndim == (3 if in_tiles else 4)
+            torch.testing.assert_close(layer(maps), expected)
+            with ops.plain_operations():
+                assert layer.kernel().ndim == 4
 
 
 @torch.no_grad()

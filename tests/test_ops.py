@@ -146,6 +146,24 @@ def test_convolutions(case: Case, layer_of: type[UpsampleConv2d | Conv2dPool]) -
     assert ("convolution" in operations.names) == (case.channels[0] < ops.WIDE)
 
 
+@pytest.mark.parametrize("case", [*draw(20)], ids=[*map(str, range(20))])
+def test_convolutions_in_tiles(case: Case) -> None:
+    maps = torch.randn(case.samples, case.channels[0], *case.size, dtype=case.dtype).to(memory_format=case.format)
+    weight = torch.randn(*case.channels[::-1], 3, 3, dtype=case.dtype).to(memory_format=case.weight_format)
+    bias = torch.randn(case.channels[1], dtype=case.dtype) if case.bias else None
+    tiles = ops.weight_in_tiles(weight)
+    expected = with_gradients(lambda x: F.conv2d(x, weight, bias, padding=1), [maps])
+    assert_same(with_gradients(lambda x: ops.conv2d(x, tiles, bias), [maps]), expected)
+    with FlopCounterMode(display=False) as counter:
+        assert_same([ops.conv2d(maps, tiles, bias)], expected[:1])
+    assert counter.get_total_flops() == 2 * expected[0].numel() * case.channels[0] * 4  # and not 9
+    with torch.autocast("cpu"):
+        half = maps.bfloat16()
+        computed = ops.conv2d(half, tiles, bias)
+    assert computed.dtype == torch.bfloat16
+    assert_same([computed], [F.conv2d(half.to(case.dtype), weight, bias, padding=1).bfloat16()], 2**-8)
+
+
 @pytest.mark.parametrize("layer_of", [UpsampleConv2d, Conv2dPool])
 @pytest.mark.parametrize("channels", [3, ops.WIDE])
 def test_no_images_at_all(layer_of: type[UpsampleConv2d | Conv2dPool], channels: int) -> None:
@@ -231,6 +249,7 @@ def test_attention_does_not_keep_the_matrix_of_all_pairs() -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_networks(variant: str, build: Callable[..., Any], training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ops, "WIDE", 8)
+    monkeypatch.setattr(ops, "WIDE_FOR_TILES", 8)
     computed = answers(build(**VARIANTS[variant]).double(), training)
     with plain_operations():
         plain = answers(build(**VARIANTS[variant]).double(), training)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .ops import attention, batch_norm, batch_norm_in_training, conv2d_pool, upsample_conv2d
+from .ops import conv2d as padded_conv2d
 from .spectral_norm import Float32Buffers, FoldableWeight, SpectralNorm
 
 
@@ -23,15 +24,19 @@ from .spectral_norm import Float32Buffers, FoldableWeight, SpectralNorm
 class Conv2d(FoldableWeight, nn.Conv2d):
     """Convolution that keeps the size of the map."""
 
+    may_fold_in_tiles = True
+
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, bias: bool = True):
         nn.Conv2d.__init__(self, in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=bias)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        return F.conv2d(hidden_states, self.kernel(), self.bias, padding=self.padding)
+        return padded_conv2d(hidden_states, self.kernel(), self.bias)
 
 
 class UpsampleConv2d(Conv2d):
     """Nearest-neighbour upsampling by two, then a 3x3 convolution."""
+
+    may_fold_in_tiles = False
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         return upsample_conv2d(hidden_states, self.kernel(), self.bias)
@@ -39,6 +44,8 @@ class UpsampleConv2d(Conv2d):
 
 class Conv2dPool(Conv2d):
     """A 3x3 convolution, then average pooling by two."""
+
+    may_fold_in_tiles = False
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         return conv2d_pool(hidden_states, self.kernel(), self.bias)

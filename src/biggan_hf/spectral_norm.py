@@ -18,6 +18,8 @@ from torch.autograd.graph import increment_version
 from torch.nn import functional as F
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from .ops import is_plain, pays_in_tiles, weight_in_tiles
+
 
 # Folding: the kernel of eval mode, W / σ(W), is made once for many forwards
 
@@ -47,6 +49,7 @@ class FoldableWeight(nn.Module):
     """
 
     weight: Tensor
+    may_fold_in_tiles = False
     _folded: Folded | None = None
 
     def normalized_weight(self) -> Tensor:
@@ -59,7 +62,7 @@ class FoldableWeight(nn.Module):
     def kernel(self) -> Tensor:
         folded = self._folded
         wants_gradient = torch.is_grad_enabled() and self.weight.requires_grad
-        if folded is None or self.training or wants_gradient:
+        if folded is None or self.training or wants_gradient or is_plain():
             return self.normalized_weight()
         # A compiled forward cannot check. `drop_stale_folds` has done so before it.
         if torch.compiler.is_compiling() or folded.is_fresh(self.kernel_sources()):
@@ -75,7 +78,10 @@ class FoldableWeight(nn.Module):
         # Autograd cannot use a tensor of inference mode, and a caller may want gradients of the latents.
         with torch.inference_mode(False), torch.no_grad():
             kernel = self.normalized_weight()
-            kernel = kernel.contiguous(memory_format=_fastest_format(kernel))
+            if self.may_fold_in_tiles and pays_in_tiles(kernel):
+                kernel = weight_in_tiles(kernel)
+            else:
+                kernel = kernel.contiguous(memory_format=_fastest_format(kernel))
             memory = [source.detach() for source in sources]
         self._folded = Folded(kernel, sources, memory, [source._version for source in sources])
         return True
