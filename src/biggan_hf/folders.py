@@ -212,34 +212,57 @@ def _is_utf8(name: str) -> bool:
     return True
 
 
-def list_zips(place: Path, archives: Iterable[str]) -> Listing:
+def list_zip(archive: Path) -> Listing:
+    """Lists a zip as if it was a folder."""
+    return _list_zips(archive.parent.absolute(), {"": [archive.name]})
+
+
+def list_zips(place: Path, archives: list[str]) -> Listing:
     """
-    Lists zips, whose paths are relative to a folder, as if each was a folder called as it is. Where they hold folders
-    of the same names, they are parts of one folder.
+    Lists zips, whose paths are relative to a folder, as if each was a folder called as it is: as a split, if their
+    names have words of splits. Zips that hold folders of the same names are parts of one folder.
     """
-    names: dict[str, dict[str, str]] = {}  # of each zip: paths and the names that it has for them
-    for archive in archives:
-        try:
-            with zipfile.ZipFile(place / archive) as file:
-                names[archive] = {_plain(name): name for name in file.namelist()}
-                is_encrypted = any(item.flag_bits & 1 for item in file.infolist())
-        except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
-            raise ValueError(f"{str(place / archive)!r} is no zip that can be read: {error}") from error
-        if is_encrypted:
-            raise ValueError(f"{str(place / archive)!r} is encrypted: unpack it, and give the folder")
-    inside = [{name.partition("/")[0] for name in paths if "/" in name} for paths in names.values()]
-    are_parts = len(names) == 1 or len(set().union(*inside)) < sum(map(len, inside))
+    splits = {archive: _split_in(archive) for archive in archives}
+    groups: dict[str, list[str]] = {}
+    if all(splits.values()):
+        for archive, split in splits.items():
+            groups.setdefault(str(split), []).append(archive)
+        return _list_zips(place, groups)
+    inside = [{name.partition("/")[0] for name in _names_in(place / archive) if "/" in name} for archive in archives]
+    if len(archives) == 1 or len(set().union(*inside)) < sum(map(len, inside)):
+        return _list_zips(place, {"": archives})
+    return _list_zips(place, {os.path.splitext(archive)[0]: [archive] for archive in archives})
+
+
+def _split_in(archive: str) -> str | None:
+    """The split that a word of the name says."""
+    words = re.split(r"[^a-zA-Z]+", os.path.basename(os.path.splitext(archive)[0]))
+    return next((split for word in words if (split := split_called(word))), None)
+
+
+def _list_zips(place: Path, archives: dict[str, list[str]]) -> Listing:
+    """Lists the zips of each folder."""
     top, zipped = Folder(""), {}
-    for archive, paths in names.items():
-        called = archive.rpartition("/")[0] if are_parts else os.path.splitext(archive)[0]
-        for path, name in paths.items():
-            path = f"{called}/{path}" if called else path
+    for folder, archive in ((folder, archive) for folder, group in archives.items() for archive in group):
+        for path, name in _names_in(place / archive).items():
+            path = f"{folder}/{path}" if folder else path
             if path in zipped and not path.endswith("/"):
-                raise ValueError(f"{name!r} is in several of the zips {', '.join(names)}: unpack them to folders")
+                raise ValueError(f"{name!r} is in several zips, {archive!r} is one of them: unpack them to folders")
             zipped[path] = (str(place / archive), name)
             top.add(path)
     top.finish()
     return Listing(place, top, zipped)
+
+
+def _names_in(archive: Path) -> dict[str, str]:
+    """The paths in a zip, and the names that it has for them."""
+    try:
+        with zipfile.ZipFile(archive) as file:
+            if any(item.flag_bits & 1 for item in file.infolist()):
+                raise ValueError(f"{str(archive)!r} is encrypted: unpack it, and give the folder")
+            return {_plain(name): name for name in file.namelist()}
+    except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
+        raise ValueError(f"{str(archive)!r} is no zip that can be read: {error}") from error
 
 
 def _plain(name: str) -> str:

@@ -29,6 +29,7 @@ from .folders import (
     find_splits,
     left_out_of,
     list_folder,
+    list_zip,
     list_zips,
     split_called,
 )
@@ -99,7 +100,7 @@ def _is_saved(place: Path) -> bool:
 def _list_pictures(place: Path) -> Listing | None:
     """The pictures of a folder, or of zips in it, or of one zip; `None` if `datasets` shall read something else."""
     if place.is_file():
-        return list_zips(place.parent.absolute(), [place.name]) if place.suffix.lower() == ".zip" else None
+        return list_zip(place) if place.suffix.lower() == ".zip" else None
     listing = list_folder(place)
     files = [folder.inside(name) for folder in listing.top.walk() for name in folder.others]
     zips = [path for path in files if path.lower().endswith(".zip")]
@@ -273,7 +274,7 @@ def _table_of(listing: Listing, paths: list[str], split: str | None) -> datasets
         names = pa.array([os.path.join(listing.place, path) for path in paths], pa.string())
         cells = pa.StructArray.from_arrays([pa.nulls(len(paths), pa.binary()), names], names=["bytes", "path"])
         return datasets.Dataset(pa.table({"image": cells}), datasets.DatasetInfo(features=features), named)
-    files = [(path, *listing.zipped[path]) for path in paths]
+    files = tuple((path, *listing.zipped[path]) for path in paths)  # a list would count as shards
     stamps = {archive: os.stat(archive) for _, archive, _ in files}
     known = [(archive, stat.st_size, stat.st_mtime_ns) for archive, stat in stamps.items()]
     digest = hashlib.sha256(repr((known, files)).encode()).hexdigest()
@@ -282,7 +283,7 @@ def _table_of(listing: Listing, paths: list[str], split: str | None) -> datasets
     )
 
 
-def _unzipped(files: list[tuple[str, str, str]]) -> Iterator[dict[str, Any]]:
+def _unzipped(files: tuple[tuple[str, str, str], ...]) -> Iterator[dict[str, Any]]:
     with ExitStack() as stack:
         archives: dict[str, zipfile.ZipFile] = {}
         for path, archive, name in files:

@@ -34,7 +34,8 @@ def dotted_tars(place: Path) -> dict[str, datasets.Dataset]:
         files = (folder.inside(name) for folder in listing.top.walk() for name in folder.others)
         shards = [place / path for path in sorted(files) if path.endswith(".tar")]
     names = [name for name, _ in _files(shards[0])] if shards else []
-    if not names or _fits(names, by_first_dot) or not _fits(names, by_last_dot):
+    # One sample by the first dot, such as a.0.jpg and a.1.jpg, may be many.
+    if _samples_if_alike(names, by_first_dot) > 1 or _samples_if_alike(names, by_last_dot) < 2:
         return {}
     fields = sorted({by_last_dot(name)[1] for name in names})
     features = {field: _feature(field) for field in fields}
@@ -46,7 +47,9 @@ def dotted_tars(place: Path) -> dict[str, datasets.Dataset]:
         splits.setdefault(split, []).append(str(shard))
     return {
         split: datasets.Dataset.from_generator(
-            _samples, known, gen_kwargs={"shards": paths, "fields": list(known), "stamps": [*map(_stamp, paths)]}
+            _samples,
+            known,
+            gen_kwargs={"shards": tuple(paths), "fields": tuple(known), "stamps": tuple(map(_stamp, paths))},
         )
         for split, paths in splits.items()
     }
@@ -63,15 +66,15 @@ def by_last_dot(name: str) -> tuple[str, str]:
     return key, field.lower()
 
 
-def _fits(names: list[str], split: Split) -> bool:
-    """Whether all samples have the same kinds of files, one of each, and one of them is a picture."""
+def _samples_if_alike(names: list[str], split: Split) -> int:
+    """How many samples there are, if all have the same kinds of files, one of each, and a picture; 0 otherwise."""
     samples: dict[str, list[str]] = {}
     for name in names:
         key, field = split(name)
         samples.setdefault(key, []).append(field)
     kinds = {tuple(sorted(fields)) for fields in samples.values()}
-    fields = kinds.pop()
-    return not kinds and len(set(fields)) == len(fields) and any(map(_is_picture, fields))
+    fields = kinds.pop() if len(kinds) == 1 else ()
+    return len(samples) if len(set(fields)) == len(fields) and any(map(_is_picture, fields)) else 0
 
 
 def _is_picture(field: str) -> bool:
@@ -97,7 +100,7 @@ def _read(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     return b"" if file is None else file.read()
 
 
-def _samples(shards: list[str], fields: list[str], stamps: list[Any]) -> Iterator[dict[str, Any]]:
+def _samples(shards: tuple[str, ...], fields: tuple[str, ...], stamps: Any) -> Iterator[dict[str, Any]]:
     empty = dict.fromkeys(fields)
     for shard in shards:
         sample: dict[str, Any] = {}
