@@ -13,6 +13,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from fake_hub import FakeHub
 from PIL import Image
 
 from biggan_hf.data import ImageBatch, ShuffledBatches, decode_picture, load_labelled_images
@@ -124,6 +125,31 @@ def test_saved_to_disk(tmp_path: Path) -> None:
     assert labels_of(images.__getitems__([1, 0])) == [0, 1]
     with pytest.raises(ValueError, match="no split 'test', but 'train'"):
         load_labelled_images(str(tmp_path / "set"), image_size=8, split="test")
+
+
+def test_splits_that_were_saved_to_disk(tmp_path: Path) -> None:
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=["ant", "bee"]))
+    rows = {"image": [picture(0), picture(1)], "label": [1, 0]}
+    table = datasets.Dataset.from_dict(rows, features=features)
+    datasets.DatasetDict(train=table, validation=table.select([0])).save_to_disk(tmp_path / "set")
+    images = load_labelled_images(str(tmp_path / "set"), image_size=8)
+    assert labels_of(images.__getitems__([0, 1])) == [1, 0] and images.contents.ignored_splits == {"validation": 1}
+    assert len(load_labelled_images(str(tmp_path / "set"), image_size=8, split="val")) == 1
+    assert len(load_labelled_images(str(tmp_path / "set"), image_size=8, split="train[1:]+valid")) == 2
+    with pytest.raises(ValueError, match="no split 'test', but 'train', 'validation'"):
+        load_labelled_images(str(tmp_path / "set"), image_size=8, split="test")
+
+
+def test_names_of_the_hub_with_a_scheme(fake_hub: FakeHub, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "set")
+    fake_hub.create("datasets", "user/pictures")
+    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.png")}
+    fake_hub.repos["datasets", "user/pictures"].commit("main", files)
+    for name in ("user/pictures", "hf://datasets/user/pictures"):
+        images = load_labelled_images(name, image_size=8)
+        assert images.class_names == ["ant", "bee"] and torch.equal(
+            images.__getitems__([5])["pixel_values"], expected([5])
+        )
 
 
 def test_in_a_data_loader(tmp_path: Path) -> None:
