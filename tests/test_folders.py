@@ -106,7 +106,8 @@ CASES = {
     "brackets, dots and spaces": Case("a_[2020]/1.png b.c/2.png d_/3.png", {"a [2020]": 1, "b.c": 1, "d ": 1}),
     "names that differ only in case": Case("cat/1.png Cat/2.png", {"Cat": 1, "cat": 1}, remark="differ only in case"),
     "a class called test tube": Case("test_tube/1.png flask/2.png", {"flask": 1, "test tube": 1}),
-    "classes of splits' names in part": Case("train-1/1.png my_train/2.png", {"my train": 1, "train-1": 1}),
+    "other names of splits": Case("train2017/1.png val2017/2.png", "'train2017', 'val2017' look like splits"),
+    "masks of a split": Case("train/1.png train-masks/2.png", "'train', 'train-masks' look like splits"),
     # Deeper pictures
     "deeper pictures": Case(
         f"{CLASSES} cat/small/4.png cat/small/red/5.png", {"cat": 4, "dog": 1}, remark="'cat/small'"
@@ -137,7 +138,7 @@ CASES = {
     "a slice": Case(
         "cat/1.png cat/2.png dog/3.png dog/4.png", {"cat": 2, "dog": 0}, split="train[:50%]", remark="no pictures in"
     ),
-    "several": Case("train/a/1.png train/b/2.png val/b/3.png", {"a": 1, "b": 2}, split="train+val"),
+    "several": Case("train/a/1.png train/b/2.png val/b/3.png", {"a": 1, "b": 2}, split="Training[:100%]+val"),
     "all": Case("train/a/1.png train/b/2.png test/b/3.png", {"a": 1, "b": 2}, split="all"),
     "no such split": Case("train/a/1.png train/b/2.png", "no split 'test', but 'train'", split="test"),
     "only a test split": Case("test/a/1.png test/b/2.png", "no split 'train', but 'test'"),
@@ -364,6 +365,25 @@ def test_pictures_without_a_row_and_rows_without_a_picture_are_told(tmp_path: Pa
     assert "1 rows of column 'label' of metadata.csv name pictures that are not there, as '8.png'" in remark
     (folder / "metadata.csv").write_text("file_name,caption\n1.png,A dog.\n")
     assert load(folder).contents.left_out == {"metadata that no label_column asks for": ["metadata.csv"]}
+
+
+@pytest.mark.parametrize("layout", ["1.png 2.png", "cat/1.png cat/2.png"])
+def test_labels_that_are_asked_for_and_not_there(tmp_path: Path, layout: str) -> None:
+    with pytest.raises(ValueError, match="label_column 'label': .*(no class folders|one class folder, 'cat')"):
+        load(write(tmp_path, layout), label_column="label")
+
+
+@pytest.mark.parametrize(
+    ("layout", "message"),
+    [
+        (".cat/1.png .dog/2.png", "'.cat' .hidden"),
+        ("cat/1.heic", "'cat/1.heic' .no picture"),
+        ("cat/", "'cat' .a folder"),
+    ],
+)
+def test_a_folder_without_pictures_says_what_there_is(tmp_path: Path, layout: str, message: str) -> None:
+    with pytest.raises(ValueError, match=f"data files.*there are no pictures, but {message}"):
+        load(write(tmp_path, layout))
 
 
 def test_pictures_and_tables_in_one_folder(tmp_path: Path) -> None:

@@ -150,6 +150,11 @@ def split_called(name: str) -> str | None:
     return SPLIT_OF.get(name.strip().casefold())
 
 
+def split_in(name: str) -> str | None:
+    """The split that a word of a name says: "train" of "train2017" and "my_train-0"."""
+    return next((split for word in re.split(r"[^a-zA-Z]+", name) if (split := split_called(word))), None)
+
+
 # Listing
 
 
@@ -222,7 +227,7 @@ def list_zips(place: Path, archives: list[str]) -> Listing:
     Lists zips, whose paths are relative to a folder, as if each was a folder called as it is: as a split, if their
     names have words of splits. Zips that hold folders of the same names are parts of one folder.
     """
-    splits = {archive: _split_in(archive) for archive in archives}
+    splits = {archive: split_in(os.path.basename(os.path.splitext(archive)[0])) for archive in archives}
     groups: dict[str, list[str]] = {}
     if all(splits.values()):
         for archive, split in splits.items():
@@ -232,12 +237,6 @@ def list_zips(place: Path, archives: list[str]) -> Listing:
     if len(archives) == 1 or len(set().union(*inside)) < sum(map(len, inside)):
         return _list_zips(place, {"": archives})
     return _list_zips(place, {os.path.splitext(archive)[0]: [archive] for archive in archives})
-
-
-def _split_in(archive: str) -> str | None:
-    """The split that a word of the name says."""
-    words = re.split(r"[^a-zA-Z]+", os.path.basename(os.path.splitext(archive)[0]))
-    return next((split for word in words if (split := split_called(word))), None)
 
 
 def _list_zips(place: Path, archives: dict[str, list[str]]) -> Listing:
@@ -289,8 +288,8 @@ def find_splits(top: Folder) -> dict[str, Folder]:
     The folder of each split; "train" is the whole folder where there are none.
 
     Sub-folders called train, validation or test are splits if nothing else with pictures lies beside them. If there
-    is something, they are classes if there is one of them and it holds pictures and no sub-folders. They are splits if
-    there are several, and one has sub-folders.
+    is something, they are classes if there is one of them and it holds pictures and no class folders. They are splits
+    if there are several, and one holds class folders.
 
     Raises:
         ValueError: They may be splits as well as classes, or two folders are the same split.
@@ -300,6 +299,11 @@ def find_splits(top: Folder) -> dict[str, Folder]:
     named = {name: split for name, split in called.items() if split}
     others = [name for name, split in called.items() if not split]
     have_classes = [name for name in named if folder.filled[name].filled]
+    if others and len(called) > 1 and all(map(split_in, called)):
+        raise ValueError(
+            f"{_quoted(called)} look like splits: rename the folders to train, validation and test, move others away, "
+            f"or give one of them"
+        )
     if not named or (others and len(named) == 1 and not have_classes):
         return {"train": top}
     if others and (len(set(named.values())) == 1 or not have_classes):

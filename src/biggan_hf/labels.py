@@ -3,6 +3,7 @@
 import io
 import json
 import posixpath
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -165,10 +166,10 @@ def _refuse_negative(values: pa.ChunkedArray, where: str) -> None:
 
 
 def alike(names: Sequence[str]) -> list[list[str]]:
-    """Groups of names that differ only in case or in spaces."""
+    """Groups of names that differ only in case, in spaces or in how Unicode writes them."""
     groups: dict[str, list[str]] = {}
     for name in names:
-        groups.setdefault(" ".join(name.split()).casefold(), []).append(name)
+        groups.setdefault(unicodedata.normalize("NFKC", " ".join(name.split())).casefold(), []).append(name)
     return [group for group in groups.values() if len(group) > 1]
 
 
@@ -220,7 +221,7 @@ def find_metadata(listing: Listing, split: Folder, requested: str | None) -> Lab
         if not names or not found or found[0] not in table.column_names:
             continue
         for file, value in zip(table[names[0]].to_pylist(), table[found[0]].to_pylist(), strict=True):
-            picture = posixpath.normpath(folder.inside(str(file)))
+            picture = posixpath.normpath(folder.inside(str(file).replace("\\", "/")))
             if values.setdefault(picture, value) != value:
                 raise ValueError(f"{path} gives {picture} the label {value!r}, and {values[picture]!r} elsewhere")
         used.append(path)

