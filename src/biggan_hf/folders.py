@@ -161,7 +161,10 @@ def split_in(name: str) -> str | None:
 def list_folder(place: str | Path) -> Listing:
     """Lists a folder with its sub-folders. Links are followed, but not back to a folder that holds them."""
     top = Folder("")
-    _list(os.path.abspath(place), top, frozenset())
+    try:
+        _list(os.path.abspath(place), top, frozenset())
+    except OSError as error:
+        raise ValueError(f"{str(place)!r} cannot be opened: {error.strerror}") from error
     top.finish()
     return Listing(Path(os.path.abspath(place)), top, {})
 

@@ -166,7 +166,7 @@ def _refuse_negative(values: pa.ChunkedArray, where: str) -> None:
 
 
 def alike(names: Sequence[str]) -> list[list[str]]:
-    """Groups of names that differ only in case, in spaces or in how Unicode writes them."""
+    """Groups of names that are the same but for case, spaces and how Unicode writes them."""
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(unicodedata.normalize("NFKC", " ".join(name.split())).casefold(), []).append(name)

@@ -67,7 +67,6 @@ class Opened:
     ignored_splits: dict[str, int | None] = field(default_factory=dict)
     left_out: dict[str, list[str]] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
-    are_files: bool = False  # the cells of the pictures name files of this machine
 
 
 def open_source(
@@ -172,7 +171,6 @@ def _open_pictures(listing: Listing, split: str, image_column: str | None, label
         {name: number for name, number in lengths.items() if name not in used},
         left_out,
         [*(remark for name in used for remark in rows[name].remarks), *remarks],
-        are_files=not listing.zipped,
     )
 
 

@@ -120,8 +120,7 @@ class GeneratedImages:
     @cached_property
     def fingerprint(self) -> str:
         state = [part for item in sorted(self.model.state_dict().items()) for part in item]
-        description = json.dumps([self.description, *(self.classes or [])], sort_keys=True)
-        return _digest(description, self.model.config.to_json_string(), *state)
+        return _digest(json.dumps(self.description, sort_keys=True), self.model.config.to_json_string(), *state)
 
     @property
     def description(self) -> dict[str, Any]:
@@ -129,7 +128,8 @@ class GeneratedImages:
         standing = bool(config.standing_truncations) and self.truncation is not None
         uniform = f"uniform over {config.num_labels} classes"
         if self.classes is not None:
-            uniform = f"uniform over {len(self.classes)} of {config.num_labels} classes"
+            some = ", ".join(map(str, self.classes))
+            uniform = f"uniform over {len(self.classes)} of {config.num_labels} classes: {some}"
         labels = uniform if self.class_label is None else f"class {self.class_label}"
         tf32 = self.model.device.type == "cuda" and torch.backends.cudnn.allow_tf32
         return {
@@ -175,7 +175,8 @@ class RealImages:
 
     @cached_property
     def fingerprint(self) -> str:
-        parts = [self.images.version, self.images.on_unreadable_image, *self.image_shape]
+        # `datasets` derives the fingerprint of a table from its files and from everything done to them.
+        parts = [self.images.pictures._fingerprint, self.images.on_unreadable_image, *self.image_shape]
         return _digest("|".join(map(str, parts)), self.rows)
 
     @cached_property
