@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -388,8 +389,20 @@ def test_a_folder_without_pictures_says_what_there_is(tmp_path: Path, layout: st
 
 def test_pictures_and_tables_in_one_folder(tmp_path: Path) -> None:
     folder = write(tmp_path / "set", "1.png 2.png", **{"train.parquet": ""})
-    with pytest.raises(ValueError, match="2 pictures and tables .'train.parquet'.: it is unclear"):
+    with pytest.raises(ValueError, match="2 pictures without labels, and tables .'train.parquet'.: it is unclear"):
         load(folder)
+    assert counts(load(folder, label_column="none")) == 2
+    labelled = write(tmp_path / "labelled", CLASSES, **{"captions.parquet": ""})
+    assert counts(load(labelled)) == PAIR
+    with pytest.raises(ValueError, match="a folder of pictures and has no configurations, got 'small'"):
+        load(labelled, dataset_config_name="small")
+
+
+def test_a_copy_of_a_repository_is_read_as_its_card_says(tmp_path: Path) -> None:
+    pictures = [Image.open(io.BytesIO(png(seed))) for seed in range(3)]
+    datasets.Dataset.from_dict({"image": pictures}).to_parquet(tmp_path / "data" / "part.parquet")
+    card = "---\nconfigs:\n- config_name: default\n  data_files: data/*.parquet\n---\n# Pictures\n"
+    assert counts(load(write(tmp_path, "logo.png", **{"README.md": card}))) == 3
 
 
 # Tars

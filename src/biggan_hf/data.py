@@ -113,13 +113,8 @@ class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
     def with_classes(self, names: list[str]) -> "LabelledImages":
         """The same pictures with the labels that these classes have there, by name; as they are, if one has none."""
         number = {name: label for label, name in enumerate(names)}
-        is_unclear = len(number) < len(names)  # ImageNet has two classes called "crane"
-        if (
-            self.labels is None
-            or names == self.class_names
-            or is_unclear
-            or not number.keys() >= set(self.class_names)
-        ):
+        is_clear = len(number) == len(names)  # not so in ImageNet, which has two classes called "crane"
+        if self.labels is None or names == self.class_names or not (is_clear and number.keys() >= {*self.class_names}):
             return self
         labels = torch.tensor([number[name] for name in self.class_names])[self.labels]
         value = dict(zip(self.class_names, self.class_values, strict=True))

@@ -54,7 +54,7 @@ SUB_FOLDERS = "sub-folders"
 FOLDER_COLUMN = "label"  # what label_column calls the class folders
 UNLABELLED = "none found"
 NOT_ASKED = "metadata that no label_column asks for"
-TABLES = (".parquet", ".arrow", ".feather")  # data sets of their own, also beside pictures
+TABLES = (".parquet", ".arrow")
 
 
 @dataclass(eq=False)
@@ -78,13 +78,14 @@ def open_source(
     if not is_remote and not place.exists():
         if place.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
             raise FileNotFoundError(f"dataset folder {name!r} does not exist")
-    elif not is_remote and not _is_saved(place):
-        listing = _list_pictures(place)
-        if listing is not None:
-            try:
-                return _open_pictures(listing, split, image_column, label_column)
-            except ValueError as error:
-                raise ValueError(f"dataset {name!r}: {error}") from error
+    elif not is_remote and not _is_saved(place) and (listing := _list_pictures(place)) is not None:
+        for what, value in {"configurations": config_name, "columns of images": image_column}.items():
+            if value not in (None, "image"):
+                raise ValueError(f"dataset {name!r} is a folder of pictures and has no {what}, got {value!r}")
+        try:
+            return _open_pictures(listing, split, label_column)
+        except ValueError as error:
+            raise ValueError(f"dataset {name!r}: {error}") from error
     return _open_table(name, config_name, split, image_column, label_column)
 
 
@@ -106,20 +107,26 @@ def _list_pictures(place: Path) -> Listing | None:
     if not listing.top.number:
         zipped = list_zips(listing.place, sorted(zips)) if zips and not _has_data_files(files) else None
         return zipped if zipped is not None and zipped.top.number else None
-    tables = [path for path in files if path.lower().endswith(TABLES) and "metadata" not in Path(path).name]
-    if tables:
-        card = listing.place / "README.md"
-        if card.is_file() and re.search(r"^(configs|dataset_info):", card.read_text(errors="replace"), re.MULTILINE):
+    card = place / "README.md"
+    if _has_data_files(files) and card.is_file():
+        text = card.read_text(encoding="utf-8", errors="replace")
+        if re.search(r"^(configs|dataset_info):", text, re.MULTILINE):
             return None  # a repository of the Hub, whose card says how it is read
-        raise ValueError(
-            f"dataset {str(place)!r} holds {listing.top.number} pictures and tables ({tables[0]!r}): it is unclear "
-            f"which are the data set; move the others away"
-        )
     return listing
 
 
 def _has_data_files(files: Sequence[str]) -> bool:
     return any(path.lower().endswith((*TABLES, ".tar")) for path in files)
+
+
+def _refuse_tables(listing: Listing) -> None:
+    """Pictures without labels may be no more than an ornament of tables."""
+    files = [folder.inside(name) for folder in listing.top.walk() for name in folder.others]
+    if tables := [path for path in files if path.lower().endswith(TABLES) and "metadata" not in path]:
+        raise ValueError(
+            f"there are {listing.top.number} pictures without labels, and tables ({tables[0]!r}): it is unclear which "
+            f"are the data set; move the others away"
+        )
 
 
 @dataclass(eq=False)
@@ -133,11 +140,7 @@ class _Rows:
     remarks: list[str]
 
 
-def _open_pictures(listing: Listing, split: str, image_column: str | None, label_column: str | None) -> Opened:
-    if image_column not in (None, "image"):
-        raise ValueError(
-            f"image_column {image_column!r} is no column of a folder of pictures, expected 'image' or none"
-        )
+def _open_pictures(listing: Listing, split: str, label_column: str | None) -> Opened:
     folders = find_splits(listing.top)
     lengths = {name: folder.number for name, folder in folders.items()}
     used = used_splits(split, list(folders))
@@ -152,6 +155,8 @@ def _open_pictures(listing: Listing, split: str, image_column: str | None, label
         raise ValueError(f"label_column {label_column!r}: " + (" ".join(remarks) or "there are no class folders"))
     if label_column == NO_LABELS:
         labels, label_source = None, UNLABELLED
+    elif labels is None:
+        _refuse_tables(listing)
     paths = [path for name in used for path in rows[name].paths]
     starts = dict(zip(used, itertools.accumulate((len(rows[name].paths) for name in used), initial=0), strict=False))
     parts = read_parts(split, lengths)
