@@ -1,6 +1,7 @@
 """From `datasets` sources to uint8 batches; the order of samples."""
 
 import dataclasses
+import datetime as dt
 import io
 import itertools
 import logging
@@ -12,6 +13,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from fake_hub import FakeHub
 from PIL import Image
 
 from biggan_hf.data import ImageBatch, ShuffledBatches, decode_picture, load_labelled_images
@@ -121,8 +123,33 @@ def test_saved_to_disk(tmp_path: Path) -> None:
     images = load_labelled_images(str(tmp_path / "set"), image_size=8)
     assert torch.equal(images.__getitems__([1, 0])["pixel_values"], expected([1, 0]))
     assert labels_of(images.__getitems__([1, 0])) == [0, 1]
-    with pytest.raises(ValueError, match="only split is 'train'"):
+    with pytest.raises(ValueError, match="no split 'test', but 'train'"):
         load_labelled_images(str(tmp_path / "set"), image_size=8, split="test")
+
+
+def test_splits_that_were_saved_to_disk(tmp_path: Path) -> None:
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=["ant", "bee"]))
+    rows = {"image": [picture(0), picture(1)], "label": [1, 0]}
+    table = datasets.Dataset.from_dict(rows, features=features)
+    datasets.DatasetDict(train=table, validation=table.select([0])).save_to_disk(tmp_path / "set")
+    images = load_labelled_images(str(tmp_path / "set"), image_size=8)
+    assert labels_of(images.__getitems__([0, 1])) == [1, 0] and images.contents.ignored_splits == {"validation": 1}
+    assert len(load_labelled_images(str(tmp_path / "set"), image_size=8, split="val")) == 1
+    assert len(load_labelled_images(str(tmp_path / "set"), image_size=8, split="train[1:]+valid")) == 2
+    with pytest.raises(ValueError, match="no split 'test', but 'train', 'validation'"):
+        load_labelled_images(str(tmp_path / "set"), image_size=8, split="test")
+
+
+def test_names_of_the_hub_with_a_scheme(fake_hub: FakeHub, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "set")
+    fake_hub.create("datasets", "user/pictures")
+    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.png")}
+    fake_hub.repos["datasets", "user/pictures"].commit("main", files)
+    for name in ("user/pictures", "hf://datasets/user/pictures"):
+        images = load_labelled_images(name, image_size=8)
+        assert images.class_names == ["ant", "bee"] and torch.equal(
+            images.__getitems__([5])["pixel_values"], expected([5])
+        )
 
 
 def test_in_a_data_loader(tmp_path: Path) -> None:
@@ -196,13 +223,52 @@ def test_bad_options(tmp_path: Path, options: dict[str, Any], message: str) -> N
 # Columns
 
 
-def test_integer_labels_are_named_by_their_number(tmp_path: Path) -> None:
-    columns: Any = {"image": pictures_column(), "label": (datasets.Value("int32"), [2, 0, 2])}
+@pytest.mark.parametrize(
+    ("dtype", "values", "names", "labels"),
+    [
+        ("int32", [2, 0, 1], ["0", "1", "2"], [2, 0, 1]),
+        ("int64", [10**12, 7, 10**12], ["7", "1000000000000"], [1, 0, 1]),
+        ("string", ["dog 10", "dog 9", "dog 10"], ["dog 9", "dog 10"], [1, 0, 1]),
+        ("bool", [True, False, True], ["False", "True"], [1, 0, 1]),
+        ("float32", [2.0, 0.0, 2.0], ["0", "2"], [1, 0, 1]),
+        ("date32", [dt.date(2026, 1, 2), dt.date(2025, 1, 2)] * 2, ["2025-01-02", "2026-01-02"], [1, 0, 1, 0]),
+    ],
+)
+def test_values_are_classes_in_natural_order(
+    tmp_path: Path, dtype: str, values: list[Any], names: list[str], labels: list[int]
+) -> None:
+    columns: Any = {"image": pictures_column(len(values)), "label": (datasets.Value(dtype), values)}
     images = load_labelled_images(str(write_parquet(tmp_path / "set", **columns)), image_size=8)
-    assert images.class_names == ["0", "1", "2"]
-    assert labels_of(images.__getitems__([0, 1])) == [2, 0]
-    columns["width"] = columns.pop("label")  # other integers are no labels
-    assert load_labelled_images(str(write_parquet(tmp_path / "other", **columns)), image_size=8).labels is None
+    assert images.class_names == names and labels_of(images.__getitems__(range(len(values)))) == labels
+    assert [images.class_values[label] for label in labels] == values
+    assert images.contents.class_counts == [labels.count(label) for label in range(len(names))]
+    assert images.contents.label_source == "column 'label'" and images.contents.remarks == []
+    columns["width"] = columns.pop("label")  # others are no labels unless they are asked for
+    folder = str(write_parquet(tmp_path / "other", **columns))
+    unlabelled = load_labelled_images(folder, image_size=8)
+    assert unlabelled.labels is None and unlabelled.contents.label_source == "none found"
+    assert load_labelled_images(folder, image_size=8, label_column="width").class_names == names
+
+
+def test_empty_classes_of_a_slice_stay_and_are_told(tmp_path: Path) -> None:
+    feature = datasets.ClassLabel(names=["ant", "bee", "cat"])
+    folder = write_parquet(tmp_path / "set", image=pictures_column(4), label=(feature, [0, 1, 2, 0]))
+    images = load_labelled_images(str(folder), image_size=8, split="train[:50%]")
+    assert images.class_names == ["ant", "bee", "cat"] and images.contents.class_counts == [1, 1, 0]
+    assert images.contents.filled_classes == [0, 1]
+    assert images.contents.remarks == ["1 of 3 classes have no pictures in split 'train[:50%]': cat."]
+
+
+def test_splits_by_their_other_names_and_those_that_are_ignored(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "set", image=pictures_column(4))
+    write_parquet(tmp_path / "set", "validation", image=pictures_column(3))
+    folder = str(tmp_path / "set")
+    assert len(load_labelled_images(folder, image_size=8, split="val")) == 3
+    assert len(load_labelled_images(folder, image_size=8, split="valid[:2]")) == 2
+    assert load_labelled_images(folder, image_size=8).contents.ignored_splits == {"validation": 3}
+    with pytest.raises(ValueError, match="'test'.*train.*validation"):
+        load_labelled_images(folder, image_size=8, split="test")
+    assert len(load_labelled_images(folder + "/train.parquet", image_size=8)) == 4
 
 
 def test_named_columns(tmp_path: Path) -> None:
@@ -235,16 +301,20 @@ def test_named_columns(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("feature", "values", "message"),
     [
-        (datasets.Value("string"), ["ant", "bee", "ant"], "'label' is Value.*string.*expected ClassLabel"),
-        (datasets.Value("float32"), [0.0, 1.0, 2.0], "'label' is Value.*float32"),
+        (datasets.Value("string"), [f"A dog, {row}." for row in range(30)], "30 different values.*no classes"),
+        (datasets.Value("string"), ["ant", "", "bee"], "1 empty"),
+        (datasets.Value("float32"), [0.0, 1.5, 2.0], "'label' has float values such as 1.5"),
+        (datasets.Value("float32"), [0.0, float("nan"), 2.0], "'label' has float values such as nan"),
+        (datasets.List(datasets.Value("int64")), [[0], [1], [1, 0]], "'label' is List.*one value for each picture"),
+        (datasets.Value("binary"), [b"a", b"b", b"a"], "'label' is binary"),
         (datasets.Value("int64"), [0, -1, -1], r"2 negative labels \(-1\)"),
         (datasets.ClassLabel(names=["ant"]), [-1, -1, -1], "3 negative labels"),
         (datasets.Value("int64"), [0, None, 1], "1 null"),
     ],
-    ids=["string", "float", "negative", "hidden", "null"],
+    ids=["captions", "empty", "float", "nan", "several", "binary", "negative", "hidden", "null"],
 )
 def test_unfit_labels(tmp_path: Path, feature: Any, values: list[Any], message: str) -> None:
-    folder = write_parquet(tmp_path / "set", image=pictures_column(), label=(feature, values))
+    folder = write_parquet(tmp_path / "set", image=pictures_column(len(values)), label=(feature, values))
     with pytest.raises(ValueError, match=message):
         load_labelled_images(str(folder), image_size=8)
     assert load_labelled_images(str(folder), image_size=8, label_column="none").labels is None

@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -37,6 +38,24 @@ def test_samples_are_measured_against_all_pictures_which_are_measured_once(tmp_p
     assert seen == [30, 20, 20] and len(list(cache.iterdir())) == 1
     with pytest.raises(ValueError, match="of 11 images, fewer than the 12 features of tiny.* evaluation_images"):
         Quality(images, extractor, num_images=11, allow_few_images=False, cache_dir=cache)
+
+
+def test_no_samples_of_classes_without_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save_pictures(tmp_path / "pictures", 30)
+    images = load_labelled_images(str(folder), image_size=32, num_channels=1)
+    assert images.labels is not None
+    few = images.with_classes(["none", *images.class_names])
+    quality = Quality(few, tiny_extractor(), num_images=20, allow_few_images=False, cache_dir=tmp_path / "cache")
+    model = tiny_generator(num_channels=1, num_labels=len(few.class_names))
+    asked: list[int] = []
+
+    def sample(labels: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+        asked.extend(labels.tolist())
+        return BigGANModel.sample(model, labels, *args, **options)
+
+    monkeypatch.setattr(model, "sample", sample)
+    quality.measure(model)
+    assert len(asked) == 20 and 0 not in asked
 
 
 def test_the_best_model_is_kept_whole(tmp_path: Path) -> None:

@@ -220,7 +220,7 @@ def test_held_out_classes_are_the_training_datas(tmp_path: Path, capsys: Capture
         table.to_parquet(str(tmp_path / "data" / f"{split}-0.parquet"))
     line = error_line(arguments(tmp_path / "data", tmp_path / "model", "--held_out_split", "test"), capsys)
     assert not (tmp_path / "model").exists()
-    assert "held_out_split 'test' has other classes" in line and "its label 3 is '3', the training data's None" in line
+    assert "held_out_split 'test' has other classes" in line and "its label 2 is '3', the training data's '2'" in line
 
 
 @pytest.mark.parametrize("held_out", [["dog", "cat"], ["cat"], ["cat", "dog", "cow"], ["0", "1", "2"], []])

@@ -89,7 +89,7 @@ def test_unreadable_picture_in_the_middle_is_skipped_or_stops(pictures: Path, tm
         (["--dataset_name", "{empty}"], "cannot load split 'train'"),
         (["--dataset_name", "{corrupt}"], "is corrupt: none of 1 probed pictures can be read"),
         (["--dataset_name", "{labels}"], "label column 'label' has a label 5, expected 0 to 1"),
-        (["--label_column", "image"], "label column 'image' is Image"),
+        (["--label_column", "image"], "label_column 'image' is not a column"),
         (["--global_batch_size", "10"], "global_batch_size=10 does not divide"),
         (["--per_device_batch_size", "11"], "the data set has 10 pictures, fewer than one update takes, 11"),
         (["--r1_interval", "0"], "r1_interval must be at least 1, got 0"),

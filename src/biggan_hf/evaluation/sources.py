@@ -52,7 +52,7 @@ class ImageSource(Protocol):
 
 @dataclass(eq=False)
 class GeneratedImages:
-    """Samples of a generator. All latents and labels, uniform over the classes, are drawn beforehand from one seed."""
+    """Samples of a generator. All latents and labels, uniform over classes, are drawn beforehand from one seed."""
 
     model: Any  # a `BigGANModel`, on the device where it is to run
     num_images: int
@@ -60,6 +60,7 @@ class GeneratedImages:
     truncation: float | None = None  # as for `BigGANModel.sample`
     truncation_mode: TruncationMode | None = None  # default the model's own
     class_label: int | None = None  # only images of this class
+    classes: list[int] | None = None  # only images of these classes; default of all
     name: str = "model"  # for the report
     weights: str = "ema"  # or "live", for the report
     num_workers: int = field(default=0, init=False)
@@ -76,7 +77,10 @@ class GeneratedImages:
         if self.class_label is not None:
             self.labels = torch.full((self.num_images,), self.class_label)
         elif config.num_labels:
-            self.labels = torch.randint(config.num_labels, (self.num_images,), generator=generator)
+            number = config.num_labels if self.classes is None else len(self.classes)
+            self.labels = torch.randint(number, (self.num_images,), generator=generator)
+            if self.classes is not None:
+                self.labels = torch.tensor(self.classes)[self.labels]
 
     def of_class(self, label: int, num_images: int) -> "GeneratedImages":
         """Samples of one class, from latents of their own."""
@@ -123,6 +127,9 @@ class GeneratedImages:
         config = self.model.config
         standing = bool(config.standing_truncations) and self.truncation is not None
         uniform = f"uniform over {config.num_labels} classes"
+        if self.classes is not None:
+            some = ", ".join(map(str, self.classes))
+            uniform = f"uniform over {len(self.classes)} of {config.num_labels} classes: {some}"
         labels = uniform if self.class_label is None else f"class {self.class_label}"
         tf32 = self.model.device.type == "cuda" and torch.backends.cudnn.allow_tf32
         return {

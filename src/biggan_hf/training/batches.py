@@ -68,12 +68,18 @@ class BatchSource:
         self._real: Iterator[ImageBatch] = iter(loader)
 
     def latents(self, step: int, draw: int) -> Latents:
-        """Latents from N(0, 1) and uniform labels. `draw` counts the draws within a step."""
+        """
+        Latents from N(0, 1), and labels that are uniform over the classes with pictures. `draw` counts the draws
+        within a step.
+        """
         generator = counter_generator(self.device, self.seed, step, draw, self.rank)
         z = sample_latents(self.batch_size, self.z_dim, generator=generator, device=self.device)
         labels = None
         if self.num_labels:
-            labels = torch.randint(self.num_labels, (self.batch_size,), generator=generator, device=self.device)
+            filled = self.images.contents.filled_classes
+            labels = torch.randint(len(filled), (self.batch_size,), generator=generator, device=self.device)
+            if len(filled) < self.num_labels:
+                labels = torch.tensor(filled, device=self.device)[labels]
         return Latents(z, labels)
 
     def pictures(self) -> Pictures:

@@ -43,7 +43,9 @@ class Quality:
         settings = EvaluationSettings(
             metrics=("fid",), allow_few_images=self.allow_few_images, cache_dir=self.cache_dir
         )
-        samples, reference = GeneratedImages(model, self.num_images), RealImages(self.images)
+        filled = self.images.contents.filled_classes
+        classes = filled if 0 < len(filled) < (model.config.num_labels or 0) else None
+        samples, reference = GeneratedImages(model, self.num_images, classes=classes), RealImages(self.images)
         return evaluate(samples, reference, self.extractor, settings).values
 
 

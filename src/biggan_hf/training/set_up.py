@@ -135,6 +135,7 @@ def watched_pictures(
         return {}
     held_out = load_images(data_args, config, data_args.held_out_split)
     if config.num_labels:
+        held_out = held_out.with_classes(images.class_names)
         check_same_classes(data_args.held_out_split, held_out.class_names, images.class_names)
     number = min(len(held_out), len(images), 4 * args.per_device_batch_size)
     pictures = {}

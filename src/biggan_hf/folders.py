@@ -1,0 +1,437 @@
+"""What lies in a folder of pictures: its splits, its classes, and what is left out. No file but a zip is opened."""
+
+import os
+import re
+import zipfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+
+# The names of split folders, in any case
+SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+SPLIT_OF = {name: split for split, names in SPLITS.items() for name in names}
+
+# Formats that Pillow names and cannot decode without another program, or that are no pictures
+NO_PICTURE_FORMATS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+SYSTEM_FOLDERS = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information"}
+
+# Why something is left out
+HIDDEN = "hidden, or of the operating system"
+NO_PICTURE = "no picture by its ending"
+BAD_NAME = "a name that is no UTF-8"
+DEAD_LINK = "a link that leads nowhere"
+NO_FILE = "neither a file nor a folder"
+LOOP = "a link back to a folder that holds it"
+CLOSED = "a folder that cannot be opened"
+NO_PICTURES_INSIDE = "a folder without pictures"
+BESIDE_CLASSES = "a picture beside the class folders"
+BESIDE_SPLITS = "beside the splits"
+REPEATS_CLASSES = "a folder whose sub-folders are called like the class folders beside it"
+
+
+@dataclass(eq=False)
+class Folder:
+    """A folder, or one inside a zip. Names are sorted."""
+
+    path: str  # relative to the folder that was listed, which is ""
+    above: "Folder | None" = None
+    pictures: list[str] = field(default_factory=list)  # their names
+    others: list[str] = field(default_factory=list)  # the names of all other files
+    folders: dict[str, "Folder"] = field(default_factory=dict)
+    left_out: dict[str, list[str]] = field(default_factory=dict)  # reason → relative paths, but for `others`
+    number: int = 0  # of pictures, deeper ones too
+
+    @property
+    def filled(self) -> dict[str, "Folder"]:
+        """The sub-folders that hold pictures, or whose sub-folders do."""
+        return {name: folder for name, folder in self.folders.items() if folder.number}
+
+    def inside(self, name: str) -> str:
+        return f"{self.path}/{name}" if self.path else name
+
+    def leave_out(self, reason: str, name: str) -> None:
+        self.left_out.setdefault(reason, []).append(self.inside(name))
+
+    def walk(self) -> Iterator["Folder"]:
+        """This folder and all deeper ones."""
+        yield self
+        for folder in self.folders.values():
+            yield from folder.walk()
+
+    def paths(self) -> list[str]:
+        """The relative paths of all pictures, deeper ones too, sorted."""
+        return sorted(folder.inside(name) for folder in self.walk() for name in folder.pictures)
+
+    def add(self, path: str) -> None:
+        """Adds a file of a zip, with the folders that its path names."""
+        *parents, name = path.split("/")
+        folder = self
+        for parent in parents:
+            if _is_hidden(parent):
+                hidden = folder.left_out.setdefault(HIDDEN, [])
+                hidden += [folder.inside(parent)] if folder.inside(parent) not in hidden else []
+                return
+            folder = folder.folders.setdefault(parent, Folder(folder.inside(parent), folder))
+        if name:  # the path of a folder ends with a slash
+            folder.add_file(name)
+
+    def add_file(self, name: str) -> None:
+        if _is_hidden(name):
+            self.leave_out(HIDDEN, name)
+        elif is_picture(name):
+            self.pictures.append(name)
+        else:
+            self.others.append(name)
+
+    def finish(self) -> None:
+        """Sorts names, and counts pictures."""
+        self.pictures.sort()
+        self.others.sort()
+        self.folders = dict(sorted(self.folders.items()))
+        for folder in self.folders.values():
+            folder.finish()
+        self.number = len(self.pictures) + sum(folder.number for folder in self.folders.values())
+
+
+@dataclass(frozen=True, eq=False)
+class Listing:
+    """The top folder, and where its files are."""
+
+    place: Path  # the folder that was listed
+    top: Folder
+    zipped: dict[str, tuple[str, str]]  # relative path → a zip and the name inside it; empty for plain files
+
+    def read(self, path: str) -> bytes:
+        if path not in self.zipped:
+            return (self.place / path).read_bytes()
+        archive, name = self.zipped[path]
+        with zipfile.ZipFile(archive) as file:
+            return file.read(name)
+
+
+@dataclass(eq=False)
+class Classes:
+    """The pictures of one split, and the class folder of each."""
+
+    paths: list[str]  # relative, sorted
+    names: list[str]  # of the class folder of each; empty without class folders
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
+
+
+@cache
+def picture_endings() -> frozenset[str]:
+    Image.init()
+    endings = Image.registered_extensions().items()
+    return frozenset(end for end, name in endings if name in Image.OPEN and name not in NO_PICTURE_FORMATS)
+
+
+def is_picture(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in picture_endings()
+
+
+def natural_order(text: str) -> list[Any]:
+    """A key that sorts numbers inside of texts by their value: "2" before "10"."""
+    parts = re.split(r"([0-9]+)", text)
+    return [*(int(part) if index % 2 else part for index, part in enumerate(parts)), text]
+
+
+def split_called(name: str) -> str | None:
+    """The split that a folder of this name may be."""
+    return SPLIT_OF.get(name.strip().casefold())
+
+
+def split_in(name: str) -> str | None:
+    """The split that a word of a name says: "train" of "train2017" and "my_train-0"."""
+    return next((split for word in re.split(r"[^a-zA-Z]+", name) if (split := split_called(word))), None)
+
+
+# Listing
+
+
+def list_folder(place: str | Path) -> Listing:
+    """Lists a folder with its sub-folders. Links are followed, but not back to a folder that holds them."""
+    top = Folder("")
+    try:
+        _list(os.path.abspath(place), top, frozenset())
+    except OSError as error:
+        raise ValueError(f"{str(place)!r} cannot be opened: {error.strerror}") from error
+    top.finish()
+    return Listing(Path(os.path.abspath(place)), top, {})
+
+
+def _list(place: str, folder: Folder, above: frozenset[tuple[int, int]]) -> None:
+    status = os.stat(place)
+    above |= {(status.st_dev, status.st_ino)}
+    with os.scandir(place) as entries:
+        for entry in entries:
+            _add_entry(entry, folder, above)
+
+
+def _add_entry(entry: "os.DirEntry[str]", folder: Folder, above: frozenset[tuple[int, int]]) -> None:
+    name = entry.name
+    if not _is_utf8(name):
+        folder.leave_out(BAD_NAME, name.encode(errors="surrogateescape").decode(errors="backslashreplace"))
+    elif _is_hidden(name):
+        folder.leave_out(HIDDEN, name)
+    elif _leads_to_folder(entry):
+        status = entry.stat()
+        if (status.st_dev, status.st_ino) in above:
+            folder.leave_out(LOOP, name)
+            return
+        inner = Folder(folder.inside(name), folder)
+        try:
+            _list(entry.path, inner, above)
+        except OSError:
+            folder.leave_out(CLOSED, name)
+        else:
+            folder.folders[name] = inner
+    elif not os.path.isfile(entry.path) if entry.is_symlink() else not entry.is_file():
+        folder.leave_out(DEAD_LINK if entry.is_symlink() else NO_FILE, name)
+    else:
+        folder.add_file(name)
+
+
+def _leads_to_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name in SYSTEM_FOLDERS
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def list_zip(archive: Path) -> Listing:
+    """Lists a zip as if it was a folder."""
+    return _list_zips(archive.parent.absolute(), {"": [archive.name]})
+
+
+def list_zips(place: Path, archives: list[str]) -> Listing:
+    """
+    Lists zips, whose paths are relative to a folder, as if each was a folder called as it is: as a split, if their
+    names have words of splits. Zips that hold folders of the same names are parts of one folder.
+    """
+    splits = {archive: split_in(os.path.basename(os.path.splitext(archive)[0])) for archive in archives}
+    groups: dict[str, list[str]] = {}
+    if all(splits.values()):
+        for archive, split in splits.items():
+            groups.setdefault(str(split), []).append(archive)
+        return _list_zips(place, groups)
+    inside = [{name.partition("/")[0] for name in _names_in(place / archive) if "/" in name} for archive in archives]
+    if len(archives) == 1 or len(set().union(*inside)) < sum(map(len, inside)):
+        return _list_zips(place, {"": archives})
+    return _list_zips(place, {os.path.splitext(archive)[0]: [archive] for archive in archives})
+
+
+def _list_zips(place: Path, archives: dict[str, list[str]]) -> Listing:
+    """Lists the zips of each folder."""
+    top, zipped = Folder(""), {}
+    for folder, archive in ((folder, archive) for folder, group in archives.items() for archive in group):
+        for path, name in _names_in(place / archive).items():
+            path = f"{folder}/{path}" if folder else path
+            if path in zipped and not path.endswith("/"):
+                raise ValueError(f"{name!r} is in several zips, {archive!r} is one of them: unpack them to folders")
+            zipped[path] = (str(place / archive), name)
+            top.add(path)
+    top.finish()
+    return Listing(place, top, zipped)
+
+
+def _names_in(archive: Path) -> dict[str, str]:
+    """The paths in a zip, and the names that it has for them."""
+    try:
+        with zipfile.ZipFile(archive) as file:
+            if any(item.flag_bits & 1 for item in file.infolist()):
+                raise ValueError(f"{str(archive)!r} is encrypted: unpack it, and give the folder")
+            return {_plain(name): name for name in file.namelist()}
+    except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
+        raise ValueError(f"{str(archive)!r} is no zip that can be read: {error}") from error
+
+
+def _plain(name: str) -> str:
+    """The path of a name in a zip; some programs write back slashes, or ./ or / in front."""
+    parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
+    return "/".join(parts) + "/" * name.endswith(("/", "\\"))
+
+
+# Splits and classes
+
+
+def unwrapped(folder: Folder, through_splits: bool = False) -> Folder:
+    """The folder itself, or the one in which all pictures lie, if they lie in one that is no split."""
+    while not folder.pictures and len(folder.filled) == 1:
+        ((name, inner),) = folder.filled.items()
+        if split_called(name) and not through_splits:
+            break
+        folder = inner
+    return folder
+
+
+def find_splits(top: Folder) -> dict[str, Folder]:
+    """
+    The folder of each split; "train" is the whole folder where there are none.
+
+    Sub-folders called train, validation or test are splits if nothing else with pictures lies beside them. If there
+    is something, they are classes if there is one of them and it holds pictures and no class folders. They are splits
+    if there are several, and one holds class folders.
+
+    Raises:
+        ValueError: They may be splits as well as classes, or two folders are the same split.
+    """
+    folder = unwrapped(top)
+    called = {name: split_called(name) for name in folder.filled}
+    named = {name: split for name, split in called.items() if split}
+    others = [name for name, split in called.items() if not split]
+    have_classes = [name for name in named if folder.filled[name].filled]
+    if others and len(called) > 1 and all(map(split_in, called)):
+        raise ValueError(
+            f"{_quoted(called)} look like splits: rename the folders to train, validation and test, move others away, "
+            f"or give one of them"
+        )
+    if not named or (others and len(named) == 1 and not have_classes):
+        return {"train": top}
+    if others and (len(set(named.values())) == 1 or not have_classes):
+        raise ValueError(
+            f"{_quoted(named)} may be splits, or classes as {_quoted(others)} beside them: to read splits, move "
+            f"{_quoted(others)} away; to read classes, rename {_quoted(named)}"
+        )
+    if len(set(named.values())) < len(named):
+        raise ValueError(f"{_quoted(named)} name the same split: leave one folder for each split")
+    return {
+        split: folder.filled[name] for name, split in sorted(named.items(), key=lambda item: [*SPLITS].index(item[1]))
+    }
+
+
+def find_classes(split: Folder) -> Classes:
+    """
+    The pictures of a split, by class: sub-folders with pictures are classes, and deeper pictures are of the class
+    above.
+
+    Raises:
+        ValueError: It cannot be told which folders are the classes.
+    """
+    folder = unwrapped(split, through_splits=True)
+    found = Classes([], [])
+    if not folder.filled:
+        found.paths = folder.paths()
+        found.names = [folder.path.rpartition("/")[2]] * len(found.paths) if folder is not split else []
+        return found
+    if folder is not split:
+        found.remarks.append(f"The class folders lie in {folder.path!r}.")
+    classes = _without_repeats(folder, found)
+    _refuse_unclear(folder, classes)
+    rows = sorted((path, name) for name, inner in classes.items() for path in inner.paths())
+    found.paths, found.names = [path for path, _ in rows], [name for _, name in rows]
+    if folder.pictures:
+        found.left_out[BESIDE_CLASSES] = [folder.inside(name) for name in folder.pictures]
+    if deeper := [inner.path for outer in classes.values() for inner in outer.filled.values()]:
+        found.remarks.append(
+            f"Pictures of deeper folders ({len(deeper)}, as {deeper[0]!r}) belong to the class folder above them."
+        )
+    return found
+
+
+def _without_repeats(folder: Folder, found: Classes) -> dict[str, Folder]:
+    """The class folders, without those that repeat the others, as `masks/cat` beside `cat`."""
+    filled = folder.filled
+    repeats = {
+        name: inner
+        for name, inner in filled.items()
+        if not inner.pictures and inner.filled and inner.filled.keys() <= filled.keys() - {name}
+    }
+    classes = {name: inner for name, inner in filled.items() if name not in repeats}
+    if not classes:
+        return filled
+    if repeats:
+        found.left_out[REPEATS_CLASSES] = [inner.path for inner in repeats.values()]
+    return classes
+
+
+def _refuse_unclear(folder: Folder, classes: dict[str, Folder]) -> None:
+    where = repr(folder.path) if folder.path else "the folder"
+    if len(classes) == 1 and folder.pictures:
+        ((name, inner),) = classes.items()
+        raise ValueError(
+            f"{where} holds {len(folder.pictures)} pictures and beside them {name!r} with {inner.number}: leave "
+            f"those that are to be read, or give the folder {inner.path!r}"
+        )
+    inside = sum(inner.number for inner in classes.values())
+    if len(folder.pictures) > inside:
+        raise ValueError(
+            f"{where} holds {len(folder.pictures)} pictures beside its sub-folders {_quoted(classes)}, which hold "
+            f"only {inside}: leave those that are to be read, or move pictures into class folders"
+        )
+    if all(map(split_called, classes)) and len(classes) > 1:
+        raise ValueError(f"{where} is a split and holds splits again ({_quoted(classes)}): give this folder itself")
+    for outer in classes.values():
+        splits = [inner for name, inner in outer.filled.items() if split_called(name)]
+        if splits and len(splits) == len(outer.filled):
+            raise ValueError(
+                f"{splits[0].path!r} is a split inside of what would be a class: give the folder {outer.path!r}, or "
+                f"put the class folders into folders of splits"
+            )
+        repeated = [inner for name, inner in outer.filled.items() if name in classes]
+        if repeated:
+            raise ValueError(
+                f"{repeated[0].path!r} lies in one class folder and is called like another one: its class is unclear; "
+                f"rename it or move it away"
+            )
+    if any(outer.pictures for outer in classes.values()) or all(len(outer.filled) == 1 for outer in classes.values()):
+        return
+    names = [name for outer in classes.values() for name in outer.filled]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(
+            f"{_quoted(classes)} hold no pictures but folders of the same names ({_quoted(twice)}): it is unclear "
+            f"which are the classes. If {_quoted(twice)} are, give one of the folders above them. If "
+            f"{_quoted(classes)} are, put their pictures right into them, or name each picture's class in a "
+            f"metadata.csv, and its column in label_column"
+        )
+
+
+def above_and_inside(split: Folder) -> list[Folder]:
+    """The folders above a split's, from the top, the folder itself and all deeper ones: not those of other splits."""
+    folders = list(split.walk())
+    while (above := folders[0].above) is not None:
+        folders.insert(0, above)
+    return folders
+
+
+def left_out_of(split: Folder, used: Iterable[str] = ()) -> dict[str, list[str]]:
+    """What is left out of a split's folder and of those above it, by reason, but for files that are `used`."""
+    used = set(used)
+    left_out: dict[str, list[str]] = {}
+    for folder in above_and_inside(split):
+        empty = [inner.path for inner in folder.folders.values() if not inner.number]
+        others = [folder.inside(name) for name in folder.others]
+        for reason, paths in [*folder.left_out.items(), (NO_PICTURE, others), (NO_PICTURES_INSIDE, empty)]:
+            left_out.setdefault(reason, []).extend(path for path in paths if path not in used)
+    above = split.above
+    if above is not None and split_called(split.path.rpartition("/")[2]):
+        beside = [inner.path for name, inner in above.filled.items() if not split_called(name)]
+        left_out[BESIDE_SPLITS] = beside + [above.inside(name) for name in above.pictures]
+    return {reason: sorted(paths, key=natural_order) for reason, paths in left_out.items() if paths}
+
+
+def _quoted(names: Iterable[str]) -> str:
+    names = sorted(names, key=natural_order)
+    shown = [repr(name) for name in names[:4]] + [f"{len(names) - 4} more"] * (len(names) > 4)
+    return ", ".join(shown)

