@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -63,15 +64,20 @@ class UnreadableError(ValueError):
 
 def stored_picture(cell: Mapping[str, Any]) -> Image.Image:
     """The picture as PIL decodes it: its own mode and depth, not yet upright."""
-    content, path = cell["bytes"], cell["path"]
-    if content is None and "://" in path:
-        with fsspec.open(path, "rb") as file:
-            content = file.read()
-    picture = Image.open(path if content is None else io.BytesIO(content))
+    picture = Image.open(io.BytesIO(encoded_bytes(cell)))
     if picture.width * picture.height > MAX_PIXELS:
         raise UnreadableError(f"{picture.width}×{picture.height} pixels are more than {MAX_PIXELS:,}")
-    picture.load()  # closes the file
+    picture.load()
     return picture
+
+
+def encoded_bytes(cell: Mapping[str, Any]) -> bytes:
+    if cell["bytes"] is not None:
+        return cell["bytes"]
+    if "://" not in cell["path"]:
+        return Path(cell["path"]).read_bytes()
+    with fsspec.open(cell["path"], "rb") as file:
+        return file.read()
 
 
 def _flatten(picture: Image.Image, mode: str) -> Image.Image:
