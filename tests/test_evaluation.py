@@ -325,6 +325,7 @@ def test_the_cache_follows_the_pixels(tmp_path: Path) -> None:
         os.utime(path, ns=(times[path].st_atime_ns, times[path].st_mtime_ns))
     assert not torch.equal(measured().mean, first.mean)
     assert torch.equal(measured(max_cache_bytes=0).mean, measured().mean)
+    assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
 def test_a_cache_that_cannot_be_written_is_told_before_the_pass(tmp_path: Path) -> None:
@@ -698,6 +699,7 @@ def test_intra_class_fid_compares_classes_of_one_name(pictures: LabelledImages) 
         (["cat", "dog"], ["dog", "ant", "cat"], [2, 0], "by name"),
         (["crane", "tench", "crane"], ["crane", "crane", "tench"], [0, 2, 1], "by name"),
         (["0", "1", "10", "2"], ["0", "1", "2", "10"], [0, 1, 3, 2], "by name"),
+        (["tench, Tinca tinca", "ant"], ["ant, emmet", "tench"], [1, 0], "by name"),
         (["LABEL_0", "LABEL_1"], ["cat", "dog"], [0, 1], "by number: the model has no names"),
         (["cat", "dog"], ["0", "1"], [0, 1], "by number: digits has no names"),
         (["0", "1"], ["5", "7"], [0, 1], "by number: the model has no names"),

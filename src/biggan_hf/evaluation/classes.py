@@ -28,17 +28,29 @@ def match_classes(model: Sequence[str], data_set: Sequence[str], name: str) -> C
             raise ValueError(f"the model has {len(model)} classes, {name} has {len(data_set)}")
         nameless = "the model" if _are_numbers(model) else name
         return ClassMap(list(range(len(model))), f"classes matched by number: {nameless} has no names")
-    places = defaultdict(list)
-    for label, class_name in reversed(list(enumerate(data_set))):
-        places[class_name].append(label)
-    missing = [class_name for class_name, number in Counter(model).items() if number > len(places[class_name])]
-    if missing:
+    labels = _by_name(model, data_set) or _by_name(_first_synonyms(model), _first_synonyms(data_set))
+    if labels is None:
+        missing = list((Counter(model) - Counter(data_set)).elements())
         raise ValueError(
             f"{name} has no class {missing[0]!r} and lacks {len(missing)} classes of the model in all: its classes "
             f"are {_some(data_set)}, the model's {_some(model)}"
         )
-    # Two classes of one name, as ImageNet has, keep their order.
-    return ClassMap([places[class_name].pop() for class_name in model], "classes matched by name")
+    return ClassMap(labels, "classes matched by name")
+
+
+def _by_name(model: Sequence[str], data_set: Sequence[str]) -> list[int] | None:
+    """`None` unless each has its own. Two classes of one name, as ImageNet has, keep their order."""
+    if Counter(model) - Counter(data_set):
+        return None
+    places = defaultdict(list)
+    for label, class_name in reversed(list(enumerate(data_set))):
+        places[class_name].append(label)
+    return [places[class_name].pop() for class_name in model]
+
+
+def _first_synonyms(names: Sequence[str]) -> list[str]:
+    """Of ImageNet's "tench, Tinca tinca" the first."""
+    return [class_name.split(",")[0].strip() for class_name in names]
 
 
 def _are_numbers(names: Sequence[str]) -> bool:

@@ -182,9 +182,9 @@ class RealImages:
     def _digests(self) -> Iterator[str]:
         """
         Of the encoded pictures, all bytes of all of them: times and sizes of files may stay when pixels change. This
-        costs little beside decoding. Where the images keep their pixels, their digests are kept too.
+        costs little beside decoding. Each picture is read once as long as the data set is open.
         """
-        known = _DIGESTS.setdefault(self.images, {}) if self.images.cache is not None else {}
+        known = _DIGESTS.setdefault(self.images, {})
         progress = tqdm(total=len(self), desc=f"reading {self.name}", unit="img", delay=5, dynamic_ncols=True)
         with progress:
             for rows in self.rows.split(1000):
