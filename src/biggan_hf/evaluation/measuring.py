@@ -42,7 +42,7 @@ class EvaluationSettings:
     kid_subsets: int = 100  # draws
     kid_subset_size: int = 1_000  # images in each
     is_splits: int = 10  # parts of the set; each has an IS. A small set is one part
-    allow_few_images: bool = False  # allows FID, KID and IS of fewer images than they need
+    allow_few_images: bool = False  # allows FID and IS of fewer images than they need
     cache_dir: Path | None = None  # keeps statistics of real images, and lets an interrupted evaluation go on
 
     def __post_init__(self) -> None:
