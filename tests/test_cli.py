@@ -20,6 +20,7 @@ from PIL import Image, ImageSequence
 
 from biggan_hf import BigGANModel, BigGANPipeline, collect_standing_statistics
 from biggan_hf.cli import build_parser, main
+from biggan_hf.data import load_labelled_images
 from biggan_hf.exploring import class_grid, interpolate, truncation_sweep
 from biggan_hf.images import image_grid, to_pil, to_uint8
 from biggan_hf.latents import sample_latents
@@ -528,13 +529,38 @@ def test_a_picture_is_inverted(model: str, tmp_path: Path, capsys: pytest.Captur
     small = tmp_path / "small.png"
     Image.new("RGB", (28, 30)).save(small)
     argv = ["invert", model, str(small), "--output", str(tmp_path / "other.png")]
-    assert "is 28×30, this model's pictures 32×32" in refused(argv, capsys)
+    assert "is 28×30, this model's pictures 32×32: --convert takes" in refused(argv, capsys)
     assert "exists; --overwrite" in refused([*argv, "--latents", str(latents)], capsys)
     missing = str(tmp_path / "missing.png")  # told before the model is looked for
     message = refused(["invert", "missing", pictures[0], missing, *argv[3:]], capsys)
     assert message.endswith(f"error: there is no picture {missing!r}")
     small.write_text("no picture")
-    assert "cannot identify" in refused(argv, capsys)
+    assert f"unreadable picture {str(small)!r}: unknown image format" in refused(argv, capsys)
+
+
+def test_invert_reads_pictures_as_training_does(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder := tmp_path / "pictures").mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned
+    deep = np.random.default_rng(0).integers(0, 2**16, (32, 32), dtype=np.uint16)
+    Image.fromarray(deep).save(folder / "deep.png", exif=exif)
+    Image.fromarray(deep.astype(np.uint8)).convert("RGBA").save(folder / "turned.png", exif=exif)
+    clear = Image.new("RGBA", (50, 40), (10, 20, 30, 0))
+    clear.paste((1, 2, 3, 255), (0, 0, 20, 40))
+    clear.save(folder / "wide.png")
+    expected = load_labelled_images(str(folder), image_size=32).__getitems__([0, 1, 2])["pixel_values"]
+    seen = []
+
+    def spied(model: Any, pictures: torch.Tensor, *args: Any, **options: Any) -> Any:
+        seen.append(pictures)
+        raise ValueError("that is all")
+
+    monkeypatch.setattr("biggan_hf.commands.invert.invert", spied)
+    output = ["--output", str(tmp_path / "sheet.png")]
+    refused(["invert", model, *map(str, sorted(folder.iterdir())), "--convert", *output], capsys)
+    torch.testing.assert_close(seen[0], expected / 127.5 - 1)
 
 
 # All commands

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import resource
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,11 +33,12 @@ from biggan_hf.evaluation import (
     measure,
     statistics,
 )
+from biggan_hf.evaluation.classes import match_classes
 from biggan_hf.evaluation.curves import draw_curve, marked_points, plot_curve, write_csv
 from biggan_hf.evaluation.extractors import STANDARD_DIGEST
 from biggan_hf.evaluation.measuring import label
 from biggan_hf.evaluation.reports import BEGIN, Measure, Report, flatten, write_json
-from biggan_hf.images import to_uint8
+from biggan_hf.images import to_pil, to_uint8
 from biggan_hf.spectral_norm import FoldableWeight
 
 
@@ -266,12 +269,75 @@ def test_a_pass_shows_its_progress(capsys: pytest.CaptureFixture[str]) -> None:
     assert "real images: 100%" in shown and "20/20" in shown and "img/s" in shown
 
 
-def test_a_broken_cache_is_named(tmp_path: Path) -> None:
-    measure(noise_source(20), tiny_extractor(), cache_dir=tmp_path)
+def _truncated(content: bytes) -> bytes:
+    return content[:1000]
+
+
+def _flipped(content: bytes) -> bytes:
+    """One byte of the numbers is another: the file can be read."""
+    place = len(content) // 2
+    return content[:place] + bytes([content[place] ^ 64]) + content[place + 1 :]
+
+
+@pytest.mark.parametrize("damage", [_truncated, _flipped, lambda content: b"", lambda content: bytes(len(content))])
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_damaged_cache_is_measured_anew(
+    damage: Any, finished: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(statistics, "SAVE_SECONDS", 0.0)
+    options: dict[str, Any] = {"batch_size": 8, "cache_dir": tmp_path}
+    source, expected = Counted(noise(40)), measure(noise_source(40), tiny_extractor(), batch_size=8)
+    if finished:
+        measure(source, tiny_extractor(), **options)
+    else:
+        interrupted(source, 16, tiny_extractor(), **options)
     (file,) = tmp_path.iterdir()
-    file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(ValueError, match=f"{file.name}.*delete the file"):
-        measure(noise_source(20), tiny_extractor(), cache_dir=tmp_path)
+    file.write_bytes(damage(file.read_bytes()))
+    source.asked = 0
+    assert same(measure(source, tiny_extractor(), **options), expected) and source.asked == 40
+    assert f"stored statistics {str(file)!r} are damaged and are measured anew" in caplog.text
+    caplog.clear()
+    assert same(measure(source, tiny_extractor(), **options), expected) and source.asked == 40
+    assert not caplog.text and len(list(tmp_path.iterdir())) == 1
+
+
+def test_every_flipped_byte_of_a_stored_pass_is_seen_or_without_effect(tmp_path: Path) -> None:
+    expected = measure(noise_source(40), tiny_extractor(), cache_dir=tmp_path)
+    (file,) = tmp_path.iterdir()
+    whole = file.read_bytes()
+    for place in range(0, len(whole), len(whole) // 60):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :])
+        assert same(measure(noise_source(40), tiny_extractor(), cache_dir=tmp_path), expected)
+
+
+def test_the_cache_follows_the_pixels(tmp_path: Path) -> None:
+    for index, image in enumerate(to_pil(noise(40))):
+        image.save(tmp_path / f"{index:02}.bmp")  # of equal sizes
+    options: dict[str, Any] = {"num_kept": 40, "cache_dir": tmp_path / "cache"}
+
+    def measured(**settings: Any) -> Any:
+        images = load_labelled_images(str(tmp_path), image_size=16, **settings)
+        return measure(RealImages(images), tiny_extractor(), **options)
+
+    first, times = measured(), {path: path.stat() for path in tmp_path.glob("*.bmp")}
+    for path, image in zip(sorted(times), to_pil(noise(40, 1)), strict=True):
+        image.save(path)
+        os.utime(path, ns=(times[path].st_atime_ns, times[path].st_mtime_ns))
+    assert not torch.equal(measured().mean, first.mean)
+    assert torch.equal(measured(max_cache_bytes=0).mean, measured().mean)
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def test_a_cache_that_cannot_be_written_is_told_before_the_pass(tmp_path: Path) -> None:
+    samples, reference = Counted(noise(40)), Counted(noise(40, 1))
+    refused(samples, reference, "cannot write .* bytes to the cache '/proc/cache'", cache_dir=Path("/proc/cache"))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # as if the disk were full after 1,000 bytes
+    try:
+        refused(samples, reference, "File too large; choose another with --cache_dir", cache_dir=tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert samples.asked == reference.asked == 0 and not list(tmp_path.iterdir())
 
 
 def test_pictures_are_decoded_by_workers_alike(pictures: LabelledImages) -> None:
@@ -283,13 +349,18 @@ def test_pictures_are_decoded_by_workers_alike(pictures: LabelledImages) -> None
 
 
 def test_identical_sets() -> None:
-    report = evaluate(noise_source(60), noise_source(60), tiny_extractor(), replace(FEW, num_kept=60))
+    settings = replace(FEW, num_kept=60, kid_subset_size=60)
+    report = evaluate(noise_source(60), noise_source(60), tiny_extractor(), settings)
     assert report["fid"] == pytest.approx(0, abs=1e-6)
     assert report["precision"] == report["recall"] == report["coverage"] == 1
-    assert report["is"] == report["reference_is"]
+    assert report["is"] == report["reference_is"] and report["density"] == 1
+    # KID has one draw and IS one split.
+    assert all(measure.deviation is None for measure in report.measures) and "±" not in report.table()
+    assert report.protocol["kid"] == "all 60 images"
 
 
-def test_measures_are_those_of_the_measurements() -> None:
+def test_measures_are_those_of_the_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "IMAGES_PER_SPLIT", 30)
     options: dict[str, Any] = {"num_kept": 40, "num_splits": 2}
     real, fake = (measure(noise_source(60, seed), tiny_extractor(), **options) for seed in (1, 0))
     report = evaluate(noise_source(60), noise_source(60, 1), tiny_extractor(), FEW)
@@ -391,7 +462,7 @@ def test_the_protocol_says_all_that_the_numbers_depend_on(pictures: LabelledImag
         "precision float32 without TF32, sums in float64"
     )
     assert protocol["floor"]["num_images"] == 20
-    assert protocol["kid"] == "5 subsets of 20" and protocol["is"] == "2 splits"
+    assert protocol["kid"] == "5 subsets of 20" and protocol["is"] == "1 split"
     assert protocol["features_of"].startswith("40 real images and 30 samples")
     assert protocol["software"]["torch"] == torch.__version__ and protocol["software"]["torchmetrics"]
     assert (protocol["device"], protocol["processes"]) == ("cpu", 1)
@@ -418,11 +489,16 @@ def test_the_card_of_a_model(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     card = tmp_path / "README.md"
     card.write_text("---\nlicense: mit\ntags:\n- gan\n---\n\n# Mine\n\nMy words.\n")
-    reports = [evaluate(noise_source(40, s), noise_source(40, 9), tiny_extractor(), FEW) for s in (0, 1)]
+    reference, floor = noise_source(40, 9), noise_source(40, 8)
+    reports = [evaluate(noise_source(40, s), reference, tiny_extractor(), FEW, floor) for s in (0, 1)]
     for report in reports:  # the second takes the first one's place
         add_to_card(report, card, "mine")
         if report is reports[0]:
-            card.write_text(card.read_text() + "\n## After\n\nMore words.\n")
+            old = ["FD-tiny, real against real", "IS-tiny of the real images (train)", "IS-tiny of the floor (train)"]
+            more = "".join(f"    - {{type: x, name: '{name}', value: 1}}\n" for name in old)
+            content = card.read_text().replace("    metrics:\n", f"    metrics:\n{more}", 1)
+            assert more in content
+            card.write_text(content + "\n## After\n\nMore words.\n")
     text, loaded = card.read_text(), ModelCard.load(card)
     assert loaded.data.license == "mit" and loaded.data.tags == ["gan"]
     assert text.count("My words.") == text.count("More words.") == text.count("## Evaluation") == 1
@@ -430,7 +506,9 @@ def test_the_card_of_a_model(tmp_path: Path) -> None:
     results = {result.metric_name: result for result in loaded.data.eval_results}
     assert results["FD-tiny"].metric_value == reports[1]["fid"] and results["FD-tiny"].metric_type == "fd-tiny"
     assert results["FD-tiny"].metric_args == {k: v for k, v in flatten(report.protocol).items() if v is not None}
-    assert len(results) == len(loaded.data.eval_results) == len(report.measures)
+    # No number of real images is the model's, and those that an earlier version wrote there are gone.
+    own = [measure.label for measure in report.measures if not measure.key.startswith(("reference_", "floor_"))]
+    assert list(results) == own and len(own) == len(loaded.data.eval_results) == len(report.measures) - 4
     assert (results["FD-tiny"].dataset_name, results["FD-tiny"].dataset_split) == ("noise 9", None)
     with pytest.raises(FileNotFoundError, match="no card"):
         add_to_card(report, tmp_path / "missing.md", "mine")
@@ -595,6 +673,55 @@ def test_intra_class_fid_is_the_mean_over_classes(pictures: LabelledImages) -> N
     assert report["intra_class_fid"] == pytest.approx(np.mean(of_classes), rel=1e-6)
     assert report.measures[0].deviation == pytest.approx(np.std(of_classes), rel=1e-6)
     assert report.measures[0].label == "intra-class FD-tiny"
+    assert report.protocol["intra_class_fid"].endswith("; classes matched by number: the model has no names")
+
+
+def test_intra_class_fid_compares_classes_of_one_name(pictures: LabelledImages) -> None:
+    settings = replace(FEW, metrics=("intra_class_fid",), allow_few_images=True)
+    names = list(reversed(pictures.class_names))
+    torch.manual_seed(0)
+    model = tiny_generator(num_channels=1, id2label=dict(enumerate(names)))
+    report = evaluate(GeneratedImages(model, 20), RealImages(pictures), tiny_extractor(), settings)
+    assert report.protocol["intra_class_fid"].endswith("; classes matched by name")
+    # The same, with the classes of the data set renamed and its labels turned round.
+    assert pictures.labels is not None
+    turned = replace(pictures, labels=9 - pictures.labels, class_names=names)
+    again = evaluate(GeneratedImages(model, 20), RealImages(turned), tiny_extractor(), settings)
+    assert again["intra_class_fid"] == pytest.approx(report["intra_class_fid"], rel=1e-9)
+    unlike = replace(pictures, class_names=["ant", "bee", *names[2:]])
+    with pytest.raises(ValueError, match="digits has no class 'class 9' and lacks 2 classes of the model in all"):
+        evaluate(GeneratedImages(model, 20), RealImages(unlike, name="digits"), tiny_extractor(), settings)
+
+
+@pytest.mark.parametrize(
+    ("model", "data_set", "labels", "how"),
+    [
+        (["cat", "dog"], ["dog", "ant", "cat"], [2, 0], "by name"),
+        (["crane", "tench", "crane"], ["crane", "crane", "tench"], [0, 2, 1], "by name"),
+        (["0", "1", "10", "2"], ["0", "1", "2", "10"], [0, 1, 3, 2], "by name"),
+        (["tench, Tinca tinca", "ant"], ["ant, emmet", "tench"], [1, 0], "by name"),
+        (["LABEL_0", "LABEL_1"], ["cat", "dog"], [0, 1], "by number: the model has no names"),
+        (["cat", "dog"], ["0", "1"], [0, 1], "by number: digits has no names"),
+        (["0", "1"], ["5", "7"], [0, 1], "by number: the model has no names"),
+    ],
+)
+def test_names_of_classes_decide_and_numbers_are_no_names(
+    model: list[str], data_set: list[str], labels: list[int], how: str
+) -> None:
+    assert match_classes(model, data_set, "digits") == (labels, f"classes matched {how}")
+
+
+@pytest.mark.parametrize(
+    ("model", "data_set", "message"),
+    [
+        (["cat", "dog"], ["0", "1", "2"], "the model has 2 classes, digits has 3"),
+        (["cat", "dog"], ["cat", "ant"], "digits has no class 'dog' .* are 'cat', 'ant', the model's 'cat', 'dog'"),
+        (["crane", "crane"], ["crane", "tench"], "digits has no class 'crane'"),
+    ],
+)  # fmt: skip
+def test_classes_of_other_names_are_refused(model: list[str], data_set: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        match_classes(model, data_set, "digits")
 
 
 # What is refused
@@ -608,7 +735,7 @@ def refused(samples: ImageSource, reference: Any, message: str, **settings: Any)
     assert "\n" not in str(caught.value)
 
 
-def test_sets_that_do_not_fit_are_refused_before_the_first_image(pictures: LabelledImages) -> None:
+def test_sets_that_do_not_fit_are_refused_before_the_first_image(caplog: pytest.LogCaptureFixture) -> None:
     samples, reference = Counted(noise(40)), Counted(noise(40, seed=1))
     refused(samples, noise_source(40, channels=1), "RGB images of 16×16 px, the reference grey images of 16×16 px")
     refused(samples, noise_source(40, size=32), "RGB images of 16×16 px, the reference RGB images of 32×32 px")
@@ -619,8 +746,12 @@ def test_sets_that_do_not_fit_are_refused_before_the_first_image(pictures: Label
     refused(samples, reference, "gives no logits", extractor=tiny_extractor(num_classes=0))
     refused(samples, reference, "needs a generator with classes", metrics=("intra_class_fid",))
     refused(samples, reference, "a floor is one of", floor=noise_source(40), metrics=("prdc",))
+    refused(samples, noise_source(4), "reference: 4 images are fewer than the 5 classes of tiny", metrics=("is",))
     assert samples.asked == reference.asked == 0
     evaluate(noise_source(11), noise_source(11, 1), tiny_extractor(), replace(FEW, allow_few_images=True))
+    assert not caplog.text
+    evaluate(noise_source(19), noise_source(20, 1), tiny_extractor(), FEW)
+    assert caplog.messages == ["the samples: KID of 19 images is less exact than that of subsets of 20"]
 
 
 def test_intra_class_fid_needs_the_same_classes_and_pictures_of_each(pictures: LabelledImages) -> None:

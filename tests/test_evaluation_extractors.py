@@ -1,6 +1,7 @@
 """Extractors: the Inception graph, its weights, EfficientNet-Lite0, and a user's own."""
 
 import hashlib
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -279,18 +280,87 @@ def test_the_fingerprint_follows_weights_that_a_function_reads(
     assert loaded[0].is_the_same(loaded[2].identity)  # another device's rounding
 
 
-@pytest.mark.parametrize("allowed", [True, False])
-def test_features_are_computed_without_tf32(allowed: bool, tf32_switches: list[Any]) -> None:
-    seen = []
+SWITCHES = """
+import torch
+from evaluation_common import noise, tiny_extractor
 
-    def function(images: Tensor) -> Tensor:
-        seen.append([switch.allow_tf32 for switch in tf32_switches])
-        return images.float().mean((2, 3))
+backends = torch.backends
+new = [backends, backends.cudnn, backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn]
+new += [backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn]
+old = [torch.get_float32_matmul_precision, lambda: backends.cudnn.allow_tf32, lambda: backends.cuda.matmul.allow_tf32]
 
-    for switch in tf32_switches:
-        switch.allow_tf32 = allowed
+
+def readings():
+    values = [switch.fp32_precision for switch in new]
+    for read in old:
+        try:
+            values.append(read())
+        except RuntimeError:
+            values.append("mixed")
+    return values
+
+
+def function(images):
+    seen.append(readings())
+    return images.float().mean((2, 3))
+
+
+for setting in SETTINGS:
+    for line in UNSET:
+        exec(line)
+    exec(setting)
+    seen, before = [], readings()
     tiny_extractor(function=function)(noise(2))
-    assert seen == [[False, False]] and [switch.allow_tf32 for switch in tf32_switches] == [allowed, allowed]
+    assert readings() == before, (setting, before, readings())
+    (inside,) = seen
+    assert set(inside[:8]) <= {"none", "ieee"}, (setting, inside)
+    assert all(x != "mixed" or y == "mixed" for x, y in zip(inside, before, strict=True)), (setting, inside, before)
+"""
+UNSET = [
+    "torch.set_float32_matmul_precision('highest')",
+    "backends.cudnn.allow_tf32 = True",
+    "for switch in new: switch.fp32_precision = 'tf32' if switch in new[3:5] else 'none'",
+]
+SETTINGS = [
+    "pass",
+    "backends.cuda.matmul.fp32_precision = 'tf32'",
+    *(f"backends.fp32_precision = {precision!r}" for precision in ("tf32", "ieee", "bf16")),
+    *(f"torch.set_float32_matmul_precision({precision!r})" for precision in ("high", "medium")),
+    "backends.cudnn.allow_tf32 = False",
+    "backends.cuda.matmul.allow_tf32 = True",
+    "backends.mkldnn.matmul.fp32_precision = 'bf16'",
+    "backends.mkldnn.conv.fp32_precision = 'tf32'",
+    "backends.mkldnn.fp32_precision = 'tf32'",
+    *(f"backends.cudnn.fp32_precision = {precision!r}" for precision in ("tf32", "ieee")),
+    "backends.cudnn.conv.fp32_precision = 'ieee'",
+    "torch.set_float32_matmul_precision('high'); backends.fp32_precision = 'tf32'",
+    "torch.set_float32_matmul_precision('high'); backends.mkldnn.matmul.fp32_precision = 'ieee'",
+    "backends.cuda.matmul.fp32_precision = 'tf32'; backends.cudnn.allow_tf32 = False",
+]
+
+
+def test_features_are_in_full_precision_whatever_the_program_has_set() -> None:
+    # In a process of its own: some states can't be left again.
+    code = SWITCHES.replace("SETTINGS", repr(SETTINGS)).replace("UNSET", repr(UNSET))
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent)
+
+
+def test_a_whole_evaluation_works_in_every_precision() -> None:
+    code = """
+import sys, torch
+exec(sys.argv[1])
+from common import tiny_generator
+from evaluation_common import noise_source, tiny_extractor
+from biggan_hf.evaluation import EvaluationSettings, GeneratedImages, evaluate
+settings = EvaluationSettings(num_kept=40, kid_subsets=5, kid_subset_size=20)
+report = evaluate(GeneratedImages(tiny_generator(), 40), noise_source(40, size=32), tiny_extractor(), settings)
+print(report.protocol["samples"]["precision"])
+"""
+    expected = {"torch.backends.fp32_precision = 'tf32'": "float32 (TF32 convolutions)", "pass": "float32"}
+    for setting, precision in expected.items():
+        command = [sys.executable, "-c", code, setting]
+        done = subprocess.run(command, check=True, cwd=Path(__file__).parent, capture_output=True, text=True)
+        assert done.stdout.strip() == precision
 
 
 @pytest.mark.parametrize(

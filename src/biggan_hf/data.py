@@ -15,11 +15,12 @@ from typing import Any, NotRequired, TypedDict
 import datasets
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from .labels import alike
-from .opening import Opened, first_line, open_source
+from .opening import Opened, open_source
+from .pictures import decode_picture
 
 
 logger = logging.getLogger(__name__)
@@ -221,45 +222,6 @@ def load_labelled_images(
     )
     _probe(images, dataset_name)
     return images
-
-
-def decode_picture(cell: Mapping[str, Any] | None, image_size: int, num_channels: int) -> Tensor:
-    """
-    Decodes a picture upright (EXIF), lays transparency on white, crops the centre square, and resizes it with PIL's
-    Lanczos filter, whose support grows with the reduction, so that nothing aliases.
-
-    Args:
-        cell: "bytes" or else "path" of an encoded picture, as `datasets` stores them.
-
-    Returns:
-        uint8 (num_channels, image_size, image_size); where it cannot be decoded, a `ValueError` says why in one line.
-    """
-    if cell is None:
-        raise ValueError("there is no picture")
-    try:
-        picture = _flatten(datasets.Image().decode_example(cell), "RGB" if num_channels == 3 else "L")
-    except UnidentifiedImageError as error:
-        raise ValueError("unknown image format") from error
-    except Exception as error:  # PIL's decoders raise nearly any type on broken bytes
-        raise ValueError(f"{type(error).__name__}: {first_line(error)}") from error
-    side = min(picture.size)
-    left, top = (picture.width - side) // 2, (picture.height - side) // 2
-    box = (left, top, left + side, top + side)
-    picture = picture.resize((image_size, image_size), Image.Resampling.LANCZOS, box)
-    array = np.array(picture).reshape(image_size, image_size, num_channels)
-    return torch.from_numpy(array).permute(2, 0, 1)
-
-
-def _flatten(picture: Image.Image, mode: str) -> Image.Image:
-    """The picture in 8 bits a channel and without transparency."""
-    if picture.mode.startswith("I;16"):  # PIL's convert clips 16 bits instead of scaling them
-        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-    if picture.mode == "F" and not np.isfinite(np.asarray(picture)).all():
-        raise ValueError("it has values that are NaN or infinite")
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return picture.convert(mode)
 
 
 def _describe(source: Opened, split: str) -> Contents:

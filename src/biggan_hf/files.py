@@ -54,6 +54,15 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         unfinished.write_text(text, encoding="utf-8")
 
 
+def try_to_write(folder: Path, num_bytes: int) -> None:
+    """Raises `OSError` where a file of this size cannot be written to the folder, which is made. Leaves no file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(bytes(num_bytes))
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def append_line(path: Path, values: Mapping[str, Any]) -> None:
     """Adds a line to a file of JSON lines. A last line that a kill cut off stays a line of its own."""
     with open(path, "ab+") as file:

@@ -69,7 +69,7 @@ def _add_measures(group: common.Group) -> None:
     default = list(EvaluationSettings.metrics)
     text = f"of {', '.join(METRICS)} (default: {' '.join(default)})"
     group.add_argument("--metrics", nargs="+", choices=METRICS, default=default, metavar="NAME", help=text)
-    text = "allow fewer images than the features have dimensions"
+    text = "allow fewer images than FID and IS need"
     group.add_argument("--allow_few_images", action="store_true", help=text)
 
 

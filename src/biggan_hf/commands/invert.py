@@ -14,19 +14,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ..files import write_file
 from ..images import image_grid
 from ..inversion import invert
 from ..media import save_png
+from ..pictures import decode_picture, open_picture
 from . import common
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_model_arguments(parser)
     parser.add_argument("pictures", nargs="+", type=Path, metavar="PICTURE", help="of the model's own size")
+    text = "take the centre square of pictures of another size, and resize it, as training does"
+    parser.add_argument("--convert", action="store_true", help=text)
     group = parser.add_argument_group("the search")
     text = "a name or id for each picture, to start from (default: any)"
     group.add_argument("--classes", nargs="+", metavar="CLASS", help=text)
@@ -51,7 +53,9 @@ def run(args: argparse.Namespace) -> None:
             raise FileNotFoundError(f"there is no picture {str(path)!r}")
     pipe = common.load_pipeline(args)
     config = pipe.model.config
-    pictures = torch.stack([_read(path, config.image_size, config.num_channels) for path in args.pictures])
+    pictures = torch.stack(
+        [_read(path, config.image_size, config.num_channels, args.convert) for path in args.pictures]
+    )
     found = invert(
         pipe.model,
         pictures,
@@ -72,10 +76,17 @@ def run(args: argparse.Namespace) -> None:
     print(args.output)
 
 
-def _read(path: Path, size: int, num_channels: int) -> Tensor:
-    """(C, H, W) in [-1, 1]."""
-    with Image.open(path) as picture:
-        if picture.size != (size, size):
-            raise ValueError(f"{str(path)!r} is {picture.width}×{picture.height}, this model's pictures {size}×{size}")
-        array = np.array(picture.convert("RGB" if num_channels == 3 else "L")).reshape(size, size, num_channels)
-    return torch.from_numpy(array).permute(2, 0, 1) / 127.5 - 1
+def _read(path: Path, size: int, num_channels: int, convert: bool) -> Tensor:
+    """(C, H, W) in [-1, 1], read as for training."""
+    cell = {"bytes": path.read_bytes(), "path": None}
+    try:
+        width, height = open_picture(cell, num_channels).size
+        pixels = decode_picture(cell, size, num_channels)
+    except ValueError as error:
+        raise ValueError(f"unreadable picture {str(path)!r}: {error}") from error
+    if (width, height) != (size, size) and not convert:
+        raise ValueError(
+            f"{str(path)!r} is {width}×{height}, this model's pictures {size}×{size}: --convert takes the centre "
+            f"square and resizes it"
+        )
+    return pixels / 127.5 - 1

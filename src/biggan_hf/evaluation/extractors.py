@@ -85,22 +85,46 @@ class FeatureExtractor:
             raise ValueError(
                 f"images must be uint8 (N, 1 or 3, H, W), got {images.dtype} of shape {tuple(images.shape)}"
             )
-        with _without_tf32():
+        with _in_full_precision():
             return _as_pair(self.function(images.to(self.device, non_blocking=True).expand(-1, 3, -1, -1)))
 
 
 @contextlib.contextmanager
-def _without_tf32() -> Iterator[None]:
-    """TF32 keeps 10 bits of each factor: the numbers would depend on the GPU."""
-    switches: list[Any] = [torch.backends.cudnn, torch.backends.cuda.matmul]
-    before = [switch.allow_tf32 for switch in switches]
+def _in_full_precision() -> Iterator[None]:
+    """
+    A block without TF32 and bfloat16 in float32 products, with which the numbers would depend on the device. After it,
+    torch's switches are as they were.
+
+    Torch has old switches and new ones. It raises an error where an old one is read and new ones say something else.
+    So an old one is used only where it can be read: then it can be read in the block too.
+    """
+    torch_backends: Any = torch.backends
+    cudnn, mkldnn, matmul = torch_backends.cudnn, torch_backends.mkldnn, torch_backends.cuda.matmul
+    # One that is not set follows those before it.
+    switches = [torch_backends, cudnn, matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn]
+    before = [switch.fp32_precision for switch in switches]
+    old_cudnn, old_matmul = False, "highest"
+    with contextlib.suppress(RuntimeError):
+        old_cudnn = cudnn.allow_tf32
+    with contextlib.suppress(RuntimeError):
+        old_matmul = torch.get_float32_matmul_precision()
     try:
+        if old_cudnn:
+            cudnn.allow_tf32 = False
+        if old_matmul != "highest":
+            torch.set_float32_matmul_precision("highest")
         for switch in switches:
-            switch.allow_tf32 = False
+            if switch.fp32_precision not in ("none", "ieee"):
+                switch.fp32_precision = "ieee"
         yield
     finally:
-        for switch, allowed in zip(switches, before, strict=True):
-            switch.allow_tf32 = allowed
+        if old_cudnn:
+            cudnn.allow_tf32 = True
+        if old_matmul != "highest":
+            torch.set_float32_matmul_precision(old_matmul)
+        for switch, precision in zip(switches, before, strict=True):
+            if switch.fp32_precision != precision:
+                switch.fp32_precision = precision
 
 
 def load_extractor(
@@ -273,7 +297,7 @@ def _tried(extractor: FeatureExtractor, image_size: int = PROBE_SIZE) -> Feature
     name, shape = extractor.name, (2, 3, image_size, image_size)
     images = torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     try:
-        with torch.inference_mode(), _without_tf32():
+        with torch.inference_mode(), _in_full_precision():
             output = extractor.function(images.to(extractor.device))
     except Exception as error:  # a function may raise anything
         raise ValueError(f"extractor {name!r} fails on uint8 images {shape}: {_reason(error)}") from error

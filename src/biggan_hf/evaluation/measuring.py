@@ -1,6 +1,7 @@
 """From samples, real images and an extractor to a report."""
 
 import datetime
+import logging
 import platform
 import sys
 from collections.abc import Sequence
@@ -14,12 +15,15 @@ import torch
 from torch import Tensor
 
 from ..processes import from_main, is_main_process, num_processes
+from .classes import ClassMap, match_classes
 from .extractors import FeatureExtractor
 from .metrics import DENSITY_NEIGHBOURS, NEIGHBOURS, frechet_distance, kernel_distance, manifold_scores
 from .reports import Measure, Report
 from .sources import GeneratedImages, ImageSource, RealImages
-from .statistics import Measurements, forget, measure
+from .statistics import Measurements, forget, measure, splits_of
 
+
+logger = logging.getLogger(__name__)
 
 METRICS = ("fid", "kid", "is", "prdc", "intra_class_fid")
 PACKAGES = ("biggan_hf", "torch", "torchmetrics", "numpy", "pillow", "datasets")
@@ -37,8 +41,8 @@ class EvaluationSettings:
     num_kept: int = 10_000  # images of each set whose features are kept, for KID and precision to coverage
     kid_subsets: int = 100  # draws
     kid_subset_size: int = 1_000  # images in each
-    is_splits: int = 10  # parts of the set; each has an IS
-    allow_few_images: bool = False  # allows a Fréchet distance of fewer images than the features are wide
+    is_splits: int = 10  # parts of the set; each has an IS. A small set is one part
+    allow_few_images: bool = False  # allows FID and IS of fewer images than they need
     cache_dir: Path | None = None  # keeps statistics of real images, and lets an interrupted evaluation go on
 
     def __post_init__(self) -> None:
@@ -177,8 +181,9 @@ class _Evaluation:
         if "kid" in self.settings.metrics:
             assert real.kept is not None and fake.kept is not None
             subsets = self.settings.kid_subsets, self.settings.kid_subset_size
-            mean, deviation = kernel_distance(real.kept, fake.kept, *subsets)
-            measures.append(Measure("kid", label("kid", self.extractor), mean, deviation))
+            measures.append(
+                Measure("kid", label("kid", self.extractor), *kernel_distance(real.kept, fake.kept, *subsets))
+            )
         return measures
 
     def _inception_scores(self, real: Measurements, fake: Measurements, floor: Measurements | None) -> list[Measure]:
@@ -214,10 +219,14 @@ class _Evaluation:
             raise ValueError("intra-class FID needs a generator with classes")
         if not isinstance(self.reference, RealImages):
             raise ValueError("intra-class FID needs a data set with labels as its reference, not a file of moments")
-        num_labels, names = samples.model.config.num_labels, self.reference.images.class_names
-        if len(names) != num_labels:
-            raise ValueError(f"the model has {num_labels} classes, {self.reference.name} has {len(names)}")
-        return [self.reference.of_class(class_label) for class_label in range(num_labels)]
+        return [self.reference.of_class(label) for label in self._class_map(samples).labels]
+
+    def _class_map(self, samples: ImageSource) -> ClassMap:
+        assert isinstance(samples, GeneratedImages) and isinstance(self.reference, RealImages)
+        if self.reference.images.labels is None:
+            raise ValueError(f"{self.reference.name} has no labels, which intra-class distances need")
+        names = [str(name) for _, name in sorted(samples.model.config.id2label.items())]
+        return match_classes(names, self.reference.images.class_names, self.reference.name)
 
     # The protocol
 
@@ -235,16 +244,18 @@ class _Evaluation:
         if self.floor is not None:
             protocol["floor"] = self.floor.description
         kept = [min(settings.num_kept, _number(source) or 0) for source in (self.reference, samples)]
-        how = {
-            "kid": f"{settings.kid_subsets} subsets of {min(settings.kid_subset_size, *kept)}",
-            "is": f"{settings.is_splits} splits",
+        subset = min(settings.kid_subset_size, *kept)
+        settings_in_words = {
+            "kid": f"{settings.kid_subsets} subsets of {subset}" if subset < max(kept) else f"all {subset} images",
+            "is": _splits_in_words(splits_of(len(samples), settings.is_splits)),
             "prdc": f"{NEIGHBOURS} neighbours for precision and recall, {DENSITY_NEIGHBOURS} for the others",
         }
-        protocol |= {metric: words for metric, words in how.items() if metric in settings.metrics}
+        protocol |= {metric: words for metric, words in settings_in_words.items() if metric in settings.metrics}
         if settings.keeps_features:
             protocol["features_of"] = f"{kept[0]} real images and {kept[1]} samples, for all but FID and IS"
         if "intra_class_fid" in settings.metrics:
-            protocol["intra_class_fid"] = "all real images of each class, and as many samples"
+            how = self._class_map(samples).how
+            protocol["intra_class_fid"] = f"all real images of each class, and as many samples; {how}"
         protocol["software"] = {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()}
         protocol["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         protocol["processes"] = num_processes()
@@ -261,7 +272,7 @@ class _Evaluation:
             raise ValueError(f"extractor {self.extractor.name!r} gives no logits, which IS needs: leave out 'is'")
         if "intra_class_fid" in metrics:
             for class_label, images in enumerate(self._real_classes(samples)):
-                self._check_number(len(images), f"class {class_label}")
+                self._check_covariance(len(images), f"class {class_label}")
         if self.floor is not None and {"fid", "kid", "is"}.isdisjoint(metrics):
             raise ValueError("a floor is one of 'fid', 'kid' and 'is': ask for one of them, or for no floor")
         if isinstance(self.reference, Measurements):
@@ -269,8 +280,7 @@ class _Evaluation:
         for name, source in {"samples": samples, "reference": self.reference, "floor": self.floor}.items():
             if source is None:
                 continue
-            if "fid" in metrics:
-                self._check_number(_number(source), f"the {name}")
+            self._check_number(_number(source), f"the {name}")
             if source.image_shape is not None and source.image_shape != samples.image_shape:
                 raise ValueError(
                     f"the samples are {in_words(samples.image_shape)}, the {name} {in_words(source.image_shape)}: "
@@ -296,7 +306,23 @@ class _Evaluation:
             raise ValueError("the reference has no covariance, which 'fid' needs")
 
     def _check_number(self, number: int | None, what: str) -> None:
-        if number is not None and number < self.extractor.num_features and not self.settings.allow_few_images:
+        metrics, classes = self.settings.metrics, self.extractor.num_classes
+        if number is None or self.settings.allow_few_images:
+            return
+        if "fid" in metrics:
+            self._check_covariance(number, what)
+        if "is" in metrics and number < classes:
+            raise ValueError(
+                f"{what}: {number} images are fewer than the {classes} classes of {self.extractor.name}, and bound "
+                f"their IS; take more, or allow it with --allow_few_images"
+            )
+        # Few images do not bias it.
+        subset = min(self.settings.kid_subset_size, self.settings.num_kept)
+        if "kid" in metrics and number < subset and is_main_process():
+            logger.warning("%s: KID of %d images is less exact than that of subsets of %d", what, number, subset)
+
+    def _check_covariance(self, number: int, what: str) -> None:
+        if number < self.extractor.num_features and not self.settings.allow_few_images:
             raise ValueError(
                 f"{what}: {number} images are fewer than the {self.extractor.num_features} dimensions of "
                 f"{self.extractor.name}, and do not determine their covariance; take more, or allow it with "
@@ -309,8 +335,10 @@ def _frechet_distance(real: Measurements, fake: Measurements) -> float:
     return frechet_distance(fake.mean, fake.covariance, real.mean.to(fake.mean), real.covariance.to(fake.mean))
 
 
-def _mean_and_deviation(values: Tensor) -> tuple[float, float]:
-    return float(values.mean()), float(values.std(correction=0))
+def _mean_and_deviation(values: Tensor) -> tuple[float, float | None]:
+    """No deviation of one value, or of values that are equal but for rounding."""
+    mean, deviation = float(values.mean()), float(values.std(correction=0))
+    return mean, deviation if deviation > 1e-9 * abs(mean) else None
 
 
 # Names and words
@@ -334,6 +362,10 @@ def label(key: str, extractor: FeatureExtractor, is_reference_known: bool = True
 def in_words(shape: tuple[int, int, int]) -> str:
     channels, height, width = shape
     return f"{'grey' if channels == 1 else 'RGB'} images of {height}×{width} px"
+
+
+def _splits_in_words(number: int) -> str:
+    return f"{number} splits, drawn at random" if number > 1 else "1 split"
 
 
 def _number(source: ImageSource | Measurements) -> int | None:

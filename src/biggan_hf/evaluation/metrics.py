@@ -32,11 +32,11 @@ def frechet_distance(mean_a: Tensor, covariance_a: Tensor, mean_b: Tensor, covar
 
 def kernel_distance(
     real: Tensor, fake: Tensor, num_subsets: int = 100, subset_size: int = 1000, seed: int = 0
-) -> tuple[float, float]:
+) -> tuple[float, float | None]:
     """
     The unbiased squared maximum mean discrepancy with the kernel (xᵀy / d + 1)³: its mean and deviation over random
-    subsets, of as many images of each set, or of all where there are fewer. It is KID on Inception features (Bińkowski
-    et al. 2018, arXiv:1801.01401).
+    subsets, of as many images of each set, or of all where there are fewer. If a subset is all of both sets, there is
+    one, and no deviation. It is KID on Inception features (Bińkowski et al. 2018, arXiv:1801.01401).
     """
     from torchmetrics.image.kid import KernelInceptionDistance  # slow to import, and of the extra `eval`
 
@@ -45,11 +45,12 @@ def kernel_distance(
         warnings.simplefilter("ignore")  # it warns that it keeps the features
         torch.default_generator.manual_seed(seed)
         size = min(subset_size, len(real), len(fake))
-        metric = KernelInceptionDistance(nn.Identity(), num_subsets, size, sync_on_compute=False)
+        is_all = size == len(real) == len(fake)
+        metric = KernelInceptionDistance(nn.Identity(), 1 if is_all else num_subsets, size, sync_on_compute=False)
         metric.update(real.double(), real=True)
         metric.update(fake.double(), real=False)
         mean, deviation = metric.compute()
-    return float(mean), float(deviation)
+    return float(mean), None if is_all or num_subsets == 1 else float(deviation)
 
 
 def manifold_scores(real: Tensor, fake: Tensor) -> dict[str, float]:
@@ -57,8 +58,9 @@ def manifold_scores(real: Tensor, fake: Tensor) -> dict[str, float]:
     Each image has a ball around it that reaches to its k-th neighbour in its own set.
 
     precision: the share of fakes in the ball of a real image; recall: the share of reals in the ball of a fake
-    (k = 3; Kynkäänniemi et al. 2019, arXiv:1904.06991). density: how many balls of reals a fake is in, over k;
-    coverage: the share of reals with a fake in their ball (k = 5; Naeem et al. 2020, arXiv:2002.09797).
+    (k = 3; Kynkäänniemi et al. 2019, arXiv:1904.06991, whose balls include their border). density: how many balls of
+    reals a fake is in, over k; coverage: the share of reals with a fake in their ball (k = 5; Naeem et al. 2020,
+    arXiv:2002.09797, whose program `prdc` leaves the border out: the density of a set in itself is 1).
     """
     if min(len(real), len(fake)) <= DENSITY_NEIGHBOURS:
         raise ValueError(
@@ -70,20 +72,22 @@ def manifold_scores(real: Tensor, fake: Tensor) -> dict[str, float]:
     real, fake = real.double() - centre, fake.double() - centre
     real_radii, wide_real_radii = _squared_radii(real)
     fake_radii, _ = _squared_radii(fake)
+    # A point on the border is outside. It is there but for rounding, which the largest norm bounds.
+    open_radii = wide_real_radii - 1e-12 * max(real.square().sum(1).max(), fake.square().sum(1).max())
     num_precise, num_balls = 0, 0
     recalled = torch.zeros(len(real), dtype=torch.bool, device=real.device)
     nearest = torch.full_like(real_radii, torch.inf)
     for block, radii in zip(fake.split(BLOCK), fake_radii.split(BLOCK), strict=True):
         distances = _squared_distances(block, real)
         num_precise += int((distances <= real_radii).any(1).sum())
-        num_balls += int((distances <= wide_real_radii).sum())
+        num_balls += int((distances < open_radii).sum())
         recalled |= (distances <= radii[:, None]).any(0)
         nearest = torch.minimum(nearest, distances.amin(0))
     return {
         "precision": num_precise / len(fake),
         "recall": float(recalled.double().mean()),
         "density": num_balls / (DENSITY_NEIGHBOURS * len(fake)),
-        "coverage": float((nearest <= wide_real_radii).double().mean()),
+        "coverage": float((nearest < open_radii).double().mean()),
     }
 
 

@@ -1,6 +1,7 @@
 """Reports: numbers with their protocol, as JSON, as a table, and in a model's card."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from ..files import write_text
 TASK = "unconditional-image-generation"  # the Hub's name, with classes or without
 # Two runs of one protocol may differ in these: the probe by the device's rounding, the source since models move.
 OF_THE_RUN = ("software.", "device", "processes", "date", "samples.source", "extractor.probe")
+OF_REAL_IMAGES = ("floor_", "reference_")  # how the keys of measures begin that are none of the model
+REAL_IN_WORDS = re.compile(r", real against real| of the (real images|floor) \(")
 BEGIN, END = "<!-- evaluation: begin -->", "<!-- evaluation: end -->"
 
 
@@ -89,7 +92,7 @@ def write_json(reports: list[Report], path: Path) -> None:
 
 
 def eval_results(report: Report) -> list[EvalResult]:
-    """The numbers and their protocol as the Hub shows them beside a model."""
+    """The model's numbers and their protocol as the Hub shows them beside it."""
     reference = report.protocol["reference"]
     return [
         EvalResult(
@@ -103,13 +106,15 @@ def eval_results(report: Report) -> list[EvalResult]:
             metric_args=flatten(report.protocol),
         )
         for measure in report.measures
+        if not measure.key.startswith(OF_REAL_IMAGES)
     ]
 
 
 def add_to_card(report: Report, path: Path, model_name: str) -> None:
     """
     Puts the numbers into a `README.md`: as a section, which a later report replaces, and into its metadata
-    (`model-index`), where they replace numbers of the same data set, measure and protocol; all others stay.
+    (`model-index`), where they replace numbers of the same data set, measure and protocol; all others stay. The
+    metadata never holds numbers of real images; those that an earlier version wrote there go.
     """
     data, text = read_card(path)
     ours: dict[str, Any] = eval_results_to_model_index(model_name, eval_results(report))[0]
@@ -166,7 +171,11 @@ def _merged(index: list[dict[str, Any]], ours: dict[str, Any]) -> list[dict[str,
 def _without(identities: set[str], results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     kept = []
     for result in results:
-        metrics = [metric for metric in result["metrics"] if _identity(result, metric) not in identities]
+        metrics = [
+            metric
+            for metric in result["metrics"]
+            if _identity(result, metric) not in identities and not REAL_IN_WORDS.search(str(metric.get("name")))
+        ]
         kept += [{**result, "metrics": metrics}] if metrics else []
     return kept
 

@@ -3,19 +3,24 @@
 import hashlib
 import json
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+from weakref import WeakKeyDictionary
 
 import numpy as np
+import PIL
 import torch
+from PIL import ImageOps
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from ..images import to_uint8
 from ..latents import TruncationMode, sample_latents
+from ..pictures import encoded_bytes, stored_picture
 
 
 if TYPE_CHECKING:  # `datasets` is slow to import, and samples do not need it
@@ -120,7 +125,7 @@ class GeneratedImages:
     @cached_property
     def fingerprint(self) -> str:
         state = [part for item in sorted(self.model.state_dict().items()) for part in item]
-        return _digest(json.dumps(self.description, sort_keys=True), self.model.config.to_json_string(), *state)
+        return digest_of(json.dumps(self.description, sort_keys=True), self.model.config.to_json_string(), *state)
 
     @property
     def description(self) -> dict[str, Any]:
@@ -131,7 +136,10 @@ class GeneratedImages:
             some = ", ".join(map(str, self.classes))
             uniform = f"uniform over {len(self.classes)} of {config.num_labels} classes: {some}"
         labels = uniform if self.class_label is None else f"class {self.class_label}"
-        tf32 = self.model.device.type == "cuda" and torch.backends.cudnn.allow_tf32
+        library: Any = torch.backends.cudnn if self.model.device.type == "cuda" else torch.backends.mkldnn
+        precision, dtype = library.conv.fp32_precision, str(self.model.dtype).removeprefix("torch.")
+        if precision not in ("none", "ieee"):
+            dtype += f" ({precision.upper()} convolutions)"
         return {
             "source": self.name,
             "num_images": self.num_images,
@@ -141,7 +149,7 @@ class GeneratedImages:
             "truncation_mode": None if self.truncation is None else self.truncation_mode,
             "labels": labels if config.num_labels else "none",
             "seed": self.seed,
-            "precision": str(self.model.dtype).removeprefix("torch.") + (" (TF32 convolutions)" if tf32 else ""),
+            "precision": dtype,
             "image_size": config.image_size,
             "num_channels": config.num_channels,
         }
@@ -175,19 +183,31 @@ class RealImages:
 
     @cached_property
     def fingerprint(self) -> str:
-        # `datasets` derives the fingerprint of a table from its files and from everything done to them.
-        parts = [self.images.pictures._fingerprint, self.images.on_unreadable_image, *self.image_shape]
-        return _digest("|".join(map(str, parts)), self.rows)
+        parts = [PIL.__version__, self.images.on_unreadable_image, *self.image_shape]
+        return digest_of("|".join(map(str, parts)), self.rows, *self._digests())
+
+    def _digests(self) -> Iterator[str]:
+        """
+        Of the encoded pictures, all bytes of all of them: times and sizes of files may stay when pixels change. This
+        costs little beside decoding. Each picture is read once as long as the data set is open.
+        """
+        known = _DIGESTS.setdefault(self.images, {})
+        progress = tqdm(total=len(self), desc=f"reading {self.name}", unit="img", delay=5, dynamic_ncols=True)
+        with progress:
+            for rows in self.rows.split(1000):
+                missing = [row for row in rows.tolist() if row not in known]
+                cells = self.images.pictures[missing]["image"] if missing else []
+                known |= {row: _digest_of_cell(cell) for row, cell in zip(missing, cells, strict=True)}
+                yield from (known[row] for row in rows.tolist())
+                progress.update(len(rows))
 
     @cached_property
     def stored(self) -> tuple[set[int], list[tuple[int, int]]]:
         """Channels, and sorted heights and widths, of pictures from all over the set, as they are stored."""
-        import datasets
-
         formats = []
         for row in range(0, len(self.images), max(1, len(self.images) // NUM_PROBES)):
             with suppress(Exception):  # of any type from broken bytes, which are reported when they are measured
-                picture = datasets.Image().decode_example(self.images.pictures[row]["image"])
+                picture = ImageOps.exif_transpose(stored_picture(self.images.pictures[row]["image"]))
                 formats.append((1 if picture.mode.startswith(GREY_MODES) else 3, (picture.height, picture.width)))
         return {channels for channels, _ in formats}, sorted({size for _, size in formats})
 
@@ -296,7 +316,7 @@ class ImageArray:
 
     @cached_property
     def fingerprint(self) -> str:
-        return _digest(str(tuple(self.pixel_values.shape)), self.pixel_values)
+        return digest_of(str(tuple(self.pixel_values.shape)), self.pixel_values)
 
     @property
     def description(self) -> dict[str, Any]:
@@ -304,7 +324,18 @@ class ImageArray:
         return {"source": self.name, "num_images": len(self), "image_size": height, "num_channels": channels}
 
 
-def _digest(*parts: str | Tensor) -> str:
+# By data set and row.
+_DIGESTS: WeakKeyDictionary["LabelledImages", dict[int, str]] = WeakKeyDictionary()
+
+
+def _digest_of_cell(cell: Mapping[str, Any] | None) -> str:
+    """A picture that cannot be read is told when it is decoded."""
+    with suppress(OSError):
+        return hashlib.sha256(encoded_bytes(cell)).hexdigest() if cell is not None else "none"
+    return "missing"
+
+
+def digest_of(*parts: str | Tensor) -> str:
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, Tensor):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
@@ -14,13 +15,18 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..files import write_file
+from ..files import try_to_write, write_file
 from ..processes import add_up, from_main, is_main_process, num_processes, process_rank
 from .extractors import FeatureExtractor
-from .sources import GeneratedImages, ImageSource, load_npz
+from .sources import GeneratedImages, ImageSource, digest_of, load_npz
 
 
+logger = logging.getLogger(__name__)
+
+CACHE_FORMAT = 2  # to be raised where the sums of the same images change
+CHECKSUM = "sha256"  # beside the sums in a stored file
 SAVE_SECONDS = 60.0  # between saves of an unfinished pass
+IMAGES_PER_SPLIT = 500  # of the Inception Score, at least
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,8 +54,9 @@ class RunningStatistics:
     Args:
         num_images: N, of the whole set.
         num_kept: Images whose features are kept, chosen at random with a fixed seed.
-        num_splits: Parts of the set; each has an Inception Score. Image i is in part i mod `num_splits`, which mixes
-            the classes of a sorted set.
+        num_splits: Parts of the set; each has an Inception Score. Images are dealt to them at random with a fixed
+            seed, so that no order of the set, sorted or classes in turn, keeps a class out of a part. Fewer than
+            `IMAGES_PER_SPLIT` images a part are one part.
         covariance: Whether products of features are summed too.
     """
 
@@ -57,6 +64,8 @@ class RunningStatistics:
         self, num_images: int, num_kept: int, num_splits: int, extractor: FeatureExtractor, covariance: bool = True
     ):
         d, classes, device = extractor.num_features, extractor.num_classes, extractor.device
+        num_splits = splits_of(num_images, num_splits)
+        self.splits = torch.randperm(num_images, generator=torch.Generator().manual_seed(1)) % num_splits
         kept = torch.randperm(num_images, generator=torch.Generator().manual_seed(0))[:num_kept].sort().values
         self.slots = torch.full((num_images,), -1)
         self.slots[kept] = torch.arange(len(kept))
@@ -79,7 +88,7 @@ class RunningStatistics:
         if "kept" in self.sums:
             slots = self.slots[rows].to(features.device)
             self.sums["kept"][slots[slots >= 0]] = features[slots >= 0]
-        splits = (rows % len(self.sums["split_count"])).to(features.device)
+        splits = self.splits[rows].to(features.device)
         self.sums["split_count"].index_add_(0, splits, torch.ones_like(splits))
         if logits is not None:
             log_p = logits.double().log_softmax(1)
@@ -98,10 +107,9 @@ class RunningStatistics:
         """
         if not self.sums["split_total"].shape[1]:
             return None
-        used = self.sums["split_count"] > 0
-        count = self.sums["split_count"][used].double()
-        marginal = self.sums["split_total"][used] / count[:, None]
-        return (self.sums["split_negentropy"][used] / count - torch.xlogy(marginal, marginal).sum(1)).exp()
+        count = self.sums["split_count"].double()
+        marginal = self.sums["split_total"] / count[:, None]
+        return (self.sums["split_negentropy"] / count - torch.xlogy(marginal, marginal).sum(1)).exp()
 
     def covariance(self) -> Tensor | None:
         if "outer" not in self.sums:
@@ -125,6 +133,11 @@ class RunningStatistics:
         )
 
 
+def splits_of(num_images: int, wanted: int) -> int:
+    """Into how many splits the Inception Score takes a set."""
+    return wanted if num_images >= wanted * IMAGES_PER_SPLIT else 1
+
+
 def measure(
     source: ImageSource,
     extractor: FeatureExtractor,
@@ -142,18 +155,18 @@ def measure(
 
     Args:
         num_kept: Images whose features are kept, for the measures that need more than moments.
-        num_splits: Splits of the Inception Score.
+        num_splits: Splits of the Inception Score; 1 for a small set.
         cache_dir: Stores finished passes, and unfinished ones from which a later call goes on. `None` for neither.
         title: For the progress bar.
     """
     statistics = RunningStatistics(len(source), num_kept, num_splits, extractor, covariance)
     wanted = [num_kept, num_splits, covariance]
-    file = None if cache_dir is None else cache_dir / f"{_key(source, extractor, wanted)}.pt"
-    stored = from_main(file is not None and file.is_file())  # not all of them may see the same disk
-    if stored:
-        if is_main_process():
-            _load(statistics, file)
-    else:
+    # The first process finds what is stored: not all of them may see the same disk.
+    file = None if cache_dir is None else from_main(_file(cache_dir, source, extractor, wanted))
+    stored = from_main(file is not None and is_main_process() and _load(statistics, file))
+    if not stored:
+        if cache_dir is not None:
+            _try_to_write(cache_dir, sum(tensor.nbytes for tensor in statistics.sums.values()))
         _extract(statistics, source, extractor, batch_size, file, title)
     add_up(statistics.sums.values())
     if statistics.count != len(source):
@@ -182,7 +195,7 @@ def _extract(
     """This process's share of the pass. Processes take the batches in turn; the batches do not depend on them."""
     rank, world, indices = process_rank(), num_processes(), range(len(source))
     unfinished = None if file is None else file.with_name(f"{file.stem}-{batch_size}-{rank}of{world}.pt")
-    if unfinished is not None and unfinished.is_file():
+    if unfinished is not None:
         _load(statistics, unfinished)
     batches = [indices[start : start + batch_size] for start in indices[rank * batch_size :: world * batch_size]]
     done = statistics.count
@@ -211,25 +224,60 @@ def _unchanged(batch: Any) -> Any:  # not a lambda, which a worker process could
     return batch
 
 
-def _key(source: ImageSource, extractor: FeatureExtractor, wanted: list[int]) -> str:
-    parts = [source.fingerprint, extractor.fingerprint, len(source), *wanted]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+# The cache
+
+
+def _file(folder: Path, source: ImageSource, extractor: FeatureExtractor, wanted: list[int]) -> Path | None:
+    if not is_main_process():
+        return None
+    parts = [CACHE_FORMAT, source.fingerprint, extractor.fingerprint, len(source), *wanted]
+    return folder / f"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]}.pt"
+
+
+def _try_to_write(folder: Path, num_bytes: int) -> None:
+    """Raises `ValueError` on all processes if the folder cannot hold so much: better now than after the pass."""
+    problem = None
+    if is_main_process():
+        try:
+            try_to_write(folder, num_bytes)
+        except OSError as error:
+            problem = f"cannot write {num_bytes:,} bytes to the cache {str(folder)!r}: {error.strerror or error}"
+    problem = from_main(problem)
+    if problem is not None:
+        raise ValueError(f"{problem}; choose another with --cache_dir")
 
 
 def _save(sums: dict[str, Tensor], file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
+    stored: dict[str, Any] = {name: tensor.cpu() for name, tensor in sums.items()}
     with write_file(file) as unfinished:
-        torch.save({name: tensor.cpu() for name, tensor in sums.items()}, unfinished)
+        torch.save({**stored, CHECKSUM: _checksum(stored)}, unfinished)
 
 
-def _load(statistics: RunningStatistics, file: Path | None) -> None:
-    assert file is not None
+def _load(statistics: RunningStatistics, file: Path) -> bool:
+    """Whether the file is there and whole. A damaged one is told, and what it held is measured anew."""
+    if not file.is_file():
+        return False
     try:
         stored = torch.load(file, map_location="cpu", weights_only=True)
-        for name, tensor in statistics.sums.items():
-            tensor.copy_(stored[name])
-    except Exception as error:  # a truncated file raises errors of many types
-        raise ValueError(f"cannot read the stored statistics {str(file)!r}: delete the file ({error})") from error
+        checksum = stored.pop(CHECKSUM)
+        if {name: (x.shape, x.dtype) for name, x in statistics.sums.items()} != {
+            name: (x.shape, x.dtype) for name, x in stored.items()
+        }:
+            raise ValueError("it holds other sums")
+        if checksum != _checksum(stored):
+            raise ValueError("its checksum is not that of its content")
+    except Exception as error:  # a damaged file raises errors of many types
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        logger.warning("the stored statistics %r are damaged and are measured anew: %s", str(file), reason)
+        return False
+    for name, tensor in statistics.sums.items():
+        tensor.copy_(stored[name])
+    return True
+
+
+def _checksum(sums: dict[str, Tensor]) -> str:
+    return digest_of(*(part for name, tensor in sorted(sums.items()) for part in (name, tensor)))
 
 
 # Files of moments, as BigGAN-PyTorch and pytorch-fid keep them

@@ -1,0 +1,149 @@
+"""An encoded picture to uint8 pixels: upright, without transparency, in 8 bits, the centre square."""
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import torch
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from torch import Tensor
+
+
+MAX_PIXELS = 64_000_000
+SCALED_TO_16_BITS = ("PNG", "PPM", "JPEG2000")  # by Pillow, whatever depth or maximum these files state
+SIGNED = 2  # a sample format of TIFF
+# Tags of TIFF: Pillow names only the first two.
+PHOTOMETRIC, SAMPLE_FORMAT = TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, TiffImagePlugin.SAMPLEFORMAT
+MIN_SAMPLE, MAX_SAMPLE, S_MIN_SAMPLE, S_MAX_SAMPLE = 280, 281, 340, 341
+
+
+def decode_picture(cell: Mapping[str, Any] | None, image_size: int, num_channels: int) -> Tensor:
+    """
+    Crops the centre square of a picture from [`open_picture`], and resizes it with PIL's Lanczos filter, whose support
+    grows with the reduction, so that nothing aliases.
+
+    Returns:
+        uint8 (num_channels, image_size, image_size); where it cannot be decoded, a `ValueError` says why in one line.
+    """
+    picture = open_picture(cell, num_channels)
+    side = min(picture.size)
+    left, top = (picture.width - side) // 2, (picture.height - side) // 2
+    box = (left, top, left + side, top + side)
+    picture = picture.resize((image_size, image_size), Image.Resampling.LANCZOS, box)
+    array = np.array(picture).reshape(image_size, image_size, num_channels)
+    return torch.from_numpy(array).permute(2, 0, 1)
+
+
+def open_picture(cell: Mapping[str, Any] | None, num_channels: int) -> Image.Image:
+    """
+    A picture in 8 bits, upright (EXIF), grey (1) or RGB (3), with transparency laid on white. A grey picture in more
+    than 8 bits is scaled by what its file states as white.
+
+    Args:
+        cell: "bytes" or else "path" of an encoded picture, as `datasets` stores them.
+    """
+    if cell is None:
+        raise ValueError("there is no picture")
+    try:
+        return _flatten(stored_picture(cell), "RGB" if num_channels == 3 else "L")
+    except UnidentifiedImageError as error:
+        raise ValueError("unknown image format") from error
+    except UnreadableError as error:
+        raise ValueError(str(error)) from error
+    except Exception as error:  # PIL's decoders raise nearly any type on broken bytes
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{type(error).__name__}: {first_line}") from error
+
+
+class UnreadableError(ValueError):
+    """The reason is a sentence of ours."""
+
+
+def stored_picture(cell: Mapping[str, Any]) -> Image.Image:
+    """The picture as PIL decodes it: its own mode and depth, not yet upright."""
+    picture = Image.open(io.BytesIO(encoded_bytes(cell)))
+    if picture.width * picture.height > MAX_PIXELS:
+        raise UnreadableError(f"{picture.width}×{picture.height} pixels are more than {MAX_PIXELS:,}")
+    picture.load()
+    return picture
+
+
+def encoded_bytes(cell: Mapping[str, Any]) -> bytes:
+    if cell["bytes"] is not None:
+        return cell["bytes"]
+    if "://" not in cell["path"]:
+        return Path(cell["path"]).read_bytes()
+    with fsspec.open(cell["path"], "rb") as file:
+        return file.read()
+
+
+def _flatten(picture: Image.Image, mode: str) -> Image.Image:
+    """The picture upright, in 8 bits a channel and without transparency."""
+    stored, picture = picture, ImageOps.exif_transpose(picture)
+    if picture.mode[0] in "IF" or _tag(stored, SAMPLE_FORMAT) == SIGNED:
+        picture = _in_8_bits(np.asarray(picture), stored)
+    if picture.has_transparency_data:
+        picture = picture.convert("LA") if picture.mode == "La" else picture  # the only way of PIL from "La"
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return picture.convert(mode)
+
+
+# Grey in more than 8 bits, which PIL's own conversion clips
+
+
+def _in_8_bits(values: np.ndarray, picture: Image.Image) -> Image.Image:
+    """
+    Args:
+        values: Of the picture, upright.
+        picture: As PIL decoded it, which knows its format and its tags.
+    """
+    if picture.mode == "F" and not np.isfinite(values).all():
+        raise UnreadableError("it has values that are NaN or infinite")
+    if picture.mode == "I" and _tag(picture, SAMPLE_FORMAT) == 1:
+        values = values.view(np.uint32)  # PIL has no unsigned mode of 32 bits
+    white = _white(picture)
+    if values.min() < -white / 100 or values.max() > white * 1.01:
+        raise UnreadableError(f"it has values from {values.min():g} to {values.max():g}, and white is {white:g}")
+    steps = white if picture.mode == "F" else white + 1
+    levels = (values * (256 / steps)).clip(0, 255).astype(np.uint8)
+    if _tag(picture, PHOTOMETRIC) == 0:  # white is zero, which PIL minds in 8 bits only
+        levels = 255 - levels
+    if "transparency" in picture.info:
+        levels[values == picture.info["transparency"]] = 255
+    return Image.fromarray(levels)
+
+
+def _white(picture: Image.Image) -> float:
+    """
+    The value that stands for white; black is 0. A file's stated maximum may be only the largest value in this picture:
+    pictures of one set would be scaled each in its own way. So a maximum counts only where it is 2ⁿ - 1.
+    """
+    if picture.format in SCALED_TO_16_BITS and picture.mode != "F":
+        return 2**16 - 1
+    kind = f"{'float' if picture.mode == 'F' else 'integer'} grey values in a {picture.format} file"
+    if picture.format != "TIFF":
+        raise UnreadableError(f"{kind}, which does not state the value of white")
+    stated = _tag(picture, S_MAX_SAMPLE) or _tag(picture, MAX_SAMPLE)
+    bits = _tag(picture, TiffImagePlugin.BITSPERSAMPLE)
+    if stated is None and picture.mode.startswith("I;16"):
+        return 2**bits - 1
+    if stated is None:
+        raise UnreadableError(f"{kind} without the tag SMaxSampleValue, which states the value of white")
+    least = _tag(picture, S_MIN_SAMPLE) or _tag(picture, MIN_SAMPLE) or 0
+    whites = [2**n - 1 for n in range(1 if picture.mode == "F" else 8, 33)]
+    if least or stated not in whites:
+        raise UnreadableError(
+            f"{kind}, whose tags state values from {least:g} to {stated:g}, perhaps those of this picture alone: "
+            f"expected from 0 to 1 (floats), 255, 4095, 65535 or another 2ⁿ - 1"
+        )
+    return float(stated)
+
+
+def _tag(picture: Image.Image, tag: int) -> Any:
+    """The first value of a tag of TIFF; `None` where there is none."""
+    value = getattr(picture, "tag_v2", {}).get(tag)
+    return value[0] if isinstance(value, tuple) else value

@@ -1,0 +1,154 @@
+"""Pictures of every depth to 8 bits."""
+
+import io
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from biggan_hf.data import load_labelled_images
+from biggan_hf.pictures import decode_picture, open_picture
+
+
+RAMP = np.tile(np.linspace(0, 1, 256), (256, 1))  # from black to white
+
+
+def levels(content: bytes, num_channels: int = 1) -> np.ndarray:
+    return np.asarray(open_picture({"bytes": content, "path": None}, num_channels))
+
+
+def grey_map(maximum: int, kind: bytes = b"P5") -> bytes:
+    values = np.round(RAMP * maximum).astype(">u2" if maximum > 255 else "u1")
+    content = " ".join(map(str, values.ravel())).encode() if kind == b"P2" else values.tobytes()
+    return kind + b"\n256 256\n%d\n" % maximum + content
+
+
+def saved(array: np.ndarray, file_format: str = "PNG") -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, file_format)
+    return file.getvalue()
+
+
+def tiff(dtype: str, white: float, tags: dict[int, float] | None = None, photometric: int = 1) -> bytes:
+    """An uncompressed TIFF whose ramp goes from 0 to `white`; "12" is the dtype of packed 12 bits."""
+    order = ">" if dtype[0] == ">" else "<"
+    values = RAMP * white if "f" in dtype else np.round(RAMP * white)
+    if dtype == "12":
+        left, right = values.astype(int)[:, ::2], values.astype(int)[:, 1::2]
+        bits, sample_format = 12, 1
+        content = np.stack([left >> 4, (left & 15) << 4 | right >> 8, right & 255], -1).astype(np.uint8).tobytes()
+    else:
+        kind = np.dtype(dtype)
+        bits, sample_format, content = kind.itemsize * 8, "uif".index(kind.kind) + 1, values.astype(kind).tobytes()
+    entries: dict[int, float] = {
+        256: 256,
+        257: 256,
+        258: bits,
+        259: 1,
+        262: photometric,
+        273: 0,
+        277: 1,
+        278: 256,
+        279: len(content),
+    }
+    entries |= {339: sample_format, **(tags or {})}
+    entries[273] = 8 + 2 + 12 * len(entries) + 4
+    directory = b""
+    for tag, value in sorted(entries.items()):
+        code, field = (11, "f") if isinstance(value, float) else (4, "I")
+        directory += struct.pack(f"{order}HHI{field}", tag, code, 1, value)
+    start = (b"MM\0*" if order == ">" else b"II*\0") + struct.pack(f"{order}IH", 8, len(entries))
+    return start + directory + bytes(4) + content
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(grey_map(maximum) for maximum in (1, 15, 100, 255, 1023, 4095, 65535)),
+        grey_map(4095, b"P2"),
+        saved(np.round(RAMP * 65535).astype(np.uint16)),
+        saved(np.round(RAMP * 65535).astype(np.uint16), "JPEG2000"),
+        *(tiff(*depth) for depth in (("u1", 255), ("<u2", 65535), (">u2", 65535), ("12", 4095))),
+        tiff("<u2", 4095, {281: 4095}),
+        tiff("<u4", 2**32 - 1, {341: 2**32 - 1}),
+        *(tiff(dtype, 2**31 - 1, {341: 2**31 - 1}) for dtype in ("<i4", ">i4")),
+        tiff("<i4", 65535, {281: 65535}),
+        tiff("<i2", 32767, {341: 32767}),
+        *(tiff(order + "f4", white, {340: 0.0, 341: white}) for order in "<>" for white in (1.0, 255.0, 65535.0)),
+        tiff("<u2", 65535, photometric=0),
+        tiff("<f4", 1.0, {341: 1.0}, photometric=0),
+    ],
+)
+def test_a_ramp_from_black_to_white_is_one_in_every_depth(content: bytes) -> None:
+    for num_channels in (1, 3):
+        grey = levels(content, num_channels)
+        assert abs(grey.mean() - 127.5) <= 0.5 and {int(grey[0, 0].min()), int(grey[0, -1].min())} == {0, 255}
+
+
+def test_white_is_zero_where_a_tiff_says_so() -> None:
+    for content in (tiff("u1", 255, photometric=0), tiff("<u2", 65535, photometric=0)):
+        assert levels(content)[0, [0, -1]].tolist() == [255, 0]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (tiff("<f4", 1.0), "float grey values in a TIFF file without the tag SMaxSampleValue"),
+        (tiff("<i4", 65535), "integer grey values in a TIFF file without the tag SMaxSampleValue"),
+        (tiff("<u4", 2**32 - 1), "integer grey values in a TIFF file without"),
+        (tiff("<i2", 32767), "integer grey values in a TIFF file without"),
+        (tiff("i1", 127), "integer grey values in a TIFF file without"),
+        (tiff("<f4", 0.97, {341: 0.97}), "values from 0 to 0.97, perhaps those of this picture alone"),
+        (tiff("<u2", 4000, {281: 4000}), "values from 0 to 4000, perhaps those of this picture alone"),
+        (tiff("<u2", 65535, {280: 100, 281: 65535}), "values from 100 to 65535, perhaps"),
+        (tiff("<u2", 4000, {281: 255}), "it has values from 0 to 4000, and white is 255"),
+        (tiff("<i2", -5000, {281: 65535}), "it has values from -5000 to 0, and white is 65535"),
+        (b"Pf\n256 256\n-1.0\n" + RAMP.astype("<f4").tobytes(), "float grey values in a PPM file, which does not"),
+        (b"P5\n8001 8000\n255\n", "8001×8000 pixels are more than 64,000,000"),
+    ],
+)  # fmt: skip
+def test_a_depth_that_is_not_known_is_unreadable(content: bytes, reason: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=reason):
+        levels(content)
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(ValueError, match=f"none of 1 probed.*{reason}"):
+        load_labelled_images(str(tmp_path), image_size=8)
+
+
+def test_sixteen_bits_lose_their_low_byte() -> None:
+    deep = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1024 + 1023
+    assert levels(saved(deep)).flatten().tolist() == [value >> 8 for value in deep.flatten().tolist()]
+
+
+def test_a_transparent_grey_of_sixteen_bits_is_white() -> None:
+    file = io.BytesIO()
+    Image.fromarray(np.array([[0, 300], [301, 65535]], np.uint16)).save(file, "PNG", transparency=300)
+    assert levels(file.getvalue()).tolist() == [[0, 255], [1, 255]]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_picture_with_nan_is_unreadable(value: float) -> None:
+    whole = np.full((8, 8), 0.5, np.float32)
+    broken = whole.copy()
+    broken[-1, -1] = value
+
+    def decoded(array: np.ndarray) -> Any:
+        file = io.BytesIO()
+        Image.fromarray(array).save(file, "TIFF", tiffinfo={341: 1.0})
+        return decode_picture({"bytes": file.getvalue(), "path": None}, 4, 3)
+
+    assert torch.equal(decoded(whole), torch.full((3, 4, 4), 128, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="it has values that are NaN or infinite"):
+        decoded(broken)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "CMYK", "YCbCr", "HSV"])
+def test_every_mode_of_eight_bits_is_read(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    grey = Image.new("LA" if mode == "La" else "RGBA" if mode == "RGBa" else "L", (8, 8), "white").convert(mode)
+    monkeypatch.setattr("biggan_hf.pictures.stored_picture", lambda cell: grey)
+    for num_channels in (1, 3):
+        assert (decode_picture({}, 4, num_channels) == 255).all()
