@@ -259,7 +259,7 @@ def test_without_a_table_truncation_warns_once(
 def test_sample_keeps_the_order_of_labels() -> None:
     model = tiny_generator()
     latents = tiny_latents(6, model.config)
-    images = model.sample([3, 0], num_images_per_label=3, latents=latents)
+    images = model.sample([3, 0], num_images_per_prompt=3, latents=latents)
     assert images.shape == (6, 3, 32, 32) and not images.requires_grad
     expected = output(model, latents, torch.tensor([3, 3, 3, 0, 0, 0])).detach()
     torch.testing.assert_close(images, expected, rtol=0, atol=1e-5)
@@ -285,7 +285,7 @@ def test_sample_is_reproducible(labels: list[int] | None, truncation: float | No
 def test_sample_of_an_unconditional_model() -> None:
     for variant in ("unconditional", "deep unconditional", "unconditioned"):
         model = tiny_generator(**VARIANTS[variant])
-        assert model.sample(num_images_per_label=4).shape == (4, 3, 32, 32)
+        assert model.sample(num_images_per_prompt=4).shape == (4, 3, 32, 32)
         with pytest.raises(ValueError, match=r"unconditional \(num_labels=0\): class_labels must be None"):
             model.sample([0])
         with pytest.raises(ValueError, match=r"unconditional \(num_labels=0\): class_embeddings must be None"):

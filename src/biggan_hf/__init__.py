@@ -12,7 +12,8 @@ from .standing_stats import collect_standing_statistics
 __version__ = "0.1.0"
 
 AutoConfig.register("biggan", BigGANConfig)
-AutoModel.register(BigGANConfig, BigGANModel)
+# The first one, unless a `config.json` says that it is a discriminator's.
+AutoModel.register(BigGANConfig, (BigGANModel, BigGANDiscriminator))
 
 __all__ = [
     "BigGANConfig",
