@@ -12,8 +12,7 @@ from .standing_stats import collect_standing_statistics
 __version__ = "0.1.0"
 
 AutoConfig.register("biggan", BigGANConfig)
-# The first one, unless a `config.json` says that it is a discriminator's.
-AutoModel.register(BigGANConfig, (BigGANModel, BigGANDiscriminator))
+AutoModel.register(BigGANConfig, BigGANModel)  # whose `from_pretrained` also finds a discriminator
 
 __all__ = [
     "BigGANConfig",

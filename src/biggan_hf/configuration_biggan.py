@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
+from pathlib import Path
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -130,11 +131,18 @@ class BigGANConfig(PreTrainedConfig):
         cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """As in transformers, but refuses what is no BigGAN's."""
-        settings, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        source = pretrained_model_name_or_path
+        try:
+            settings, rest = super().get_config_dict(source, **kwargs)
+        except TypeError as error:  # JSON, but no object
+            raise ValueError(f"the config.json of {str(source)!r} is no BigGAN's: it is no object") from error
         found = settings.get("model_type") if isinstance(settings, dict) else None
         if found != cls.model_type:
+            folder = Path(source, kwargs.get("subfolder") or "")
+            if folder.is_dir() and not (folder / "config.json").is_file():
+                raise FileNotFoundError(f"there is no config.json in {str(folder)!r}")
             told = f"its model_type is {found!r}" if found else "it names no model_type"
-            raise ValueError(f"the config.json of {str(pretrained_model_name_or_path)!r} is no BigGAN's: {told}")
+            raise ValueError(f"the config.json of {str(source)!r} is no BigGAN's: {told}")
         return settings, rest
 
     @classmethod
@@ -145,11 +153,12 @@ class BigGANConfig(PreTrainedConfig):
         """
         return_unused_kwargs = kwargs.pop("return_unused_kwargs", False)
         known = {name: value for name, value in config_dict.items() if name in _known_names()}
-        kept = {name: config_dict[name] for name in config_dict.keys() - known.keys()}
-        for name in sorted(kept):
-            if not isinstance(name, str) or hasattr(cls, name):
-                raise TypeError(f"a configuration has no field {name!r}, and cannot keep it: it has another meaning")
-            logger.warning_once(f"{_unknown_keyword(name)}; it is kept, and has no effect")
+        unknown = sorted(str(name) for name in config_dict.keys() - known.keys())
+        # A key with the name of a method or a property would take its place.
+        kept = {name: config_dict[name] for name in unknown if not hasattr(cls, name)}
+        for name in unknown:
+            what = "(kept, without effect)" if name in kept else "(left out)"
+            logger.warning_once(f"{_unknown_keyword(name)} {what}")
         replaceable = {*BigGANConfig.__annotations__, "num_labels", "num_classes", "id2label", "label2id"}
         settings = _replaced(known, {name: kwargs.pop(name) for name in [*kwargs] if name in replaceable})
         config, unused = super().from_dict(settings, return_unused_kwargs=True, **kwargs)

@@ -60,8 +60,8 @@ _TAKEN_BY = {
 }  # fmt: skip
 
 
-def unknown_keyword(function: str, name: str, accepted: Collection[str]) -> str:
-    """What to say of a keyword that a function does not take."""
+def unknown_keyword(function: str, name: str, accepted: Collection[str], others: Collection[str] = ()) -> str:
+    """What to say of a keyword that a function does not take; `others` are accepted too, but too many to list."""
     meant = _MEANT.get(name, name)
     if meant in accepted:
         answer = f"did you mean {meant}=?"
@@ -69,7 +69,7 @@ def unknown_keyword(function: str, name: str, accepted: Collection[str]) -> str:
         answer = _ANSWERS[name]
     elif meant in _TAKEN_BY:
         answer = f"{_TAKEN_BY[meant]} takes {meant}="
-    elif close := get_close_matches(name, accepted, n=1):
+    elif close := get_close_matches(name, [*accepted, *others], n=1):
         answer = f"did you mean {close[0]}=?"
     else:
         answer = f"its keywords are {', '.join(accepted)}"

@@ -4,8 +4,10 @@ import json
 import math
 import pickle
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from logging import Filter, LogRecord
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -47,23 +49,24 @@ class LoadingMixin(PreTrainedModel):
         source = pretrained_model_name_or_path
         wants_report = kwargs.pop("output_loading_info", False)
         may_differ = kwargs.pop("ignore_mismatched_sizes", False)
-        folder = None
+        network_class, folder = cls, None
         if source is not None:
-            kwargs, folder = cls._located(str(source), kwargs)
+            network_class, kwargs, folder = cls._located(str(source), kwargs)
         where = "the given weights" if source is None else repr(str(source))
-        with _told_in_one_line(cls, where, folder), _no_table():
-            loaded: Any = super().from_pretrained(
+        with _told_in_one_line(network_class, where, folder), _no_table():
+            loaded: Any = super(LoadingMixin, network_class).from_pretrained(
                 source, *model_args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
             )
         network, report = loaded
-        _check_report(cls.__name__, where, report, may_miss="state_dict" in kwargs, may_differ=may_differ)
+        _check_report(network_class.__name__, where, report, may_miss="state_dict" in kwargs, may_differ=may_differ)
         if (wrong := wrong_tensor(network)) is not None:
             raise ValueError(f"{where} cannot be used: {wrong}")
         return loaded if wants_report else network
 
     @classmethod
-    def _located(cls, source: str, kwargs: dict[str, Any]) -> tuple[dict[str, Any], Path | None]:
-        # The arguments, with the folder of the network where it is found in one, and the local folder of its files.
+    def _located(cls, source: str, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any], Path | None]:
+        # The class to load, the arguments, with the folder in which the network was found, and the local folder of
+        # its files. The class is another one only where `AutoModel` asks: it knows the generator's alone.
         config_class: Any = cls.config_class
         place = {name: kwargs[name] for name in _PLACE if name in kwargs}
         try:
@@ -71,15 +74,18 @@ class LoadingMixin(PreTrainedModel):
         except OSError:
             if "config" not in kwargs:
                 raise
-            return kwargs, None
+            return cls, kwargs, None
         held = next((name for name in settings.get("architectures") or [] if name in _FOLDERS), None)
-        if held is not None and _FOLDERS[held] != cls._path_in_repo:
+        network_class = cls
+        if held is not None and "trust_remote_code" in kwargs and cls.__name__ in _FOLDERS:  # `AutoModel` passes it on
+            network_class = getattr(sys.modules[cls.__module__], held)
+        elif held is not None and _FOLDERS[held] != cls._path_in_repo:
             if _FOLDERS[held]:
                 raise ValueError(f"{source!r} holds a discriminator: BigGANDiscriminator.from_pretrained loads it")
             place["subfolder"] = "/".join(filter(None, [place.get("subfolder"), cls._path_in_repo]))
             try:
                 config_class.get_config_dict(source, **place)
-            except OSError as error:
+            except (OSError, ValueError) as error:
                 message = f"{source!r} holds a generator, and no discriminator in subfolder={place['subfolder']!r}"
                 raise OSError(message) from error
             kwargs = {**kwargs, "subfolder": place["subfolder"]}
@@ -87,7 +93,7 @@ class LoadingMixin(PreTrainedModel):
         folder = None if config_file is None else Path(config_file).parent
         if folder is not None:
             _check_shards(folder)
-        return kwargs, folder
+        return network_class, kwargs, folder
 
 
 # What may be wrong with the files
@@ -97,7 +103,9 @@ def _check_shards(folder: Path) -> None:
     """Raises `ValueError` if the index of a folder names files outside it."""
     for index in folder.glob("*.index.json"):
         try:
-            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            content = json.loads(index.read_text(encoding="utf-8"))
+            names = set(content["weight_map"].values())
+            content["metadata"].keys()
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{str(index)!r} is no index of weights: {type(error).__name__}: {error}") from error
         for name in names:
@@ -108,14 +116,17 @@ def _check_shards(folder: Path) -> None:
 
 
 @contextmanager
-def _told_in_one_line(cls: type, where: str, folder: Path | None) -> Iterator[None]:
+def _told_in_one_line(cls: Any, where: str, folder: Path | None) -> Iterator[None]:
     try:
         yield
     except TypeError as error:
         match = re.search(r"__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+        if match is None and "dictionary update" in str(error):  # the file holds something else than weights
+            raise ValueError(_what_is_wrong(where, folder, error)) from error
         if match is None:
             raise
-        message = unknown_keyword(f"{cls.__name__}.from_pretrained", match[1], _KEYWORDS)
+        fields = cls.config_class.__dataclass_fields__
+        message = unknown_keyword(f"{cls.__name__}.from_pretrained", match[1], _KEYWORDS, [*fields, "num_labels"])
         raise TypeError(message) from error
     except MemoryError:
         raise
@@ -128,22 +139,28 @@ def _told_in_one_line(cls: type, where: str, folder: Path | None) -> Iterator[No
 def _what_is_wrong(where: str, folder: Path | None, error: Exception) -> str:
     """Names the file of weights that cannot be read, and what is wrong with it."""
     for file in sorted(folder.glob("*.safetensors")) if folder is not None else []:
-        try:
-            with safe_open(file, framework="pt") as weights:
-                for name in weights.keys():
-                    weights.get_tensor(name)
-        except Exception as reason:  # its types are the library's own
-            with open(file, "rb") as opened:
-                is_pointer = opened.read(40).startswith(b"version https://git-lfs")
-            told = "it is a pointer of Git LFS; `git lfs pull` fetches the file" if is_pointer else _one_line(reason)
-            return f"{str(file)!r} cannot be read: {told}"
+        if (reason := _unreadable(file)) is not None:
+            return f"{str(file)!r} cannot be read: {reason}"
+    files = [] if folder is None else list(folder.glob("*.bin"))
+    file_name = repr(str(files[0])) if len(files) == 1 else f"a file of weights in {where}"
     if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):
         match = re.search(r"GLOBAL ([\w.]+)", str(error))
         held = f"it names {match[1]}, and a file" if match else "a file"
-        files = [] if folder is None else list(folder.glob("*.bin"))
-        file_name = repr(str(files[0])) if len(files) == 1 else f"a file of weights in {where}"
         return f"{file_name} is refused: {held} that holds more than tensors could run code; ask for safetensors"
-    return f"the weights of {where} cannot be read: {_one_line(error)}"
+    return f"{file_name} cannot be read: {_one_line(error)}"
+
+
+def _unreadable(file: Path) -> str | None:
+    """Why a file of safetensors cannot be read; `None` if it can."""
+    try:
+        with safe_open(file, framework="pt") as weights:
+            for name in weights.keys():
+                weights.get_tensor(name)
+    except Exception as error:  # its types are the library's own
+        with open(file, "rb") as opened:
+            is_pointer = opened.read(40).startswith(b"version https://git-lfs")
+        return "it is a pointer of Git LFS; `git lfs pull` fetches the file" if is_pointer else _one_line(error)
+    return None
 
 
 def _one_line(error: Exception) -> str:
@@ -155,14 +172,19 @@ def _one_line(error: Exception) -> str:
 # What may be wrong with the weights
 
 
+class _Table(Filter):
+    def filter(self, record: LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+
 @contextmanager
 def _no_table() -> Iterator[None]:
-    level = _TABLE.level
-    _TABLE.setLevel(logging.ERROR)
+    table = _Table()
+    _TABLE.addFilter(table)
     try:
         yield
     finally:
-        _TABLE.setLevel(level)
+        _TABLE.removeFilter(table)
 
 
 def _check_report(network: str, where: str, report: Mapping[str, Any], may_miss: bool, may_differ: bool) -> None:
@@ -179,11 +201,11 @@ def _check_report(network: str, where: str, report: Mapping[str, Any], may_miss:
             f"ignore_mismatched_sizes=True gives such weights new values"
         )
     if differing:
-        logger.warning(f"{where}: {_counted([name for name, *_ in differing])} of other shapes start anew")
+        logger.warning(f"{where}: other shapes have {_counted([name for name, *_ in differing])} and get new values")
     if missing:
-        logger.warning(f"{where}: {_counted(missing)} are missing and start anew")
+        logger.warning(f"{where} lacks {_counted(missing)} of {network}; new values take their place")
     if surplus:
-        logger.warning(f"{where}: {_counted(surplus)} have no place in {network}")
+        logger.warning(f"{where} holds {_counted(surplus)} for which {network} has no place")
 
 
 def _counted(names: list[str]) -> str:

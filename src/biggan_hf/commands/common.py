@@ -130,6 +130,8 @@ def load_pipeline(args: argparse.Namespace, folder: str | None = None) -> BigGAN
             pipe = BigGANPipeline.from_pretrained(model, revision=args.revision)
     # A missing repository, a strange config.json and a damaged file raise half a dozen types, some of them private.
     except Exception as error:
+        if Path(model).is_dir() and str(Path(model)) in str(error):
+            raise ValueError(str(error)) from error
         source = "" if Path(model).is_dir() else ", which is no folder here, from the Hub"
         raise ValueError(f"cannot load {model!r}{source}: {error}") from error
     return pipe.to(device_or_best(args.device))
