@@ -197,7 +197,7 @@ class Side:
             seeded = torch.Generator().manual_seed(2)
             drawn = None if labels is None else [1, 3]
             found[f"sample at {truncation}"] = generator.sample(drawn, 2, truncation=truncation, generator=seeded)
-        found["sample"] = generator.sample(num_images_per_label=2, generator=torch.Generator().manual_seed(3))
+        found["sample"] = generator.sample(num_images_per_prompt=2, generator=torch.Generator().manual_seed(3))
         repeats = IMAGES if labels is None else 1
         found["sample of latents"] = generator.sample(labels, repeats, latents=latents)
         found["logits"] = self.discriminator(self.pixels, labels).logits

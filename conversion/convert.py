@@ -1,17 +1,17 @@
 """Finds out which program wrote a checkpoint, and runs the converter for it."""
 
-import argparse
 import importlib
 import re
 from pathlib import Path
 
 from biggan_hf.conversion.reading import load, recognise_source
 from biggan_hf.conversion.writing import run
+from biggan_hf.options import EitherSpelling
 
 
 def main(argv: list[str] | None = None) -> None:
     """Passes the arguments after the source to the converter."""
-    arguments = argparse.ArgumentParser(description=__doc__, epilog="Further arguments go to the converter.")
+    arguments = EitherSpelling(description=__doc__, epilog="Further arguments go to the converter.")
     arguments.add_argument("source", type=Path, metavar="SOURCE", help="a checkpoint's file or folder")
     args, rest = arguments.parse_known_args(argv)
     if not args.source.exists():

@@ -107,7 +107,7 @@ def _read_hdf5(path: Path) -> dict[str, np.ndarray]:
     try:
         import h5py
     except ImportError as error:
-        raise ImportError("reading an HDF5 file needs h5py: pip install h5py") from error
+        raise ImportError('reading an HDF5 file needs h5py: pip install "biggan_hf[convert]"') from error
     variables: dict[str, np.ndarray] = {}
 
     def visit(name: str, item: object) -> None:

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.utils import logging
 
 from biggan_hf import BigGANConfig, BigGANDiscriminator, BigGANModel
+from biggan_hf.bars import own_bars_alone
 from biggan_hf.conversion.architecture import imagenet_classes
 from biggan_hf.conversion.convert_biggan_pytorch import (
     INITIALIZERS,
@@ -143,6 +143,7 @@ def export_discriminator(model: BigGANDiscriminator) -> State:
     return export_state(dict(model.state_dict()), discriminator_modules(len(model.stages), depth))
 
 
+@own_bars_alone()
 def load_networks(source: Path) -> tuple[BigGANModel, BigGANDiscriminator | None]:
     """The generator, and the discriminator if there is one; raises `ValueError` if the folder holds no model."""
     path = source / "config.json"
@@ -152,7 +153,6 @@ def load_networks(source: Path) -> tuple[BigGANModel, BigGANDiscriminator | None
         is_ours = False
     if not is_ours:
         raise ValueError(f"{str(source)!r} is not the folder of a biggan_hf model{hint(source)}")
-    logging.disable_progress_bar()
     folder = source / "discriminator"
     try:
         discriminator = BigGANDiscriminator.from_pretrained(folder) if folder.is_dir() else None

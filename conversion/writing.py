@@ -12,15 +12,16 @@ from typing import Any, NoReturn, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from transformers.utils import logging
 
 from biggan_hf import BigGANConfig, BigGANDiscriminator, BigGANModel
+from biggan_hf.bars import own_bars_alone
 from biggan_hf.conversion.architecture import Findings
 from biggan_hf.conversion.reading import State, sha256
 from biggan_hf.conversion.rename import abbreviated
 from biggan_hf.conversion.training_state import STATE_FILE
 from biggan_hf.files import replaced_folder, staged_folder
 from biggan_hf.hub import model_card
+from biggan_hf.options import EitherSpelling
 
 
 # The largest difference from a reference answer that is accepted, relative to the largest entry of the answer.
@@ -62,7 +63,7 @@ class Conversion:
 # The command line
 
 
-class _Parser(argparse.ArgumentParser):
+class _Parser(EitherSpelling):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}\n")
 
@@ -198,9 +199,9 @@ def convert_and_write(convert: Callable[[argparse.Namespace], Conversion], args:
     finish(conversion, args)
 
 
+@own_bars_alone()
 def finish(conversion: Conversion, args: argparse.Namespace) -> None:
     """Builds both networks, compares them with the reference, writes the folder, and prints what was done."""
-    logging.disable_progress_bar()
     config = conversion.findings.config()
     generator = build(BigGANModel, config, conversion.generator)
     discriminator = None

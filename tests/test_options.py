@@ -2,7 +2,7 @@
 
 import pytest
 
-from biggan_hf.options import unknown_option
+from biggan_hf.options import underscored, unknown_option
 
 
 COMMAND = ["--batch_size", "--dataset_name", "--output", "--seed", "--truncation", "--truncation_mode"]
@@ -13,7 +13,6 @@ TRAINING = ["--per_device_batch_size", "--global_batch_size", "--generator_learn
     ("words", "known", "expected"),
     [
         (["--batchsize", "4"], COMMAND, "unrecognized arguments: --batchsize; did you mean --batch_size?"),
-        (["x", "--batch-size=4"], COMMAND, "unrecognized arguments: --batch-size; did you mean --batch_size?"),
         (["--dataset", "x"], COMMAND, "unrecognized arguments: --dataset; did you mean --dataset_name?"),
         (["--outptu"], COMMAND, "unrecognized arguments: --outptu; did you mean --output?"),
         (["--seed", "1", "--colour"], COMMAND, "unrecognized arguments: --colour"),
@@ -32,3 +31,8 @@ TRAINING = ["--per_device_batch_size", "--global_batch_size", "--generator_learn
 )
 def test_unknown_option(words: list[str], known: list[str], expected: str | None) -> None:
     assert unknown_option(words, known) == expected
+
+
+def test_hyphens_become_underscores_in_names_alone() -> None:
+    words = ["a-b", "--batch-size=a-b", "-x", "--c-d", "e-f", "--", "--g-h"]
+    assert underscored(words) == ["a-b", "--batch_size=a-b", "-x", "--c_d", "e-f", "--", "--g-h"]

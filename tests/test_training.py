@@ -52,7 +52,7 @@ def test_a_run_without_time_labels_and_sheets(pictures: Path, tmp_path: Path) ->
     main(arguments(pictures, tmp_path / "model", *flags, steps=1000))
     assert len(read_log(tmp_path / "model")) == 1 and (tmp_path / "model" / "curves.png").exists()
     model = BigGANModel.from_pretrained(tmp_path / "model")
-    assert model.config.num_labels == 0 and model.sample(num_images_per_label=3).shape == (3, 1, 32, 32)
+    assert model.config.num_labels == 0 and model.sample(num_images_per_prompt=3).shape == (3, 1, 32, 32)
 
 
 def test_pushed_run_comes_back_from_the_hub(pictures: Path, tmp_path: Path, fake_hub: FakeHub) -> None:

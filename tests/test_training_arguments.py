@@ -48,6 +48,22 @@ def test_config_overrides_are_json_values() -> None:
     assert config.id2label == {0: "a", 1: "b", 2: "c"}
 
 
+def test_other_spellings(tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    text = "preset: biggan-32\nmax-train-steps: 7\nconfig-overrides:\n  num_channels: 1\n"
+    file.write_text(text + "  generator_attention_resolutions: [16]\n  initializer: normal\n")
+    model, data, training = parse_arguments(
+        [str(file), "--dataset-name", "a-b", "--output-dir=c-d", "--horizontal-flip"]
+    )
+    assert (data.dataset_name, training.output_dir, training.max_train_steps) == (
+        "a-b",
+        "c-d",
+        7,
+    ) and data.horizontal_flip
+    config = model.config(["a"])
+    assert (config.num_channels, config.generator_attention_resolutions, config.initializer) == (1, [16], "normal")
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [

@@ -12,7 +12,7 @@ from .standing_stats import collect_standing_statistics
 __version__ = "0.1.0"
 
 AutoConfig.register("biggan", BigGANConfig)
-AutoModel.register(BigGANConfig, BigGANModel)
+AutoModel.register(BigGANConfig, BigGANModel)  # whose `from_pretrained` also finds a discriminator
 
 __all__ = [
     "BigGANConfig",

@@ -3,21 +3,31 @@
 import argparse
 from typing import Any
 
-from .commands import convert, evaluate, interpolate, invert, neighbours, npz, sample, stats, sweep
+from . import __version__
+from .commands import convert, env, evaluate, interpolate, invert, neighbours, npz, push, sample, stats, sweep
 from .commands.common import CommandParser
+from .options import missing_package
 from .pipeline_biggan import is_out_of_memory
 
 
-COMMANDS = (sample, interpolate, sweep, npz, neighbours, invert, stats, convert, evaluate)
+COMMANDS = (sample, interpolate, sweep, npz, neighbours, invert, stats, convert, evaluate, push, env)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs `biggan-hf`. A mistake that the user can put right ends in one line on stderr and exit status 2."""
+    """
+    Runs `biggan-hf`. A mistake that the user can put right ends in one line on stderr and exit status 2. Without a
+    command it prints its usage and ends with status 1, as `accelerate` and `transformers` do.
+    """
     parser = build_parser()
     args = parser.parse_args(argv)
+    if "run" not in args:
+        parser.print_help()
+        raise SystemExit(1)
     try:
         args.run(args)
-    except (ImportError, OSError, ValueError) as error:
+    except ImportError as error:
+        parser.error(" ".join(missing_package(error).split()))
+    except (OSError, ValueError) as error:
         parser.error(" ".join(str(error).split()))
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
@@ -30,7 +40,8 @@ def build_parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     description = "BigGAN on the command line. `biggan-hf COMMAND --help` lists the options of a command."
     parser = CommandParser(prog="biggan-hf", description=description, formatter_class=raw)
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    parser.add_argument("--version", action="version", version=f"biggan_hf {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND")
     for command in COMMANDS:
         summary, _, text = (command.__doc__ or "").partition("\n\n")
         description, _, examples = text.partition("\n\n")

@@ -1,17 +1,27 @@
 """The configuration of BigGAN: one object for both networks (Brock, Donahue, Simonyan 2018, arXiv:1809.11096)."""
 
 import difflib
+import functools
+import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+from transformers.utils import logging
 
+from .files import write_text
 from .presets import CHANNEL_MULTIPLIERS, PRESETS
 
 
+logger = logging.get_logger(__name__)
+
 NETWORKS = ("generator", "discriminator")
+MOST_LABELS = 1_000_000  # their names alone take a quarter of a gigabyte
+FEW_CLASSES = 20  # a message can name them all
 
 # transformers passes these to the constructor of a configuration, beside its fields.
 _BASE_KEYWORDS = {"_commit_hash", "_name_or_path", "auto_map", "model_type", "name_or_path", "output_attentions"}
@@ -117,12 +127,43 @@ class BigGANConfig(PreTrainedConfig):
         return cls(**_replaced(PRESETS[name].networks, overrides))
 
     @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As in transformers, but refuses what is no BigGAN's."""
+        source = pretrained_model_name_or_path
+        try:
+            settings, rest = super().get_config_dict(source, **kwargs)
+        except TypeError as error:  # JSON, but no object
+            raise ValueError(f"the config.json of {str(source)!r} is no BigGAN's: it is no object") from error
+        found = settings.get("model_type") if isinstance(settings, dict) else None
+        if found != cls.model_type:
+            folder = Path(source, kwargs.get("subfolder") or "")
+            if folder.is_dir() and not (folder / "config.json").is_file():
+                raise FileNotFoundError(f"there is no config.json in {str(folder)!r}")
+            told = f"its model_type is {found!r}" if found else "it names no model_type"
+            raise ValueError(f"the config.json of {str(source)!r} is no BigGAN's: {told}")
+        return settings, rest
+
+    @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As in transformers, but fields that `kwargs` replace pass the checks of the constructor."""
+        """
+        As in transformers, but fields that `kwargs` replace pass the checks of the constructor. Warns of a key that is
+        no field, such as one that a later transformers writes, and keeps it.
+        """
         return_unused_kwargs = kwargs.pop("return_unused_kwargs", False)
+        known = {name: value for name, value in config_dict.items() if name in _known_names()}
+        unknown = sorted(str(name) for name in config_dict.keys() - known.keys())
+        # A key with the name of a method or a property would take its place.
+        kept = {name: config_dict[name] for name in unknown if not hasattr(cls, name)}
+        for name in unknown:
+            what = "(kept, without effect)" if name in kept else "(left out)"
+            logger.warning_once(f"{_unknown_keyword(name)} {what}")
         replaceable = {*BigGANConfig.__annotations__, "num_labels", "num_classes", "id2label", "label2id"}
-        settings = _replaced(config_dict, {name: kwargs.pop(name) for name in [*kwargs] if name in replaceable})
+        settings = _replaced(known, {name: kwargs.pop(name) for name in [*kwargs] if name in replaceable})
         config, unused = super().from_dict(settings, return_unused_kwargs=True, **kwargs)
+        for name, value in kept.items():
+            setattr(config, name, value)
         if return_unused_kwargs:
             return config, unused
         if unused:
@@ -132,6 +173,56 @@ class BigGANConfig(PreTrainedConfig):
     def to_diff_dict(self) -> dict[str, Any]:
         """What goes to `config.json`. transformers leaves out defaults; the names of the classes stay."""
         return {**super().to_diff_dict(), "id2label": self.id2label, "label2id": self.label2id}
+
+    def to_json_file(self, json_file_path: str | PathLike[str], use_diff: bool = True) -> None:
+        """As in transformers, but what could not be loaded again is not written."""
+        text = self.to_json_string(use_diff=use_diff)
+        type(self).from_dict(json.loads(text))
+        write_text(json_file_path, text)
+
+    # Classes by their names
+
+    def label_of(self, name: str) -> int:
+        """
+        The label of a class.
+
+        Args:
+            name: A comma-separated part of its name or the whole of it, in any case.
+
+        Raises:
+            ValueError: A name that no class has, with the classes or the closest ones, or that several classes have,
+                with their labels.
+            TypeError: A name that is no string.
+        """
+        if not isinstance(name, str):
+            raise TypeError(f"a class name must be a string, and a class id an integer, got {name!r}")
+        names: dict[Any, str] = self.id2label or {}
+        if not names:
+            raise ValueError(f"this model is unconditional and has no classes, got {name!r}")
+        index = labels_by_name(tuple(names.items()))
+        found = index.get(normalized(name), [])
+        if len(found) == 1:
+            return found[0]
+        if found:
+            classes = " and ".join(f"{label} ({names[label]!r})" for label in found)
+            raise ValueError(f"class name {name!r} is shared by the classes {classes}; give an id")
+        close = difflib.get_close_matches(normalized(name), index, n=3)
+        hint = f"; the closest are {', '.join(map(repr, close))}" if close else ""
+        if not close or len(names) <= FEW_CLASSES:
+            hint += f"; the ids are 0 to {len(names) - 1}"
+        if len(names) <= FEW_CLASSES:
+            hint += f", of {', '.join(map(repr, names.values()))}"
+        raise ValueError(f"unknown class name {name!r}{hint}")
+
+    def with_ids(self, labels: Any) -> Any:
+        """`labels`, one or several, with the labels of classes in place of their names."""
+        if getattr(getattr(labels, "dtype", None), "kind", None) in ("U", "O"):  # numpy's texts and objects
+            labels = labels.tolist()
+        if isinstance(labels, str):
+            return self.label_of(labels)
+        if isinstance(labels, Sequence):
+            return [self.label_of(label) if isinstance(label, str) else label for label in labels]
+        return labels
 
     # What the networks are built from
 
@@ -198,6 +289,8 @@ class BigGANConfig(PreTrainedConfig):
             raise ValueError(f"num_classes is another name of num_labels, got {num_classes} and {num_labels}")
         if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 0):
             raise ValueError(f"num_labels must be an integer ≥ 0 (0 is unconditional), got {number!r}")
+        if (number or 0) > MOST_LABELS:
+            raise ValueError(f"num_labels must be at most {MOST_LABELS}, got {number}")
         if self.id2label is None and self.label2id:
             raise ValueError("label2id follows from id2label: give id2label")
         if self.id2label is None:
@@ -317,12 +410,37 @@ def check_ranges(settings: Any, ranges: Ranges) -> None:
                 raise ValueError(f"{name} must {expected}, got {value}")
 
 
+def check_label_range(labels: Sequence[int], num_labels: int) -> None:
+    """Raises `ValueError` for the first label outside 0 … num_labels - 1."""
+    for label in labels:
+        if not 0 <= label < num_labels:
+            raise ValueError(f"class label {label} is outside 0 to {num_labels - 1}")
+
+
+def normalized(name: str) -> str:
+    return " ".join(name.split()).casefold()
+
+
+@functools.lru_cache(maxsize=8)
+def labels_by_name(id2label: tuple[tuple[int, str], ...]) -> Mapping[str, list[int]]:
+    """The labels of the classes that bear a name, for every synonym and every whole name."""
+    index: dict[str, list[int]] = {}
+    for label, text in id2label:
+        for name in {normalized(name) for name in [text, *text.split(",")]} - {""}:
+            index.setdefault(name, []).append(label)
+    return index
+
+
 def _replaced(settings: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
     """The settings with some of them replaced. Names of classes that don't fit a new number of classes go."""
     number, names = overrides.get("num_labels", overrides.get("num_classes")), settings.get("id2label")
     if "id2label" in overrides or (number is not None and (names is None or len(names) != number)):
         settings = {name: settings[name] for name in settings.keys() - {"id2label", "label2id", "num_labels"}}
     return {**settings, **overrides}
+
+
+def _known_names() -> set[str]:
+    return {*BigGANConfig.__dataclass_fields__, *_BASE_KEYWORDS, "num_labels", "num_classes", "transformers_version"}
 
 
 def _listed(values: Any) -> str:

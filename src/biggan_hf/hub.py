@@ -1,17 +1,34 @@
 """Publishing a model: its card and its upload."""
 
+import json
+import os
+import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitInfo, HfApi, ModelCardData
 from huggingface_hub.utils import filter_repo_objects
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
+from transformers.dynamic_module_utils import get_relative_import_files
 
-from .files import LEFTOVERS, staged_folder, weight_patterns
+from .files import LEFTOVERS, WEIGHT_GLOBS, staged_folder, weight_patterns
 from .images import sample_sheet
+from .keywords import answers_keywords
+from .loading import LoadingMixin
+
+
+# What is published of a folder: the model and its card. All else stays here unless it is asked for.
+_NETWORK = ("config.json", *WEIGHT_GLOBS)
+PUBLISHED: tuple[str, ...] = ("README.md", "LICENSE", "LICENSE.txt", "LICENSE.md", "samples.png")
+PUBLISHED += (*_NETWORK, *(f"discriminator/{name}" for name in _NETWORK))
+CODE = tuple(path.name for path in Path(__file__).parent.glob("*.py") if not path.name.startswith("_"))
+
+# Where the package comes from, for the card of a model.
+INSTALL = "pip install ."
 
 
 CITATION = """\
@@ -44,42 +61,38 @@ CARD_SETTINGS = (
 )
 
 
-PUSH_ARGUMENTS = (
-    "repo_id",
-    "commit_message",
-    "commit_description",
-    "private",
-    "token",
-    "revision",
-    "create_pr",
-    "tags",
-)
+PUSH_ARGUMENTS = "repo_id commit_message commit_description private token revision create_pr tags".split()
 
 
-class PublishingMixin(PreTrainedModel):
+class PublishingMixin(LoadingMixin):
     """A save that loses nothing, and a push that adds a card: a mixin in front of `PreTrainedModel`."""
-
-    _path_in_repo = ""
 
     def save_pretrained(  # type: ignore[override]  # the arguments it does not name are passed on
         self,
         save_directory: str | PathLike[str],
         is_main_process: bool = True,
         push_to_hub: bool = False,
+        include_code: bool = False,
         **kwargs: Any,
     ) -> None:
         """
         As in transformers. If a save fails, the folder stays as it was. If it succeeds, no shards of an earlier save
-        remain. With `push_to_hub=True`, `repo_id` and the other arguments go to [`push_to_hub`].
+        remain. With `include_code=True` the folder also holds the code, for machines without this package. With
+        `push_to_hub=True`, `repo_id` and the other arguments go to [`push_to_hub`].
         """
         push = {name: kwargs.pop(name) for name in PUSH_ARGUMENTS if name in kwargs}
         if not is_main_process:
             return
         with staged_folder(save_directory) as staging:
             super().save_pretrained(staging, **kwargs)
+            if include_code:
+                add_code(staging)
+            elif not any(staging.glob("*.py")):
+                forget_code(staging / "config.json")
         if push_to_hub:
-            self.push_to_hub(push.pop("repo_id", Path(save_directory).name), **push)
+            self.push_to_hub(push.pop("repo_id", Path(save_directory).name), include_code=include_code, **push)
 
+    @answers_keywords("push_to_hub")
     def push_to_hub(  # type: ignore[override]  # transformers wraps its own, and loses the signature
         self,
         repo_id: str,
@@ -92,10 +105,11 @@ class PublishingMixin(PreTrainedModel):
         create_pr: bool = False,
         max_shard_size: int | str | None = "50GB",
         tags: list[str] | None = None,
+        include_code: bool = False,
     ) -> str:
         """
         Uploads the network to the Hub: a generator and its card to the root, a discriminator to `discriminator/`. An
-        existing card does not change.
+        existing card does not change. Nothing else is uploaded.
 
         Args:
             repo_id: `"user/name"`; created if it does not exist.
@@ -107,19 +121,21 @@ class PublishingMixin(PreTrainedModel):
             create_pr: Opens a pull request instead.
             max_shard_size: As for `save_pretrained`.
             tags: Tags to add to a new card.
+            include_code: Uploads the code too: `AutoModel.from_pretrained(repo_id, trust_remote_code=True)` then needs
+                no package but transformers.
 
         Returns:
             The commit's address.
         """
         repo_id = create_repo(repo_id, token, private)
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, max_shard_size=max_shard_size)
+            self.save_pretrained(Path(folder) / self._path_in_repo, max_shard_size=max_shard_size)
             if not has_card(repo_id, token, revision):
-                self._write_card(Path(folder), repo_id, tags)
+                self._write_card(Path(folder), repo_id, tags, include_code)
             commit = upload_folder(
                 folder,
                 repo_id,
-                path_in_repo=self._path_in_repo,
+                include_code=include_code,
                 token=token,
                 private=private,
                 revision=revision,
@@ -129,12 +145,12 @@ class PublishingMixin(PreTrainedModel):
             )
         return commit.commit_url
 
-    def _write_card(self, folder: Path, repo_id: str, tags: list[str] | None) -> None:
+    def _write_card(self, folder: Path, repo_id: str, tags: list[str] | None, has_code: bool) -> None:
         """Writes `README.md` and its sheet of samples. Does nothing for a discriminator."""
         if self._path_in_repo:
             return
         sample_sheet(self, rows=8, columns=4).save(folder / "samples.png")
-        card = model_card(self.config, repo_id=repo_id, tags=tags, sample_image="samples.png")
+        card = model_card(self.config, repo_id=repo_id, tags=tags, sample_image="samples.png", has_code=has_code)
         (folder / "README.md").write_text(card, encoding="utf-8")
 
 
@@ -147,6 +163,7 @@ def model_card(
     datasets: list[str] | None = None,
     sample_image: str | None = None,
     training: Mapping[str, object] | None = None,
+    has_code: bool = False,
 ) -> str:
     """
     The text of a repo's `README.md`: metadata for the Hub's search, then what a reader needs to use the model.
@@ -159,7 +176,8 @@ def model_card(
         tags: Added to the card's own.
         datasets: Ids of the training data sets on the Hub.
         sample_image: File name, within the repo, of a grid of samples.
-        training: Settings to list, by name.
+        training: Settings to list, by name. Of a path on this machine, the card has the last part.
+        has_code: Whether the repo holds the code of the model.
     """
     conditional = bool(config.num_labels)
     data = ModelCardData(
@@ -175,9 +193,9 @@ def model_card(
         f"# {repo_id.split('/')[-1] if repo_id else 'BigGAN'}",
         _summary(config),
         f"![samples]({sample_image})" if sample_image else "",
-        f"## Usage\n\n{_usage(config, repo_id or 'path/to/this/folder')}",
+        f"## Usage\n\n{_usage(config, repo_id or 'path/to/this/folder', has_code)}",
         f"## Architecture\n\n{_table({name: getattr(config, name) for name in CARD_SETTINGS})}",
-        f"## Training\n\n{_table(training)}" if training else "",
+        f"## Training\n\n{_table(_without_paths(training))}" if training else "",
         f"## Intended use and limits\n\n{LIMITS}",
         f"## Citation\n\n{CITATION}",
     ]
@@ -191,10 +209,25 @@ def _summary(config: PreTrainedConfig) -> str:
     return f"A {name} generator of {size} images {classes} ([Brock et al. 2018](https://arxiv.org/abs/1809.11096))."
 
 
-def _usage(config: PreTrainedConfig, source: str) -> str:
+def _usage(config: PreTrainedConfig, source: str, has_code: bool) -> str:
     prompt = f"{_class_prompt(config)!r}, " if config.num_labels else ""
     label = "class_labels=[0], " if config.num_labels else ""
+    without = f"""
+
+Without the package, the generator alone, from the code in this repository:
+
+```python
+from transformers import AutoModel
+
+model = AutoModel.from_pretrained({source!r}, trust_remote_code=True)
+```"""
     return f"""\
+The model needs the package `biggan_hf` (Python ≥ 3.11, torch, transformers). In a clone of its repository:
+
+```bash
+{INSTALL}
+```
+
 ```python
 import torch
 from biggan_hf import BigGANModel, BigGANPipeline
@@ -205,14 +238,25 @@ pipe = BigGANPipeline.from_pretrained({source!r})
 images = pipe({prompt}truncation=0.5, num_images_per_prompt=4, generator=generator).images  # PIL images
 
 model = BigGANModel.from_pretrained({source!r})
-images = model.sample({label}num_images_per_label=4, truncation=0.5, generator=generator)  # tensor in [-1, 1]
-```"""
+images = model.sample({label}num_images_per_prompt=4, truncation=0.5, generator=generator)  # tensor in [-1, 1]
+```{without if has_code else ""}"""
 
 
 def _class_prompt(config: PreTrainedConfig) -> str | int:
     """The first class as the pipeline takes it: its name where it has one, else its number."""
     name = list((config.id2label or {}).values())[0].split(",")[0]
     return 0 if name == "LABEL_0" else name
+
+
+def _without_paths(settings: Mapping[str, object]) -> dict[str, object]:
+    """The settings without what they tell of this machine: the folder of the run, and where data and models lay."""
+
+    def shown(value: object) -> object:
+        is_path = isinstance(value, str) and (value.startswith(("/", "~", "\\", "./", "../")) or value[1:3] == ":\\")
+        return value if not is_path else Path(str(value).replace("\\", "/")).name
+
+    hidden = ("output_dir", "resume_from_checkpoint")
+    return {name: shown(value) for name, value in settings.items() if name not in hidden}
 
 
 def _table(settings: Mapping[str, object]) -> str:
@@ -238,6 +282,9 @@ def upload_folder(
     folder: str | PathLike[str],
     repo_id: str,
     *,
+    also: Sequence[str] = (),
+    include_code: bool = False,
+    card: str | None = None,
     path_in_repo: str = "",
     token: bool | str | None = None,
     private: bool | None = None,
@@ -245,16 +292,18 @@ def upload_folder(
     create_pr: bool = False,
     commit_message: str = "Upload BigGAN",
     commit_description: str | None = None,
-    ignore_patterns: list[str] | None = None,
 ) -> CommitInfo:
     """
-    Uploads a folder; creates the repo and the branch where they are missing. Weights of an earlier upload, which the
-    new ones replace, are deleted from the repo; its other files stay. What a kill has left half-written is not
-    uploaded (`files.LEFTOVERS`).
+    Uploads the model in a folder: the files of `PUBLISHED` and no others. Creates the repo and the branch where they
+    are missing. Weights of an earlier upload, which the new ones replace, are deleted from the repo; its other files
+    stay.
 
     Args:
-        folder: What to upload, with its subfolders.
+        folder: The folder of a model.
         repo_id: `"user/name"`, or `"name"` in the token's own namespace.
+        also: Globs, relative to `folder`, of what else to upload.
+        include_code: Adds the code of the networks, and to `config.json` the names by which `AutoModel` finds it.
+        card: The text of a `README.md`, where the folder has none.
         path_in_repo: Subfolder of the repo to upload into.
         token: Access token; by default the one stored on this machine.
         private: Whether a repo that is created is private.
@@ -262,29 +311,79 @@ def upload_folder(
         create_pr: Opens a pull request against the main branch instead.
         commit_message: First line of the commit.
         commit_description: The rest of it.
-        ignore_patterns: Globs, relative to `folder`, of what stays here.
 
     Raises:
-        FileNotFoundError: There is no such folder, or nothing in it to upload.
+        FileNotFoundError: There is no such folder, or no model in it.
     """
     folder = Path(folder)
-    ignore_patterns = [*(ignore_patterns or []), *LEFTOVERS]
     paths = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    files = list(filter_repo_objects(paths, ignore_patterns=ignore_patterns))
+    code = CODE if include_code or "auto_map" in _settings(folder / "config.json") else ()
+    allowed = [*PUBLISHED, *code, *also]
+    files = list(filter_repo_objects(paths, allow_patterns=allowed, ignore_patterns=LEFTOVERS))
     if not files:
-        raise FileNotFoundError(f"expected a folder with files to upload, got {folder}")
+        raise FileNotFoundError(f"expected a folder with a model to upload, got {str(folder)!r}")
     api = HfApi(token=token)
     repo_id = create_repo(repo_id, token, private)
     if revision and not create_pr:
         api.create_branch(repo_id, branch=revision, exist_ok=True)
-    return api.upload_folder(
-        repo_id=repo_id,
-        folder_path=folder,
-        path_in_repo=path_in_repo,
-        revision=revision,
-        create_pr=create_pr,
-        commit_message=commit_message,
-        commit_description=commit_description,
-        ignore_patterns=ignore_patterns,
-        delete_patterns=weight_patterns(files),
-    )
+    with _linked(folder, files) as staging:
+        if include_code:
+            add_code(staging)
+        if card is not None and not (staging / "README.md").exists():
+            (staging / "README.md").write_text(card, encoding="utf-8")
+        return api.upload_folder(
+            repo_id=repo_id,
+            folder_path=staging,
+            path_in_repo=path_in_repo,
+            revision=revision,
+            create_pr=create_pr,
+            commit_message=commit_message,
+            commit_description=commit_description,
+            delete_patterns=weight_patterns(files),
+        )
+
+
+@contextmanager
+def _linked(folder: Path, files: list[str]) -> Iterator[Path]:
+    """A folder with links to some files of another."""
+    with tempfile.TemporaryDirectory() as directory:
+        for file in files:
+            link = Path(directory) / file
+            link.parent.mkdir(parents=True, exist_ok=True)
+            os.symlink((folder / file).resolve(), link)
+        yield Path(directory)
+
+
+# Code, for machines without this package
+
+
+def add_code(folder: Path) -> None:
+    """
+    Adds the code of the networks to a saved model, and to the `config.json` of each network the names by which
+    `AutoModel` finds its class.
+    """
+    modeling = Path(__file__).with_name("modeling_biggan.py")
+    for file in (modeling, *map(Path, get_relative_import_files(modeling))):
+        (folder / file.name).unlink(missing_ok=True)
+        shutil.copyfile(file, folder / file.name)
+    for path in (folder / "config.json", folder / "discriminator" / "config.json"):
+        settings = _settings(path)
+        for name in (settings.get("architectures") or [])[:1]:
+            names = {"AutoConfig": "configuration_biggan.BigGANConfig", "AutoModel": f"modeling_biggan.{name}"}
+            _write_settings(path, {**settings, "auto_map": names})
+
+
+def forget_code(path: Path) -> None:
+    """Removes from a `config.json` the names of classes in files that are not there."""
+    settings = _settings(path)
+    if any("--" not in str(name) for name in settings.get("auto_map", {}).values()):
+        _write_settings(path, {name: value for name, value in settings.items() if name != "auto_map"})
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _write_settings(path: Path, settings: Mapping[str, Any]) -> None:
+    path.unlink()  # it may be a link to somebody's file
+    path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")

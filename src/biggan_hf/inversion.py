@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from .bars import open_bar
 from .latents import sample_latents
 from .modeling_biggan import BigGANModel
 from .sampling_biggan import check_class_labels
@@ -77,7 +78,7 @@ def invert(
     model.eval()
     try:
         starts = _best_candidates(model, images, class_labels, num_candidates, truncation, generator, batch_size)
-        with tqdm(total=number_of_batches * num_steps, disable=not progress_bar, unit="step") as bar:
+        with open_bar(total=number_of_batches * num_steps, disable=not progress_bar, unit="step") as bar:
             ends = [
                 _descend(model, own, batch, num_steps, learning_rate, path_weight, truncation, bar)
                 for own, *batch in _batches([images, *starts], batch_size)

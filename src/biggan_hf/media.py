@@ -55,7 +55,7 @@ def import_av() -> Any:
     try:
         import av
     except ImportError as error:
-        raise ImportError("an .mp4 needs PyAV: pip install biggan_hf[video]; a .gif needs nothing more") from error
+        raise ImportError('an .mp4 needs PyAV: pip install "biggan_hf[video]"; a .gif needs nothing more') from error
     return av
 
 

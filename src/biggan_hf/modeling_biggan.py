@@ -19,6 +19,7 @@ from transformers.utils import ModelOutput
 
 from .configuration_biggan import BigGANConfig
 from .hub import PublishingMixin
+from .keywords import understood
 from .layers import (
     BatchNorm2d,
     ConditionalBatchNorm2d,
@@ -261,6 +262,7 @@ class BigGANPreTrainedModel(PublishingMixin, PreTrainedModel):
         # Before the forward, which cannot check where it is compiled.
         if not torch.compiler.is_compiling():
             drop_stale_folds(self)
+            args, kwargs = understood(self, args, kwargs)
         return super().__call__(*args, **kwargs)
 
     def folded_weights(self) -> AbstractContextManager[None]:
@@ -307,7 +309,7 @@ class BigGANModel(SamplingMixin, BigGANPreTrainedModel):
     Example:
         ```python
         model = BigGANModel.from_pretrained("user/biggan")
-        images = model.sample(class_labels=[207], num_images_per_label=4, truncation=0.5)  # (4, 3, H, W) in [-1, 1]
+        images = model.sample(class_labels=[207], num_images_per_prompt=4, truncation=0.5)  # (4, 3, H, W) in [-1, 1]
         ```
     """
 

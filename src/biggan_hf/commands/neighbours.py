@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from ..bars import open_bar
 from ..evaluation import load_extractor
 from ..exploring import nearest_neighbours, uint8_images
 from ..images import image_grid
@@ -74,5 +74,5 @@ def run(args: argparse.Namespace) -> None:
 
 def _batches(data_set: Any) -> Iterator[Tensor]:
     rows = range(len(data_set))
-    for start in tqdm(rows[::PICTURES_AT_A_TIME], unit="batch"):
+    for start in open_bar(rows[::PICTURES_AT_A_TIME], unit="batch"):
         yield data_set.__getitems__(rows[start : start + PICTURES_AT_A_TIME])["pixel_values"]

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 from tqdm.auto import tqdm
 
+from ..bars import open_bar
 from ..media import save_npz
 from ..pipeline_biggan import BigGANPipeline
 from . import common
@@ -33,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     pipe = common.checked_pipeline(args, ".npz")
-    with tqdm(total=args.num_images, unit="image", delay=1) as bar:  # not before a mistake can be reported
+    with open_bar(total=args.num_images, unit="image", delay=1) as bar:  # not before a mistake can be reported
         save_npz(_batches(pipe, args, bar), args.num_images, args.output)
     print(args.output)
 

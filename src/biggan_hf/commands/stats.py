@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> None:
     _check_folder(args.output, args.overwrite)
     for truncation in args.truncations or []:
         check_truncation(truncation)
-    with joined(common.device_or_best(args.device) == "cuda"):
+    with joined(common.device_or_best(args.device).startswith("cuda")):
         model = common.load_pipeline(args).model
         generator = torch.Generator().manual_seed(args.seed)
         numbers = {"num_batches": args.num_batches, "batch_size": args.batch_size}

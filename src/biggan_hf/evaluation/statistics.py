@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from ..bars import open_bar
 from ..files import try_to_write, write_file
 from ..processes import add_up, from_main, is_main_process, num_processes, process_rank
 from .extractors import FeatureExtractor
@@ -210,7 +210,7 @@ def _extract(
     )
     saved = time.monotonic()
     total = sum(map(len, batches))
-    progress = tqdm(total=total, initial=done, desc=title, unit="img", disable=rank > 0, dynamic_ncols=True)
+    progress = open_bar(total=total, initial=done, desc=title, unit="img", disable=rank > 0, dynamic_ncols=True)
     with progress, source.generating() if isinstance(source, GeneratedImages) else nullcontext():
         for rows, batch in zip(remaining, loader, strict=True):
             statistics.update(*extractor(batch["pixel_values"]), rows)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers.utils import logging
 
+from ..bars import own_bars_alone
 from ..data import UnreadablePictureError
 from .arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
 from .loop import train
@@ -19,6 +19,7 @@ from .set_up import set_up
 PATIENCE = 10.0
 
 
+@own_bars_alone()
 def main(argv: Sequence[str] | None = None) -> None:
     """
     Trains as the command line says.
@@ -26,7 +27,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     A mistake in the arguments or a full disk prints one line on standard error and exits with status 2. A collapse
     that ends the run exits with status 3.
     """
-    logging.disable_progress_bar()  # one bar is enough: the training's own
     try:
         run = set_up(*parse_arguments(argv))
     except (ValueError, TypeError, OSError, ImportError, StrictDataclassError) as error:

@@ -14,7 +14,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from ..configuration_biggan import BigGANConfig, Ranges, check_ranges
-from ..options import unknown_option
+from ..options import underscored, unknown_option
 from ..presets import PRESETS
 
 
@@ -29,6 +29,7 @@ class ModelArguments:
 
     preset: str = _help(f"A row of presets.py, networks and training: {', '.join(PRESETS)}.", "biggan-128")
     init_from: str | None = _help("Fine-tune this model (a folder or a Hub id), with its architecture.", None)
+    revision: str | None = _help("Branch, tag or commit of init_from on the Hub.", None)
     config_overrides: list[str] = _help("Change fields of BigGANConfig: name=value, the value in JSON.", [])
 
     def config(self, class_names: list[str]) -> BigGANConfig:
@@ -54,7 +55,7 @@ class ModelArguments:
                 raise FileNotFoundError(
                     f"init_from must be a model's folder or Hub id, got {model!r}, which has no config.json"
                 )
-            return BigGANConfig.from_pretrained(self.init_from, **overrides)
+            return BigGANConfig.from_pretrained(self.init_from, revision=self.revision or "main", **overrides)
         return BigGANConfig.preset(self.preset, **overrides)
 
 
@@ -148,6 +149,7 @@ class TrainingArguments:
 
     # The Hub
     push_to_hub: bool = _help("Upload the finished model.", False)
+    include_code: bool = _help("Upload the code too: the model then loads without this package.", False)
     hub_model_id: str | None = _help("The repository to upload to, 'user/name'.", None)
 
     def __post_init__(self) -> None:
@@ -217,7 +219,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
     Raises:
         ValueError, FileNotFoundError: A setting is unknown or not allowed, or the file is not there.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    argv = underscored(sys.argv[1:] if argv is None else argv)
     has_file = argv and argv[0].endswith((".yaml", ".yml", ".json"))
     argv = [*_as_arguments(_read_settings(argv[0])), *argv[1:]] if has_file else argv
     parser = _Parser(_CLASSES)
@@ -279,6 +281,10 @@ def _read_settings(path: str) -> dict[str, Any]:
         raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict):
         raise ValueError(f"{path} must hold a mapping of settings, got {type(settings).__name__}")
+    settings = {str(name).replace("-", "_"): value for name, value in settings.items()}
+    if isinstance(settings.get("config_overrides"), dict):
+        overrides = settings["config_overrides"].items()
+        settings["config_overrides"] = [f"{name}={json.dumps(value)}" for name, value in overrides]
     for name, value in settings.items():
         if name not in _TYPES:
             raise ValueError(f"{path}: {unknown_option([f'--{name}'], _FLAGS)}")

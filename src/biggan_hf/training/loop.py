@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..files import LEFTOVERS, append_line, staged_folder, write_file
+from ..bars import open_bar
+from ..files import append_line, staged_folder, write_file
 from ..hub import model_card, upload_folder
 from ..images import sample_sheet
 from ..processes import Vote, from_main
@@ -27,9 +28,6 @@ from .quality import keep_if_best
 from .replicas import average_running_statistics
 from .run import Run
 from .steps import discriminator_step, generator_step
-
-
-NOT_PUBLISHED = ["*checkpoint-*", "abandoned-best*", "before-collapse-*", "collapsed-*", "samples/*", *LEFTOVERS]
 
 
 class Stop(enum.IntEnum):
@@ -50,7 +48,7 @@ def train(run: Run) -> Path | None:
     deadline = time.monotonic() + 60 * (run.args.max_train_minutes or float("inf"))
     vote, stop = Vote(), int(Stop.NOT)
     bar: Any = {"desc": "training", "disable": not run.is_main, "dynamic_ncols": True}
-    progress = tqdm(total=run.args.max_train_steps, initial=run.global_step, **bar)
+    progress = open_bar(total=run.args.max_train_steps, initial=run.global_step, **bar)
     with interruption() as interrupted, progress:
         while not stop:
             stop = why_stop(run, vote, deadline, interrupted)
@@ -257,7 +255,7 @@ def finish(run: Run, folder: Path) -> None:
     draw_curves(folder)
     if run.args.push_to_hub:
         assert run.args.hub_model_id is not None
-        upload_folder(folder, run.args.hub_model_id, ignore_patterns=NOT_PUBLISHED)
+        upload_folder(folder, run.args.hub_model_id, include_code=run.args.include_code)
 
 
 def card(run: Run) -> str:
@@ -269,4 +267,5 @@ def card(run: Run) -> str:
         datasets=[name] if is_hub_id else None,
         sample_image="samples.png",
         training={**run.settings, "steps": run.global_step},
+        has_code=run.args.push_to_hub and run.args.include_code,
     )

@@ -28,6 +28,7 @@ def build_players(
     args: TrainingArguments,
     checkpoint: Path | None,
     init_from: str | None,
+    revision: str | None = None,
 ) -> tuple[Players, BigGANModel]:
     """
     Both networks with their optimisers, and the average, which stays in float32 and has no wrapper. They come from the
@@ -38,7 +39,7 @@ def build_players(
         for network in (generator, discriminator, ema):  # a converted checkpoint may not name its classes
             network.config.id2label, network.config.label2id = config.id2label, config.label2id
     elif init_from is not None:
-        generator, discriminator, ema = networks_to_fine_tune(init_from, config)
+        generator, discriminator, ema = networks_to_fine_tune(init_from, config, revision)
     else:
         generator, discriminator = BigGANModel(config), BigGANDiscriminator(config)
         ema = copy.deepcopy(generator)
@@ -64,12 +65,13 @@ def load_networks(checkpoint: Path) -> Networks:
     return copy.deepcopy((generator, discriminator, ema))
 
 
-def networks_to_fine_tune(model: str, config: BigGANConfig) -> Networks:
+def networks_to_fine_tune(model: str, config: BigGANConfig, revision: str | None = None) -> Networks:
     """A published generator, and its discriminator if it has one. Weights of other classes are new."""
-    generator = _load_to_fine_tune(BigGANModel, model, config)
+    where = {"revision": revision or "main"}
+    generator = _load_to_fine_tune(BigGANModel, model, config, **where)
     ema = copy.deepcopy(generator)
     try:
-        discriminator = _load_to_fine_tune(BigGANDiscriminator, model, config, subfolder="discriminator")
+        discriminator = _load_to_fine_tune(BigGANDiscriminator, model, config, subfolder="discriminator", **where)
     except OSError:
         logger.warning("%s has no discriminator: a new one learns from the start", model)
         discriminator = BigGANDiscriminator(config)

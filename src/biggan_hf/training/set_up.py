@@ -60,7 +60,7 @@ def set_up(model_args: ModelArguments, data_args: DataArguments, args: TrainingA
     # The networks, and what measures them
     quality = build_quality(images, args, accelerator)
     set_seed(args.seed)
-    players, ema = build_players(accelerator, config, args, resumed, model_args.init_from)
+    players, ema = build_players(accelerator, config, args, resumed, model_args.init_from, model_args.revision)
     batches = BatchSource(
         images,
         z_dim=config.z_dim,

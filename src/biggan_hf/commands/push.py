@@ -1,0 +1,58 @@
+"""Upload a model to the Hub.
+
+Uploads the model in a folder and its card, and nothing else: no checkpoints, no logs, no statistics of pictures.
+
+examples:
+  biggan-hf push my-biggan user/biggan --private
+  biggan-hf push my-biggan user/biggan --include_code --commit_message "Longer training"
+"""
+
+import argparse
+from pathlib import Path
+
+from ..bars import own_bars_alone
+from ..configuration_biggan import BigGANConfig
+from ..hub import create_repo, has_card, model_card, upload_folder
+from . import common
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="the folder of a model")
+    parser.add_argument("repo_id", metavar="REPOSITORY", help="user/name; it is created if it does not exist")
+    group: common.Group = parser.add_argument_group("the upload")
+    group.add_argument("--revision", metavar="NAME", help="branch to commit to (default: the main branch)")
+    group.add_argument("--create_pr", action="store_true", help="open a pull request")
+    group.add_argument("--private", action="store_true", default=None, help="a repository that is created is private")
+    group.add_argument("--token", metavar="TOKEN", help="access token (default: the one stored on this machine)")
+    group.add_argument("--commit_message", default="Upload BigGAN", metavar="TEXT", help="default: %(default)s")
+    text = "also upload the code, so that AutoModel loads the model without this package"
+    group.add_argument("--include_code", action="store_true", help=text)
+    text = "also upload the files of these globs, such as 'curves.png' (default: the model and its card)"
+    group.add_argument("--also", nargs="+", default=[], metavar="GLOB", help=text)
+
+
+def run(args: argparse.Namespace) -> None:
+    if not (args.folder / "config.json").is_file():
+        raise FileNotFoundError(f"{str(args.folder)!r} is no folder of a model: it has no config.json")
+    config = BigGANConfig.from_pretrained(args.folder)
+    try:
+        with own_bars_alone():
+            repo_id = create_repo(args.repo_id, args.token, args.private)
+            card = None
+            if not (args.folder / "README.md").is_file() and not has_card(repo_id, args.token, args.revision):
+                card = model_card(config, repo_id=repo_id, has_code=args.include_code)
+            commit = upload_folder(
+                args.folder,
+                repo_id,
+                card=card,
+                also=args.also,
+                include_code=args.include_code,
+                token=args.token,
+                private=args.private,
+                revision=args.revision,
+                create_pr=args.create_pr,
+                commit_message=args.commit_message,
+            )
+    except Exception as error:  # the Hub's client raises a dozen types
+        raise ValueError(f"cannot upload to {args.repo_id!r}: {error}") from error
+    print(commit.pr_url or commit.commit_url)

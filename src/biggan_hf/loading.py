@@ -1,0 +1,234 @@
+"""Loading a network: it is loaded whole, with weights that are numbers, or one line says why not."""
+
+import json
+import math
+import pickle
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from logging import Filter, LogRecord
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils import cached_file, logging
+
+from .keywords import unknown_keyword
+
+
+logger = logging.get_logger(__name__)
+# transformers' table of missing, surplus and mismatched weights comes from here; a line of ours takes its place.
+_TABLE = logging.get_logger("transformers.modeling_utils")
+
+# Arguments of `from_pretrained` that say where the files are.
+_PLACE = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+# Where each network stands in a repository.
+_FOLDERS = {"BigGANModel": "", "BigGANDiscriminator": "discriminator"}
+_KEYWORDS = (*_PLACE, "config", "dtype", "device_map", "ignore_mismatched_sizes", "use_safetensors", "state_dict")
+
+
+class LoadingMixin(PreTrainedModel):
+    """A load that is complete or refused: a mixin in front of `PreTrainedModel`."""
+
+    _path_in_repo = ""
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | PathLike[str] | None, *model_args: Any, **kwargs: Any
+    ) -> Any:
+        """
+        As in transformers, with these differences. A discriminator is found in the folder `discriminator/` of a
+        generator. The load is refused if weights are missing, or are not finite, or if a variance is negative; with
+        `state_dict=…`, weights may be missing and get initial values.
+        """
+        source = pretrained_model_name_or_path
+        wants_report = kwargs.pop("output_loading_info", False)
+        may_differ = kwargs.pop("ignore_mismatched_sizes", False)
+        network_class, folder = cls, None
+        if source is not None:
+            network_class, kwargs, folder = cls._located(str(source), kwargs)
+        where = "the given weights" if source is None else repr(str(source))
+        with _told_in_one_line(network_class, where, folder), _no_table():
+            loaded: Any = super(LoadingMixin, network_class).from_pretrained(
+                source, *model_args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+            )
+        network, report = loaded
+        _check_report(network_class.__name__, where, report, may_miss="state_dict" in kwargs, may_differ=may_differ)
+        if (wrong := wrong_tensor(network)) is not None:
+            raise ValueError(f"{where} cannot be used: {wrong}")
+        return loaded if wants_report else network
+
+    @classmethod
+    def _located(cls, source: str, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any], Path | None]:
+        # The class to load, the arguments, with the folder in which the network was found, and the local folder of
+        # its files. The class is another one only where `AutoModel` asks: it knows the generator's alone.
+        config_class: Any = cls.config_class
+        place = {name: kwargs[name] for name in _PLACE if name in kwargs}
+        try:
+            settings, _ = config_class.get_config_dict(source, **place)
+        except OSError:
+            if "config" not in kwargs:
+                raise
+            return cls, kwargs, None
+        held = next((name for name in settings.get("architectures") or [] if name in _FOLDERS), None)
+        network_class = cls
+        if held is not None and "trust_remote_code" in kwargs and cls.__name__ in _FOLDERS:  # `AutoModel` passes it on
+            network_class = getattr(sys.modules[cls.__module__], held)
+        elif held is not None and _FOLDERS[held] != cls._path_in_repo:
+            if _FOLDERS[held]:
+                raise ValueError(f"{source!r} holds a discriminator: BigGANDiscriminator.from_pretrained loads it")
+            place["subfolder"] = "/".join(filter(None, [place.get("subfolder"), cls._path_in_repo]))
+            try:
+                config_class.get_config_dict(source, **place)
+            except (OSError, ValueError) as error:
+                message = f"{source!r} holds a generator, and no discriminator in subfolder={place['subfolder']!r}"
+                raise OSError(message) from error
+            kwargs = {**kwargs, "subfolder": place["subfolder"]}
+        config_file = cached_file(source, "config.json", **place)
+        folder = None if config_file is None else Path(config_file).parent
+        if folder is not None:
+            _check_shards(folder)
+        return network_class, kwargs, folder
+
+
+# What may be wrong with the files
+
+
+def _check_shards(folder: Path) -> None:
+    """Raises `ValueError` if the index of a folder names files outside it."""
+    for index in folder.glob("*.index.json"):
+        try:
+            content = json.loads(index.read_text(encoding="utf-8"))
+            names = set(content["weight_map"].values())
+            content["metadata"].keys()
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{str(index)!r} is no index of weights: {type(error).__name__}: {error}") from error
+        for name in names:
+            if not isinstance(name, str) or Path(name).name != name or "\\" in name or name in ("", ".", ".."):
+                raise ValueError(f"{str(index)!r} is refused: it names {name!r}, which is no file in its folder")
+            if not (folder / name).exists() and not index.is_symlink():  # in the Hub's cache they may follow
+                raise FileNotFoundError(f"{str(index)!r} names {name!r}, which is not there")
+
+
+@contextmanager
+def _told_in_one_line(cls: Any, where: str, folder: Path | None) -> Iterator[None]:
+    try:
+        yield
+    except TypeError as error:
+        match = re.search(r"__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+        if match is None and "dictionary update" in str(error):  # the file holds something else than weights
+            raise ValueError(_what_is_wrong(where, folder, error)) from error
+        if match is None:
+            raise
+        fields = cls.config_class.__dataclass_fields__
+        message = unknown_keyword(f"{cls.__name__}.from_pretrained", match[1], _KEYWORDS, [*fields, "num_labels"])
+        raise TypeError(message) from error
+    except MemoryError:
+        raise
+    except (RuntimeError, SafetensorError, pickle.UnpicklingError, EOFError, KeyError) as error:
+        if isinstance(error, RuntimeError) and re.search("can't allocate|out of memory|overflow", str(error)):
+            raise MemoryError(f"{where}: a network of this configuration does not fit the memory") from error
+        raise ValueError(_what_is_wrong(where, folder, error)) from error
+
+
+def _what_is_wrong(where: str, folder: Path | None, error: Exception) -> str:
+    """Names the file of weights that cannot be read, and what is wrong with it."""
+    for file in sorted(folder.glob("*.safetensors")) if folder is not None else []:
+        if (reason := _unreadable(file)) is not None:
+            return f"{str(file)!r} cannot be read: {reason}"
+    files = [] if folder is None else list(folder.glob("*.bin"))
+    file_name = repr(str(files[0])) if len(files) == 1 else f"a file of weights in {where}"
+    if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):
+        match = re.search(r"GLOBAL ([\w.]+)", str(error))
+        held = f"it names {match[1]}, and a file" if match else "a file"
+        return f"{file_name} is refused: {held} that holds more than tensors could run code; ask for safetensors"
+    return f"{file_name} cannot be read: {_one_line(error)}"
+
+
+def _unreadable(file: Path) -> str | None:
+    """Why a file of safetensors cannot be read; `None` if it can."""
+    try:
+        with safe_open(file, framework="pt") as weights:
+            for name in weights.keys():
+                weights.get_tensor(name)
+    except Exception as error:  # its types are the library's own
+        with open(file, "rb") as opened:
+            is_pointer = opened.read(40).startswith(b"version https://git-lfs")
+        return "it is a pointer of Git LFS; `git lfs pull` fetches the file" if is_pointer else _one_line(error)
+    return None
+
+
+def _one_line(error: Exception) -> str:
+    """The first sentence of an error's text, with its type where the text says little."""
+    text = " ".join(str(error).split())
+    return text.partition(". ")[0] if len(text) > 20 else f"{type(error).__name__}: {text}"
+
+
+# What may be wrong with the weights
+
+
+class _Table(Filter):
+    def filter(self, record: LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+
+@contextmanager
+def _no_table() -> Iterator[None]:
+    table = _Table()
+    _TABLE.addFilter(table)
+    try:
+        yield
+    finally:
+        _TABLE.removeFilter(table)
+
+
+def _check_report(network: str, where: str, report: Mapping[str, Any], may_miss: bool, may_differ: bool) -> None:
+    """Raises for weights that are missing or of other shapes; warns of weights that have no place."""
+    missing, surplus = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
+    differing = sorted(report["mismatched_keys"])
+    if missing and not may_miss:
+        raise ValueError(f"{where} lacks {_counted(missing)} of {network}")
+    if differing and not may_differ:
+        name, stored, expected = differing[0]
+        raise RuntimeError(
+            f"{where}: {name!r} is {tuple(stored)} in the file and {tuple(expected)} in the configuration"
+            f"{f', and {len(differing) - 1} others differ' if len(differing) > 1 else ''}; "
+            f"ignore_mismatched_sizes=True gives such weights new values"
+        )
+    if differing:
+        logger.warning(f"{where}: other shapes have {_counted([name for name, *_ in differing])} and get new values")
+    if missing:
+        logger.warning(f"{where} lacks {_counted(missing)} of {network}; new values take their place")
+    if surplus:
+        logger.warning(f"{where} holds {_counted(surplus)} for which {network} has no place")
+
+
+def _counted(names: list[str]) -> str:
+    return f"{len(names)} weights, such as {names[0]!r}," if len(names) > 1 else f"the weight {names[0]!r}"
+
+
+@torch.no_grad()
+def wrong_tensor(network: nn.Module) -> str | None:
+    """What is wrong with the first weight or statistic that no image can be made of; `None` if all are right."""
+    for name, tensor in network.state_dict().items():
+        if tensor.is_meta or not tensor.is_floating_point() or not tensor.numel():
+            continue
+        least, most = (value.item() for value in tensor.aminmax())
+        if not (math.isfinite(least) and math.isfinite(most)):
+            return f"{name!r} holds numbers that are not finite"
+        if name.endswith("_var") and least < 0:
+            return f"{name!r} holds negative variances"
+    return None
+
+
+def check_images(images: Tensor, network: nn.Module, waits: bool = False) -> Tensor:
+    """The images; raises `ValueError` if a pixel is not finite. On a GPU it looks only where it may wait for it."""
+    if (waits or images.device.type == "cpu") and not images.isfinite().all():
+        reason = wrong_tensor(network) or f"the numbers leave the range of {images.dtype}"
+        raise ValueError(f"the images hold numbers that are not finite: {reason}")
+    return images

@@ -1,0 +1,230 @@
+"""Calls as people of other libraries guess them: they work, or the right one is named."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from common import seeded, tiny_discriminator, tiny_generator, tiny_images, tiny_latents
+from fake_hub import FakeHub
+from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
+from transformers.utils import logging
+
+from biggan_hf import BigGANDiscriminator, BigGANModel, BigGANPipeline, collect_standing_statistics
+from biggan_hf.bars import own_bars_alone
+from biggan_hf.inversion import invert
+
+
+DIGITS = {label: str(label) for label in range(10)}
+MODEL = tiny_generator(id2label=DIGITS)
+DISCRIMINATOR = tiny_discriminator(id2label=DIGITS)
+PIPE = BigGANPipeline(MODEL)
+LATENTS, IMAGES = tiny_latents(2, MODEL.config), tiny_images(2, MODEL.config)
+
+CALLS: dict[str, Callable[..., Any]] = {
+    "pipeline": PIPE,
+    "sample": MODEL.sample,
+    "forward": lambda **guess: MODEL(LATENTS, **guess),
+    "discriminator": lambda **guess: DISCRIMINATOR(IMAGES, **guess),
+    "push": lambda **guess: PIPE.push_to_hub("user/x", **guess),
+}
+
+
+@pytest.mark.parametrize(
+    ("call", "guess", "answer"),
+    [
+        ("pipeline", "prompt", "did you mean class_labels="),
+        ("pipeline", "seed", r"write generator=torch.Generator\(\).manual_seed"),
+        ("pipeline", "num_images", "did you mean num_images_per_prompt="),
+        ("pipeline", "guidance_scale", "no guidance; truncation="),
+        ("pipeline", "num_inference_steps", "generates in one step"),
+        ("pipeline", "truncation_psi", "did you mean truncation="),
+        ("pipeline", "z", "did you mean latents="),
+        ("pipeline", "trunctaion", "did you mean truncation="),
+        ("pipeline", "foo", "its keywords are class_labels, num_images_per_prompt, batch_size"),
+        ("sample", "labels", "did you mean class_labels="),
+        ("sample", "seed", "write generator="),
+        ("sample", "num_samples", "did you mean num_images_per_prompt="),
+        ("sample", "batch_size", r"BigGANPipeline\(…\) takes batch_size="),
+        ("sample", "output_type", r"BigGANPipeline\(…\) takes output_type="),
+        ("forward", "y", "did you mean class_labels="),
+        ("forward", "psi", "did you mean truncation="),
+        ("forward", "num_images", "model.sample takes num_images_per_prompt="),
+        ("discriminator", "class_label", "did you mean class_labels="),
+        ("discriminator", "images", "did you mean pixel_values="),
+        ("push", "branch", "did you mean revision="),
+        ("push", "safe_serialization", "always written as safetensors"),
+    ],
+)
+def test_a_wrong_keyword_is_answered_with_the_right_one(call: str, guess: str, answer: str) -> None:
+    with pytest.raises(TypeError, match=f"takes no keyword '{guess}': .*{answer}"):
+        CALLS[call](**{guess: 1})
+
+
+@pytest.mark.parametrize(
+    ("guess", "answer"),
+    [
+        ("labels", "model.sample .*takes class_labels="),
+        ("use_auth_token", "did you mean token="),
+        ("device", "did you mean device_map="),
+        ("z_dmi", "did you mean z_dim="),
+        ("seed", "write generator="),
+    ],
+)
+def test_a_wrong_keyword_of_from_pretrained(guess: str, answer: str, tmp_path: Path) -> None:
+    MODEL.save_pretrained(tmp_path)
+    for loader in (BigGANModel, BigGANPipeline):
+        with pytest.raises(TypeError, match=f"from_pretrained takes no keyword '{guess}': .*{answer}"):
+            loader.from_pretrained(tmp_path, **{guess: 1})
+
+
+def test_images_of_a_label_have_two_names() -> None:
+    other: Any = {"num_images_per_label": 3}
+    images = PIPE([1, 2], output_type="pt", generator=seeded(0), num_images_per_prompt=3).images
+    assert torch.equal(PIPE([1, 2], output_type="pt", generator=seeded(0), **other).images, images)
+    samples = MODEL.sample([1, 2], num_images_per_prompt=3, generator=seeded(0))
+    assert torch.equal(MODEL.sample([1, 2], generator=seeded(0), **other), samples)
+    for twice in (lambda: PIPE([1], num_images_per_prompt=3, **other), lambda: MODEL.sample([1], 3, **other)):
+        with pytest.raises(TypeError, match="num_images_per_label is another name of num_images_per_prompt; give one"):
+            twice()
+
+
+@pytest.mark.parametrize(
+    ("given", "labels"),
+    [
+        ([7, 3], [7, 3]),
+        (("7", 3), [7, 3]),
+        (np.array(["7", "3"]), [7, 3]),
+        (np.array([7, 3]), [7, 3]),
+        (range(3, 5), [3, 4]),
+        (3, [3, 3]),
+        ("3", [3, 3]),
+        (np.int64(3), [3, 3]),
+        (torch.tensor(3), [3, 3]),
+    ],
+)
+def test_labels_of_any_kind(given: Any, labels: list[int]) -> None:
+    expected = torch.tensor(labels)
+    images = MODEL(LATENTS, expected).images
+    for output in (
+        MODEL(LATENTS, given),
+        MODEL(LATENTS, class_labels=given),
+        MODEL(latents=LATENTS, class_labels=given),
+    ):
+        assert torch.equal(output.images, images)
+    logits = DISCRIMINATOR(IMAGES, expected).logits
+    assert torch.equal(DISCRIMINATOR(IMAGES, given).logits, logits)
+    one_each = labels[:1] if np.ndim(given) == 0 or isinstance(given, str) else labels
+    sampled = MODEL.sample(given, generator=seeded(0))
+    assert torch.equal(sampled, MODEL.sample(one_each, generator=seeded(0)))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("dog", "unknown class name 'dog'; the ids are 0 to 9, of '0', '1', '2'"),
+        ([1, 2, 3], r"class_labels must be 2 integers .* got \(3,\)"),
+        ([1.5, 2], "class_labels must be 2 integers .*torch.float32"),
+        (True, "class_labels must be 2 integers .*torch.bool"),
+        ({1: 2}, "class_labels must be integers or names, got"),
+        ([10, 0], "class label 10 is outside 0 to 9"),
+    ],
+)
+def test_labels_of_no_kind(given: Any, message: str) -> None:
+    for call in (lambda: MODEL(LATENTS, given), lambda: DISCRIMINATOR(IMAGES, given)):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_many_classes_are_not_listed() -> None:
+    many = tiny_generator(id2label={label: f"class {label}" for label in range(30)})
+    with pytest.raises(
+        ValueError, match="unknown class name 'clas 7'; the closest are 'class 7', 'class 27', "
+    ) as told:
+        many.sample("clas 7")
+    assert len(str(told.value)) < 120
+
+
+# Networks that are looked for in the folder of the other
+
+
+@pytest.mark.parametrize("place", ["folder", "hub"])
+def test_the_discriminator_is_found(place: str, tmp_path: Path, fake_hub: FakeHub) -> None:
+    source = str(tmp_path) if place == "folder" else "user/x"
+    if place == "folder":
+        MODEL.save_pretrained(tmp_path)
+    else:
+        MODEL.push_to_hub("user/x")
+    with pytest.raises(OSError, match="holds a generator, and no discriminator in subfolder='discriminator'"):
+        BigGANDiscriminator.from_pretrained(source)
+    if place == "folder":
+        DISCRIMINATOR.save_pretrained(tmp_path / "discriminator")
+    else:
+        DISCRIMINATOR.push_to_hub("user/x")
+    found = BigGANDiscriminator.from_pretrained(source)
+    torch.testing.assert_close(found(IMAGES, 3).logits, DISCRIMINATOR(IMAGES, 3).logits)
+    for loader in (BigGANModel, BigGANPipeline):
+        with pytest.raises(ValueError, match="holds a discriminator: BigGANDiscriminator.from_pretrained loads it"):
+            loader.from_pretrained(source, subfolder="discriminator")
+
+
+# Bars
+
+
+def all_bars(capsys: pytest.CaptureFixture[str]) -> str:
+    """What a pipeline, an inversion and standing statistics write to stderr."""
+    PIPE(2, num_images_per_prompt=2)
+    invert(MODEL, IMAGES, num_steps=1, num_candidates=2)
+    collect_standing_statistics(tiny_generator(), num_batches=1, batch_size=2)
+    return capsys.readouterr().err
+
+
+def test_the_switches_of_others_turn_all_bars_off(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "2/2" in all_bars(capsys)
+    switches = [
+        (logging.disable_progress_bar, logging.enable_progress_bar),
+        (disable_progress_bars, enable_progress_bars),
+    ]
+    for off, on in switches:
+        off()
+        try:
+            assert all_bars(capsys) == ""
+            with own_bars_alone():
+                assert all_bars(capsys) == ""
+        finally:
+            on()
+        assert "2/2" in all_bars(capsys)
+    with own_bars_alone():
+        assert "2/2" in all_bars(capsys) and not logging.is_progress_bar_enabled()
+    assert logging.is_progress_bar_enabled()
+
+
+def test_the_bars_of_a_pipeline(capsys: pytest.CaptureFixture[str]) -> None:
+    pipe = BigGANPipeline(MODEL)
+    pipe.set_progress_bar_config(disable=True)
+    pipe(2)
+    assert list(pipe.progress_bar([1, 2])) == [1, 2] and capsys.readouterr().err == ""
+    pipe.set_progress_bar_config(desc="digits")
+    pipe(2)
+    with pipe.progress_bar(total=3) as bar:
+        bar.update(3)
+    err = capsys.readouterr().err
+    assert err.count("digits") >= 2 and "3/3" in err
+    with pytest.raises(ValueError, match="needs an iterable or a total"):
+        pipe.progress_bar()
+
+
+def test_the_variable_of_the_hub_turns_the_bars_of_a_program_off(tmp_path: Path) -> None:
+    MODEL.save_pretrained(tmp_path / "model")
+    for value, shown in (("1", False), ("0", True)):
+        command = [sys.executable, "-m", "biggan_hf", "sample", str(tmp_path / "model"), "--classes", "7"]
+        environment = {**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": value}
+        command += ["--output", str(tmp_path / f"{value}.png")]
+        ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        assert ran.returncode == 0 and ("10/10" in ran.stderr) == shown, ran.stderr
+        assert shown or ran.stderr == ""
