@@ -38,6 +38,18 @@ class UnreadablePictureError(ValueError):
     """A picture can't be decoded, and the caller wants an error rather than another picture."""
 
 
+@dataclass(frozen=True)
+class Contents:
+    """What a source of pictures holds, and what of it is not trained on."""
+
+    split: str = "train"
+    ignored_splits: dict[str, int | None] = field(default_factory=dict)  # their pictures; `None`: unknown
+    left_out: dict[str, list[str]] = field(default_factory=dict)  # reason → files or folders
+    class_counts: list[int] = field(default_factory=list)  # pictures of each class; empty if unlabelled
+    label_source: str = "none found"
+    remarks: list[str] = field(default_factory=list)  # what is unusual, a sentence each
+
+
 @dataclass(frozen=True, eq=False)
 class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
     """
@@ -57,6 +69,28 @@ class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
     cache: Tensor | None  # uint8 (N, C, S, S)
     cached_rows: set[int] = field(default_factory=set)  # those that were decoded so far
     unreadable: dict[int, str] = field(default_factory=dict)  # row and reason of each one found so far
+    contents: Contents = field(default_factory=Contents)
+
+    def stored_sizes(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Width and height of the smallest and of the largest of the probed pictures, as they are stored."""
+        sizes = sorted({size for size, _ in self._stored}, key=lambda size: (size[0] * size[1], size))
+        return sizes[0], sizes[-1]
+
+    @property
+    def stored_modes(self) -> list[str]:
+        """PIL's modes of the probed pictures."""
+        return sorted({mode for _, mode in self._stored})
+
+    @cached_property
+    def _stored(self) -> list[tuple[tuple[int, int], str]]:
+        stored = []
+        for row in _spread_rows(len(self)):
+            try:
+                picture = datasets.Image().decode_example(self.pictures[row]["image"])
+                stored.append((picture.size, picture.mode))
+            except Exception:  # it can't be read
+                continue
+        return stored
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -163,6 +197,11 @@ def load_labelled_images(
         on_unreadable_image=on_unreadable_image,
         # torch.empty takes address space only: memory is used as rows are filled.
         cache=torch.empty(shape, dtype=torch.uint8) if math.prod(shape) <= max_cache_bytes else None,
+        contents=Contents(
+            split=split,
+            class_counts=[] if labels is None else torch.bincount(labels, minlength=len(class_names)).tolist(),
+            label_source="none found" if label_column is None else f"column {label_column!r}",
+        ),
     )
     _probe(images, dataset_name)
     return images

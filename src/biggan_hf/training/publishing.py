@@ -1,0 +1,104 @@
+"""The card of a finished run, and what of a run's folder goes to the Hub."""
+
+import json
+import re
+import tempfile
+from fnmatch import fnmatch
+from pathlib import Path
+
+from ..cards import is_path, with_metadata, with_part, without_part
+from ..files import LEFTOVERS, read_text, write_text
+from ..hub import LIMITS_TITLE, model_card, published_card, settings_table, upload_folder
+from .checkpoints import SETTINGS, warn
+from .report import REPORT
+from .run import Run
+from .settings import public_settings
+
+
+CARD = "README.md"
+# What is for this machine only: hidden files, what a longer run needs, and what tells of the machine and its user.
+# Trackers write their own names of it into their files.
+NOT_PUBLISHED = [".*", "*/.*", "*checkpoint-*", "abandoned-best*", "before-collapse-*", "collapsed-*", "samples/*"]
+NOT_PUBLISHED += ["evaluation/*", "biggan_hf/*", "wandb/*", "mlruns/*", "*tfevents*", SETTINGS, REPORT, *LEFTOVERS]
+
+
+def write_card(run: Run) -> None:
+    """
+    Writes README.md. If somebody has written into the one that is there, only the part of the run changes, and
+    metadata that is missing is added.
+    """
+    path = run.output_dir / CARD
+    card = read_text(path)
+    if card is None and path.exists():
+        warn(f"{str(path)!r} stays as it is: it is no text in UTF-8")
+        return
+    write_text(path, renewed_card(run, card))
+
+
+def publish(run: Run) -> None:
+    """
+    Uploads the finished model. A card that somebody has written into stays theirs, here and on the Hub: where only the
+    Hub has one, the folder gets it too, and where both have one, each keeps its own text.
+    """
+    assert run.args.hub_model_id is not None
+    path = run.output_dir / CARD
+    here, there = read_text(path), published_card(run.args.hub_model_id)
+    card = here
+    if there is not None and is_by_hand(run, there):
+        card = renewed_card(run, there)
+        if here is None or not is_by_hand(run, here):
+            write_text(path, card)
+        elif without_part(here) != without_part(there):
+            warn(f"{str(path)!r} differs from the card of {run.args.hub_model_id!r}: each keeps its own text")
+    with tempfile.TemporaryDirectory() as directory:
+        folder = Path(directory)
+        for file in published_files(run.output_dir):
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            (folder / file).symlink_to((run.output_dir / file).resolve())
+        if card is not None:
+            (folder / CARD).unlink(missing_ok=True)
+            write_text(folder / CARD, card)
+        write_text(folder / SETTINGS, json.dumps(public_settings(run.settings), indent=2))
+        upload_folder(folder, run.args.hub_model_id)
+
+
+def published_files(folder: Path) -> list[Path]:
+    """The files of a run's folder that go to the Hub, relative to it."""
+    files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return [path for path in files if not any(fnmatch(path.as_posix(), pattern) for pattern in NOT_PUBLISHED)]
+
+
+# The card
+
+
+def renewed_card(run: Run, old: str | None) -> str:
+    """The old card with the part of this run in it, or a new one where nobody has written into the old one."""
+    new = new_cards(run)[-1]
+    base = with_metadata(old, new) if old is not None and is_by_hand(run, old) else new
+    return with_part(base, part_of_run(run), before=LIMITS_TITLE)
+
+
+def is_by_hand(run: Run, card: str) -> bool:
+    """Whether a card has something in it that no run has written."""
+    return without_part(card) not in map(without_part, new_cards(run))
+
+
+def new_cards(run: Run) -> list[str]:
+    """The cards of this model as programs write them, without the part of the run; the last one is the run's own."""
+    name = run.settings["dataset_name"]
+    is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not is_path(name)
+    datasets = [name] if is_hub_id else None
+    ids = dict.fromkeys([None, run.args.hub_model_id])
+    return [
+        model_card(run.config, repo_id=repo_id, datasets=of_data, sample_image="samples.png")
+        for of_data in (None, datasets)
+        for repo_id in ids
+    ]
+
+
+def part_of_run(run: Run) -> str:
+    """The section of the card that tells of the training: what the run found, and its settings."""
+    found = [] if run.report is None else run.report.public_rows()
+    settings = {"steps": run.global_step, **public_settings(run.settings)}
+    sections = ["## Training", settings_table(dict(found), "before the first step"), settings_table(settings)]
+    return "\n\n".join(sections).replace("<!--", "&lt;!--")
