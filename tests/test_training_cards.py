@@ -128,6 +128,14 @@ def test_a_card_by_hand_in_the_folder_goes_to_the_hub(pictures: Path, tmp_path: 
     assert keeps(card_on(fake_hub)) and card_on(fake_hub) == card_of(output)
 
 
+def test_a_card_of_a_push_elsewhere_is_written_anew(pictures: Path, tmp_path: Path, fake_hub: FakeHub) -> None:
+    output = tmp_path / "model"
+    main(arguments(pictures, output, *PUSH))
+    main(arguments(pictures, output, *AGAIN, "--hub_model_id", "user/felines", steps=3))
+    card = fake_hub.files("user/felines")["README.md"].decode()
+    assert card == card_of(output) and "user/felines" in card and "user/cats" not in card
+
+
 def test_two_cards_by_hand_keep_their_own_text(
     pictures: Path, tmp_path: Path, fake_hub: FakeHub, capsys: Capture
 ) -> None:

@@ -78,6 +78,11 @@ def test_what_is_given_anew_wins(output: Path, tmp_path: Path, flags: list[str],
     assert now["output_dir"] == str(output) and now["dry_run"] is False
 
 
+def test_the_settings_of_a_run_are_a_file_of_settings(first: Path, tmp_path: Path) -> None:
+    _, data, training = parse_arguments([str(first / "training_settings.json"), "--output_dir", str(tmp_path / "new")])
+    assert training.loss == "logistic" and data.horizontal_flip and training.output_dir == str(tmp_path / "new")
+
+
 def test_a_checkpoint_by_its_path_says_where_the_run_is(output: Path, tmp_path: Path, monkeypatch: Patch) -> None:
     monkeypatch.chdir(output)
     for path in (str(output / "checkpoint-2"), "checkpoint-2", "checkpoint-2/"):

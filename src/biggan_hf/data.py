@@ -72,7 +72,7 @@ class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
     contents: Contents = field(default_factory=Contents)
 
     def stored_sizes(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Width and height of the smallest and of the largest of the probed pictures, as they are stored."""
+        """Height and width of the smallest and of the largest of the probed pictures, as they are stored."""
         sizes = sorted({size for size, _ in self._stored}, key=lambda size: (size[0] * size[1], size))
         return sizes[0], sizes[-1]
 
@@ -87,7 +87,7 @@ class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
         for row in _spread_rows(len(self)):
             try:
                 picture = datasets.Image().decode_example(self.pictures[row]["image"])
-                stored.append((picture.size, picture.mode))
+                stored.append(((picture.height, picture.width), picture.mode))
             except Exception:  # it can't be read
                 continue
         return stored

@@ -229,9 +229,9 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
     parser = _Parser(_CLASSES)
     given = parser.parse_known_args(argv)[0]
     saved: dict[str, Any] = {}
-    if given.resume_from_checkpoint:
+    if given.resume_from_checkpoint and (given.output_dir or given.resume_from_checkpoint != "latest"):
         folder = run_folder(given.output_dir, given.resume_from_checkpoint)
-        saved = _saved_settings(folder) if given.output_dir or given.resume_from_checkpoint != "latest" else {}
+        saved = _saved_settings(folder)
         argv = argv if given.output_dir else ["--output_dir", str(folder), *argv]
     preset_is_given = any(word.partition("=")[0] == "--preset" for word in argv)
     preset = given.preset if preset_is_given else saved.get("preset", given.preset)
@@ -326,6 +326,7 @@ def _read_settings(path: str) -> dict[str, Any]:
         raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict):
         raise ValueError(f"{path} must hold a mapping of settings, got {type(settings).__name__}")
+    settings.pop("num_processes", None)  # the file may be the training_settings.json of another run
     for name, value in settings.items():
         if name not in _TYPES:
             raise ValueError(f"{path}: {unknown_option([f'--{name}'], _FLAGS)}")

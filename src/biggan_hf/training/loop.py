@@ -47,6 +47,7 @@ def train(run: Run) -> Path | None:
     if run.report is not None:
         print(run.report.screen())
     if run.args.dry_run:
+        run.accelerator.end_training()
         return None
     estimate = Estimate(run)
     deadline = time.monotonic() + 60 * (run.args.max_train_minutes or float("inf"))

@@ -16,10 +16,11 @@ from .settings import public_settings
 
 
 CARD = "README.md"
-# What is for this machine only: hidden files, what a longer run needs, and what tells of the machine and its user.
-# Trackers write their own names of it into their files.
+# What is for this machine only: hidden files, what a longer run needs, and what tells of the machine and its user, as
+# trackers do in the names of their files.
 NOT_PUBLISHED = [".*", "*/.*", "*checkpoint-*", "abandoned-best*", "before-collapse-*", "collapsed-*", "samples/*"]
-NOT_PUBLISHED += ["evaluation/*", "biggan_hf/*", "wandb/*", "mlruns/*", "*tfevents*", SETTINGS, REPORT, *LEFTOVERS]
+NOT_PUBLISHED += ["evaluation/*", "biggan_hf/*", "wandb/*", "mlruns/*", "dvclive/*", "*tfevents*", SETTINGS, REPORT]
+NOT_PUBLISHED += LEFTOVERS
 
 
 def write_card(run: Run) -> None:
@@ -80,25 +81,30 @@ def renewed_card(run: Run, old: str | None) -> str:
 
 def is_by_hand(run: Run, card: str) -> bool:
     """Whether a card has something in it that no run has written."""
-    return without_part(card) not in map(without_part, new_cards(run))
+    names = re.findall(r"from_pretrained\('([^'\n]+)'\)", card)  # it may be of a push to another repository
+    return without_part(card) not in map(without_part, new_cards(run, *names[:1]))
 
 
-def new_cards(run: Run) -> list[str]:
-    """The cards of this model as programs write them, without the part of the run; the last one is the run's own."""
+def new_cards(run: Run, *names: str) -> list[str]:
+    """
+    The cards of this model as programs write them, for repositories of these names too. They lack the part of the run.
+    The last one is the run's own.
+    """
     name = run.settings["dataset_name"]
     is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not is_path(name)
     datasets = [name] if is_hub_id else None
-    ids = dict.fromkeys([None, run.args.hub_model_id])
     return [
         model_card(run.config, repo_id=repo_id, datasets=of_data, sample_image="samples.png")
         for of_data in (None, datasets)
-        for repo_id in ids
+        for repo_id in (*names, None, run.args.hub_model_id)
     ]
 
 
 def part_of_run(run: Run) -> str:
     """The section of the card that tells of the training: what the run found, and its settings."""
-    found = [] if run.report is None else run.report.public_rows()
+    found: dict[str, str] = {}
+    for title, text in [] if run.report is None else run.report.public_rows():
+        found[title] = f"{found[title]}; {text}" if title in found else text
     settings = {"steps": run.global_step, **public_settings(run.settings)}
-    sections = ["## Training", settings_table(dict(found), "before the first step"), settings_table(settings)]
+    sections = ["## Training", settings_table(found, "before the first step"), settings_table(settings)]
     return "\n\n".join(sections).replace("<!--", "&lt;!--")

@@ -137,7 +137,7 @@ def _classes(images: LabelledImages, data_args: DataArguments) -> str:
 
 
 def _stored(images: LabelledImages) -> str:
-    smallest, largest = (_size(size) for size in images.stored_sizes())
+    smallest, largest = (_size(size[::-1]) for size in images.stored_sizes())  # as width × height
     sizes = smallest if smallest == largest else f"{smallest} to {largest}"
     return f"{sizes}, {', '.join(images.stored_modes)} (the pictures that were probed)"
 
