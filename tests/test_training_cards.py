@@ -9,7 +9,7 @@ from fake_hub import FakeHub
 from training_runs import Capture, arguments
 
 from biggan_hf import BigGANModel
-from biggan_hf.cards import with_metadata, with_part, without_part
+from biggan_hf.cards import settings_table, with_metadata, with_part, without_part
 from biggan_hf.evaluation import Measure, Report, add_to_card
 from biggan_hf.hub import upload_folder
 from biggan_hf.training import main
@@ -211,3 +211,7 @@ def test_the_part_of_the_run_takes_its_own_place(card: str, expected: str) -> No
 )
 def test_metadata_that_is_missing_is_added(card: str, expected: str) -> None:
     assert with_metadata(card, "---\na: 0\nb: 2\n---\n\n# other") == expected
+
+
+def test_a_table_has_a_line_for_each_setting() -> None:
+    assert settings_table({"note": "a|b\nc"}).splitlines()[2:] == ["| note | a\\|b c |"]

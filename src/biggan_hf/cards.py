@@ -4,6 +4,7 @@ tell of the machine.
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,16 @@ def with_part(card: str, part: str, before: str | None = None) -> str:
     if before is not None and before in card:
         return card.replace(before, f"{marked}\n\n{before}", 1)
     return f"{card.rstrip()}\n\n{marked}\n"
+
+
+def settings_table(settings: Mapping[str, object], title: str = "setting") -> str:
+    """A table in Markdown with a row for each setting."""
+
+    def cell(value: object) -> str:
+        return " ".join(str(value).split()).replace("|", "\\|")
+
+    rows = [f"| {cell(name)} | {cell(value)} |" for name, value in settings.items()]
+    return "\n".join([f"| {title} | value |", "|---|---|", *rows])
 
 
 def without_part(card: str) -> str:

@@ -54,14 +54,6 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         unfinished.write_text(text, encoding="utf-8")
 
 
-def read_text(path: Path) -> str | None:
-    """A file's text with its line ends as they are; `None` if there is no such file, or it is no text in UTF-8."""
-    try:
-        return path.read_bytes().decode("utf-8")
-    except (FileNotFoundError, UnicodeDecodeError):
-        return None
-
-
 def append_line(path: Path, values: Mapping[str, Any]) -> None:
     """Adds a line to a file of JSON lines. A last line that a kill cut off stays a line of its own."""
     with open(path, "ab+") as file:
@@ -69,6 +61,14 @@ def append_line(path: Path, values: Mapping[str, Any]) -> None:
             file.seek(-1, os.SEEK_END)
             file.write(b"" if file.read() == b"\n" else b"\n")
         file.write(json.dumps(values).encode() + b"\n")
+
+
+def read_text(path: Path) -> str | None:
+    """A file's text with its line ends as they are; `None` if there is no such file, or it is no text in UTF-8."""
+    try:
+        return path.read_bytes().decode("utf-8")
+    except (FileNotFoundError, UnicodeDecodeError):
+        return None
 
 
 # Folders

@@ -10,7 +10,7 @@ from huggingface_hub import CommitInfo, HfApi, ModelCardData
 from huggingface_hub.utils import filter_repo_objects
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from .files import LEFTOVERS, read_text, staged_folder, weight_patterns
+from .files import LEFTOVERS, staged_folder, weight_patterns
 from .images import sample_sheet
 
 
@@ -25,7 +25,6 @@ CITATION = """\
 }
 ```"""
 
-LIMITS_TITLE = "## Intended use and limits"
 LIMITS = """\
 For research on generative models, and for making pictures of the kind that the model was trained on. It shows the
 variety, the gaps and the biases of its training pictures, and may come close to some of them. Its pictures are
@@ -147,6 +146,7 @@ def model_card(
     tags: list[str] | None = None,
     datasets: list[str] | None = None,
     sample_image: str | None = None,
+    training: Mapping[str, object] | None = None,
 ) -> str:
     """
     The text of a repo's `README.md`: metadata for the Hub's search, then what a reader needs to use the model.
@@ -159,6 +159,7 @@ def model_card(
         tags: Added to the card's own.
         datasets: Ids of the training data sets on the Hub.
         sample_image: File name, within the repo, of a grid of samples.
+        training: Settings to list, by name.
     """
     conditional = bool(config.num_labels)
     data = ModelCardData(
@@ -175,8 +176,9 @@ def model_card(
         _summary(config),
         f"![samples]({sample_image})" if sample_image else "",
         f"## Usage\n\n{_usage(config, repo_id or 'path/to/this/folder')}",
-        f"## Architecture\n\n{settings_table({name: getattr(config, name) for name in CARD_SETTINGS})}",
-        f"{LIMITS_TITLE}\n\n{LIMITS}",
+        f"## Architecture\n\n{_table({name: getattr(config, name) for name in CARD_SETTINGS})}",
+        f"## Training\n\n{_table(training)}" if training else "",
+        f"## Intended use and limits\n\n{LIMITS}",
         f"## Citation\n\n{CITATION}",
     ]
     return f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(filter(None, sections)) + "\n"
@@ -213,25 +215,17 @@ def _class_prompt(config: PreTrainedConfig) -> str | int:
     return 0 if name == "LABEL_0" else name
 
 
-def settings_table(settings: Mapping[str, object], title: str = "setting") -> str:
+def _table(settings: Mapping[str, object]) -> str:
     def cell(value: object) -> str:
         return " ".join(str(value).split()).replace("|", "\\|")
 
     rows = [f"| {cell(name)} | {cell(value)} |" for name, value in settings.items()]
-    return "\n".join([f"| {title} | value |", "|---|---|", *rows])
+    return "\n".join(["| setting | value |", "|---|---|", *rows])
 
 
 def create_repo(repo_id: str, token: bool | str | None = None, private: bool | None = None) -> str:
     """Creates a repo unless it exists; returns its whole id, `"user/name"`."""
     return HfApi(token=token).create_repo(repo_id, private=private, exist_ok=True).repo_id
-
-
-def published_card(repo_id: str) -> str | None:
-    """The `README.md` of a repo on the Hub; `None` if it has none, or one that is no text in UTF-8."""
-    api = HfApi()
-    if not api.file_exists(repo_id, "README.md"):
-        return None
-    return read_text(Path(api.hf_hub_download(repo_id, "README.md")))
 
 
 def has_card(repo_id: str, token: bool | str | None = None, revision: str | None = None) -> bool:

@@ -6,9 +6,11 @@ import tempfile
 from fnmatch import fnmatch
 from pathlib import Path
 
-from ..cards import is_path, with_metadata, with_part, without_part
+from huggingface_hub import HfApi
+
+from ..cards import is_path, settings_table, with_metadata, with_part, without_part
 from ..files import LEFTOVERS, read_text, write_text
-from ..hub import LIMITS_TITLE, model_card, published_card, settings_table, upload_folder
+from ..hub import model_card, upload_folder
 from .checkpoints import SETTINGS, warn
 from .report import REPORT
 from .run import Run
@@ -72,11 +74,19 @@ def published_files(folder: Path) -> list[Path]:
 # The card
 
 
+def published_card(repo_id: str) -> str | None:
+    """The `README.md` of a repo on the Hub; `None` if it has none, or one that is no text in UTF-8."""
+    api = HfApi()
+    if not api.file_exists(repo_id, CARD):
+        return None
+    return read_text(Path(api.hf_hub_download(repo_id, CARD)))
+
+
 def renewed_card(run: Run, old: str | None) -> str:
     """The old card with the part of this run in it, or a new one where nobody has written into the old one."""
     new = new_cards(run)[-1]
     base = with_metadata(old, new) if old is not None and is_by_hand(run, old) else new
-    return with_part(base, part_of_run(run), before=LIMITS_TITLE)
+    return with_part(base, part_of_run(run), before="## Intended use and limits")
 
 
 def is_by_hand(run: Run, card: str) -> bool:

@@ -42,18 +42,19 @@ def set_up(model_args: ModelArguments, data_args: DataArguments, args: TrainingA
     accelerator = build_accelerator(args)
     accumulation_steps = args.accumulation_steps(accelerator.num_processes)
     saved = read_settings(run_folder(args.output_dir, args.resume_from_checkpoint or "latest"))
-    settings = settings_of((model_args, data_args, args), accelerator.num_processes)
+    networks = model_args
     if resumed is not None and model_args.init_from is not None:  # the checkpoint has its architecture
-        model_args = dataclasses.replace(model_args, init_from=str(resumed))
-    blank = model_args.config([])
-    with accelerator.main_process_first(), told_where_pictures_were(saved, settings):
+        networks = dataclasses.replace(model_args, init_from=str(resumed))
+    blank = networks.config([])
+    with accelerator.main_process_first(), told_where_pictures_were(saved, data_args.dataset_name):
         images = load_images(data_args, blank)
-    config = model_args.config(images.class_names)
+    config = networks.config(images.class_names)
     batch = accumulation_steps * args.per_device_batch_size * accelerator.num_processes
     if len(images) < batch:
         raise ValueError(f"the data set has {len(images)} pictures, fewer than one update takes, {batch}")
 
     # The checkpoint, and the settings of its run
+    settings = settings_of((model_args, data_args, args), accelerator.num_processes)
     if (seed := read_settings(Path(args.output_dir)).get("seed", args.seed)) != args.seed:
         raise ValueError(f"the run in {args.output_dir!r} has seed={seed!r}, this one seed={args.seed!r}")
     state = None
@@ -199,13 +200,12 @@ def check_same_weights(checkpoint: Path, state: dict[str, Any], players: Players
 
 
 @contextmanager
-def told_where_pictures_were(saved: dict[str, Any], settings: dict[str, Any]) -> Iterator[None]:
+def told_where_pictures_were(saved: dict[str, Any], name: str) -> Iterator[None]:
     """An error about the pictures of a run that goes on says what to do where they have moved."""
     try:
         yield
     except (OSError, ValueError, ImportError) as error:
-        name = settings["dataset_name"]
-        if not saved or absolute(saved.get("dataset_name")) != name:
+        if not saved or absolute(saved.get("dataset_name")) != absolute(name):
             raise
         raise ValueError(
             f"{error}; the run that goes on was trained on {name!r}: if its pictures have moved, say with "
