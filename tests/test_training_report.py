@@ -52,7 +52,7 @@ def test_dry_run_says_what_it_found_and_writes_nothing(
     assert rows["stored"].startswith("32×32, L") and rows["networks"].startswith("preset demo, generator ")
     assert rows["device"].endswith("1 process, float32") and rows["weights"] == "new"
     assert rows["batch"] == "8 = 4 × 1 process × 2 accumulated"
-    assert rows["training"].startswith("50 steps with 3 updates of the discriminator, 1,200 pictures, 120.0 passes")
+    assert rows["training"].startswith("50 steps with 3 updates of the discriminator each, 1,200 pictures, 120.0")
     assert rows["written to"] == "nothing: this is a dry run"
 
 

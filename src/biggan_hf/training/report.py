@@ -180,7 +180,7 @@ def _batch(run: "Run", batch: int) -> str:
 def _length(run: "Run", steps: int, pictures_a_step: int) -> str:
     passes, limit = steps * pictures_a_step / len(run.batches.images), run.args.max_train_minutes
     updates = _number(run.args.num_discriminator_steps, "update")
-    said = f"{_number(steps, 'step')} with {updates} of the discriminator, {steps * pictures_a_step:,} pictures, "
+    said = f"{_number(steps, 'step')} with {updates} of the discriminator each, {steps * pictures_a_step:,} pictures, "
     return f"{said}{passes:,.1f} passes over the data{'' if limit is None else f', at most {limit:g} minutes'}"
 
 
@@ -196,7 +196,9 @@ def _unusual(run: "Run", data_args: DataArguments) -> list[str]:
     args, config, images = run.args, run.config, run.batches.images
     contents, remarks = images.contents, list(images.contents.remarks)
     if not images.class_names and data_args.label_column != "none":
-        remarks.append("No labels were found: the networks learn without classes. --label_column names a column.")
+        remarks.append(
+            "No labels were found, and the networks learn without classes. Labels are sub-folders or a --label_column."
+        )
     empty = [name for name, count in zip(images.class_names, contents.class_counts, strict=False) if not count]
     if empty and not any("no pictures" in remark for remark in contents.remarks):
         remarks.append(f"{len(empty)} of {len(images.class_names)} classes have no pictures: {abbreviated(empty)}.")
