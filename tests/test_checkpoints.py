@@ -118,15 +118,15 @@ def test_other_settings_are_told(pictures: Path, tmp_path: Path, capsys: Capture
     output, flags = tmp_path / "model", ["--checkpointing_steps", "1", "--sample_steps", "0"]
     again = [*flags, "--resume_from_checkpoint", "latest"]
     main(arguments(pictures, output, *flags, steps=1))
-    main(arguments(pictures, output, *again, steps=2))
+    main(arguments(pictures, output, *again, steps=1))
     assert "other settings" not in capsys.readouterr().err
     main(arguments(pictures, output, *again, "--loss", "logistic", steps=3))
-    told = "warning: the run goes on with other settings: loss='logistic' (was 'hinge')\n"
+    told = "warning: the run goes on with other settings: max_train_steps=3 (was 1), loss='logistic' (was 'hinge')\n"
     assert told in capsys.readouterr().err
     # Of a run elsewhere, whose seed need not be kept.
     elsewhere = ["--resume_from_checkpoint", str(output / "checkpoint-3"), "--seed", "3"]
     set_up(*parse_arguments(arguments(pictures, tmp_path / "other", *flags, *elsewhere)))
-    assert "settings: seed=3 (was 0), loss='hinge' (was 'logistic')\n" in capsys.readouterr().err
+    assert "settings: seed=3 (was 0), max_train_steps=2 (was 3)\n" in capsys.readouterr().err
 
 
 def test_other_weights_to_train_are_refused(pictures: Path, tmp_path: Path, capsys: Capture) -> None:

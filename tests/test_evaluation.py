@@ -554,6 +554,17 @@ def test_the_card_keeps_the_results_of_others_and_of_other_protocols(tmp_path: P
     assert splits == {8.7: None, 9.9: "train", 4.0: "train", 6.0: "train"}
 
 
+def test_the_card_tells_nothing_of_the_machine(tmp_path: Path) -> None:
+    card = tmp_path / "README.md"
+    card.write_text("# Mine\n")
+    protocol = {
+        "reference": {"source": str(tmp_path / "birds"), "split": "train"},
+        "samples": {"source": str(tmp_path)},
+    }
+    add_to_card(Report([Measure("fid", "FID", 1.0)], protocol), card, "mine")
+    assert str(tmp_path) not in card.read_text() and "the local folder 'birds'" in card.read_text()
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

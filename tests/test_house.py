@@ -93,7 +93,7 @@ WRITES = {
     "hub.py": {"tempfile": "a folder to upload", "write_text": "the card, into this folder"},
     "media.py": {"open": "a film, and the parts of an archive, at the path that write_file gives"},
     "evaluation/statistics.py": {"open": "at the path that write_file gives"},
-    "training/loop.py": {"write_text": "the card, into a staged folder"},
+    "training/publishing.py": {"tempfile": "a folder to upload"},
     "training/quality.py": {"write_text": "a note, into a replaced folder", "rename": "the best model of a dead end"},
     "training/checkpoints.py": {"rename": "checkpoints of a dead end"},
 }

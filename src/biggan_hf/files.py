@@ -72,6 +72,14 @@ def append_line(path: Path, values: Mapping[str, Any]) -> None:
         file.write(json.dumps(values).encode() + b"\n")
 
 
+def read_text(path: Path) -> str | None:
+    """A file's text with its line ends as they are; `None` if there is no such file, or it is no text in UTF-8."""
+    try:
+        return path.read_bytes().decode("utf-8")
+    except (FileNotFoundError, UnicodeDecodeError):
+        return None
+
+
 # Folders
 
 

@@ -15,6 +15,7 @@ from huggingface_hub.utils import filter_repo_objects
 from transformers import PreTrainedConfig
 from transformers.dynamic_module_utils import get_relative_import_files
 
+from .cards import settings_table
 from .files import LEFTOVERS, WEIGHT_GLOBS, staged_folder, weight_patterns
 from .images import sample_sheet
 from .keywords import answers_keywords
@@ -162,7 +163,6 @@ def model_card(
     tags: list[str] | None = None,
     datasets: list[str] | None = None,
     sample_image: str | None = None,
-    training: Mapping[str, object] | None = None,
     has_code: bool = False,
 ) -> str:
     """
@@ -176,7 +176,6 @@ def model_card(
         tags: Added to the card's own.
         datasets: Ids of the training data sets on the Hub.
         sample_image: File name, within the repo, of a grid of samples.
-        training: Settings to list, by name. Of a path on this machine, the card has the last part.
         has_code: Whether the repo holds the code of the model.
     """
     conditional = bool(config.num_labels)
@@ -194,8 +193,7 @@ def model_card(
         _summary(config),
         f"![samples]({sample_image})" if sample_image else "",
         f"## Usage\n\n{_usage(config, repo_id or 'path/to/this/folder', has_code)}",
-        f"## Architecture\n\n{_table({name: getattr(config, name) for name in CARD_SETTINGS})}",
-        f"## Training\n\n{_table(_without_paths(training))}" if training else "",
+        f"## Architecture\n\n{settings_table({name: getattr(config, name) for name in CARD_SETTINGS})}",
         f"## Intended use and limits\n\n{LIMITS}",
         f"## Citation\n\n{CITATION}",
     ]
@@ -248,25 +246,6 @@ def _class_prompt(config: PreTrainedConfig) -> str | int:
     return 0 if name == "LABEL_0" else name
 
 
-def _without_paths(settings: Mapping[str, object]) -> dict[str, object]:
-    """The settings without what they tell of this machine: the folder of the run, and where data and models lay."""
-
-    def shown(value: object) -> object:
-        is_path = isinstance(value, str) and (value.startswith(("/", "~", "\\", "./", "../")) or value[1:3] == ":\\")
-        return value if not is_path else Path(str(value).replace("\\", "/")).name
-
-    hidden = ("output_dir", "resume_from_checkpoint")
-    return {name: shown(value) for name, value in settings.items() if name not in hidden}
-
-
-def _table(settings: Mapping[str, object]) -> str:
-    def cell(value: object) -> str:
-        return " ".join(str(value).split()).replace("|", "\\|")
-
-    rows = [f"| {cell(name)} | {cell(value)} |" for name, value in settings.items()]
-    return "\n".join(["| setting | value |", "|---|---|", *rows])
-
-
 def create_repo(repo_id: str, token: bool | str | None = None, private: bool | None = None) -> str:
     """Creates a repo unless it exists; returns its whole id, `"user/name"`."""
     return HfApi(token=token).create_repo(repo_id, private=private, exist_ok=True).repo_id
@@ -303,7 +282,7 @@ def upload_folder(
         repo_id: `"user/name"`, or `"name"` in the token's own namespace.
         also: Globs, relative to `folder`, of what else to upload.
         include_code: Adds the code of the networks, and to `config.json` the names by which `AutoModel` finds it.
-        card: The text of a `README.md`, where the folder has none.
+        card: The text of the `README.md`, in place of the folder's.
         path_in_repo: Subfolder of the repo to upload into.
         token: Access token; by default the one stored on this machine.
         private: Whether a repo that is created is private.
@@ -329,7 +308,8 @@ def upload_folder(
     with _linked(folder, files) as staging:
         if include_code:
             add_code(staging)
-        if card is not None and not (staging / "README.md").exists():
+        if card is not None:
+            (staging / "README.md").unlink(missing_ok=True)
             (staging / "README.md").write_text(card, encoding="utf-8")
         return api.upload_folder(
             repo_id=repo_id,

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 from huggingface_hub.utils import yaml_dump
 
+from ..cards import public_name
 from ..files import write_text
 
 
@@ -117,6 +118,7 @@ def add_to_card(report: Report, path: Path, model_name: str) -> None:
     metadata never holds numbers of real images; those that an earlier version wrote there go.
     """
     data, text = read_card(path)
+    report = replace(report, protocol=_public(report.protocol))
     ours: dict[str, Any] = eval_results_to_model_index(model_name, eval_results(report))[0]
     data["model-index"] = _merged(data.get("model-index") or [], ours)
     before, _, rest = text.partition(BEGIN)
@@ -124,6 +126,13 @@ def add_to_card(report: Report, path: Path, model_name: str) -> None:
     section = f"{BEGIN}\n## Evaluation\n\n{report.table()}\n{END}"
     text = f"{before.rstrip()}\n\n{section}\n{after}"
     write_text(path, f"---\n{yaml_dump(data, sort_keys=False).strip()}\n---\n\n{text.lstrip()}")
+
+
+def _public(protocol: Mapping[str, Any]) -> dict[str, Any]:
+    """The protocol without paths of this machine."""
+    nested = {name: _public(value) for name, value in protocol.items() if isinstance(value, Mapping)}
+    paths = {name: public_name(protocol[name]) for name in ("source", "moments") if protocol.get(name)}
+    return {**protocol, **nested, **paths}
 
 
 def read_card(path: Path) -> tuple[dict[str, Any], str]:

@@ -16,6 +16,8 @@ from transformers import HfArgumentParser
 from ..configuration_biggan import BigGANConfig, Ranges, check_ranges
 from ..options import underscored, unknown_option
 from ..presets import PRESETS
+from .checkpoints import SETTINGS, warn
+from .settings import OF_THE_START, read_settings, run_folder
 
 
 def _help(text: str, default: Any) -> Any:
@@ -93,7 +95,10 @@ class TrainingArguments:
 
     # The run
     output_dir: str = _help("The folder for the model, its checkpoints, samples and log.", "")
-    resume_from_checkpoint: str | None = _help("Go on from this checkpoint: its path, or 'latest'.", None)
+    resume_from_checkpoint: str | None = _help(
+        "Go on from this checkpoint: its path, or 'latest'. What is not given anew is as it was in that run.", None
+    )
+    dry_run: bool = _help("Say what the run found, and end before the first step. Nothing is written.", False)
     seed: int = _help("Seed of the weights, the latents and the order of the pictures.", 0)
     max_train_steps: int = _help("Updates of the generator.", 150_000)
     max_train_minutes: float | None = _help("Stop after this time and save the model.", None)
@@ -214,7 +219,8 @@ The command line wins over the file of settings, the file over the preset. docs/
 def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
     """
     Arguments from the command line. The first one may be a file of settings: .yaml, .yml or .json. The command line
-    wins over the file, the file over the preset's row, and the row over the defaults.
+    wins over the file, the file over the preset's row, and the row over the defaults. With `--resume_from_checkpoint`
+    the settings of the run that goes on stand below the file and above the row of its preset.
 
     Raises:
         ValueError, FileNotFoundError: A setting is unknown or not allowed, or the file is not there.
@@ -223,20 +229,52 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
     has_file = argv and argv[0].endswith((".yaml", ".yml", ".json"))
     argv = [*_as_arguments(_read_settings(argv[0])), *argv[1:]] if has_file else argv
     parser = _Parser(_CLASSES)
-    preset = parser.parse_known_args(argv)[0].preset
+    given = parser.parse_known_args(argv)[0]
+    saved: dict[str, Any] = {}
+    if given.resume_from_checkpoint and (given.output_dir or given.resume_from_checkpoint != "latest"):
+        folder = run_folder(given.output_dir, given.resume_from_checkpoint)
+        saved = _saved_settings(folder)
+        argv = argv if given.output_dir else ["--output_dir", str(folder), *argv]
+    preset_is_given = any(word.partition("=")[0] == "--preset" for word in argv)
+    preset = given.preset if preset_is_given else saved.get("preset", given.preset)
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}; the presets are {', '.join(PRESETS)}")
+    row = PRESETS[preset].training
+    if saved and preset == saved.get("preset"):  # whoever set a value of the row to another one meant it
+        row = {name: value for name, value in row.items() if name not in saved}
     # What comes later wins, and everything passes the same checks.
-    argv = [*_as_arguments(PRESETS[preset].training), *argv]
+    argv = [*_as_arguments({**saved, **row}), *argv]
     model, data, training, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
     if unknown:
         raise ValueError(unknown_option(unknown, _FLAGS) or f"unrecognized arguments: {' '.join(unknown)}")
-    for group, name in ((data, "dataset_name"), (training, "output_dir")):
+    _check_needed(data, training, is_new=not saved)
+    return model, data, training
+
+
+def resumed_arguments(model: ModelArguments, data: DataArguments, training: TrainingArguments) -> Arguments:
+    """The arguments of the run that goes on, but for the fields that are not at their defaults here."""
+    given = {f.name: getattr(group, f.name) for group in (model, data, training) for f in fields(group)}
+    defaults = {f.name: getattr(cls(), f.name) for cls in _CLASSES for f in fields(cls)}
+    return parse_arguments(_as_arguments({name: given[name] for name in given if given[name] != defaults[name]}))
+
+
+def _check_needed(data: DataArguments, training: TrainingArguments, is_new: bool) -> None:
+    resume = training.resume_from_checkpoint
+    why = ""
+    if resume not in (None, "latest") and not Path(resume).is_dir():
+        raise FileNotFoundError(f"no training checkpoint at {resume!r}")
+    if resume and training.output_dir and is_new:
+        folder = run_folder(training.output_dir, resume)
+        why = (
+            f"there is no {SETTINGS} in {str(folder)!r}, from which a resumed run takes its preset, data and settings"
+        )
+    for group, name in ((training, "output_dir"), (data, "dataset_name")):
         if not getattr(group, name):
-            raise ValueError(f"--{name} must be given")
+            raise ValueError(f"--{name} must be given{why and ': '}{why}")
+    if why and any(folder.glob("checkpoint-*")):
+        warn(f"{why}: the run goes on with those of the command line")
     if data.held_out_split is not None and not training.watch_steps:
         raise ValueError(f"held_out_split={data.held_out_split!r} is tried every watch_steps, got watch_steps=0")
-    return model, data, training
 
 
 class _Parser(HfArgumentParser):
@@ -264,12 +302,21 @@ class _Parser(HfArgumentParser):
 
 
 def _as_arguments(settings: dict[str, Any]) -> list[str]:
-    """Settings as words of a command line; a setting without a value is left out."""
+    """Settings as words of a command line; those without a value are left out. Lists go first: none ends the line."""
     words = []
-    for name, value in settings.items():
-        if value is not None:
+    for name, value in sorted(settings.items(), key=lambda item: not isinstance(item[1], list)):
+        if value not in (None, []):
             words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
     return words
+
+
+def _saved_settings(folder: Path) -> dict[str, Any]:
+    """The settings of the run in a folder, as a run that goes on with it takes them; none if there are none."""
+    settings = read_settings(folder)
+    others = [name for name in settings if name not in _TYPES and name != "num_processes"]
+    if others:
+        warn(f"{str(folder / SETTINGS)!r} has settings that there are not, which are passed over: {', '.join(others)}")
+    return {name: value for name, value in settings.items() if name in _TYPES and name not in OF_THE_START}
 
 
 def _read_settings(path: str) -> dict[str, Any]:
@@ -282,6 +329,7 @@ def _read_settings(path: str) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise ValueError(f"{path} must hold a mapping of settings, got {type(settings).__name__}")
     settings = {str(name).replace("-", "_"): value for name, value in settings.items()}
+    settings.pop("num_processes", None)  # the file may be the training_settings.json of another run
     if isinstance(settings.get("config_overrides"), dict):
         overrides = settings["config_overrides"].items()
         settings["config_overrides"] = [f"{name}={json.dumps(value)}" for name, value in overrides]

@@ -1,7 +1,6 @@
 """The training loop: a step, what happens every so often, and the end."""
 
 import enum
-import re
 import signal
 import threading
 import time
@@ -16,7 +15,6 @@ from tqdm.auto import tqdm
 
 from ..bars import open_bar
 from ..files import append_line, staged_folder, write_file
-from ..hub import model_card, upload_folder
 from ..images import sample_sheet
 from ..processes import Vote, from_main
 from . import stability
@@ -24,8 +22,10 @@ from .batches import counter_seed
 from .checkpoints import step_of
 from .ema import update_ema
 from .logs import COLLAPSES, EVALUATIONS, LOG, SPECTRA, draw_curves, fetch, read_lines, track_sheet
+from .publishing import publish, write_card
 from .quality import keep_if_best
 from .replicas import average_running_statistics
+from .report import Estimate
 from .run import Run
 from .steps import discriminator_step, generator_step
 
@@ -43,8 +43,14 @@ class Stop(enum.IntEnum):
 def train(run: Run) -> Path | None:
     """
     Trains a run that `set_up` made ready. Returns the folder of the finished model, or `None` where a signal (SIGTERM,
-    SIGINT) ended the run, which then left a checkpoint, or a collapse ended it.
+    SIGINT) ended the run, which then left a checkpoint, where a collapse ended it, and after a dry run.
     """
+    if run.report is not None:
+        print(run.report.screen())
+    if run.args.dry_run:
+        run.accelerator.end_training()
+        return None
+    estimate = Estimate(run)
     deadline = time.monotonic() + 60 * (run.args.max_train_minutes or float("inf"))
     vote, stop = Vote(), int(Stop.NOT)
     bar: Any = {"desc": "training", "disable": not run.is_main, "dynamic_ncols": True}
@@ -57,6 +63,7 @@ def train(run: Run) -> Path | None:
                 metrics = train_step(run)
                 collapse = report(run, metrics, progress) if run.is_due(run.args.logging_steps) else None
                 progress.update(run.global_step - progress.n)
+                estimate()
             if collapse is None and (stop or saves(run)):
                 collapse = not_finite(run)
             if collapse is not None:
@@ -251,21 +258,7 @@ def finish(run: Run, folder: Path) -> None:
         run.ema.save_pretrained(staging)
         run.players.bare_discriminator.save_pretrained(staging / "discriminator")
         sample_sheet(run.ema, seed=run.args.seed).save(staging / "samples.png")
-        (staging / "README.md").write_text(card(run), encoding="utf-8")
+    write_card(run)
     draw_curves(folder)
     if run.args.push_to_hub:
-        assert run.args.hub_model_id is not None
-        upload_folder(folder, run.args.hub_model_id, include_code=run.args.include_code)
-
-
-def card(run: Run) -> str:
-    name = run.settings["dataset_name"]
-    is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists()
-    return model_card(
-        run.config,
-        repo_id=run.args.hub_model_id,
-        datasets=[name] if is_hub_id else None,
-        sample_image="samples.png",
-        training={**run.settings, "steps": run.global_step},
-        has_code=run.args.push_to_hub and run.args.include_code,
-    )
+        publish(run)

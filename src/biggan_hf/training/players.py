@@ -13,6 +13,7 @@ from torch.nn.utils import convert_conv2d_weight_memory_format
 from ..configuration_biggan import BigGANConfig
 from ..modeling_biggan import BigGANDiscriminator, BigGANModel
 from .arguments import TrainingArguments
+from .fine_tuning import is_of_classes, map_classes, names_of, take_classes
 from .replicas import join_batch_norms
 from .steps import Players
 
@@ -67,31 +68,37 @@ def load_networks(checkpoint: Path) -> Networks:
 
 def networks_to_fine_tune(model: str, config: BigGANConfig, revision: str | None = None) -> Networks:
     """A published generator, and its discriminator if it has one. Weights of other classes are new."""
-    where = {"revision": revision or "main"}
-    generator = _load_to_fine_tune(BigGANModel, model, config, **where)
+    where: dict[str, Any] = {"revision": revision or "main"}
+    names = names_of(BigGANConfig.from_pretrained(model, **where))
+    rows = map_classes(model, names, names_of(config)).rows
+    generator = _load_to_fine_tune(BigGANModel, model, config, rows, **where)
     ema = copy.deepcopy(generator)
     try:
-        discriminator = _load_to_fine_tune(BigGANDiscriminator, model, config, subfolder="discriminator", **where)
+        where["subfolder"] = "discriminator"
+        discriminator = _load_to_fine_tune(BigGANDiscriminator, model, config, rows, **where)
     except OSError:
         logger.warning("%s has no discriminator: a new one learns from the start", model)
         discriminator = BigGANDiscriminator(config)
     return generator, discriminator, ema
 
 
-def _load_to_fine_tune(cls: Any, model: str, config: BigGANConfig, **where: str) -> Any:
+def _load_to_fine_tune(cls: Any, model: str, config: BigGANConfig, rows: list[int | None], **where: str) -> Any:
     """
-    A network whose weights of the classes are new where the configuration has another number of classes. Raises
-    `ValueError` where other weights have another shape than the configuration asks for.
+    A network whose classes have the weights of these rows of the model, or new ones. Raises `ValueError` where other
+    weights have another shape than the configuration asks for.
     """
-    options: dict[str, Any] = {"config": config, "ignore_mismatched_sizes": True, "dtype": torch.float32}
-    network, report = cls.from_pretrained(model, output_loading_info=True, **options, **where)
+    options: dict[str, Any] = {"ignore_mismatched_sizes": True, "dtype": torch.float32}
+    network, report = cls.from_pretrained(model, config=config, output_loading_info=True, **options, **where)
     names = [name for name, *_ in report["mismatched_keys"]]  # u0, too, has an entry per class
     others = sorted(name for name in names if not is_of_classes(network, f"{name.rpartition('.')[0]}.weight"))
     if others:
         raise ValueError(
             f"{model!r} has other shapes than the configuration asks for, as of {others[0]!r}: fine-tuning keeps the "
-            f"architecture, and takes only another number of classes"
+            f"architecture, and takes only other classes"
         )
+    network_config: Any = cls.config_class.from_pretrained(model, **where)
+    if rows != list(range(network_config.num_labels or 0)):
+        take_classes(network, cls.from_pretrained(model, **options, **where), rows)
     return copy.deepcopy(network)
 
 
@@ -123,12 +130,6 @@ def freeze(generator: BigGANModel, discriminator: BigGANDiscriminator, args: Tra
         for network in (generator, discriminator):
             for name, parameter in network.named_parameters():
                 parameter.requires_grad_(is_of_classes(network, name))
-
-
-def is_of_classes(network: BigGANModel | BigGANDiscriminator, name: str) -> bool:
-    """Whether a weight has a row for each class: an embedding, or a gain or bias where none is shared."""
-    per_layer = isinstance(network, BigGANModel) and not network.config.shared_class_embedding
-    return name == "class_embedding.weight" or (per_layer and name.endswith((".gain.weight", ".bias.weight")))
 
 
 def adam(network: nn.Module, learning_rate: float, args: TrainingArguments) -> torch.optim.Adam:

@@ -17,6 +17,7 @@ from .checkpoints import list_checkpoints, load_training_state, rotate_checkpoin
 from .logs import cut_logs
 from .players import load_networks, set_adam
 from .quality import Quality
+from .report import Report
 from .stability import SigmaClamp, Spectra
 from .steps import Objective, Pictures, Players
 
@@ -34,10 +35,11 @@ class Run:
     watched: dict[str, Pictures]  # `held_out` pictures, which no step trains on, and as many `training` ones
     clamp: SigmaClamp | None
     quality: Quality | None
-    settings: dict[str, Any]  # all arguments, for training_settings.json and the card
+    settings: dict[str, Any]  # all arguments, for training_settings.json and, without what is private, the card
     global_step: int = 0
     rollbacks: int = 0
     collapsed: bool = False
+    report: Report | None = None  # what the run found before its first step; the first process has it
     overflows: Tensor | float = 0.0  # the steps in a row in which float16 overflowed
 
     @property

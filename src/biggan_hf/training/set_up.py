@@ -17,37 +17,44 @@ from ..configuration_biggan import BigGANConfig
 from ..data import LabelledImages, load_labelled_images
 from ..files import remove_unfinished, write_text
 from ..hub import create_repo
-from .arguments import DataArguments, ModelArguments, TrainingArguments
+from .arguments import DataArguments, ModelArguments, TrainingArguments, resumed_arguments
 from .batches import BatchSource, counter_generator, to_pixel_values
 from .checkpoints import SETTINGS, check_same_architecture, find_checkpoint, load_training_state, set_aside, warn
 from .logs import LOG, cut_logs
 from .players import build_players
 from .quality import Quality, set_best_aside
+from .report import describe, write_report
 from .run import Run
+from .settings import absolute, read_settings, run_folder, settings_of, warn_of_other_settings
 from .stability import SigmaClamp, Spectra
 from .steps import Pictures, Players
 
 
-# What a resumed run may change without a word: where it goes on from, and how long it goes on.
-MAY_CHANGE = {"output_dir", "resume_from_checkpoint", "max_train_steps", "max_train_minutes"}
-
-
 def set_up(model_args: ModelArguments, data_args: DataArguments, args: TrainingArguments) -> Run:
-    """Everything before the first step. When it raises an error, nothing has been written yet."""
+    """
+    Everything before the first step. When it raises an error, nothing has been written yet. A run that goes on and
+    names no data set takes the fields that are at their defaults from the run before.
+    """
+    if args.resume_from_checkpoint and not data_args.dataset_name:
+        model_args, data_args, args = resumed_arguments(model_args, data_args, args)
     # The processes, the pictures, the configuration
     resumed = find_checkpoint(Path(args.output_dir), args.resume_from_checkpoint)
     accelerator = build_accelerator(args)
     accumulation_steps = args.accumulation_steps(accelerator.num_processes)
-    with accelerator.main_process_first():
-        images = load_images(data_args, model_args.config([]))
-    config = model_args.config(images.class_names)
+    saved = read_settings(run_folder(args.output_dir, args.resume_from_checkpoint or "latest"))
+    networks = model_args
+    if resumed is not None and model_args.init_from is not None:  # the checkpoint has its architecture
+        networks = dataclasses.replace(model_args, init_from=str(resumed))
+    blank = networks.config([])
+    with accelerator.main_process_first(), told_where_pictures_were(saved, data_args.dataset_name):
+        images = load_images(data_args, blank)
+    config = networks.config(images.class_names)
     batch = accumulation_steps * args.per_device_batch_size * accelerator.num_processes
     if len(images) < batch:
         raise ValueError(f"the data set has {len(images)} pictures, fewer than one update takes, {batch}")
 
     # The checkpoint, and the settings of its run
-    settings: dict[str, Any] = {"num_processes": accelerator.num_processes}
-    settings |= {k: v for group in (model_args, data_args, args) for k, v in dataclasses.asdict(group).items()}
+    settings = settings_of((model_args, data_args, args), accelerator.num_processes)
     if (seed := read_settings(Path(args.output_dir)).get("seed", args.seed)) != args.seed:
         raise ValueError(f"the run in {args.output_dir!r} has seed={seed!r}, this one seed={args.seed!r}")
     state = None
@@ -55,7 +62,7 @@ def set_up(model_args: ModelArguments, data_args: DataArguments, args: TrainingA
         check_same_architecture(resumed, config)
         state = load_training_state(resumed)
         check_same_pictures(resumed, state, images)
-        warn_of_other_settings(resumed.parent, settings)
+        warn_of_other_settings(saved, settings)
 
     # The networks, and what measures them
     quality = build_quality(images, args, accelerator)
@@ -83,15 +90,10 @@ def set_up(model_args: ModelArguments, data_args: DataArguments, args: TrainingA
         check_same_weights(resumed, state, players)
         run.restore(state)
 
-    # The Hub, the trackers and the folder
-    if run.is_main and args.push_to_hub:
-        # Now: if that fails, the run fails before it trains.
-        with told_as(f"can't create the repository {args.hub_model_id!r}"):
-            create_repo(args.hub_model_id or "")
-    with told_as(f"a tracker of report_to ({', '.join(args.report_to)}) can't start"):
-        accelerator.init_trackers("biggan_hf")
     if run.is_main:
-        open_output(run)
+        run.report = describe(run, data_args, resumed)
+    if not args.dry_run:
+        open_all(run)
     return run
 
 
@@ -198,26 +200,18 @@ def check_same_weights(checkpoint: Path, state: dict[str, Any], players: Players
             )
 
 
-def read_settings(folder: Path) -> dict[str, Any]:
-    """The settings that a run left in a folder; none if there are none."""
-    path = folder / SETTINGS
-    if not path.is_file():
-        return {}
+@contextmanager
+def told_where_pictures_were(saved: dict[str, Any], name: str) -> Iterator[None]:
+    """An error about the pictures of a run that goes on says what to do where they have moved."""
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-        settings["seed"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{str(path)!r} is not what a run writes: {type(error).__name__}: {error}") from error
-    return settings
-
-
-def warn_of_other_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Names the settings that differ from those of the run in a folder, whose checkpoint this run goes on from."""
-    saved, now = read_settings(folder), json.loads(json.dumps(settings))
-    others = [name for name in saved if name in now and saved[name] != now[name] and name not in MAY_CHANGE]
-    if others:
-        changes = ", ".join(f"{name}={now[name]!r} (was {saved[name]!r})" for name in others)
-        warn(f"the run goes on with other settings: {changes}")
+        yield
+    except (OSError, ValueError, ImportError) as error:
+        if not saved or absolute(saved.get("dataset_name")) != absolute(name):
+            raise
+        raise ValueError(
+            f"{error}; the run that goes on was trained on {name!r}: if its pictures have moved, say with "
+            f"--dataset_name where they are"
+        ) from error
 
 
 # What others see
@@ -230,6 +224,18 @@ def told_as(what: str) -> Iterator[None]:
         yield
     except Exception as error:
         raise ValueError(f"{what}: {type(error).__name__}: {error}") from error
+
+
+def open_all(run: Run) -> None:
+    """Opens the repository on the Hub, the trackers and the folder: the run writes from here on."""
+    if run.is_main and run.args.push_to_hub:
+        # Now: if that fails, the run fails before it trains.
+        with told_as(f"can't create the repository {run.args.hub_model_id!r}"):
+            create_repo(run.args.hub_model_id or "")
+    with told_as(f"a tracker of report_to ({', '.join(run.args.report_to)}) can't start"):
+        run.accelerator.init_trackers("biggan_hf")
+    if run.is_main:
+        open_output(run)
 
 
 def open_output(run: Run) -> None:
@@ -245,4 +251,5 @@ def open_output(run: Run) -> None:
     if step == 0 and log.exists() and log.stat().st_size:
         warn(f"no checkpoint in {str(folder)!r}: the run starts anew, and so does its log")
     write_text(folder / SETTINGS, json.dumps(run.settings, indent=2))
+    write_report(run)
     cut_logs(folder, step)

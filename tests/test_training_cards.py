@@ -1,0 +1,221 @@
+"""The card of a run: what a person wrote stays, here and on the Hub, and nothing of the machine is published."""
+
+import getpass
+import json
+from pathlib import Path
+
+import pytest
+from fake_hub import FakeHub
+from training_runs import Capture, arguments
+
+from biggan_hf import BigGANModel
+from biggan_hf.cards import settings_table, with_metadata, with_part, without_part
+from biggan_hf.evaluation import Measure, Report, add_to_card
+from biggan_hf.hub import upload_folder
+from biggan_hf.training import main
+
+
+PUSH = ["--push_to_hub", "--hub_model_id", "user/cats"]
+AGAIN = ["--resume_from_checkpoint", "latest"]
+BY_HAND = """\
+---
+license: cc-by-4.0  # of the pictures
+tags: [cats, art]
+model-index:
+- name: cats
+  results: []
+---
+
+# My cats
+
+Drawn by my daughter.
+
+## Training
+
+On a Sunday.
+"""
+
+
+def card_of(folder: Path) -> str:
+    return (folder / "README.md").read_bytes().decode()
+
+
+def card_on(hub: FakeHub) -> str:
+    return hub.files("user/cats")["README.md"].decode()
+
+
+def keeps(card: str, text: str = BY_HAND) -> bool:
+    """Whether the card has all lines of a text, in their order, and one part of the run."""
+    lines = iter(card.splitlines())
+    return all(line in lines for line in text.splitlines()) and card.count("| loss | hinge |") == 1
+
+
+def put(text: str, folder: Path, repo_id: str = "user/cats") -> None:
+    folder.mkdir()
+    (folder / "README.md").write_text(text, encoding="utf-8")
+    upload_folder(folder, repo_id)
+
+
+def test_a_new_card_is_written_anew_by_every_run(pictures: Path, tmp_path: Path) -> None:
+    output = tmp_path / "model"
+    main(arguments(pictures, output))
+    first = card_of(output)
+    main(arguments(pictures, output, *AGAIN, steps=3))
+    second = card_of(output)
+    assert "| steps | 2 |" in first and "| steps | 3 |" in second and "| steps | 2 |" not in second
+    assert without_part(first) == without_part(second) and second.count("## Training") == 1
+    assert second.index("## Training") < second.index("## Intended use and limits")
+    assert "library_name: biggan_hf" in second
+
+
+@pytest.mark.parametrize("ends", ["\n", "\r\n"])
+def test_a_resumed_run_keeps_a_card_by_hand(pictures: Path, tmp_path: Path, ends: str) -> None:
+    output = tmp_path / "model"
+    main(arguments(pictures, output))
+    by_hand = BY_HAND.replace("\n", ends).encode()
+    (output / "README.md").write_bytes(by_hand)
+    for steps in (3, 4):
+        main(arguments(pictures, output, *AGAIN, steps=steps))
+        card = (output / "README.md").read_bytes()
+        body = by_hand.split(f"{ends}---{ends}".encode())[1]
+        assert body.rstrip() in card and keeps(card.decode()) and f"| steps | {steps} |".encode() in card
+    assert b"library_name: biggan_hf" in card and card.count(b"\ntags:") == 1
+
+
+def test_text_around_the_part_of_the_run_and_evaluated_numbers_stay(pictures: Path, tmp_path: Path) -> None:
+    output = tmp_path / "model"
+    main(arguments(pictures, output))
+    path = output / "README.md"
+    path.write_text(card_of(output).replace("# BigGAN\n", "# Cats\n\nMine.\n").replace("\n## Citation", "\n## Thanks"))
+    protocol = {"reference": {"source": "user/data", "split": "train"}, "samples": {"number": 10}}
+    add_to_card(Report([Measure("fid", "FID", 12.5)], protocol), path, "cats")
+    before = card_of(output)
+    main(arguments(pictures, output, *AGAIN, steps=3))
+    assert without_part(card_of(output)) == without_part(before) and "| steps | 3 |" in card_of(output)
+    assert "# Cats\n\nMine." in before and "12.5" in before and "model-index" in before
+
+
+def test_a_card_that_is_no_text_stays_and_is_told(pictures: Path, tmp_path: Path, capsys: Capture) -> None:
+    output = tmp_path / "model"
+    main(arguments(pictures, output))
+    (output / "README.md").write_bytes(b"caf\xe9")
+    main(arguments(pictures, output, *AGAIN, steps=3))
+    assert (output / "README.md").read_bytes() == b"caf\xe9"
+    assert "README.md' stays as it is: it is no text in UTF-8" in capsys.readouterr().err
+
+
+# The Hub
+
+
+def test_a_card_on_the_hub_stays_and_comes_into_the_folder(pictures: Path, tmp_path: Path, fake_hub: FakeHub) -> None:
+    put(BY_HAND, tmp_path / "card")
+    main(arguments(pictures, tmp_path / "model", *PUSH))
+    assert keeps(card_on(fake_hub)) and card_on(fake_hub) == card_of(tmp_path / "model")
+    # It changes on the Hub, and the run goes on: the folder follows.
+    changed = card_on(fake_hub).replace("Drawn by my daughter.", "Drawn by my son.")
+    (tmp_path / "model" / "README.md").unlink()
+    put(changed, tmp_path / "changed")
+    main(arguments(pictures, tmp_path / "model", *AGAIN, steps=3))
+    assert "Drawn by my son." in card_of(tmp_path / "model") and "| steps | 3 |" in card_on(fake_hub)
+
+
+def test_a_card_by_hand_in_the_folder_goes_to_the_hub(pictures: Path, tmp_path: Path, fake_hub: FakeHub) -> None:
+    output = tmp_path / "model"
+    main(arguments(pictures, output, *PUSH))
+    assert "# cats" in card_on(fake_hub)
+    (output / "README.md").write_text(BY_HAND)
+    main(arguments(pictures, output, *AGAIN, steps=3))
+    assert keeps(card_on(fake_hub)) and card_on(fake_hub) == card_of(output)
+
+
+def test_a_card_of_a_push_elsewhere_is_written_anew(pictures: Path, tmp_path: Path, fake_hub: FakeHub) -> None:
+    output = tmp_path / "model"
+    main(arguments(pictures, output, *PUSH))
+    main(arguments(pictures, output, *AGAIN, "--hub_model_id", "user/felines", steps=3))
+    card = fake_hub.files("user/felines")["README.md"].decode()
+    assert card == card_of(output) and "user/felines" in card and "user/cats" not in card
+
+
+def test_two_cards_by_hand_keep_their_own_text(
+    pictures: Path, tmp_path: Path, fake_hub: FakeHub, capsys: Capture
+) -> None:
+    output = tmp_path / "model"
+    main(arguments(pictures, output))
+    (output / "README.md").write_text(BY_HAND)
+    put("# On the Hub\n\nThanks to all.\n", tmp_path / "card")
+    main(arguments(pictures, output, *PUSH, *AGAIN, steps=3))
+    assert keeps(card_of(output)) and "Thanks to all." not in card_of(output)
+    assert keeps(card_on(fake_hub), "# On the Hub\n\nThanks to all.") and "daughter" not in card_on(fake_hub)
+    assert "differs from the card of 'user/cats': each keeps its own text" in capsys.readouterr().err
+
+
+def test_nothing_of_the_machine_is_published(pictures: Path, tmp_path: Path, fake_hub: FakeHub) -> None:
+    pytest.importorskip("tensorboard", reason="needs tensorboard, which the extra dev installs")
+    base, output = tmp_path / "base", tmp_path / "model"
+    main(arguments(pictures, base))
+    main(arguments(pictures, output, "--init_from", str(base), "--report_to", "tensorboard", *PUSH))
+    (output / ".env").write_text("HF_TOKEN=secret")
+    (output / "LICENSE").write_text("mine")
+    main(arguments(pictures, output, *AGAIN, steps=3))
+    published = fake_hub.files("user/cats")
+    files = {"README.md", "LICENSE", "samples.png", "config.json", "model.safetensors"}
+    assert published.keys() - {".gitattributes"} == {
+        *files,
+        "discriminator/config.json",
+        "discriminator/model.safetensors",
+    }
+    private = {str(tmp_path), str(pictures), str(Path.home()), f"/{getpass.getuser()}/"}
+    for name, content in published.items():
+        assert not [word for word in private if word.encode() in content], name
+    card = published["README.md"].decode()
+    assert (
+        "| init_from | the local folder 'base' |" in card and "| loss | hinge |" in card and "output_dir" not in card
+    )
+    assert json.loads((output / "training_settings.json").read_text())["dataset_name"] == str(pictures)
+    assert BigGANModel.from_pretrained("user/cats").config.num_labels == 2
+
+
+# The parts of a card
+
+
+OLD = "# BigGAN\n\n## Training\n\n| setting | value |\n|---|---|\n| output_dir | /home |\n| a | 0 |\n\n## Citation\n"
+
+
+@pytest.mark.parametrize(
+    ("card", "expected"),
+    [
+        (OLD, "# BigGAN\n\n{}\n\n## Citation\n"),  # by a version that did not mark its part
+        ("# Mine\n", "# Mine\n\n{}\n"),
+        ("# Mine\n\n## Training\n\nOn a Sunday.\n", "# Mine\n\n## Training\n\nOn a Sunday.\n\n{}\n"),
+        ("a <!-- biggan_hf: begin --> b <!-- biggan_hf: end --> c", "a {} c"),
+        ("a <!-- biggan_hf: begin --> mine", "a <!-- biggan_hf: begin --> mine\n\n{}\n"),
+        (
+            "<!-- biggan_hf: begin --> mine\n<!-- biggan_hf: begin -->\nx\n<!-- biggan_hf: end -->\n",
+            "<!-- biggan_hf: begin --> mine\n{}\n",
+        ),
+        ("", "\n\n{}\n"),
+    ],
+)
+def test_the_part_of_the_run_takes_its_own_place(card: str, expected: str) -> None:
+    once = with_part(card, r"new \1 part")
+    begin, end = once.rindex("<!-- biggan_hf: begin"), once.rindex("<!-- biggan_hf: end -->") + 23
+    assert once == expected.format(once[begin:end]) and "new \\1 part" in once[begin:end]
+    assert with_part(once, r"new \1 part") == once
+
+
+@pytest.mark.parametrize(
+    ("card", "expected"),
+    [
+        ("---\na: 1 # one\n---\nbody", "---\na: 1 # one\nb: 2\n---\nbody"),
+        ("---\na: 1\nb: 3\n---\nbody", "---\na: 1\nb: 3\n---\nbody"),
+        ("body", "---\na: 0\nb: 2\n---\n\nbody"),
+        ("---\na: [\n---\nbody", "---\na: [\n---\nbody"),  # no YAML
+        ("---\n- a\n---\nbody", "---\n- a\n---\nbody"),
+    ],
+)
+def test_metadata_that_is_missing_is_added(card: str, expected: str) -> None:
+    assert with_metadata(card, "---\na: 0\nb: 2\n---\n\n# other") == expected
+
+
+def test_a_table_has_a_line_for_each_setting() -> None:
+    assert settings_table({"note": "a|b\nc"}).splitlines()[2:] == ["| note | a\\|b c |"]

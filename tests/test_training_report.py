@@ -1,0 +1,155 @@
+"""What a run says before its first step and of its time."""
+
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_hub import FakeHub
+from PIL import Image
+from training_runs import Capture, Patch, arguments, write_pictures
+
+from biggan_hf.data import Contents
+from biggan_hf.training import main, parse_arguments, report, set_up
+from biggan_hf.training.report import Report, Row, time_in_words
+
+
+def found(pictures: Path, output: Path, *flags: str) -> Report:
+    run = set_up(*parse_arguments(arguments(pictures, output, "--dry_run", *flags)))
+    assert run.report is not None
+    return run.report
+
+
+def coloured(folder: Path, channels: int = 3, size: int = 32) -> Path:
+    """Ten pictures in RGB, of noise in all of them or the same in each."""
+    noise = np.random.default_rng(0).integers(0, 256, (10, size, size, channels), np.uint8)
+    for index, pixels in enumerate(noise):
+        path = folder / ("cat", "dog")[index % 2] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.broadcast_to(pixels, (size, size, 3)).copy()).save(path)
+    return folder
+
+
+def files(folder: Path) -> set[Path]:
+    return set(folder.rglob("*"))
+
+
+def test_dry_run_says_what_it_found_and_writes_nothing(
+    pictures: Path, tmp_path: Path, fake_hub: FakeHub, capsys: Capture
+) -> None:
+    pytest.importorskip("tensorboard", reason="needs tensorboard, which the extra dev installs")
+    flags = ["--dry_run", "--push_to_hub", "--hub_model_id", "user/x", "--report_to", "tensorboard"]
+    batch = ["--global_batch_size", "8", "--num_discriminator_steps", "3"]
+    main(arguments(pictures, tmp_path / "model", *flags, *batch, steps=50))
+    lines = capsys.readouterr().out.splitlines()
+    assert not files(tmp_path) and not fake_hub.repos
+    assert len(lines) <= 24 and all(len(line) <= 100 for line in lines)
+    rows = {line[:12].strip(): line[12:] for line in lines}
+    assert rows["pictures"] == f"10 of split 'train' of {pictures}"
+    assert rows["classes"].startswith("2 classes by ") and rows["classes"].endswith(", 5 pictures each: cat, dog")
+    assert rows["trained as"] == "32×32, grey"
+    assert rows["stored"].startswith("32×32, L") and rows["networks"].startswith("preset demo, generator ")
+    assert rows["device"].endswith("1 process, float32") and rows["weights"] == "new"
+    assert rows["batch"] == "8 = 4 × 1 process × 2 accumulated"
+    assert rows["training"].startswith("50 steps with 3 updates of the discriminator each, 1,200 pictures, 120.0")
+    assert rows["written to"] == "nothing: this is a dry run"
+
+
+def test_a_mistake_ends_a_dry_run_too(pictures: Path, tmp_path: Path, capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments(pictures, tmp_path / "model", "--dry_run", "--per_device_batch_size", "11"))
+    assert stop.value.code == 2 and "fewer than one update takes" in capsys.readouterr().err
+
+
+def test_the_report_is_in_the_log_and_in_the_card(pictures: Path, tmp_path: Path, capsys: Capture) -> None:
+    output = tmp_path / "model"
+    main(arguments(pictures, output))
+    said = capsys.readouterr().out
+    main(arguments(pictures, output, "--resume_from_checkpoint", "latest", steps=3))
+    first, second = (output / "report.txt").read_text(encoding="utf-8").split("\n\n")
+    assert first.splitlines()[0].endswith("step 0") and "\n".join(first.splitlines()[1:]) in said
+    assert second.splitlines()[0].endswith("step 2") and "of step 2, checkpoint-2" in second
+    card = (output / "README.md").read_text(encoding="utf-8")
+    assert f"| pictures | 10 of split 'train' of the local folder {pictures.name!r} |" in card
+    assert str(tmp_path) not in card and str(pictures) not in card and card.count("## Training") == 1
+
+
+FEW = "10 pictures are few, and nothing augments them"
+
+
+@pytest.mark.parametrize(
+    ("make", "flags", "expected", "unexpected"),
+    [
+        (write_pictures, [], FEW, "colour"),
+        (write_pictures, ["--diff_augment"], "", FEW),
+        (write_pictures, ["--ema_start_step", "1"], "", "The average"),
+        (write_pictures, [], "The average of the generator begins at step 50, after the last step", ""),
+        (write_pictures, ["--config_overrides", "num_channels=3"], "are grey and the model is coloured", ""),
+        (coloured, [], "The pictures are coloured and the model is grey", ""),
+        (coloured, ["--config_overrides", "num_channels=3"], "", "colour"),
+        (lambda folder: coloured(folder, channels=1), [], "", "colour"),  # grey pictures that are stored in RGB
+        (lambda folder: coloured(folder, size=24), [], "smaller than the model's 32 pixels, and are enlarged", ""),
+        (lambda folder: coloured(folder, size=40), [], "", "smaller"),
+        (write_pictures, ["--label_column", "none"], "", "No labels were found"),
+    ],
+)
+def test_what_is_unusual(tmp_path: Path, make: Any, flags: list[str], expected: str, unexpected: str) -> None:
+    said = " ".join(found(make(tmp_path / "pictures"), tmp_path / "model", *flags).unusual)
+    assert expected in said and (not unexpected or unexpected not in said)
+
+
+def test_what_the_pictures_have_to_say(pictures: Path, tmp_path: Path, monkeypatch: Patch) -> None:
+    counts, left_out = [10, 0], {"not a picture": ["notes.txt", "a\x1b[2Jb"], "an empty folder": ["x"]}
+    splits = {"test": 5, "dev": None}
+    contents = Contents("train", splits, left_out, counts, "sub-folders", ["The labels are numbers."])
+    run = set_up(*parse_arguments(arguments(pictures, tmp_path / "model", "--dry_run")))
+    object.__setattr__(run.batches.images, "contents", contents)
+    said = report.describe(run, parse_arguments(arguments(pictures, tmp_path / "model"))[1], None)
+    screen = said.screen()
+    assert "not used    splits test (5 pictures), dev\n" in screen
+    assert "left out    2 × not a picture: notes.txt, a�[2Jb\n" in screen and "1 × an empty folder: x" in screen
+    assert "2 classes by sub-folders: cat (10), dog (0)" in screen and "The labels are numbers." in screen
+    assert "1 of 2 classes have no pictures: dog." in screen and "Not trained on: splits test (5" in screen
+
+
+@pytest.mark.parametrize("letter", ["a", "鳥", "\u200b"])
+def test_the_screen_has_24_lines_of_100_columns(letter: str) -> None:
+    rows = [Row(f"row {index}", " ".join([letter * 30] * 200)) for index in range(12)]
+    said = Report([*rows, Row("long", letter * 900)], [f"{index}. {letter * 150}" for index in range(9)], {})
+    lines = said.screen().splitlines()
+    widths = [sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in line) for line in lines]
+    assert len(lines) <= 24 and max(widths) <= 100
+    assert all(any(line.startswith(row.title) for line in lines) for row in rows)
+    assert "more: see report.txt" in lines[-1] and len(said.text()) > 12 * 30 * 200
+
+
+def test_a_thousand_classes_are_counted(tmp_path: Path) -> None:
+    names = tuple(f"class {index:03}" for index in range(300))
+    folder = write_pictures(tmp_path / "pictures", names, 310)
+    (row,) = (row.text for row in found(folder, tmp_path / "model").rows if row.title == "classes")
+    assert row.startswith("300 classes by ") and len(row) < 250
+    assert "1 to 2 pictures each, the least 'class 010': class 000, " in row
+
+
+@pytest.mark.parametrize(
+    ("seconds", "steps", "minutes", "expected"),
+    [
+        (1.8432, 150_000, None, "about 3.2 days on this device: see docs/training.md (150,000 steps of 1.84 s)"),
+        (0.1, 4_000, None, "about 6.7 minutes on this device (4,000 steps of 0.1 s)"),
+        (1, 7_200, None, "about 2.0 hours on this device (7,200 steps of 1 s)"),
+        (1, 20, 30, "about 20.0 seconds on this device (20 steps of 1 s)"),
+        (0.5, 4_000, 5, "about 600 steps in the 5 minutes of max_train_minutes on this device (4,000 steps of 0.5 s)"),
+    ],
+)
+def test_time_in_words(seconds: float, steps: int, minutes: float | None, expected: str) -> None:
+    assert time_in_words(seconds, steps, minutes) == expected
+
+
+def test_the_time_is_told_once_after_the_first_steps(
+    pictures: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture
+) -> None:
+    monkeypatch.setattr(report, "MEASURED", 0.0)
+    main(arguments(pictures, tmp_path / "model", "--sample_steps", "0", steps=4))
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "on this device" in line]
+    assert line.startswith("about ") and "(2 steps of " in line
