@@ -1,6 +1,10 @@
 """Files and folders that are written whole or not at all."""
 
+import json
 import os
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -14,6 +18,7 @@ from training_runs import files_of_at_most
 from biggan_hf.files import (
     append_line,
     free_name,
+    locked_folder,
     remove_folder,
     remove_stale_weights,
     remove_unfinished,
@@ -220,3 +225,63 @@ def test_stale_weights_are_only_the_default_weights(tmp_path: Path) -> None:
     assert names(tmp_path) == sorted(files)
     remove_stale_weights(tmp_path, {"model.safetensors.index.json", "model-00001-of-00002.safetensors"})
     assert names(tmp_path) == sorted(files[1:])
+
+
+# One program in a folder
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from biggan_hf.files import locked_folder
+with locked_folder(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_folder_has_one_run_at_a_time(tmp_path: Path) -> None:
+    folder = tmp_path / "a" / "run"
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(folder)], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+        words = f"another run works in .*process {holder.pid} on .*{socket.gethostname()}.* --force_unlock goes on"
+        with pytest.raises(FileExistsError, match=words), locked_folder(folder):
+            pass
+        with locked_folder(folder, force_unlock=True):
+            pass
+        with pytest.raises(FileExistsError, match="another run"), locked_folder(tmp_path), locked_folder(tmp_path):
+            pass
+        holder.kill()
+    assert names(folder) == []
+    with pytest.raises(KeyError), locked_folder(tmp_path / "new" / "run"):
+        assert names(tmp_path / "new") == ["run", "run/.lock"]
+        raise KeyError
+    assert names(tmp_path) == ["a", "a/run"]
+
+
+def test_what_a_kill_leaves_does_not_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+        note = (tmp_path / ".lock").read_text()
+        holder.kill()
+    for left in (note, "", "[1]", note[:20], note.replace(str(holder.pid), str(os.getppid()))):
+        (tmp_path / ".lock").write_text(left)
+        for locks in (True, None):  # `None`: the disk has no locks
+            with monkeypatch.context() as patch:
+                if locks is None:
+                    patch.setattr("fcntl.lockf", lambda *_: (_ for _ in ()).throw(OSError(95, "not supported")))
+                with locked_folder(tmp_path):
+                    pass
+    (tmp_path / ".lock").write_text(json.dumps({**json.loads(note), "host": "elsewhere"}))
+    with pytest.raises(FileExistsError, match="'elsewhere'"), locked_folder(tmp_path):
+        pass
+
+
+def test_a_disk_without_locks_goes_by_the_living_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fcntl.lockf", lambda *_: (_ for _ in ()).throw(OSError(95, "not supported")))
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+        with pytest.raises(FileExistsError, match="another run"), locked_folder(tmp_path):
+            pass
+        holder.kill()
+    with locked_folder(tmp_path):
+        pass

@@ -8,7 +8,9 @@ import itertools
 import json
 import os
 import shutil
+import socket
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
@@ -17,9 +19,9 @@ from typing import Any
 from safetensors import SafetensorError
 
 
-UNFINISHED, REPLACED = ".unfinished-", ".replaced-"
+UNFINISHED, REPLACED, LOCK = ".unfinished-", ".replaced-", ".lock"
 # What an upload must ignore, at the top of a folder and below.
-LEFTOVERS = [f"{parent}{prefix}*" for parent in ("", "*/") for prefix in (UNFINISHED, REPLACED)]
+LEFTOVERS = [f"{parent}{prefix}*" for parent in ("", "*/") for prefix in (UNFINISHED, REPLACED, LOCK)]
 
 # `from_pretrained` prefers `model.safetensors` to an index with its shards, and `save_pretrained` removes neither of
 # the two when it writes the other: a sharded save into the folder of an unsharded one would load the old weights.
@@ -143,6 +145,108 @@ def free_name(path: Path) -> Path:
     """The path, or if it is taken the first of path-2, path-3, … that is free."""
     numbered = (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))
     return next(free for free in itertools.chain([path], numbered) if not free.exists())
+
+
+# One program in a folder
+
+
+@contextmanager
+def locked_folder(folder: Path, force_unlock: bool = False) -> Iterator[None]:
+    """
+    Inside the block, the same call by another process is refused. A folder that does not exist is made, and removed
+    again where the block fails and leaves nothing in it.
+
+    The operating system drops the lock when this process ends, even by a kill. Where a disk that several machines
+    share hands no locks on to the others, the note in the lock file counts: it names machine, process and time.
+
+    Raises:
+        FileExistsError: Another process holds the folder; or one on another machine did and left its note.
+    """
+    path, own = folder / LOCK, _own_note()
+    with _made(folder):
+        if force_unlock:
+            path.unlink(missing_ok=True)
+        descriptor = _lock(path, own)
+        try:
+            os.write(descriptor, json.dumps(own).encode())
+            yield
+        finally:
+            if _is_open_as(descriptor, path):
+                path.unlink()
+            os.close(descriptor)
+
+
+def _lock(path: Path, own: Mapping[str, Any]) -> int:
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            locked = _try_to_lock(descriptor)
+            note = _read_note(descriptor)
+            if locked is False or (note and _counts(note, own, locked)):
+                since = time.strftime("%Y-%m-%d %H:%M", time.localtime(note.get("started", 0))) if note else "?"
+                raise FileExistsError(
+                    f"another run works in {str(path.parent)!r}: process {note.get('pid', '?')} on the machine "
+                    f"{note.get('host', '?')!r}, since {since}; if that run is dead, --force_unlock goes on without it"
+                )
+            if _is_open_as(descriptor, path):
+                os.ftruncate(descriptor, 0)
+                return descriptor
+            os.close(descriptor)  # the other process has ended since, and removed its file
+        except BaseException:
+            os.close(descriptor)
+            raise
+
+
+def _is_open_as(descriptor: int, path: Path) -> bool:
+    """Whether nobody has removed or replaced the file at `path` since it was opened."""
+    return path.exists() and os.path.samestat(os.fstat(descriptor), path.stat())
+
+
+def _try_to_lock(descriptor: int) -> bool | None:
+    """Whether this process holds the lock now; `None` where the file system has no locks."""
+    # A lock of the process, which forked workers do not hold on to.
+    try:
+        import fcntl
+
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except (ImportError, OSError):
+        return None
+    return True
+
+
+def _own_note() -> dict[str, Any]:
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "born": _birth(os.getpid()),
+        "started": round(time.time()),
+    }
+
+
+def _read_note(descriptor: int) -> dict[str, Any]:
+    try:
+        note = json.loads(os.pread(descriptor, 4096, 0))
+    except ValueError:  # a kill came before it was written
+        return {}
+    return note if isinstance(note, dict) else {}
+
+
+def _counts(note: Mapping[str, Any], own: Mapping[str, Any], locked: bool | None) -> bool:
+    """Whether a note holds the folder, though its process holds no lock that this machine can see."""
+    if note.get("host") != own["host"]:
+        return True
+    is_alive = note.get("born") is not None and _birth(note.get("pid")) == note["born"]
+    return is_alive and (locked is None or note.get("pid") == own["pid"])
+
+
+def _birth(pid: Any) -> str | None:
+    """When a process of this machine began; `None` where there is none. Numbers of processes are used again."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return None
 
 
 # Weights of an earlier model

@@ -93,6 +93,7 @@ class TrainingArguments:
     # The run
     output_dir: str = _help("The folder for the model, its checkpoints, samples and log.", "")
     resume_from_checkpoint: str | None = _help("Go on from this checkpoint: its path, or 'latest'.", None)
+    force_unlock: bool = _help("Take the folder over from a run that is dead, which the lock does not show.", False)
     seed: int = _help("Seed of the weights, the latents and the order of the pictures.", 0)
     max_train_steps: int = _help("Updates of the generator.", 150_000)
     max_train_minutes: float | None = _help("Stop after this time and save the model.", None)

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..configuration_biggan import BigGANConfig
-from ..files import REPLACED, UNFINISHED, free_name, remove_folder, replaced_folder, restore_replaced
+from ..files import LOCK, REPLACED, UNFINISHED, free_name, remove_folder, replaced_folder, restore_replaced
 from ..processes import is_main_process
 
 
@@ -171,7 +171,7 @@ def warn(text: str) -> None:
 
 def _check_empty(output_dir: Path) -> None:
     files = output_dir.iterdir() if output_dir.is_dir() else [output_dir] * output_dir.exists()
-    if not all(path.name.startswith(UNFINISHED) for path in files):
+    if not all(path.name.startswith((UNFINISHED, LOCK)) for path in files):
         raise FileExistsError(
             f"output_dir {str(output_dir)!r} is not empty: choose another, or go on with a run that has a checkpoint "
             "there by --resume_from_checkpoint latest"

@@ -29,7 +29,7 @@ from .steps import Pictures, Players
 
 
 # What a resumed run may change without a word: where it goes on from, and how long it goes on.
-MAY_CHANGE = {"output_dir", "resume_from_checkpoint", "max_train_steps", "max_train_minutes"}
+MAY_CHANGE = {"output_dir", "resume_from_checkpoint", "force_unlock", "max_train_steps", "max_train_minutes"}
 
 
 def set_up(model_args: ModelArguments, data_args: DataArguments, args: TrainingArguments) -> Run:
