@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers.utils import logging
 
 from biggan_hf import BigGANConfig, BigGANDiscriminator, BigGANModel
@@ -18,6 +17,7 @@ from biggan_hf.conversion.convert_biggan_pytorch import (
 from biggan_hf.conversion.reading import State, hint, load
 from biggan_hf.conversion.training_state import STATE_FILE
 from biggan_hf.conversion.writing import check_output, output_folder, parser, run
+from biggan_hf.files import save_archive
 from biggan_hf.presets import CHANNEL_MULTIPLIERS, CIFAR10_CLASSES
 
 
@@ -195,7 +195,7 @@ def main(argv: list[str] | None = None) -> None:
     files["state_dict"] = {**counters, "best_FID": 999999, "config": settings(model.config)}
     with output_folder(args.output, owned=("D.pth",)) as staging:
         for name, content in files.items():
-            torch.save(content, staging / f"{name}.pth")
+            save_archive(content, staging / f"{name}.pth")
     for remark in remarks:
         print(remark)
     print(args.output)

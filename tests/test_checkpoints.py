@@ -38,7 +38,7 @@ def test_checkpoint_is_a_model_folder_and_the_oldest_go(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-100"]
     assert BigGANModel.from_pretrained(folder).config.num_labels == 3
     assert BigGANDiscriminator.from_pretrained(folder, subfolder="discriminator").config.num_labels == 3
-    assert load_training_state(folder) == {**STATE, "global_step": 100}
+    assert load_training_state(folder).items() >= {**STATE, "global_step": 100}.items()
     assert find_checkpoint(tmp_path, "latest") == folder
     assert find_checkpoint(tmp_path, str(tmp_path / "checkpoint-10")) == tmp_path / "checkpoint-10"
 
@@ -170,7 +170,7 @@ def test_latest_passes_over_a_damaged_checkpoint(tmp_path: Path, capsys: Capture
         assert find_checkpoint(tmp_path, "latest") == good
         (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
         assert f"'{damaged}' is passed over: " in line and file in line
-        with pytest.raises(FileNotFoundError, match=f"no training checkpoint at .*{file}.* can't be read"):
+        with pytest.raises(FileNotFoundError, match=f"no training checkpoint at .*{file}.*; --resume_from_"):
             find_checkpoint(tmp_path, str(damaged))
 
 

@@ -11,10 +11,12 @@ import shutil
 import socket
 import tempfile
 import time
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 from safetensors import SafetensorError
 
@@ -145,6 +147,97 @@ def free_name(path: Path) -> Path:
     """The path, or if it is taken the first of path-2, path-3, … that is free."""
     numbered = (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))
     return next(free for free in itertools.chain([path], numbered) if not free.exists())
+
+
+# Damage: what is read is compared with the checksum that was written with it
+
+
+def save_archive(content: Any, path: Path) -> None:
+    """`torch.save`, whose error says what the system says, such as "No space left on device"."""
+    import torch  # here, since writing text needs none
+
+    try:
+        with path.open("wb") as file:
+            torch.save(content, file)
+    except RuntimeError as error:
+        raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+
+
+def check_archive(path: Path) -> bool:
+    """
+    Compares every record of a file that `torch.save` or `numpy.savez` wrote with its checksum, which their readers do
+    not. Returns whether the file has checksums: torch's files from before version 1.6 have none.
+
+    Raises:
+        ValueError: A record is damaged, or the list of records is.
+    """
+    with path.open("rb") as file:
+        is_archive = file.read(4) == b"PK\x03\x04"
+    if not is_archive and not zipfile.is_zipfile(path):
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if not any(record.CRC for record in archive.infolist()):
+                return False
+            damaged = archive.testzip()
+    # Damage can make any part of the reader fail.
+    except Exception as error:
+        raise ValueError(f"{str(path)!r} is truncated or damaged: {error}") from error
+    if damaged is not None:
+        raise ValueError(f"{str(path)!r} is damaged: its record {damaged!r} is not what was written (CRC-32)")
+    return True
+
+
+CHECKSUM = "crc32"  # among the metadata of a safetensors file
+
+
+def add_checksum(path: Path) -> None:
+    """Adds a checksum of its tensors to a safetensors file."""
+    with path.open("rb") as file:
+        header = _safetensors_header(file)
+        header.setdefault("__metadata__", {})[CHECKSUM] = _checksum(file, header)
+        file.seek(8 + int.from_bytes(os.pread(file.fileno(), 8, 0), "little"))
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+        with write_file(path) as unfinished, unfinished.open("wb") as copy:
+            copy.write(len(text).to_bytes(8, "little") + text)
+            shutil.copyfileobj(file, copy, 2**20)
+
+
+def check_weights(path: Path) -> str | None:
+    """
+    Compares the tensors of a safetensors file with their checksum. Returns the checksum; `None` if the file has none,
+    as those of other programs.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
+    try:
+        with path.open("rb") as file:
+            header = _safetensors_header(file)
+            written = header.get("__metadata__", {}).get(CHECKSUM)
+            found = None if written is None else _checksum(file, header)
+    except (ValueError, AttributeError, OverflowError, MemoryError) as error:
+        raise ValueError(f"{str(path)!r} is damaged: its header can't be read ({error})") from error
+    if found != written:
+        raise ValueError(f"{str(path)!r} is damaged: its tensors are not what was written (CRC-32)")
+    return written
+
+
+def _safetensors_header(file: BinaryIO) -> dict[str, Any]:
+    """Reads the header; the file then stands at the first tensor."""
+    length = int.from_bytes(file.read(8), "little")
+    if length > os.fstat(file.fileno()).st_size - 8:
+        raise ValueError("it is cut off")
+    return json.loads(file.read(length))
+
+
+def _checksum(file: BinaryIO, header: Mapping[str, Any]) -> str:
+    tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    crc = zlib.crc32(json.dumps(tensors, sort_keys=True).encode())
+    while part := file.read(2**20):
+        crc = zlib.crc32(part, crc)
+    return f"{crc:08x}"
 
 
 # One program in a folder
@@ -314,7 +407,7 @@ def _named_errors(path: Path) -> Iterator[None]:
             raise
         raise OSError(f"cannot write {str(path)!r}: {error.strerror}") from error
     except (RuntimeError, SafetensorError) as error:
-        # torch's writer of archives has no type of error of its own.
+        # `save_archive` avoids this: torch's writer of archives has no type of error of its own.
         if isinstance(error, RuntimeError) and "inline_container" not in str(error):
             raise
         raise OSError(f"cannot write {str(path)!r}: {' '.join(str(error).split())}") from error

@@ -10,7 +10,7 @@ from huggingface_hub import CommitInfo, HfApi, ModelCardData
 from huggingface_hub.utils import filter_repo_objects
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from .files import LEFTOVERS, staged_folder, weight_patterns
+from .files import LEFTOVERS, add_checksum, check_weights, staged_folder, weight_patterns
 from .images import sample_sheet
 
 
@@ -61,6 +61,14 @@ class PublishingMixin(PreTrainedModel):
 
     _path_in_repo = ""
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers. Weights in a folder are compared with the checksum that `save_pretrained` gave them."""
+        if pretrained_model_name_or_path is not None:
+            for path in Path(pretrained_model_name_or_path, kwargs.get("subfolder", "")).glob("*.safetensors"):
+                check_weights(path)
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
     def save_pretrained(  # type: ignore[override]  # the arguments it does not name are passed on
         self,
         save_directory: str | PathLike[str],
@@ -77,6 +85,8 @@ class PublishingMixin(PreTrainedModel):
             return
         with staged_folder(save_directory) as staging:
             super().save_pretrained(staging, **kwargs)
+            for path in staging.glob("*.safetensors"):
+                add_checksum(path)
         if push_to_hub:
             self.push_to_hub(push.pop("repo_id", Path(save_directory).name), **push)
 

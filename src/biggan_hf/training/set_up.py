@@ -52,7 +52,8 @@ def set_up(model_args: ModelArguments, data_args: DataArguments, args: TrainingA
         raise ValueError(f"the run in {args.output_dir!r} has seed={seed!r}, this one seed={args.seed!r}")
     state = None
     if resumed is not None:
-        check_same_architecture(resumed, config)
+        for network in ("", "generator", "discriminator"):
+            check_same_architecture(resumed / network, config)
         state = load_training_state(resumed)
         check_same_pictures(resumed, state, images)
         warn_of_other_settings(resumed.parent, settings)
@@ -81,7 +82,8 @@ def set_up(model_args: ModelArguments, data_args: DataArguments, args: TrainingA
     run = Run(args, accelerator, config, *parts, settings)
     if resumed is not None and state is not None:
         check_same_weights(resumed, state, players)
-        run.restore(state)
+        with told_as(f"the training_state.pt of {str(resumed)!r} is of another run"):
+            run.restore(state)
 
     # The Hub, the trackers and the folder
     if run.is_main and args.push_to_hub:
@@ -195,6 +197,12 @@ def check_same_weights(checkpoint: Path, state: dict[str, Any], players: Players
                 f"the run of the checkpoint {str(checkpoint)!r} trained {saved} tensors of the {name}, this one would "
                 f"train {now}: freeze_discriminator_stages and train_only must stay as they were"
             )
+        moments = state[f"{name}_optimizer"]["state"]
+        indices = [index for group in groups[0] for index in group["params"]]
+        learning = [parameter for group in groups[1] for parameter in group["params"]]
+        for index, parameter in zip(indices, learning, strict=True):
+            if moments.get(index, {}).get("exp_avg", parameter).shape != parameter.shape:
+                raise ValueError(f"the training_state.pt of {str(checkpoint)!r} has moments of another {name}")
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -217,6 +225,16 @@ def warn_of_other_settings(folder: Path, settings: dict[str, Any]) -> None:
     if others:
         changes = ", ".join(f"{name}={now[name]!r} (was {saved[name]!r})" for name in others)
         warn(f"the run goes on with other settings: {changes}")
+    batches = [told["num_processes"] * told["per_device_batch_size"] for told in (saved, now) if _has_no_batch(told)]
+    if len(batches) == 2 and batches[0] != batches[1]:
+        warn(
+            f"without global_batch_size an update is of per_device_batch_size times num_processes: {batches[1]} "
+            f"pictures now, {batches[0]} before, at the same learning rates; --global_batch_size {batches[0]} keeps it"
+        )
+
+
+def _has_no_batch(settings: dict[str, Any]) -> bool:
+    return settings.get("global_batch_size") is None and {"num_processes", "per_device_batch_size"} <= settings.keys()
 
 
 # What others see
