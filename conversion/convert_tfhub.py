@@ -125,8 +125,9 @@ def _read_hdf5(path: Path) -> dict[str, np.ndarray]:
     try:
         with h5py.File(path, "r") as file:
             file.visititems(visit)
-    except OSError as error:
-        raise ValueError(f"{str(path)!r} is truncated or no HDF5 file{hint(path)}") from error
+    # Damage makes its library raise errors of several types.
+    except (OSError, RuntimeError, KeyError, TypeError, OverflowError, MemoryError) as error:
+        raise ValueError(f"{str(path)!r} is truncated, damaged or no HDF5 file{hint(path)}") from error
     return variables
 
 

@@ -146,7 +146,7 @@ def test_hdf5(tmp_path: Path) -> None:
     assert reading.recognise_source(tmp_path / "biggan.h5") == ("an HDF5 dump of a TFHub module", "convert_tfhub.py")
     content = (tmp_path / "biggan.h5").read_bytes()
     (tmp_path / "biggan.h5").write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match="truncated or no HDF5 file"):
+    with pytest.raises(ValueError, match="truncated, damaged or no HDF5 file"):
         convert(convert_tfhub, tmp_path / "biggan.h5", tmp_path / "other")
 
 
