@@ -1,13 +1,15 @@
 """Converts a TFHub module of DeepMind, plain or deep, to a model folder.
 
-The source is the HDF5 dump that `TFHub/converter.py` of BigGAN-PyTorch writes, or the folder of the module, which
-TensorFlow reads.
+The source is the HDF5 dump that `TFHub/converter.py` of BigGAN-PyTorch writes, or the folder of the module, which is
+read as data: nothing of its graph is run.
 """
 
 import argparse
+import itertools
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +25,7 @@ from biggan_hf.conversion.rename import (
     keep_three_channels,
     rename,
 )
+from biggan_hf.conversion.tensorflow_files import Constants, read_checkpoint
 from biggan_hf.conversion.writing import Conversion, Source, convert_and_write, parser, run
 
 
@@ -84,6 +87,10 @@ DEEP_BLOCKS_PER_STAGE = 2
 STACKS = [10 * i + j for i in range(100) for j in (1, 3, 6, 8)]
 
 
+# zlib packs at most so well.
+MOST_PACKED = 1032
+
+
 # Reading
 
 
@@ -94,7 +101,7 @@ def read_variables(source: Path) -> tuple[dict[str, np.ndarray], list[np.ndarray
     Raises:
         FileNotFoundError: There is no such file or folder.
         ValueError: The source is neither an HDF5 file nor a folder that TensorFlow wrote.
-        ImportError: The package that reads it is not installed.
+        ImportError: The package that reads HDF5 is not installed.
     """
     if source.is_dir():
         return _read_folder(source)
@@ -112,14 +119,25 @@ def _read_hdf5(path: Path) -> dict[str, np.ndarray]:
 
     def visit(name: str, item: object) -> None:
         if isinstance(item, h5py.Dataset):
+            _check_size(path, name, item)
             variables[name] = item[()]
 
     try:
         with h5py.File(path, "r") as file:
             file.visititems(visit)
-    except OSError as error:
-        raise ValueError(f"{str(path)!r} is truncated or no HDF5 file{hint(path)}") from error
+    # Damage makes its library raise errors of several types.
+    except (OSError, RuntimeError, KeyError, TypeError, OverflowError, MemoryError) as error:
+        raise ValueError(f"{str(path)!r} is truncated, damaged or no HDF5 file{hint(path)}") from error
     return variables
+
+
+def _check_size(path: Path, name: str, dataset: Any) -> None:
+    """A few bytes of HDF5 can declare numbers without end, or that they lie in another file."""
+    if dataset.external or dataset.is_virtual:
+        raise ValueError(f"{str(path)!r}: the numbers of {name!r} lie in another file, which is not opened")
+    most = dataset.id.get_storage_size() * (MOST_PACKED if dataset.chunks else 1)
+    if dataset.nbytes > most:
+        raise ValueError(f"{str(path)!r}: {name!r} of {dataset.shape} declares more numbers than the file holds")
 
 
 def _read_folder(folder: Path) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
@@ -128,36 +146,16 @@ def _read_folder(folder: Path) -> tuple[dict[str, np.ndarray], list[np.ndarray]]
         raise ValueError(
             f"{str(folder)!r} holds no SavedModel or TensorFlow checkpoint (no .index file){hint(folder)}"
         )
-    try:
-        import tensorflow
-    except ImportError as error:
-        raise ImportError(
-            "reading a folder of TensorFlow needs TensorFlow: pip install tensorflow, or dump the variables to HDF5"
-        ) from error
-    try:
-        reader = tensorflow.train.load_checkpoint(str(indices[-1].with_suffix("")))
-        variables = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
-    except (tensorflow.errors.OpError, ValueError) as error:
-        raise ValueError(f"{str(indices[-1])!r} is truncated or no TensorFlow checkpoint") from error
-    is_module = (folder / "saved_model.pb").is_file()
-    return variables, _graph_statistics(folder) if is_module else []
+    variables = read_checkpoint(indices[-1])
+    is_deep = any(re.match(r"(module/)?Generator/GenZ/", name) for name in variables)
+    return variables, _graph_statistics(folder / "saved_model.pb") if is_deep else []
 
 
-def _graph_statistics(folder: Path) -> list[np.ndarray]:
-    """The tables of statistics of a deep module, mean and variance in turn; empty for a plain module."""
-    import tensorflow
-
-    v1 = tensorflow.compat.v1
-    tables = []
-    with tensorflow.Graph().as_default() as graph, v1.Session(graph=graph) as session:
-        v1.saved_model.loader.load(session, [], str(folder))
-        for number in STACKS:
-            try:
-                tensor = graph.get_tensor_by_name(f"stack_{number}:0")
-            except KeyError:
-                break
-            tables.append(session.run(tensor))
-    return tables
+def _graph_statistics(path: Path) -> list[np.ndarray]:
+    """The tables of statistics of a deep module, mean and variance in turn."""
+    constants: Any = Constants(path) if path.is_file() else {}
+    names = itertools.takewhile(constants.__contains__, (f"stack_{number}" for number in STACKS))
+    return [constants[name] for name in names]
 
 
 # Names and layouts
@@ -206,7 +204,7 @@ def add_statistics(state: State, tables: list[np.ndarray], source: Path) -> None
     if not tables:
         raise ValueError(
             f"{str(source)!r} holds no batch-norm statistics. A deep module keeps them as constants of its graph; "
-            "give the module's folder (with saved_model.pb), which TensorFlow reads"
+            "give the module's folder, with saved_model.pb"
         )
     if len(tables) != 2 * len(norms):
         raise ValueError(f"{str(source)!r} holds {len(tables)} tables of statistics, expected {2 * len(norms)}")

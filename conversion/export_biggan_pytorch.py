@@ -4,8 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from biggan_hf import BigGANConfig, BigGANDiscriminator, BigGANModel
 from biggan_hf.bars import own_bars_alone
 from biggan_hf.conversion.architecture import imagenet_classes
@@ -18,6 +16,7 @@ from biggan_hf.conversion.convert_biggan_pytorch import (
 from biggan_hf.conversion.reading import State, hint, load
 from biggan_hf.conversion.training_state import STATE_FILE
 from biggan_hf.conversion.writing import check_output, output_folder, parser, run
+from biggan_hf.files import save_archive
 from biggan_hf.presets import CHANNEL_MULTIPLIERS, CIFAR10_CLASSES
 
 
@@ -195,7 +194,7 @@ def main(argv: list[str] | None = None) -> None:
     files["state_dict"] = {**counters, "best_FID": 999999, "config": settings(model.config)}
     with output_folder(args.output, owned=("D.pth",)) as staging:
         for name, content in files.items():
-            torch.save(content, staging / f"{name}.pth")
+            save_archive(content, staging / f"{name}.pth")
     for remark in remarks:
         print(remark)
     print(args.output)

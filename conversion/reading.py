@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from biggan_hf.files import check_archive
+
 
 State = dict[str, Tensor]
 
@@ -75,12 +77,13 @@ def load(path: Path) -> Any:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is truncated, or no torch file, or it holds a class that is not among `HARMLESS`.
+        ValueError: The file is damaged, truncated, or no torch file, or it holds a class that is not among `HARMLESS`.
     """
     if not path.is_file():
         raise FileNotFoundError(
             f"{str(path)!r} is a folder, expected a file" if path.is_dir() else f"there is no file {str(path)!r}"
         )
+    check_archive(path)
     try:
         with torch.serialization.safe_globals(HARMLESS):
             return torch.load(path, map_location="cpu", weights_only=True)

@@ -19,7 +19,7 @@ from biggan_hf.conversion.architecture import Findings
 from biggan_hf.conversion.reading import State, sha256
 from biggan_hf.conversion.rename import abbreviated
 from biggan_hf.conversion.training_state import STATE_FILE
-from biggan_hf.files import replaced_folder, staged_folder
+from biggan_hf.files import check_archive, replaced_folder, save_archive, staged_folder
 from biggan_hf.hub import model_card
 from biggan_hf.options import EitherSpelling
 
@@ -208,6 +208,9 @@ def finish(conversion: Conversion, args: argparse.Namespace) -> None:
     if conversion.discriminator is not None:
         discriminator = build(BigGANDiscriminator, config, conversion.discriminator)
     remarks = list(conversion.findings.remarks)
+    for path in conversion.files:
+        if path.suffix in (".pth", ".pt", ".bin") and not check_archive(path):
+            remarks.append(f"{path.name} has a format without checksums: damage to its numbers can't be seen")
     if args.reference is not None:
         remarks += compare(generator, discriminator, args.reference, conversion.weights)
     with output_folder(args.output, owned=("discriminator", "generator", STATE_FILE)) as staging:
@@ -241,7 +244,7 @@ def write_training_state(
         raise ValueError(
             f"the files of the training are not as the program writes them: {type(error).__name__}: {error}"
         ) from error
-    torch.save(state, folder / STATE_FILE)
+    save_archive(state, folder / STATE_FILE)
 
 
 def _source_section(conversion: Conversion, remarks: list[str]) -> str:

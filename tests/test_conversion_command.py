@@ -102,5 +102,5 @@ def test_a_named_file_of_studiogan_is_the_one_that_is_converted(tmp_path: Path) 
 def test_damaged_files_are_named_as_such(tmp_path: Path) -> None:
     whole = next((ORIGINALS / "biggan_thin").glob("G*.pth")).read_bytes()
     (tmp_path / "G.pth").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match="is truncated or no torch file"):
+    with pytest.raises(ValueError, match="is truncated or "):
         convert_any.main([str(tmp_path / "G.pth"), "--output", str(tmp_path / "model")])

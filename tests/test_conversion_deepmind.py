@@ -1,7 +1,8 @@
 """DeepMind's modules, from TensorFlow's variables and from ivclab's port: layouts, orders and statistics."""
 
+import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 from common import tiny_config, tiny_generator
-from conversion_common import assert_equal, convert, weights
+from conversion_common import FIXTURES, assert_equal, convert, weights
 from torch import Tensor
 from torch.nn import functional as F
 
 from biggan_hf import BigGANModel
-from biggan_hf.conversion import convert_ivclab, convert_tfhub, reading, writing
+from biggan_hf.conversion import convert_ivclab, convert_tfhub, reading, tensorflow_files, writing
 
 
 # A plain model whose stages differ in width, as attention has to be found by its width.
@@ -145,7 +146,7 @@ def test_hdf5(tmp_path: Path) -> None:
     assert reading.recognise_source(tmp_path / "biggan.h5") == ("an HDF5 dump of a TFHub module", "convert_tfhub.py")
     content = (tmp_path / "biggan.h5").read_bytes()
     (tmp_path / "biggan.h5").write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match="truncated or no HDF5 file"):
+    with pytest.raises(ValueError, match="truncated, damaged or no HDF5 file"):
         convert(convert_tfhub, tmp_path / "biggan.h5", tmp_path / "other")
 
 
@@ -238,16 +239,102 @@ def test_sources_that_are_none(tmp_path: Path) -> None:
         convert(convert_tfhub, tmp_path / "empty", tmp_path / "model")
 
 
-def test_readers_that_are_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "tensorflow", None)
+def test_reader_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "h5py", None)
-    (tmp_path / "module" / "variables").mkdir(parents=True)
-    (tmp_path / "module" / "variables" / "variables.index").write_bytes(b"")
-    with pytest.raises(ImportError, match="needs TensorFlow: pip install tensorflow"):
-        convert(convert_tfhub, tmp_path / "module", tmp_path / "model")
     (tmp_path / "file.h5").write_bytes(b"")
     with pytest.raises(ImportError, match="needs h5py: pip install h5py"):
         convert(convert_tfhub, tmp_path / "file.h5", tmp_path / "model")
+
+
+# Folders that TensorFlow wrote
+
+MODULE = FIXTURES / "tfhub_module" / "module"
+LARGER = {"z_dim": 4, "class_embedding_dim": 3, "num_labels": 2}
+
+
+def test_a_module_is_read_and_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    output = convert(convert_tfhub, MODULE, tmp_path / "model")
+    assert not (tmp_path / "the-graph-was-run").exists()
+    model = tiny_generator(**DEEP | LARGER)
+    torch.manual_seed(1)
+    last = {"weight": torch.randn(4, 8, 3, 3), "bias": torch.randn(4), "u0": torch.randn(1, 4)}
+    tables = [
+        np.random.default_rng(i).random((3, len(model.state_dict()[f"{name}.running_mean"]))).astype("f4") + offset
+        for i, name in enumerate(batch_norms(model))
+        for offset in (0, 10)
+    ]
+    variables = deep_variables(model, last)
+    assert_equal(weights(output), convert_tfhub.convert_variables(variables, tables, MODULE, convert_tfhub.Findings()))
+
+
+def copy_of(module: Path, folder: Path, file: str, change: Callable[[bytes], bytes]) -> Path:
+    shutil.copytree(module, folder)
+    (folder / file).write_bytes(change((folder / file).read_bytes()))
+    return folder
+
+
+def flipped(content: bytes, position: int) -> bytes:
+    return content[:position] + bytes([content[position] ^ 16]) + content[position + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        (
+            "saved_model.pb",
+            lambda c: c.replace(b"\x12\x04Pack", b"\x12\x04Sqrt"),
+            "takes a run of the operation 'Sqrt'",
+        ),
+        (
+            "saved_model.pb",
+            lambda c: c[:5000],
+            "is truncated or no SavedModel|holds 0 tables|no batch-norm statistics",
+        ),
+        ("saved_model.pb", lambda c: b"", "no batch-norm statistics"),
+        ("variables/variables.index", lambda c: flipped(c, 600), "is truncated or no TensorFlow checkpoint"),
+        ("variables/variables.index", lambda c: b"", "is truncated or no TensorFlow checkpoint"),
+        ("variables/variables.data-00000-of-00001", lambda c: flipped(c, 600), "is not what was written .CRC-32C."),
+        ("variables/variables.data-00000-of-00001", lambda c: c[:-1], "is truncated, or"),
+    ],
+)
+def test_a_damaged_module(tmp_path: Path, file: str, change: Callable[[bytes], bytes], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        convert(convert_tfhub, copy_of(MODULE, tmp_path / "copy", file, change), tmp_path / "model")
+
+
+def test_variables_in_a_missing_file(tmp_path: Path) -> None:
+    shutil.copytree(MODULE, tmp_path / "copy")
+    (tmp_path / "copy" / "variables" / "variables.data-00000-of-00001").unlink()
+    with pytest.raises(FileNotFoundError, match="variables.data-00000-of-00001.*, which holds"):
+        convert(convert_tfhub, tmp_path / "copy", tmp_path / "model")
+
+
+@pytest.mark.parametrize("length", [0, 9, 31, 4096, 100_001])
+def test_checksums_of_tensorflow(length: int) -> None:
+    content = np.random.default_rng(length).bytes(length)
+    crc = 0xFFFFFFFF
+    for byte in content:  # bit by bit, as it is defined
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    assert tensorflow_files.crc32c(content) == crc ^ 0xFFFFFFFF
+    assert tensorflow_files.crc32c(b"123456789") == 0xE3069283
+
+
+def test_hdf5_that_declares_more_than_it_holds(tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py", reason="h5py is not installed: pip install h5py")
+    declared: list[tuple[dict[str, Any], str]] = [
+        ({"shape": (10**9, 10**3)}, "declares more numbers than the file holds"),
+        ({"shape": (10**9, 10**3), "chunks": (10**3, 10**3), "compression": "gzip"}, "declares more numbers"),
+        ({"shape": (4,), "external": [("/etc/hostname", 0, 16)]}, "lie in another file"),
+    ]
+    for options, message in declared:
+        with h5py.File(tmp_path / "x.h5", "w") as file:
+            file.create_dataset("module/linear/w:0", dtype="f4", **options)
+        with pytest.raises(ValueError, match=f"x.h5': .*module/linear/w:0.*{message}"):
+            convert(convert_tfhub, tmp_path / "x.h5", tmp_path / "model")
 
 
 # ivclab's port

@@ -1,6 +1,10 @@
 """Files and folders that are written whole or not at all."""
 
+import json
 import os
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -8,17 +12,22 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from training_runs import files_of_at_most
 
 from biggan_hf.files import (
+    add_checksum,
     append_line,
+    check_archive,
+    check_weights,
     free_name,
+    locked_folder,
     remove_folder,
     remove_stale_weights,
     remove_unfinished,
     replaced_folder,
     restore_replaced,
+    save_archive,
     staged_folder,
     write_file,
     write_text,
@@ -220,3 +229,112 @@ def test_stale_weights_are_only_the_default_weights(tmp_path: Path) -> None:
     assert names(tmp_path) == sorted(files)
     remove_stale_weights(tmp_path, {"model.safetensors.index.json", "model-00001-of-00002.safetensors"})
     assert names(tmp_path) == sorted(files[1:])
+
+
+# Damage
+
+
+def damage(path: Path, position: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[position] ^= 4
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.7])
+def test_damage_to_an_archive_is_found(tmp_path: Path, share: float) -> None:
+    path = tmp_path / "state.pt"
+    save_archive({"x": torch.randn(1000)}, path)
+    assert check_archive(path) and torch.load(path)["x"].shape == (1000,)
+    damage(path, int(share * path.stat().st_size))
+    with pytest.raises(ValueError, match=f"'{path}' is damaged: its record 'archive/data/0' is not what was written"):
+        check_archive(path)
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(ValueError, match="is truncated or damaged"):
+        check_archive(path)
+
+
+def test_archives_without_checksums(tmp_path: Path) -> None:
+    torch.save({"x": torch.zeros(3)}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    torch.serialization.set_crc32_options(False)
+    torch.save({"x": torch.zeros(3)}, tmp_path / "unchecked.pt")
+    torch.serialization.set_crc32_options(True)
+    assert not check_archive(tmp_path / "old.pt") and not check_archive(tmp_path / "unchecked.pt")
+
+
+def test_full_disk_within_an_archive(tmp_path: Path) -> None:
+    with files_of_at_most(1000), pytest.raises(OSError, match=f"^cannot write '{tmp_path}/x': File too large$"):
+        with write_file(tmp_path / "x") as unfinished:
+            save_archive({"x": torch.zeros(10_000)}, unfinished)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 0.999])
+def test_damage_to_weights_is_found(tmp_path: Path, share: float) -> None:
+    path, tensors = tmp_path / "model.safetensors", {"b": torch.randn(3, 40), "a": torch.randn(7).half()}
+    save_file(tensors, path, {"format": "pt"})
+    assert check_weights(path) is None
+    add_checksum(path)
+    assert len(check_weights(path) or "") == 8
+    assert all(torch.equal(tensor, load_file(path)[name]) for name, tensor in tensors.items())
+    damage(path, int(share * path.stat().st_size))
+    with pytest.raises(ValueError, match=f"'{path}' is damaged: its (tensors are not what was written|header)"):
+        check_weights(path)
+
+
+# One program in a folder
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from biggan_hf.files import locked_folder
+with locked_folder(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_folder_has_one_run_at_a_time(tmp_path: Path) -> None:
+    folder = tmp_path / "a" / "run"
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(folder)], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+        words = f"another run works in .*process {holder.pid} on .*{socket.gethostname()}.* --force_unlock goes on"
+        with pytest.raises(FileExistsError, match=words), locked_folder(folder):
+            pass
+        with locked_folder(folder, force_unlock=True):
+            pass
+        with pytest.raises(FileExistsError, match="another run"), locked_folder(tmp_path), locked_folder(tmp_path):
+            pass
+        holder.kill()
+    assert names(folder) == []
+    with pytest.raises(KeyError), locked_folder(tmp_path / "new" / "run"):
+        assert names(tmp_path / "new") == ["run", "run/.lock"]
+        raise KeyError
+    assert names(tmp_path) == ["a", "a/run"]
+
+
+def test_what_a_kill_leaves_does_not_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+        note = (tmp_path / ".lock").read_text()
+        holder.kill()
+    for left in (note, "", "[1]", note[:20], note.replace(str(holder.pid), str(os.getppid()))):
+        (tmp_path / ".lock").write_text(left)
+        for locks in (True, None):  # `None`: the disk has no locks
+            with monkeypatch.context() as patch:
+                if locks is None:
+                    patch.setattr("fcntl.lockf", lambda *_: (_ for _ in ()).throw(OSError(95, "not supported")))
+                with locked_folder(tmp_path):
+                    pass
+    (tmp_path / ".lock").write_text(json.dumps({**json.loads(note), "host": "elsewhere"}))
+    with pytest.raises(FileExistsError, match="'elsewhere'"), locked_folder(tmp_path):
+        pass
+
+
+def test_a_disk_without_locks_goes_by_the_living_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fcntl.lockf", lambda *_: (_ for _ in ()).throw(OSError(95, "not supported")))
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+        with pytest.raises(FileExistsError, match="another run"), locked_folder(tmp_path):
+            pass
+        holder.kill()
+    with locked_folder(tmp_path):
+        pass

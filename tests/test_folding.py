@@ -2,6 +2,9 @@
 
 import copy
 import io
+import os
+import signal
+import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -328,6 +331,46 @@ def test_threads_with_and_without_gradients_share_a_model() -> None:
     with ThreadPoolExecutor(4) as pool:
         for out in pool.map(work, range(60)):
             torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_threads_sample_from_a_model_in_training() -> None:
+    model = tiny_generator()
+    latents, labels = tiny_inputs(model)
+    expected = output(model, latents, labels).detach()
+    model.train().stages[0].eval()  # a frozen part, whose mode differs
+    modes = [module.training for module in model.modules()]
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+
+    def work(index: int) -> Tensor:
+        images = model.sample(labels, latents=latents)
+        return images if [module.training for module in model.modules()] == modes else images + torch.nan
+
+    with ThreadPoolExecutor(4) as pool:
+        for images in pool.map(work, range(40)):
+            torch.testing.assert_close(images, expected, rtol=1e-5, atol=1e-5)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
+    assert not any(folds(model))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_fork_samples_while_other_threads_do() -> None:
+    pipe, done = BigGANPipeline(tiny_generator().train()), threading.Event()
+
+    def work() -> None:
+        while not done.is_set():
+            pipe([0, 1], output_type="pt")
+
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(2):
+            pool.submit(work)
+        for _ in range(20):
+            if (child := os.fork()) == 0:
+                signal.alarm(20)  # ends a child that waits for a lock
+                torch.set_num_threads(1)  # a fork does not inherit the threads of OpenMP
+                pipe(0, output_type="pt")
+                os._exit(0)
+            assert os.waitpid(child, 0)[1] == 0
+        done.set()
 
 
 # What ends a fold, and what must not be left behind

@@ -8,18 +8,22 @@ import itertools
 import json
 import os
 import shutil
+import socket
 import tempfile
+import time
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 from safetensors import SafetensorError
 
 
-UNFINISHED, REPLACED = ".unfinished-", ".replaced-"
+UNFINISHED, REPLACED, LOCK = ".unfinished-", ".replaced-", ".lock"
 # What an upload must ignore, at the top of a folder and below.
-LEFTOVERS = [f"{parent}{prefix}*" for parent in ("", "*/") for prefix in (UNFINISHED, REPLACED)]
+LEFTOVERS = [f"{parent}{prefix}*" for parent in ("", "*/") for prefix in (UNFINISHED, REPLACED, LOCK)]
 
 # `from_pretrained` prefers `model.safetensors` to an index with its shards, and `save_pretrained` removes neither of
 # the two when it writes the other: a sharded save into the folder of an unsharded one would load the old weights.
@@ -162,6 +166,199 @@ def free_name(path: Path) -> Path:
     return next(free for free in itertools.chain([path], numbered) if not free.exists())
 
 
+# Damage: what is read is compared with the checksum that was written with it
+
+
+def save_archive(content: Any, path: Path) -> None:
+    """`torch.save`, whose error says what the system says, such as "No space left on device"."""
+    import torch  # here, since writing text needs none
+
+    try:
+        with path.open("wb") as file:
+            torch.save(content, file)
+    except RuntimeError as error:
+        raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+
+
+def check_archive(path: Path) -> bool:
+    """
+    Compares every record of a file that `torch.save` or `numpy.savez` wrote with its checksum, which their readers do
+    not. Returns whether the file has checksums: torch's files from before version 1.6 have none.
+
+    Raises:
+        ValueError: A record is damaged, or the list of records is.
+    """
+    with path.open("rb") as file:
+        is_archive = file.read(4) == b"PK\x03\x04"
+    if not is_archive and not zipfile.is_zipfile(path):
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if not any(record.CRC for record in archive.infolist()):
+                return False
+            damaged = archive.testzip()
+    # Damage can make any part of the reader fail.
+    except Exception as error:
+        raise ValueError(f"{str(path)!r} is truncated or damaged: {error}") from error
+    if damaged is not None:
+        raise ValueError(f"{str(path)!r} is damaged: its record {damaged!r} is not what was written (CRC-32)")
+    return True
+
+
+CHECKSUM = "crc32"  # among the metadata of a safetensors file
+
+
+def add_checksum(path: Path) -> None:
+    """Adds a checksum of its tensors to a safetensors file."""
+    with path.open("rb") as file:
+        header = _safetensors_header(file)
+        header.setdefault("__metadata__", {})[CHECKSUM] = _checksum(file, header)
+        file.seek(8 + int.from_bytes(os.pread(file.fileno(), 8, 0), "little"))
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+        with write_file(path) as unfinished, unfinished.open("wb") as copy:
+            copy.write(len(text).to_bytes(8, "little") + text)
+            shutil.copyfileobj(file, copy, 2**20)
+
+
+def check_weights(path: Path) -> str | None:
+    """
+    Compares the tensors of a safetensors file with their checksum. Returns the checksum; `None` if the file has none,
+    as those of other programs.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
+    try:
+        with path.open("rb") as file:
+            header = _safetensors_header(file)
+            written = header.get("__metadata__", {}).get(CHECKSUM)
+            found = None if written is None else _checksum(file, header)
+    except (ValueError, AttributeError, OverflowError, MemoryError) as error:
+        raise ValueError(f"{str(path)!r} is damaged: its header can't be read ({error})") from error
+    if found != written:
+        raise ValueError(f"{str(path)!r} is damaged: its tensors are not what was written (CRC-32)")
+    return written
+
+
+def _safetensors_header(file: BinaryIO) -> dict[str, Any]:
+    """Reads the header; the file then stands at the first tensor."""
+    length = int.from_bytes(file.read(8), "little")
+    if length > os.fstat(file.fileno()).st_size - 8:
+        raise ValueError("it is cut off")
+    return json.loads(file.read(length))
+
+
+def _checksum(file: BinaryIO, header: Mapping[str, Any]) -> str:
+    tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    crc = zlib.crc32(json.dumps(tensors, sort_keys=True).encode())
+    while part := file.read(2**20):
+        crc = zlib.crc32(part, crc)
+    return f"{crc:08x}"
+
+
+# One program in a folder
+
+
+@contextmanager
+def locked_folder(folder: Path, force_unlock: bool = False) -> Iterator[None]:
+    """
+    Inside the block, the same call by another process is refused. A folder that does not exist is made, and removed
+    again where the block fails and leaves nothing in it.
+
+    The operating system drops the lock when this process ends, even by a kill. Where a disk that several machines
+    share hands no locks on to the others, the note in the lock file counts: it names machine, process and time.
+
+    Raises:
+        FileExistsError: Another process holds the folder; or one on another machine did and left its note.
+    """
+    path, own = folder / LOCK, _own_note()
+    with _made(folder):
+        if force_unlock:
+            path.unlink(missing_ok=True)
+        descriptor = _lock(path, own)
+        try:
+            os.write(descriptor, json.dumps(own).encode())
+            yield
+        finally:
+            if _is_open_as(descriptor, path):
+                path.unlink()
+            os.close(descriptor)
+
+
+def _lock(path: Path, own: Mapping[str, Any]) -> int:
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            locked = _try_to_lock(descriptor)
+            note = _read_note(descriptor)
+            if locked is False or (note and _counts(note, own, locked)):
+                since = time.strftime("%Y-%m-%d %H:%M", time.localtime(note.get("started", 0))) if note else "?"
+                raise FileExistsError(
+                    f"another run works in {str(path.parent)!r}: process {note.get('pid', '?')} on the machine "
+                    f"{note.get('host', '?')!r}, since {since}; if that run is dead, --force_unlock goes on without it"
+                )
+            if _is_open_as(descriptor, path):
+                os.ftruncate(descriptor, 0)
+                return descriptor
+            os.close(descriptor)  # the other process has ended since, and removed its file
+        except BaseException:
+            os.close(descriptor)
+            raise
+
+
+def _is_open_as(descriptor: int, path: Path) -> bool:
+    """Whether nobody has removed or replaced the file at `path` since it was opened."""
+    return path.exists() and os.path.samestat(os.fstat(descriptor), path.stat())
+
+
+def _try_to_lock(descriptor: int) -> bool | None:
+    """Whether this process holds the lock now; `None` where the file system has no locks."""
+    # A lock of the process, which forked workers do not hold on to.
+    try:
+        import fcntl
+
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except (ImportError, OSError):
+        return None
+    return True
+
+
+def _own_note() -> dict[str, Any]:
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "born": _birth(os.getpid()),
+        "started": round(time.time()),
+    }
+
+
+def _read_note(descriptor: int) -> dict[str, Any]:
+    try:
+        note = json.loads(os.pread(descriptor, 4096, 0))
+    except ValueError:  # a kill came before it was written
+        return {}
+    return note if isinstance(note, dict) else {}
+
+
+def _counts(note: Mapping[str, Any], own: Mapping[str, Any], locked: bool | None) -> bool:
+    """Whether a note holds the folder, though its process holds no lock that this machine can see."""
+    if note.get("host") != own["host"]:
+        return True
+    is_alive = note.get("born") is not None and _birth(note.get("pid")) == note["born"]
+    return is_alive and (locked is None or note.get("pid") == own["pid"])
+
+
+def _birth(pid: Any) -> str | None:
+    """When a process of this machine began; `None` where there is none. Numbers of processes are used again."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return None
+
+
 # Weights of an earlier model
 
 
@@ -227,7 +424,7 @@ def _named_errors(path: Path) -> Iterator[None]:
             raise
         raise OSError(f"cannot write {str(path)!r}: {error.strerror}") from error
     except (RuntimeError, SafetensorError) as error:
-        # torch's writer of archives has no type of error of its own.
+        # `save_archive` avoids this: torch's writer of archives has no type of error of its own.
         if isinstance(error, RuntimeError) and "inline_container" not in str(error):
             raise
         raise OSError(f"cannot write {str(path)!r}: {' '.join(str(error).split())}") from error

@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from .cards import settings_table
-from .files import LEFTOVERS, WEIGHT_GLOBS, staged_folder, weight_patterns
+from .files import LEFTOVERS, WEIGHT_GLOBS, add_checksum, staged_folder, weight_patterns
 from .images import sample_sheet
 from .keywords import answers_keywords
 from .loading import LoadingMixin
@@ -86,6 +86,8 @@ class PublishingMixin(LoadingMixin):
             return
         with staged_folder(save_directory) as staging:
             super().save_pretrained(staging, **kwargs)
+            for path in staging.glob("*.safetensors"):
+                add_checksum(path)
             if include_code:
                 add_code(staging)
             elif not any(staging.glob("*.py")):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import cached_file, logging
 
+from .files import check_weights
 from .keywords import unknown_keyword
 
 
@@ -58,6 +59,8 @@ class LoadingMixin(PreTrainedModel):
                 source, *model_args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
             )
         network, report = loaded
+        for path in sorted(folder.glob("*.safetensors")) if folder is not None else []:
+            check_weights(path)
         _check_report(network_class.__name__, where, report, may_miss="state_dict" in kwargs, may_differ=may_differ)
         if (wrong := wrong_tensor(network)) is not None:
             raise ValueError(f"{where} cannot be used: {wrong}")

@@ -3,6 +3,7 @@
 import math
 import os
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -46,6 +47,11 @@ OUT_OF_MEMORY = (
     "out of memory",
     "ALLOC_FAILED",
 )
+
+
+# A fork copies the lock of all progress bars as it is: held, if another thread draws its bar. The child makes its own.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: tqdm.set_lock(threading.RLock()))
 
 
 @dataclass

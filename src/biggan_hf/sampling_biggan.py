@@ -1,9 +1,11 @@
 """Draws labels and latents, and generates images: a mixin of the generator."""
 
+import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
@@ -36,6 +38,15 @@ def check_class_labels(class_labels: Tensor | None, num_samples: int, num_labels
         raise ValueError(f"class_labels must be {num_samples} integers (int64), one a sample, got {shape} of {dtype}")
     if class_labels.device.type == "cpu" and not torch.compiler.is_compiling():
         check_label_range(class_labels.tolist(), num_labels)
+
+
+def _in_eval_mode(module: nn.Module) -> Any:
+    # The same parameters and buffers, in modules of their own that are in eval mode.
+    view = copy.copy(module)
+    view._modules = {name: child and _in_eval_mode(child) for name, child in module._modules.items()}
+    view.training = False
+    vars(view).pop("forward", None)  # accelerate's wrapper, which is bound to the module in training
+    return view
 
 
 class SamplingMixin(PreTrainedModel):
@@ -91,18 +102,12 @@ class SamplingMixin(PreTrainedModel):
     def _generate(
         self, latents: Tensor, labels: Tensor | None, embeddings: Tensor | None, truncation: float | None
     ) -> Tensor:
-        # In eval mode, whatever the mode of the model.
-        was_training = self.training
-        if was_training:
-            self.eval()
-        try:
-            with folded_weights(self):
-                images = self(latents.to(self.device), labels, embeddings, truncation=truncation).images
-            # A copy: the next replay of a CUDA graph overwrites the output of a compiled model.
-            return check_images(images, self).clone()
-        finally:
-            if was_training:
-                self.train()
+        # In eval mode. A model in training stays in training: other threads may use it.
+        model = _in_eval_mode(self) if self.training else self
+        with folded_weights(model):
+            images = model(latents.to(self.device), labels, embeddings, truncation=truncation).images
+        # A copy: the next replay of a CUDA graph overwrites the output of a compiled model.
+        return check_images(images, self).clone()
 
     def _labels_to_sample(
         self, labels: int | str | Sequence[int | str] | Tensor | None, repeats: int, generator: Generators | None

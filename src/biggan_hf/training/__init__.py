@@ -4,12 +4,16 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from ..bars import own_bars_alone
 from ..data import UnreadablePictureError
+from ..files import locked_folder
+from ..processes import is_main_process
 from .arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
 from .loop import train
 from .set_up import set_up
@@ -27,8 +31,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     A mistake in the arguments or a full disk prints one line on standard error and exits with status 2. A collapse
     that ends the run exits with status 3.
     """
+    with ExitStack() as held:
+        _train(argv, held)
+
+
+@own_bars_alone()
+def _train(argv: Sequence[str] | None, held: ExitStack) -> None:
     try:
-        run = set_up(*parse_arguments(argv))
+        arguments = parse_arguments(argv)
+        if is_main_process() and not arguments[2].dry_run:
+            held.enter_context(locked_folder(Path(arguments[2].output_dir), arguments[2].force_unlock))
+        run = set_up(*arguments)
     except (ValueError, TypeError, OSError, ImportError, StrictDataclassError) as error:
         if int(os.environ.get("LOCAL_RANK", "0")) > 0:
             # The first process of the machine prints the error. If only this one has met it, it prints after a while.

@@ -99,6 +99,7 @@ class TrainingArguments:
         "Go on from this checkpoint: its path, or 'latest'. What is not given anew is as it was in that run.", None
     )
     dry_run: bool = _help("Say what the run found, and end before the first step. Nothing is written.", False)
+    force_unlock: bool = _help("Take the folder over from a run that is dead, which the lock does not show.", False)
     seed: int = _help("Seed of the weights, the latents and the order of the pictures.", 0)
     max_train_steps: int = _help("Updates of the generator.", 150_000)
     max_train_minutes: float | None = _help("Stop after this time and save the model.", None)

@@ -16,7 +16,18 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..configuration_biggan import BigGANConfig
-from ..files import REPLACED, UNFINISHED, free_name, remove_folder, replaced_folder, restore_replaced
+from ..files import (
+    LOCK,
+    REPLACED,
+    UNFINISHED,
+    check_archive,
+    check_weights,
+    free_name,
+    remove_folder,
+    replaced_folder,
+    restore_replaced,
+    save_archive,
+)
 from ..processes import is_main_process
 
 
@@ -24,6 +35,7 @@ TRAINING_STATE = "training_state.pt"
 SETTINGS = "training_settings.json"
 _FILES = [f"{network}{file}" for network in ("", "generator/", "discriminator/")
           for file in ("config.json", "model.safetensors")]  # fmt: skip
+_WEIGHTS = [name for name in _FILES if name.endswith(".safetensors")]
 _STATE = ("global_step", "samples_seen", "rollbacks", "num_pictures", "generator_optimizer", "discriminator_optimizer")
 
 
@@ -38,7 +50,9 @@ def save_checkpoint(folder: Path, networks: Mapping[str, Any], training_state: d
     with replaced_folder(folder) as unfinished:
         for name, network in networks.items():
             network.save_pretrained(unfinished / name)
-        torch.save(training_state, unfinished / TRAINING_STATE)
+        # Last, with the checksums of the weights that belong to it.
+        weights = {name: check_weights(unfinished / name) for name in _WEIGHTS if (unfinished / name).is_file()}
+        save_archive({**training_state, "weights": weights}, unfinished / TRAINING_STATE)
 
 
 def rotate_checkpoints(output_dir: Path, total_limit: int | None, onset: int | None = None) -> None:
@@ -85,6 +99,7 @@ def load_training_state(folder: Path) -> dict[str, Any]:
     else, or holds code. Code is refused and never runs.
     """
     path = folder / TRAINING_STATE
+    check_archive(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file may fail anywhere in the reader
@@ -108,19 +123,27 @@ def _checkpoint_folders(output_dir: Path) -> list[Path]:
 
 
 def why_unreadable(folder: Path) -> str | None:
-    """The first file of a checkpoint that is missing, cut off or not what it should be; `None` if all can be read."""
+    """The first file of a checkpoint that is missing, damaged or not what it should be; `None` if all are right."""
+    checksums = {}
     for name in _FILES:
         try:
             if name.endswith(".json"):
                 json.loads((folder / name).read_text(encoding="utf-8"))
             else:
                 safe_open(folder / name, "pt")  # compares the file's length with its header
+                checksums[name] = check_weights(folder / name)
         except (OSError, ValueError, SafetensorError) as error:
             return f"its {name} can't be read: {error}"
     try:
-        load_training_state(folder)
-    except ValueError as error:
+        state = load_training_state(folder)
+    except (OSError, ValueError) as error:
         return str(error)
+    written = state.get("weights", {})  # older checkpoints and converted ones have none
+    others = [name for name in checksums if written.get(name) not in (None, checksums[name])]
+    if others:
+        return f"its {others[0]} is of another checkpoint than its {TRAINING_STATE}"
+    if re.fullmatch(r"checkpoint-\d+", folder.name) and state["global_step"] != step_of(folder):
+        return f"its {TRAINING_STATE} is of step {state['global_step']}"
     return None
 
 
@@ -142,7 +165,8 @@ def find_checkpoint(output_dir: Path, resume_from_checkpoint: str | None) -> Pat
     folder = Path(resume_from_checkpoint)
     why = why_unreadable(folder)
     if why is not None:
-        raise FileNotFoundError(f"no training checkpoint at {resume_from_checkpoint!r}: {why}")
+        newest = "; --resume_from_checkpoint latest goes on from the newest that is not damaged" * folder.is_dir()
+        raise FileNotFoundError(f"no training checkpoint at {resume_from_checkpoint!r}: {why}{newest}")
     if folder.resolve().parent != output_dir.resolve():
         _check_empty(output_dir)
     return folder
@@ -171,7 +195,7 @@ def warn(text: str) -> None:
 
 def _check_empty(output_dir: Path) -> None:
     files = output_dir.iterdir() if output_dir.is_dir() else [output_dir] * output_dir.exists()
-    if not all(path.name.startswith(UNFINISHED) for path in files):
+    if not all(path.name.startswith((UNFINISHED, LOCK)) for path in files):
         raise FileExistsError(
             f"output_dir {str(output_dir)!r} is not empty: choose another, or go on with a run that has a checkpoint "
             "there by --resume_from_checkpoint latest"

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..files import write_file, write_text
+from .checkpoints import warn
 
 
 # The losses, the singular values of every weight, what evaluations measured, and the collapses, in a run's folder.
@@ -30,25 +31,49 @@ def fetch(accelerator: Accelerator, metrics: Mapping[str, Tensor]) -> dict[str, 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The lines of a file; none if there is no such file."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return _lines(path, path.read_bytes()) if path.exists() else []
+
+
+def last_lines(path: Path, number: int) -> list[dict[str, Any]]:
+    """The last lines of a file, so many at least if it has them. Reads no more of a long file than it needs."""
+    size, length = path.stat().st_size, 2**15
+    with path.open("rb") as file:
+        while True:
+            file.seek(max(size - length, 0))
+            tail = file.read()
+            if length >= size:
+                return _lines(path, tail)
+            if tail.count(b"\n") > number:
+                return _lines(path, tail.partition(b"\n")[2])
+            length *= 4
+
+
+def _lines(path: Path, content: bytes) -> list[dict[str, Any]]:
+    # A power cut may leave zeros, and a kill half a line.
+    lines, damaged = [], 0
+    for line in content.splitlines():
+        try:
+            lines.append(_line(line))
+        except ValueError:
+            damaged += 1
+    if damaged:
+        warn(f"{str(path)!r} has {damaged} lines that can't be read; they are passed over")
+    return lines
+
+
+def _line(line: bytes) -> dict[str, Any]:
+    values = json.loads(line)  # UTF-8, or `UnicodeDecodeError`, which is a `ValueError`
+    if not isinstance(values, dict) or not isinstance(values.get("step"), int):
+        raise ValueError("a line of a log has a step")
+    return values
 
 
 def cut_logs(folder: Path, step: int) -> None:
     """Removes from the logs what came after a step, from which the run goes on."""
     for log in (folder / name for name in (LOG, SPECTRA, EVALUATIONS)):
         if log.exists():
-            kept = [line for line in log.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
-            write_text(log, "".join(line + "\n" for line in kept))
-
-
-def _step(line: str) -> float:
-    """The step of a line. A line that a kill cut off is after all others."""
-    try:
-        return json.loads(line)["step"]
-    except json.JSONDecodeError:
-        return float("inf")
+            kept = [values for values in read_lines(log) if values["step"] <= step]
+            write_text(log, "".join(json.dumps(values) + "\n" for values in kept))
 
 
 def track_sheet(accelerator: Accelerator, sheet: Image.Image, step: int) -> None:

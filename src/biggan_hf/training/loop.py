@@ -1,6 +1,7 @@
 """The training loop: a step, what happens every so often, and the end."""
 
 import enum
+import math
 import signal
 import threading
 import time
@@ -18,10 +19,11 @@ from ..files import append_line, staged_folder, write_file
 from ..images import sample_sheet
 from ..processes import Vote, from_main
 from . import stability
+from .arguments import TrainingArguments
 from .batches import counter_seed
 from .checkpoints import step_of
 from .ema import update_ema
-from .logs import COLLAPSES, EVALUATIONS, LOG, SPECTRA, draw_curves, fetch, read_lines, track_sheet
+from .logs import COLLAPSES, EVALUATIONS, LOG, SPECTRA, draw_curves, fetch, last_lines, track_sheet
 from .publishing import publish, write_card
 from .quality import keep_if_best
 from .replicas import average_running_statistics
@@ -181,9 +183,14 @@ def report(run: Run, metrics: Mapping[str, Tensor], progress: tqdm) -> str | Non
         values |= {"samples_seen": run.batches.samples_seen, **measure_stability(run)}
         append_line(run.output_dir / LOG, {"step": run.global_step, "time": round(time.time(), 1), **values})
         progress.set_postfix({name: values[name] for name in ("discriminator_loss", "generator_loss")})
-        collapse = stability.diagnose(read_lines(run.output_dir / LOG))
+        collapse = stability.diagnose(last_lines(run.output_dir / LOG, lines_of_the_rule(run.args)))
     run.accelerator.log(values, run.global_step)
     return None if run.args.on_collapse == "ignore" else from_main(collapse)
+
+
+def lines_of_the_rule(args: TrainingArguments) -> int:
+    """The lines of the log in which the rule for collapses finds as many measurements of σ0 as it looks at."""
+    return (stability.WINDOW + 1) * math.ceil(max(args.watch_steps / args.logging_steps, 1)) + 1
 
 
 def measure_stability(run: Run) -> dict[str, float]:

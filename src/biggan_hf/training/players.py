@@ -40,7 +40,11 @@ def build_players(
         for network in (generator, discriminator, ema):  # a converted checkpoint may not name its classes
             network.config.id2label, network.config.label2id = config.id2label, config.label2id
     elif init_from is not None:
-        generator, discriminator, ema = networks_to_fine_tune(init_from, config, revision)
+        try:
+            generator, discriminator, ema = networks_to_fine_tune(init_from, config, revision)
+        except Exception as error:  # damage can make any part of the reader fail
+            why = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+            raise ValueError(f"init_from {init_from!r} can't be fine-tuned: {why}") from error
     else:
         generator, discriminator = BigGANModel(config), BigGANDiscriminator(config)
         ema = copy.deepcopy(generator)
@@ -58,9 +62,12 @@ def build_players(
 
 
 def load_networks(checkpoint: Path) -> Networks:
-    generator = BigGANModel.from_pretrained(checkpoint / "generator")
-    discriminator = BigGANDiscriminator.from_pretrained(checkpoint / "discriminator")
-    ema = BigGANModel.from_pretrained(checkpoint)
+    try:
+        generator = BigGANModel.from_pretrained(checkpoint / "generator")
+        discriminator = BigGANDiscriminator.from_pretrained(checkpoint / "discriminator")
+        ema = BigGANModel.from_pretrained(checkpoint)
+    except RuntimeError as error:  # other shapes than the configuration says
+        raise ValueError(f"the weights in {str(checkpoint)!r} do not fit their config.json: {error}") from error
     # Copies: loaded weights lie unaligned in a mapped file, where the CPU's kernels round differently. The resumed run
     # would differ from the uninterrupted one in the last bit.
     return copy.deepcopy((generator, discriminator, ema))
@@ -77,6 +84,8 @@ def networks_to_fine_tune(model: str, config: BigGANConfig, revision: str | None
         where["subfolder"] = "discriminator"
         discriminator = _load_to_fine_tune(BigGANDiscriminator, model, config, rows, **where)
     except OSError:
+        if (Path(model) / "discriminator").is_dir():  # it is damaged
+            raise
         logger.warning("%s has no discriminator: a new one learns from the start", model)
         discriminator = BigGANDiscriminator(config)
     return generator, discriminator, ema

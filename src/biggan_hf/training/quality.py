@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..data import LabelledImages
 from ..files import free_name, replaced_folder, restore_replaced
 from ..modeling_biggan import BigGANDiscriminator, BigGANModel
+from .checkpoints import warn
 
 
 if TYPE_CHECKING:
@@ -76,5 +77,13 @@ def set_best_aside(folder: Path, step: int) -> Path | None:
 
 
 def _read_note(folder: Path) -> dict[str, Any] | None:
-    note = folder / BEST / NOTE
-    return json.loads(note.read_text(encoding="utf-8")) if note.exists() else None
+    """What is the best so far. If a power cut has emptied its note, the next one replaces it."""
+    path = folder / BEST / NOTE
+    if not path.exists():
+        return None
+    try:
+        note = json.loads(path.read_text(encoding="utf-8"))
+        return {"step": int(note["step"]), "label": str(note["label"]), "value": float(note["value"])}
+    except (ValueError, KeyError, TypeError):
+        warn(f"{str(path)!r} is damaged: the next evaluation replaces the best model")
+        return {"step": math.inf, "label": None, "value": math.inf}

@@ -13,7 +13,15 @@ from ..modeling_biggan import BigGANDiscriminator, BigGANModel
 from . import stability
 from .arguments import TrainingArguments
 from .batches import BatchSource
-from .checkpoints import list_checkpoints, load_training_state, rotate_checkpoints, save_checkpoint, set_aside, step_of
+from .checkpoints import (
+    list_checkpoints,
+    load_training_state,
+    rotate_checkpoints,
+    save_checkpoint,
+    set_aside,
+    step_of,
+    why_unreadable,
+)
 from .logs import cut_logs
 from .players import load_networks, set_adam
 from .quality import Quality
@@ -147,6 +155,6 @@ class Run:
 
 def is_good(checkpoint: Path) -> bool:
     try:
-        return stability.all_finite(load_networks(checkpoint))
+        return why_unreadable(checkpoint) is None and stability.all_finite(load_networks(checkpoint))
     except (ValueError, OSError, SafetensorError):  # it is damaged
         return False

@@ -59,7 +59,8 @@ def set_up(model_args: ModelArguments, data_args: DataArguments, args: TrainingA
         raise ValueError(f"the run in {args.output_dir!r} has seed={seed!r}, this one seed={args.seed!r}")
     state = None
     if resumed is not None:
-        check_same_architecture(resumed, config)
+        for network in ("", "generator", "discriminator"):
+            check_same_architecture(resumed / network, config)
         state = load_training_state(resumed)
         check_same_pictures(resumed, state, images)
         warn_of_other_settings(saved, settings)
@@ -88,7 +89,8 @@ def set_up(model_args: ModelArguments, data_args: DataArguments, args: TrainingA
     run = Run(args, accelerator, config, *parts, settings)
     if resumed is not None and state is not None:
         check_same_weights(resumed, state, players)
-        run.restore(state)
+        with told_as(f"the training_state.pt of {str(resumed)!r} is of another run"):
+            run.restore(state)
 
     if run.is_main:
         run.report = describe(run, data_args, resumed)
@@ -198,6 +200,12 @@ def check_same_weights(checkpoint: Path, state: dict[str, Any], players: Players
                 f"the run of the checkpoint {str(checkpoint)!r} trained {saved} tensors of the {name}, this one would "
                 f"train {now}: freeze_discriminator_stages and train_only must stay as they were"
             )
+        moments = state[f"{name}_optimizer"]["state"]
+        indices = [index for group in groups[0] for index in group["params"]]
+        learning = [parameter for group in groups[1] for parameter in group["params"]]
+        for index, parameter in zip(indices, learning, strict=True):
+            if moments.get(index, {}).get("exp_avg", parameter).shape != parameter.shape:
+                raise ValueError(f"the training_state.pt of {str(checkpoint)!r} has moments of another {name}")
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from .checkpoints import SETTINGS, warn
 
 
 # A resumed run is told these anew.
-OF_THE_START = {"output_dir", "resume_from_checkpoint", "dry_run"}
+OF_THE_START = {"output_dir", "resume_from_checkpoint", "dry_run", "force_unlock"}
 # The card does not show these.
 NOT_PUBLIC = {*OF_THE_START, "push_to_hub", "hub_model_id"}
 # These may name a file or a folder, by a path that means something in one working directory only.
@@ -67,3 +67,13 @@ def warn_of_other_settings(saved: dict[str, Any], settings: dict[str, Any]) -> N
     if others:
         changes = ", ".join(f"{name}={now[name]!r} (was {saved[name]!r})" for name in others)
         warn(f"the run goes on with other settings: {changes}")
+    batches = [told["num_processes"] * told["per_device_batch_size"] for told in (saved, now) if _has_no_batch(told)]
+    if len(batches) == 2 and batches[0] != batches[1]:
+        warn(
+            f"without global_batch_size an update is of per_device_batch_size times num_processes: {batches[1]} "
+            f"pictures now, {batches[0]} before, at the same learning rates; --global_batch_size {batches[0]} keeps it"
+        )
+
+
+def _has_no_batch(settings: dict[str, Any]) -> bool:
+    return settings.get("global_batch_size") is None and {"num_processes", "per_device_batch_size"} <= settings.keys()
