@@ -1,7 +1,9 @@
-"""Trains BigGAN: `accelerate launch train.py --preset cifar10 --dataset_name uoft-cs/cifar10 --output_dir out`."""
+"""Trains BigGAN: `python train.py --preset cifar10 --dataset_name uoft-cs/cifar10 --output_dir out`."""
 
-from biggan_hf.training import main
+__program__ = "biggan_hf"  # biggan_hf then sets how torch's threads wait, which a library must not do
+
+from biggan_hf.training import program
 
 
 if __name__ == "__main__":
-    main()
+    program()

@@ -3,12 +3,12 @@
 import argparse
 from typing import Any
 
-from .commands import convert, evaluate, interpolate, invert, neighbours, npz, sample, stats, sweep
+from .commands import convert, evaluate, interpolate, invert, neighbours, npz, sample, stats, sweep, train
 from .commands.common import CommandParser
-from .pipeline_biggan import is_out_of_memory
+from .memory import is_out_of_memory
 
 
-COMMANDS = (sample, interpolate, sweep, npz, neighbours, invert, stats, convert, evaluate)
+COMMANDS = (train, sample, interpolate, sweep, npz, neighbours, invert, stats, convert, evaluate)
 
 
 def main(argv: list[str] | None = None) -> None:

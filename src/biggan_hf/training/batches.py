@@ -3,8 +3,11 @@
 Nothing here draws from a global random state. So a run that is stopped and resumed sees what it would have seen.
 """
 
+import atexit
 import logging
+import multiprocessing
 import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -65,7 +68,9 @@ class BatchSource:
             pin_memory=self.device.type == "cuda",
             worker_init_fn=_ignore_signals,
         )
+        others = set(multiprocessing.active_children())
         self._real: Iterator[ImageBatch] = iter(loader)
+        WORKERS.extend(set(multiprocessing.active_children()) - others)
 
     def latents(self, step: int, draw: int) -> Latents:
         """Latents from N(0, 1) and uniform labels. `draw` counts the draws within a step."""
@@ -101,10 +106,33 @@ def to_pixel_values(pixels: Tensor, device: torch.device) -> Tensor:
     return pixels.to(device, non_blocking=True).float() / 127.5 - 1
 
 
+# The processes that read pictures
+
+WORKERS: list[multiprocessing.process.BaseProcess] = []
+
+
 def _ignore_signals(worker: int) -> None:
-    """Workers ignore signals: the training process needs them until its step ends, and then ends them."""
+    """Workers ignore signals: the training process needs them until its step ends."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+
+
+def kill_workers() -> None:
+    """
+    Python ends them by a SIGTERM, which they ignore, and would wait for them. Their death is no error now: torch shall
+    not see it.
+    """
+    is_main_thread = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if WORKERS and is_main_thread else None
+    while WORKERS:
+        worker = WORKERS.pop()
+        worker.kill()
+        worker.join()
+    if handler is not None:
+        signal.signal(signal.SIGCHLD, handler)
+
+
+atexit.register(kill_workers)  # it is called before Python waits for them
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -38,6 +38,7 @@ class Run:
     global_step: int = 0
     rollbacks: int = 0
     collapsed: bool = False
+    orphaned: bool = False  # the launcher ended before the run
     overflows: Tensor | float = 0.0  # the steps in a row in which float16 overflowed
 
     @property

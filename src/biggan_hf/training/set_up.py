@@ -20,6 +20,7 @@ from ..hub import create_repo
 from .arguments import DataArguments, ModelArguments, TrainingArguments
 from .batches import BatchSource, counter_generator, to_pixel_values
 from .checkpoints import SETTINGS, check_same_architecture, find_checkpoint, load_training_state, set_aside, warn
+from .fitting import fit_batch
 from .logs import LOG, cut_logs
 from .players import build_players
 from .quality import Quality, set_best_aside
@@ -37,10 +38,13 @@ def set_up(model_args: ModelArguments, data_args: DataArguments, args: TrainingA
     # The processes, the pictures, the configuration
     resumed = find_checkpoint(Path(args.output_dir), args.resume_from_checkpoint)
     accelerator = build_accelerator(args)
-    accumulation_steps = args.accumulation_steps(accelerator.num_processes)
     with accelerator.main_process_first():
         images = load_images(data_args, model_args.config([]))
     config = model_args.config(images.class_names)
+    if args.auto_batch_size:
+        known = read_settings(resumed.parent).get("per_device_batch_size") if resumed is not None else None
+        args = fit_batch(args, accelerator, config, (resumed, model_args.init_from), known)
+    accumulation_steps = args.accumulation_steps(accelerator.num_processes)
     batch = accumulation_steps * args.per_device_batch_size * accelerator.num_processes
     if len(images) < batch:
         raise ValueError(f"the data set has {len(images)} pictures, fewer than one update takes, {batch}")
