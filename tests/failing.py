@@ -1,4 +1,4 @@
-"""Trains as train.py does, until a fault comes with the second step of the last process: its name is the first word."""
+"""Trains as train.py does, until a fault, named by the first word, comes with the second step of the last process."""
 
 import multiprocessing
 import os
@@ -53,5 +53,5 @@ def update_and_fail(*args: Any) -> None:
         FAULTS[fault]()
 
 
-loop.update_ema = update_and_fail
+vars(loop)["update_ema"] = update_and_fail
 program()

@@ -1,18 +1,24 @@
 """The command `biggan-hf`: its sub-commands, and how it reports a mistake."""
 
 import argparse
+import sys
 from typing import Any
 
-from .commands import convert, evaluate, interpolate, invert, neighbours, npz, sample, stats, sweep, train
+from .commands import convert, evaluate, interpolate, invert, neighbours, npz, sample, stats, sweep
 from .commands.common import CommandParser
 from .memory import is_out_of_memory
 
 
-COMMANDS = (train, sample, interpolate, sweep, npz, neighbours, invert, stats, convert, evaluate)
+COMMANDS = (sample, interpolate, sweep, npz, neighbours, invert, stats, convert, evaluate)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Runs `biggan-hf`. A mistake that the user can put right ends in one line on stderr and exit status 2."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["train"]:
+        from .training import program  # here: the other commands do without accelerate
+
+        return program(argv[1:])
     parser = build_parser()
     args = parser.parse_args(argv)
     try:
@@ -31,6 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     description = "BigGAN on the command line. `biggan-hf COMMAND --help` lists the options of a command."
     parser = CommandParser(prog="biggan-hf", description=description, formatter_class=raw)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    commands.add_parser("train", help="Train a model, as train.py does.")  # which parses its options itself
     for command in COMMANDS:
         summary, _, text = (command.__doc__ or "").partition("\n\n")
         description, _, examples = text.partition("\n\n")

@@ -128,7 +128,7 @@ def tell(error: BaseException, run: Run | None) -> int:
         # The first process of a machine tells. What only another one has met, that one tells after a while.
         time.sleep(PATIENCE)
     if status != ABORTED or is_first:
-        print(line, file=sys.stderr, flush=True)
+        print(line if is_first else f"\n{line}", file=sys.stderr, flush=True)  # the bar is the first one's
     return status
 
 
@@ -168,7 +168,7 @@ def what_to_lower(run: Run | None) -> str:
     """What a run may change that met too little memory, and what of this keeps its update the same."""
     if run is None:
         return (
-            "before the first step: the networks must be smaller, by another --preset with a smaller image_size, or by "
+            "before the first step: make the networks smaller, by another --preset with a smaller image_size, or by "
             "--config_overrides with fewer generator_base_channels and discriminator_base_channels"
         )
     args, size = run.args, run.args.per_device_batch_size

@@ -49,10 +49,9 @@ def fit_batch(
         failures = torch.tensor([not fits(fitted, accelerator, config, build)], device=accelerator.device).float()
         add_up([failures])  # over all processes: they agree on what the smallest of them holds
         if not failures.item():
-            forwards = fitted.accumulation_steps(number)
             if accelerator.is_main_process:
-                forwards = f"forwards: {fitted.accumulation_steps(number)}, processes: {number}, update: {batch}"
-                print(f"auto_batch_size: {size} pictures fit in a forward ({forwards})")
+                parts = f"forwards: {fitted.accumulation_steps(number)}, processes: {number}, update: {batch}"
+                print(f"auto_batch_size: {size} pictures fit in a forward ({parts})")
             return fitted
     raise MemoryError("not even one picture fits in a forward")
 
