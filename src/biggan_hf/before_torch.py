@@ -3,6 +3,8 @@
 `__init__.py` imports this file first. In a program of somebody else, which imports the package, nothing here acts.
 """
 
+import atexit
+import contextlib
 import math
 import os
 import sys
@@ -13,6 +15,8 @@ from types import TracebackType
 
 # This process and the one that started it, noted as early as can be: a launcher may end while torch is being imported.
 STARTED = os.getpid(), os.getppid()
+
+status: int | None = None  # the exit status, once the program has told it
 
 # A thread that waits for others shall sleep, not spin. On a machine with other work a spinning thread takes the core
 # that the others need. libgomp, which torch's wheels carry on Linux, reads the first two; LLVM's and Intel's runtimes
@@ -37,6 +41,7 @@ def prepare() -> None:
     if not is_ours() or "torch" in sys.modules:
         return
     sys.excepthook = say_interrupted
+    atexit.register(end)  # it is called last, since it was registered first
     if not os.environ.keys() & {
         "OMP_WAIT_POLICY",
         "GOMP_SPINCOUNT",
@@ -47,6 +52,15 @@ def prepare() -> None:
         threads = usable_cores(idle=idle_cores())
         if threads < (os.cpu_count() or 1):  # or else torch knows better: it counts no core twice
             os.environ["OMP_NUM_THREADS"] = str(threads)
+
+
+def end() -> None:
+    """Ends a program that has told its exit status, whatever destructors of libraries still wait for."""
+    if status is not None:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(status)
 
 
 def say_interrupted(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

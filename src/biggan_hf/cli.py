@@ -18,7 +18,7 @@ def main(argv: list[str] | None = None) -> None:
     if argv[:1] == ["train"]:
         from .training import program  # here: the other commands do without accelerate
 
-        return program(argv[1:])
+        program(argv[1:])
     parser = build_parser()
     args = parser.parse_args(argv)
     try:

@@ -2,25 +2,25 @@
 
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from transformers.utils import logging
 
 from .arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
-from .ending import Lasting, make_sure_to_end, tell
+from .ending import Lasting, leave, tell
 from .loop import train
 from .run import Run
 from .set_up import set_up
 
 
-def program(argv: Sequence[str] | None = None) -> None:
-    """As `main`, in a process of its own: a lost terminal does not end it, and a failure ends it for sure."""
+def program(argv: Sequence[str] | None = None) -> NoReturn:
+    """As `main`, in a process of its own: a lost terminal does not end it, and what ends it ends it for sure."""
     sys.stdout, sys.stderr = Lasting(sys.stdout), Lasting(sys.stderr)
     try:
         main(argv)
     except SystemExit as end:
-        if end.code:
-            make_sure_to_end()
-        raise
+        leave(end.code if isinstance(end.code, int) else 0)
+    leave(0)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

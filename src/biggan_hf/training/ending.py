@@ -1,8 +1,8 @@
 """How a run ends before its last step: by a signal, because its launcher is gone, or by an error."""
 
 import contextlib
+import ctypes
 import enum
-import faulthandler
 import os
 import signal
 import sys
@@ -10,7 +10,7 @@ import threading
 import time
 import traceback
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch.distributed as dist
 from huggingface_hub.errors import StrictDataclassError
@@ -40,6 +40,8 @@ SAME_PRESS = 0.3
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
 
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+
 # What a user can mend: before the first step, and later.
 MISTAKES = (ValueError, TypeError, OSError, ImportError, StrictDataclassError)
 BAD_FILES = (UnreadablePictureError, OSError, SafetensorError)
@@ -67,7 +69,7 @@ class Interruption:
 
     def __init__(self) -> None:
         self._reason = Stop.NOT
-        self._since = 0.0
+        self._first: tuple[int, float] = (0, 0.0)  # the first signal, and when it came
         self._launcher = launcher()
         self._handlers: dict[int, Any] = {}
 
@@ -75,9 +77,13 @@ class Interruption:
         for number in SIGNALS if threading.current_thread() is threading.main_thread() else ():
             if number in SIGNALS[:2] or signal.getsignal(number) is not signal.SIG_IGN:  # `nohup` ignores SIGHUP
                 self._handlers[number] = signal.signal(number, self._handle)
+        if self._handlers and self._launcher is not None:
+            signal_at_end_of_parent(SIGNALS[-1])
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if self._handlers and self._launcher is not None:
+            signal_at_end_of_parent(0)
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         if self._reason and error is not None and is_of_other_process(error):
@@ -91,12 +97,22 @@ class Interruption:
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         now = time.monotonic()
-        if not self._reason:
-            self._reason, self._since = Stop.INTERRUPTED, now
+        if not self.reason():
+            self._reason, self._first = Stop.INTERRUPTED, (number, now)
             again = "; press Ctrl-C again to abort" if number == signal.SIGINT else ""
             say(f"stopping after this step{again}")
-        elif number == signal.SIGINT and now - self._since > SAME_PRESS:
+        elif number == signal.SIGINT and now - self._first[1] > SAME_PRESS:
             raise KeyboardInterrupt
+        elif self._first[0] == signal.SIGINT and "TORCHELASTIC_RUN_ID" in os.environ:
+            # The launcher of several processes passes on the first Ctrl-C alone. The second one ends it.
+            if self._launcher not in (None, os.getppid()):
+                raise KeyboardInterrupt
+
+
+def signal_at_end_of_parent(number: int) -> None:
+    """Asks Linux for a signal as soon as the parent ends (0: for none). Elsewhere a run looks before each step."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
 
 
 def launcher() -> int | None:
@@ -211,6 +227,11 @@ class Lasting:
         return getattr(self._stream, name)
 
 
-def make_sure_to_end() -> None:
-    """Ends this program soon, whatever its libraries still wait for."""
-    faulthandler.dump_traceback_later(LAST_MOMENTS, exit=True, file=open(os.devnull, "w"))
+def leave(status: int) -> NoReturn:
+    """Ends this program. What its libraries still wait for keeps it for some seconds at most, after a failure."""
+    before_torch.status = status
+    if status:
+        timer = threading.Timer(LAST_MOMENTS, os._exit, [status])
+        timer.daemon = True
+        timer.start()
+    raise SystemExit(status)

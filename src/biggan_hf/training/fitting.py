@@ -1,8 +1,9 @@
 """The largest batch that the memory of every device holds (`--auto_batch_size`)."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -22,7 +23,7 @@ def fit_batch(
     accelerator: Accelerator,
     config: BigGANConfig,
     origin: tuple[Path | None, str | None],
-    known: int | None = None,
+    saved: Mapping[str, Any],
 ) -> TrainingArguments:
     """
     The arguments with the largest `per_device_batch_size` whose update fits on every process. The update keeps its
@@ -30,7 +31,7 @@ def fit_batch(
 
     Args:
         origin: The checkpoint and the model to fine-tune, as `build_players` takes them.
-        known: A size that fitted when the run began. A run that goes on tries it first.
+        saved: The settings of the run before. A run that goes on tries first what fitted when it began.
 
     Raises:
         ValueError: The update does not divide into equal parts for all processes.
@@ -44,6 +45,7 @@ def fit_batch(
     def build() -> tuple[Players, BigGANModel]:
         return build_players(accelerator, config, args, *origin, alone=True)
 
+    known = saved.get("per_device_batch_size") if origin[0] is not None else None
     for size in sizes(batch // number, known):
         fitted = dataclasses.replace(args, per_device_batch_size=size, global_batch_size=batch)
         failures = torch.tensor([not fits(fitted, accelerator, config, build)], device=accelerator.device).float()

@@ -42,8 +42,9 @@ def set_up(model_args: ModelArguments, data_args: DataArguments, args: TrainingA
         images = load_images(data_args, model_args.config([]))
     config = model_args.config(images.class_names)
     if args.auto_batch_size:
-        known = read_settings(resumed.parent).get("per_device_batch_size") if resumed is not None else None
-        args = fit_batch(args, accelerator, config, (resumed, model_args.init_from), known)
+        args = fit_batch(
+            args, accelerator, config, (resumed, model_args.init_from), read_settings(Path(args.output_dir))
+        )
     accumulation_steps = args.accumulation_steps(accelerator.num_processes)
     batch = accumulation_steps * args.per_device_batch_size * accelerator.num_processes
     if len(images) < batch:
