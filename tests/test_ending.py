@@ -13,10 +13,8 @@ from typing import Any
 
 import psutil
 import pytest
-import torch
 from training_runs import ON_CPU, REPO, arguments, launcher, write_pictures
 
-from biggan_hf.memory import is_out_of_memory
 from biggan_hf.training import ending
 from biggan_hf.training.ending import Interruption, Lasting, Stop
 
@@ -186,35 +184,3 @@ def test_every_fault_ends_all_processes(many: Path, tmp_path: Path, fault: str, 
     last_words = [text for text in re.split("[\r\n]+", printed) if text.startswith(("error: ", "aborted"))]
     assert len(last_words) == (fault != "process") and printed.count(line), printed
     assert "Traceback" not in printed or processes  # launchers print theirs
-
-
-# Out of memory
-
-
-def test_errors_that_tell_of_memory() -> None:
-    with pytest.raises(RuntimeError) as error:
-        torch.empty(2**55)
-    assert all(map(is_out_of_memory, (error.value, MemoryError(), torch.OutOfMemoryError(), OSError(12, "fork"))))
-    assert not any(map(is_out_of_memory, (RuntimeError("shape"), OSError(28, "disk"), KeyError("out of memory"))))
-
-
-def short_of_memory(mebibytes: int, pictures: Path, output: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    argv = ["--preset", "demo", "--dataset_name", str(pictures), "--output_dir", str(output)]
-    argv += ["--max_train_steps", "1", "--per_device_batch_size", "192", *flags]
-    command = [sys.executable, str(REPO / "tests" / "short_of_memory.py"), str(mebibytes), *argv]
-    return subprocess.run(command, env=ON_CPU, cwd=REPO, capture_output=True, text=True, timeout=300)
-
-
-def test_out_of_memory_says_what_to_lower(many: Path, tmp_path: Path) -> None:
-    done = short_of_memory(260, many, tmp_path / "model")
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    advice = "try --per_device_batch_size 96 --global_batch_size 192 (the update stays the same), --auto_batch_size, "
-    assert f"error: out of memory at step 1 with per_device_batch_size=192: {advice}--gradient_check" in done.stderr
-
-
-def test_auto_batch_size_finds_what_fits(many: Path, tmp_path: Path) -> None:
-    done = short_of_memory(260, many, tmp_path / "model", "--auto_batch_size")
-    assert done.returncode == 0, done.stderr[-2000:]
-    (line,) = [line for line in done.stdout.splitlines() if line.startswith("auto_batch_size: ")]
-    size = int(line.split()[1])
-    assert size < 192 and f"forwards: {192 // size}, processes: 1, update: 192" in line

@@ -22,30 +22,30 @@ def fit_batch(
     args: TrainingArguments,
     accelerator: Accelerator,
     config: BigGANConfig,
-    origin: tuple[Path | None, str | None],
+    checkpoint: Path | None,
+    init_from: str | None,
     saved: Mapping[str, Any],
 ) -> TrainingArguments:
     """
-    The arguments with the largest `per_device_batch_size` whose update fits on every process. The update keeps its
-    size: the more forwards accumulate.
-
-    Args:
-        origin: The checkpoint and the model to fine-tune, as `build_players` takes them.
-        saved: The settings of the run before. A run that goes on tries first what fitted when it began.
+    With `auto_batch_size`, the arguments with the largest `per_device_batch_size` whose update fits on every process.
+    The update keeps its size: the more forwards accumulate. A run that goes on tries first what fitted when it began,
+    as the `saved` settings say.
 
     Raises:
         ValueError: The update does not divide into equal parts for all processes.
         MemoryError: Not even one picture a forward fits.
     """
+    if not args.auto_batch_size:
+        return args
     number = accelerator.num_processes
     batch = args.global_batch_size or args.per_device_batch_size * number
     if batch % number:
         raise ValueError(f"global_batch_size={batch} does not divide into {number} processes")
 
     def build() -> tuple[Players, BigGANModel]:
-        return build_players(accelerator, config, args, *origin, alone=True)
+        return build_players(accelerator, config, args, checkpoint, init_from, alone=True)
 
-    known = saved.get("per_device_batch_size") if origin[0] is not None else None
+    known = saved.get("per_device_batch_size") if checkpoint is not None else None
     for size in sizes(batch // number, known):
         fitted = dataclasses.replace(args, per_device_batch_size=size, global_batch_size=batch)
         failures = torch.tensor([not fits(fitted, accelerator, config, build)], device=accelerator.device).float()

@@ -41,10 +41,8 @@ def set_up(model_args: ModelArguments, data_args: DataArguments, args: TrainingA
     with accelerator.main_process_first():
         images = load_images(data_args, model_args.config([]))
     config = model_args.config(images.class_names)
-    if args.auto_batch_size:
-        args = fit_batch(
-            args, accelerator, config, (resumed, model_args.init_from), read_settings(Path(args.output_dir))
-        )
+    saved = read_settings(Path(args.output_dir))
+    args = fit_batch(args, accelerator, config, resumed, model_args.init_from, saved)
     accumulation_steps = args.accumulation_steps(accelerator.num_processes)
     batch = accumulation_steps * args.per_device_batch_size * accelerator.num_processes
     if len(images) < batch:
@@ -53,7 +51,7 @@ def set_up(model_args: ModelArguments, data_args: DataArguments, args: TrainingA
     # The checkpoint, and the settings of its run
     settings: dict[str, Any] = {"num_processes": accelerator.num_processes}
     settings |= {k: v for group in (model_args, data_args, args) for k, v in dataclasses.asdict(group).items()}
-    if (seed := read_settings(Path(args.output_dir)).get("seed", args.seed)) != args.seed:
+    if (seed := saved.get("seed", args.seed)) != args.seed:
         raise ValueError(f"the run in {args.output_dir!r} has seed={seed!r}, this one seed={args.seed!r}")
     state = None
     if resumed is not None:
