@@ -6,6 +6,7 @@ Nothing here draws from a global random state. So a run that is stopped and resu
 import atexit
 import logging
 import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -70,7 +71,7 @@ class BatchSource:
         )
         others = set(multiprocessing.active_children())
         self._real: Iterator[ImageBatch] = iter(loader)
-        WORKERS.extend(set(multiprocessing.active_children()) - others)
+        WORKERS.extend((os.getpid(), worker) for worker in set(multiprocessing.active_children()) - others)
 
     def latents(self, step: int, draw: int) -> Latents:
         """Latents from N(0, 1) and uniform labels. `draw` counts the draws within a step."""
@@ -108,7 +109,7 @@ def to_pixel_values(pixels: Tensor, device: torch.device) -> Tensor:
 
 # The processes that read pictures
 
-WORKERS: list[multiprocessing.process.BaseProcess] = []
+WORKERS: list[tuple[int, multiprocessing.process.BaseProcess]] = []  # with the process that started it
 
 
 def _ignore_signals(worker: int) -> None:
@@ -122,10 +123,11 @@ def kill_workers() -> None:
     Python ends them by a SIGTERM, which they ignore, and would wait for them. Their death is no error now: torch shall
     not see it.
     """
-    is_main_thread = threading.current_thread() is threading.main_thread()
-    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if WORKERS and is_main_thread else None
-    while WORKERS:
-        worker = WORKERS.pop()
+    mine = [worker for process, worker in WORKERS if process == os.getpid()]  # not those of a process that forked
+    WORKERS.clear()
+    hears = mine and hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if hears else None
+    for worker in mine:
         worker.kill()
         worker.join()
     if handler is not None:
