@@ -9,13 +9,12 @@ demo: demo/model/model.safetensors
 	$(BIN)/biggan-hf sample demo/model --images_per_class 10 --truncation 0.7 --output demo/samples.png --overwrite
 	@echo "The samples, one row a digit, are in demo/samples.png."
 	@echo "Next, try another truncation:  $(BIN)/biggan-hf sample demo/model --truncation 0.3 --output demo/sharp.png"
-	@echo "or train on your own pictures: $(BIN)/accelerate launch train.py --help"
+	@echo "or train on your own pictures: $(BIN)/biggan-hf train --help"
 
-# The flags of accelerate are its defaults, spelt out so that it does not warn of a missing configuration, but for the
-# threads: two cores take half as many steps again as one.
+# The model is there after the last step, however long the steps take. After Ctrl-C the shell stays to say what is next.
 demo/model/model.safetensors: | $(INSTALLED)
-	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
-		--num_cpu_threads_per_process 2 train.py --preset demo --output_dir demo/model --resume_from_checkpoint latest
+	@trap : INT; $(BIN)/biggan-hf train --preset demo --output_dir demo/model --resume_from_checkpoint latest; \
+		test -f $@ || { echo 'The demo is unfinished: `make demo` goes on.'; exit 1; }
 
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder tests

@@ -133,8 +133,9 @@ def test_bad_input_is_one_line_and_writes_nothing(
 def test_checkpoints_come_before_what_can_fail(pictures: Path, tmp_path: Path, monkeypatch: Patch) -> None:
     monkeypatch.setattr(Quality, "measure", lambda *_: 1 / 0)
     flags = [*EVALUATION, "--evaluation_steps", "2"]
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(SystemExit) as stop:
         main(arguments(pictures, tmp_path / "model", *flags))
+    assert stop.value.code == 1 and "ZeroDivisionError" in (tmp_path / "model" / "traceback.txt").read_text()
     assert (tmp_path / "model" / "checkpoint-2" / "training_state.pt").exists()
 
 
@@ -145,7 +146,7 @@ def test_a_process_tells_last_what_it_alone_has_met(monkeypatch: Patch, capsys: 
     with pytest.raises(SystemExit) as stop:
         main(["--preset", "biggan-7"])
     assert stop.value.code == 2 and told == [""]  # not before the launcher had its time
-    assert capsys.readouterr().err.startswith("error: unknown preset 'biggan-7'")
+    assert capsys.readouterr().err.startswith("\nerror: unknown preset 'biggan-7'")
 
 
 def write_labels_out_of_range(folder: Path) -> None:

@@ -1,12 +1,17 @@
 """BigGAN (Brock, Donahue, Simonyan 2018) in the Hugging Face ecosystem."""
 
-from transformers import AutoConfig, AutoModel
+from . import before_torch
 
-from .configuration_biggan import BigGANConfig
-from .latents import sample_latents
-from .modeling_biggan import BigGANDiscriminator, BigGANModel
-from .pipeline_biggan import BigGANPipeline
-from .standing_stats import collect_standing_statistics
+
+before_torch.prepare()  # before torch is imported; it acts in our own programs only
+
+from transformers import AutoConfig, AutoModel  # noqa: E402
+
+from .configuration_biggan import BigGANConfig  # noqa: E402
+from .latents import sample_latents  # noqa: E402
+from .modeling_biggan import BigGANDiscriminator, BigGANModel  # noqa: E402
+from .pipeline_biggan import BigGANPipeline  # noqa: E402
+from .standing_stats import collect_standing_statistics  # noqa: E402
 
 
 __version__ = "0.1.0"

@@ -1,13 +1,14 @@
 """The command `biggan-hf`: its sub-commands, and how it reports a mistake."""
 
 import argparse
+import sys
 from typing import Any
 
 from . import __version__
 from .commands import convert, env, evaluate, interpolate, invert, neighbours, npz, push, sample, stats, sweep
 from .commands.common import CommandParser
+from .memory import is_out_of_memory
 from .options import missing_package
-from .pipeline_biggan import is_out_of_memory
 
 
 COMMANDS = (sample, interpolate, sweep, npz, neighbours, invert, stats, convert, evaluate, push, env)
@@ -18,6 +19,11 @@ def main(argv: list[str] | None = None) -> None:
     Runs `biggan-hf`. A mistake that the user can put right ends in one line on stderr and exit status 2. Without a
     command it prints its usage and ends with status 1, as `accelerate` and `transformers` do.
     """
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["train"]:
+        from .training import program  # here: the other commands do without accelerate
+
+        program(argv[1:])
     parser = build_parser()
     args = parser.parse_args(argv)
     if "run" not in args:
@@ -42,6 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = CommandParser(prog="biggan-hf", description=description, formatter_class=raw)
     parser.add_argument("--version", action="version", version=f"biggan_hf {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND")
+    commands.add_parser("train", help="Train a model, as train.py does.")  # which parses its options itself
     for command in COMMANDS:
         summary, _, text = (command.__doc__ or "").partition("\n\n")
         description, _, examples = text.partition("\n\n")

@@ -163,7 +163,9 @@ class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
         if torch.utils.data.get_worker_info() is None:  # or else each worker would log it
             logger.warning("%s; the next readable one takes its place", message)
         if len(self.unreadable) == len(self):
-            raise ValueError(f"none of the {len(self)} pictures can be read; the last: {message}") from error
+            raise UnreadablePictureError(
+                f"none of the {len(self)} pictures can be read; the last: {message}"
+            ) from error
 
 
 def load_labelled_images(

@@ -22,6 +22,7 @@ from .images import to_pil, to_uint8
 from .keywords import answers_keywords
 from .latents import TruncationMode, check_generators, sample_latents
 from .loading import check_images
+from .memory import is_out_of_memory
 from .modeling_biggan import BigGANModel
 from .sampling_biggan import check_class_labels
 from .spectral_norm import fold, unfold
@@ -35,18 +36,6 @@ OutputType = Literal["pil", "np", "pt", "uint8"]
 # Pixels per batch if the caller gives no batch size. At 128 pixels: 4 images on a CPU, whose caches hold no more, and
 # 256 on a GPU.
 PIXELS_AT_A_TIME = {"cpu": 2**16, "cuda": 2**22}
-
-# Parts of the messages of a RuntimeError that mean "out of memory": from torch's allocator and oneDNN on a CPU, the
-# C++ library, the libraries of CUDA.
-OUT_OF_MEMORY = (
-    "DefaultCPUAllocator",
-    "could not create a primitive",
-    "could not create a memory",
-    "could not execute a primitive",
-    "bad_alloc",
-    "out of memory",
-    "ALLOC_FAILED",
-)
 
 
 # A fork copies the lock of all progress bars as it is: held, if another thread draws its bar. The child makes its own.
@@ -412,13 +401,6 @@ def _rows(given: Tensor, start: int, number: int) -> Tensor:
     rows = given[start : start + number]
     missing = number - len(rows)
     return torch.cat([rows, rows[-1:].expand(missing, *rows.shape[1:])]) if missing else rows
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of Python, torch or a library of its tells that memory is short."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(message in str(error) for message in OUT_OF_MEMORY)
 
 
 def _convert(images: Tensor, output_type: OutputType) -> list[Image.Image] | np.ndarray | Tensor:

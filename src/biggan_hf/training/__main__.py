@@ -1,4 +1,4 @@
-from . import main
+from . import program
 
 
-main()
+program()

@@ -107,6 +107,7 @@ class TrainingArguments:
     # The game
     per_device_batch_size: int = _help("Samples in one forward of one process.", 64)
     global_batch_size: int | None = _help("Samples in an update. Default: one forward of every process.", None)
+    auto_batch_size: bool = _help("Use the largest per_device_batch_size that fits. The update keeps its size.", False)
     num_discriminator_steps: int = _help("Updates of the discriminator for each update of the generator.", 2)
     loss: Literal["hinge", "logistic", "least_squares"] = _help("The adversarial objective.", "hinge")
     generator_learning_rate: float = _help("Learning rate of the generator.", 5e-5)

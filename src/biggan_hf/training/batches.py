@@ -3,8 +3,12 @@
 Nothing here draws from a global random state. So a run that is stopped and resumed sees what it would have seen.
 """
 
+import atexit
 import logging
+import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -65,7 +69,9 @@ class BatchSource:
             pin_memory=self.device.type == "cuda",
             worker_init_fn=_ignore_signals,
         )
+        others = set(multiprocessing.active_children())
         self._real: Iterator[ImageBatch] = iter(loader)
+        WORKERS.extend((os.getpid(), worker) for worker in set(multiprocessing.active_children()) - others)
 
     def latents(self, step: int, draw: int) -> Latents:
         """
@@ -107,10 +113,34 @@ def to_pixel_values(pixels: Tensor, device: torch.device) -> Tensor:
     return pixels.to(device, non_blocking=True).float() / 127.5 - 1
 
 
+# The processes that read pictures
+
+WORKERS: list[tuple[int, multiprocessing.process.BaseProcess]] = []  # with the process that started it
+
+
 def _ignore_signals(worker: int) -> None:
-    """Workers ignore signals: the training process needs them until its step ends, and then ends them."""
+    """Workers ignore signals: the training process needs them until its step ends."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+
+
+def kill_workers() -> None:
+    """
+    Python ends them by a SIGTERM, which they ignore, and would wait for them. Their death is no error now: torch shall
+    not see it.
+    """
+    mine = [worker for process, worker in WORKERS if process == os.getpid()]  # not those of a process that forked
+    WORKERS.clear()
+    hears = mine and hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if hears else None
+    for worker in mine:
+        worker.kill()
+        worker.join()
+    if handler is not None:
+        signal.signal(signal.SIGCHLD, handler)
+
+
+atexit.register(kill_workers)  # it is called before Python waits for them
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -1,12 +1,8 @@
 """The training loop: a step, what happens every so often, and the end."""
 
-import enum
 import math
-import signal
-import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +19,7 @@ from .arguments import TrainingArguments
 from .batches import counter_seed
 from .checkpoints import step_of
 from .ema import update_ema
+from .ending import Interruption, Stop
 from .logs import COLLAPSES, EVALUATIONS, LOG, SPECTRA, draw_curves, fetch, last_lines, track_sheet
 from .publishing import publish, write_card
 from .quality import keep_if_best
@@ -32,20 +29,11 @@ from .run import Run
 from .steps import discriminator_step, generator_step
 
 
-class Stop(enum.IntEnum):
-    """Why a run stops. Where processes name different reasons, the largest counts."""
-
-    NOT = 0
-    STEPS_ARE_DONE = 1
-    TIME_IS_UP = 2
-    INTERRUPTED = 3
-    COLLAPSED = 4
-
-
 def train(run: Run) -> Path | None:
     """
-    Trains a run that `set_up` made ready. Returns the folder of the finished model, or `None` where a signal (SIGTERM,
-    SIGINT) ended the run, which then left a checkpoint, where a collapse ended it, and after a dry run.
+    Trains a run that `set_up` made ready. Returns the folder of the finished model. Returns `None` where a signal or
+    the end of its launcher stopped the run, which then left a checkpoint, where a collapse ended it, and after a dry
+    run.
     """
     if run.report is not None:
         print(run.report.screen())
@@ -57,9 +45,9 @@ def train(run: Run) -> Path | None:
     vote, stop = Vote(), int(Stop.NOT)
     bar: Any = {"desc": "training", "disable": not run.is_main, "dynamic_ncols": True}
     progress = open_bar(total=run.args.max_train_steps, initial=run.global_step, **bar)
-    with interruption() as interrupted, progress:
+    with Interruption() as interruption, progress:
         while not stop:
-            stop = why_stop(run, vote, deadline, interrupted)
+            stop = why_stop(run, vote, deadline, interruption)
             collapse = None
             if not stop:
                 metrics = train_step(run)
@@ -105,13 +93,11 @@ def train_step(run: Run) -> dict[str, Tensor]:
 # When to stop
 
 
-def why_stop(run: Run, vote: Vote, deadline: float, interrupted: threading.Event) -> int:
+def why_stop(run: Run, vote: Vote, deadline: float, interruption: Interruption) -> int:
     """A `Stop`, the same on every process."""
     done = Stop.STEPS_ARE_DONE if run.global_step >= run.args.max_train_steps else Stop.NOT
-    mine = Stop.NOT
-    if interrupted.is_set():
-        mine = Stop.INTERRUPTED
-    elif run.global_step and time.monotonic() > deadline:
+    mine = interruption.reason()
+    if mine == Stop.NOT and run.global_step and time.monotonic() > deadline:
         mine = Stop.TIME_IS_UP
     return max(vote(mine), done)
 
@@ -148,26 +134,6 @@ def stop_or_roll_back(run: Run, why: str) -> bool:
         draw_curves(run.output_dir)
         tqdm.write("the run stops" if good is None else f"back to step {run.global_step}")
     return good is not None
-
-
-@contextmanager
-def interruption() -> Iterator[threading.Event]:
-    """An event that SIGTERM and SIGINT set. A second SIGINT interrupts the program as usual."""
-    event = threading.Event()
-
-    def set_event(number: int, frame: object) -> None:
-        event.set()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    if threading.current_thread() is not threading.main_thread():  # no other thread may handle signals
-        yield event
-        return
-    before = {number: signal.signal(number, set_event) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield event
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 # Every so often
@@ -246,10 +212,12 @@ def end(run: Run, stop: int) -> Path | None:
     folder = run.output_dir if stop in (Stop.STEPS_ARE_DONE, Stop.TIME_IS_UP) else None
     if run.is_main and folder is not None:
         finish(run, folder)
-    elif run.is_main and stop == Stop.INTERRUPTED:
-        draw_curves(run.output_dir)
+    elif run.is_main and stop in (Stop.INTERRUPTED, Stop.LAUNCHER_IS_GONE):
         saved = run.checkpoint()
-        tqdm.write(f"interrupted at step {run.global_step}: --resume_from_checkpoint latest goes on from {saved}")
+        draw_curves(run.output_dir)
+        steps = f"{run.global_step:,} of {run.args.max_train_steps:,} steps"
+        tqdm.write(f"unfinished: {steps}; --resume_from_checkpoint latest goes on from {saved}")
+    run.orphaned = stop == Stop.LAUNCHER_IS_GONE
     run.accelerator.wait_for_everyone()
     run.accelerator.end_training()
     return folder

@@ -30,10 +30,12 @@ def build_players(
     checkpoint: Path | None,
     init_from: str | None,
     revision: str | None = None,
+    alone: bool = False,
 ) -> tuple[Players, BigGANModel]:
     """
     Both networks with their optimisers, and the average, which stays in float32 and has no wrapper. They come from the
-    checkpoint, or else from the model to fine-tune, or else they are new.
+    checkpoint, or else from the model to fine-tune, or else they are new. Those that are `alone` wait for no other
+    process.
     """
     if checkpoint is not None:
         generator, discriminator, ema = load_networks(checkpoint)
@@ -56,6 +58,9 @@ def build_players(
         adam(generator, args.generator_learning_rate, args),
         adam(discriminator, args.discriminator_learning_rate, args),
     ]
+    if alone:
+        wrapped = [accelerator.prepare_model(network, evaluation_mode=True) for network in (generator, discriminator)]
+        return Players(accelerator, *wrapped, *map(accelerator.prepare_optimizer, optimizers)), ema
     players = Players(accelerator, *accelerator.prepare(generator, discriminator, *optimizers))
     join_batch_norms(players.bare_generator, args.cross_replica_batch_norm)
     return players, ema

@@ -48,6 +48,7 @@ class Run:
     rollbacks: int = 0
     collapsed: bool = False
     report: Report | None = None  # what the run found before its first step; the first process has it
+    orphaned: bool = False  # the launcher ended before the run
     overflows: Tensor | float = 0.0  # the steps in a row in which float16 overflowed
 
     @property

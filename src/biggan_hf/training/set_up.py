@@ -20,6 +20,7 @@ from ..hub import create_repo
 from .arguments import DataArguments, ModelArguments, TrainingArguments, resumed_arguments
 from .batches import BatchSource, counter_generator, to_pixel_values
 from .checkpoints import SETTINGS, check_same_architecture, find_checkpoint, load_training_state, set_aside, warn
+from .fitting import fit_batch
 from .logs import LOG, cut_logs
 from .players import build_players
 from .quality import Quality, set_best_aside
@@ -40,7 +41,6 @@ def set_up(model_args: ModelArguments, data_args: DataArguments, args: TrainingA
     # The processes, the pictures, the configuration
     resumed = find_checkpoint(Path(args.output_dir), args.resume_from_checkpoint)
     accelerator = build_accelerator(args)
-    accumulation_steps = args.accumulation_steps(accelerator.num_processes)
     saved = read_settings(run_folder(args.output_dir, args.resume_from_checkpoint or "latest"))
     networks = model_args
     if resumed is not None and model_args.init_from is not None:  # the checkpoint has its architecture
@@ -49,6 +49,8 @@ def set_up(model_args: ModelArguments, data_args: DataArguments, args: TrainingA
     with accelerator.main_process_first(), told_where_pictures_were(saved, data_args.dataset_name):
         images = load_images(data_args, blank)
     config = networks.config(images.class_names)
+    args = fit_batch(args, accelerator, config, resumed, model_args.init_from, model_args.revision, saved)
+    accumulation_steps = args.accumulation_steps(accelerator.num_processes)
     batch = accumulation_steps * args.per_device_batch_size * accelerator.num_processes
     if len(images) < batch:
         raise ValueError(f"the data set has {len(images)} pictures, fewer than one update takes, {batch}")

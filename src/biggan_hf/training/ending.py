@@ -1,0 +1,237 @@
+"""How a run ends before its last step: by a signal, because its launcher is gone, or by an error."""
+
+import contextlib
+import ctypes
+import enum
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from types import FrameType, TracebackType
+from typing import Any, NoReturn
+
+import torch.distributed as dist
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+
+from .. import before_torch
+from ..data import UnreadablePictureError
+from ..files import write_text
+from ..memory import is_out_of_memory
+from ..processes import is_main_process, num_processes
+from .batches import kill_workers
+from .run import Run
+
+
+TRACEBACK = "traceback.txt"
+ABORTED = 130  # as a shell reports a program that an interrupt has ended
+
+# Seconds. Where several processes meet the same error, the first one tells it, and the launcher ends the others within
+# this time.
+PATIENCE = 5.0
+
+# Seconds after which a program that has failed is ended, whatever it still waits for.
+LAST_MOMENTS = 4.0
+
+# Seconds. Two interrupts within this time are one: some wrappers pass on what the terminal has sent already.
+SAME_PRESS = 0.3
+
+SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+
+# What a user can mend: before the first step, and later.
+MISTAKES = (ValueError, TypeError, OSError, ImportError, StrictDataclassError)
+BAD_FILES = (UnreadablePictureError, OSError, SafetensorError)
+
+
+class Stop(enum.IntEnum):
+    """Why a run stops. Where processes name different reasons, the largest counts."""
+
+    NOT = 0
+    STEPS_ARE_DONE = 1
+    TIME_IS_UP = 2
+    INTERRUPTED = 3
+    LAUNCHER_IS_GONE = 4
+    COLLAPSED = 5
+
+
+# From outside
+
+
+class Interruption:
+    """
+    Inside `with Interruption() as interruption`, SIGINT, SIGTERM, SIGHUP and a launcher that is gone ask the run to
+    stop after its step. This says so at once. A second SIGINT raises `KeyboardInterrupt`.
+    """
+
+    def __init__(self) -> None:
+        self._reason = Stop.NOT
+        self._first: tuple[int, float] = (0, 0.0)  # the first signal, and when it came
+        self._launcher = launcher()
+        self._handlers: dict[int, Any] = {}
+
+    def __enter__(self) -> "Interruption":
+        for number in SIGNALS if threading.current_thread() is threading.main_thread() else ():
+            if number in SIGNALS[:2] or signal.getsignal(number) is not signal.SIG_IGN:  # `nohup` ignores SIGHUP
+                self._handlers[number] = signal.signal(number, self._handle)
+        if self._handlers and self._launcher is not None:
+            signal_at_end_of_parent(SIGNALS[-1])
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if self._handlers and self._launcher is not None:
+            signal_at_end_of_parent(0)
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        if self._reason and error is not None and is_of_other_process(error):
+            raise SystemExit(1) from error  # the launcher ends all processes, because of the one that tells why
+
+    def reason(self) -> Stop:
+        if not self._reason and self._launcher not in (None, os.getppid()):
+            self._reason = Stop.LAUNCHER_IS_GONE
+            say("the launcher is gone: stopping after this step")
+        return self._reason
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        now = time.monotonic()
+        if not self.reason():
+            self._reason, self._first = Stop.INTERRUPTED, (number, now)
+            again = "; press Ctrl-C again to abort" if number == signal.SIGINT else ""
+            say(f"stopping after this step{again}")
+        elif number == signal.SIGINT and now - self._first[1] > SAME_PRESS:
+            raise KeyboardInterrupt
+        elif self._first[0] == signal.SIGINT and "TORCHELASTIC_RUN_ID" in os.environ:
+            # The launcher of several processes passes on the first Ctrl-C alone. The second one ends it.
+            if self._launcher not in (None, os.getppid()):
+                raise KeyboardInterrupt
+
+
+def signal_at_end_of_parent(number: int) -> None:
+    """Asks Linux for a signal as soon as the parent ends (0: for none). Elsewhere a run looks before each step."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
+
+
+def launcher() -> int | None:
+    """The process that started this one, if it is `accelerate launch` or `torchrun`, which a run shall not outlive."""
+    if not {"ACCELERATE_DYNAMO_BACKEND", "TORCHELASTIC_RUN_ID"} & os.environ.keys():
+        return None
+    process, parent = before_torch.STARTED
+    return parent if process == os.getpid() else os.getppid()  # a launcher may fork
+
+
+def say(line: str) -> None:
+    """
+    A line on standard error from the first process, also from within a handler of signals. The terminal may be gone.
+    """
+    if is_main_process():
+        with contextlib.suppress(OSError):
+            os.write(2, f"\n{line}\n".encode())
+
+
+# By an error
+
+
+def tell(error: BaseException, run: Run | None) -> int:
+    """Prints the one line with which a program ends after an error, and returns the exit status."""
+    kill_workers()
+    is_first = int(os.environ.get("LOCAL_RANK", "0")) == 0
+    line, status = explain(error, run)
+    if status != ABORTED and (not is_first or is_of_other_process(error)):
+        # The first process of a machine tells. What only another one has met, that one tells after a while.
+        time.sleep(PATIENCE)
+    if status != ABORTED or is_first:
+        print(line if is_first else f"\n{line}", file=sys.stderr, flush=True)  # the bar is the first one's
+    return status
+
+
+def explain(error: BaseException, run: Run | None) -> tuple[str, int]:
+    """The line, and the exit status: 2 for what the user can mend."""
+    words = str(error).strip() or type(error).__name__
+    if isinstance(error, KeyboardInterrupt):
+        return f"aborted after step {run.global_step}" if run else "aborted", ABORTED
+    if is_out_of_memory(error):
+        return f"error: out of memory {what_to_lower(run)}", 2
+    if is_of_other_process(error):
+        return f"error: another process of this run has ended: {words.splitlines()[0]}", 1
+    if run is None and isinstance(error, MISTAKES):
+        return f"error: {' '.join(words.split())}", 2
+    if isinstance(error, BAD_FILES):  # that of a process which reads pictures begins with its traceback
+        return f"error: {words.splitlines()[-1]}", 2
+    if "DataLoader worker" in words and "Caught" not in words:
+        return f"error: a process that reads pictures (dataloader_num_workers) has ended: {words.splitlines()[0]}", 1
+    unexpected = f"error: {type(error).__name__}: {words.splitlines()[-1 if 'Caught' in words else 0]}"
+    return f"{unexpected}; {keep_traceback(error, run)}", 1
+
+
+def keep_traceback(error: BaseException, run: Run | None) -> str:
+    """Where the traceback of an error that is no user's went."""
+    lines = "".join(traceback.format_exception(error))
+    try:
+        if run is None:
+            raise FileNotFoundError
+        write_text(run.output_dir / TRACEBACK, lines)
+    except OSError:
+        print(lines, file=sys.stderr)
+        return "the traceback is above"
+    return f"the traceback is in {run.output_dir / TRACEBACK}"
+
+
+def what_to_lower(run: Run | None) -> str:
+    """What a run may change that met too little memory, and what of this keeps its update the same."""
+    if run is None:
+        return (
+            "before the first step: make the networks smaller, by another --preset with a smaller image_size, or by "
+            "--config_overrides with fewer generator_base_channels and discriminator_base_channels"
+        )
+    args, size = run.args, run.args.per_device_batch_size
+    batch = size * run.accumulation_steps * run.accelerator.num_processes
+    ways = []
+    if size > 1:
+        smaller = max(part for part in range(1, size) if size % part == 0)
+        ways += [f"--per_device_batch_size {smaller} --global_batch_size {batch} (the update stays the same)"]
+        ways += ["--auto_batch_size"] * (not args.auto_batch_size)
+    ways += ["--gradient_checkpointing"] * (not args.gradient_checkpointing)
+    ways += ["--mixed_precision bf16"] * (run.accelerator.mixed_precision == "no")
+    ways += [f"an image_size below {run.config.image_size} (another --preset)"]
+    return f"at step {run.global_step + 1} with per_device_batch_size={size}: try {', '.join(ways)}"
+
+
+def is_of_other_process(error: BaseException) -> bool:
+    """Whether an error tells that another process of the run has ended, which this one waited for."""
+    if num_processes() == 1 or not isinstance(error, RuntimeError):
+        return False
+    words = ("gloo", "nccl", "connection closed", "connection reset", "broken pipe")
+    return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in words)
+
+
+class Lasting:
+    """Standard output or error that may go, as when Ctrl-C ends `tee` too. What is written is lost then, no run."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def leave(status: int) -> NoReturn:
+    """Ends this program. What its libraries still wait for keeps it for some seconds at most, after a failure."""
+    before_torch.status = status
+    if status:
+        timer = threading.Timer(LAST_MOMENTS, os._exit, [status])
+        timer.daemon = True
+        timer.start()
+    raise SystemExit(status)
