@@ -412,7 +412,10 @@ def tar(archive: Path, *names: str) -> Path:
     archive.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(archive, "w") as file:
         for seed, name in enumerate(names):
-            data = png(seed) if name.endswith("png") else str(7 * (seed // 2 % 2)).encode()
+            text = str(7 * (seed // 2 % 2))
+            data = png(seed) if name.endswith("png") else text.encode()
+            if name.endswith("json"):
+                data = json.dumps({"label": int(text), "boxes": [{"category": 3}]}).encode()
             info = tarfile.TarInfo(name)
             info.size = len(data)
             file.addfile(info, io.BytesIO(data))
@@ -426,8 +429,10 @@ def tar(archive: Path, *names: str) -> Path:
         [f"a.{row}.{kind}" for row in range(4) for kind in ("png", "cls")],
         [f"2026.{row}.v1.{kind}" for row in range(4) for kind in ("png", "cls")],
         [f"{row}.crop.{kind}" for row in range(4) for kind in ("png", "cls")],
+        [f"{row}.{kind}" for row in range(4) for kind in ("png", "json")],
+        [f"a.{row}.{kind}" for row in range(4) for kind in ("png", "json")],
     ],
-    ids=["no dots", "dots", "more dots", "the same word"],
+    ids=["no dots", "dots", "more dots", "the same word", "json", "json and dots"],
 )
 def test_labels_of_tars_survive_dots_in_names(tmp_path: Path, names: list[str]) -> None:
     shard = tar(tmp_path / "shards" / "train-0.tar", *names)

@@ -50,7 +50,10 @@ def find_label_column(features: Mapping[str, Any], requested: str | None) -> str
     if requested is not None and requested not in features:
         raise ValueError(f"label_column {requested!r} is not a column, expected one of {list(features)} or 'none'")
     typed = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    candidates = [requested] if requested is not None else typed or usual_label_names(features)
+    usual = usual_label_names(
+        name for name, feature in features.items() if "." not in name or isinstance(feature, datasets.Value)
+    )
+    candidates = [requested] if requested is not None else typed or usual
     if len(candidates) > 1:
         raise ValueError(f"several columns of labels {candidates}: name label_column, or 'none' for no labels")
     if not candidates:

@@ -309,7 +309,7 @@ def _open_table(
     source, ignored = _load(name, config_name, split)
     if len(source) == 0:
         raise ValueError(f"split {split!r} of dataset {name!r} is empty")
-    source = source.with_format(None)
+    source = _with_fields(source.with_format(None), label_column)
     features = source.features
     try:
         image_column = _find_image_column(features, image_column)
@@ -330,6 +330,17 @@ def _open_table(
         ignored,
         remarks=remarks,
     )
+
+
+def _with_fields(source: datasets.Dataset, label_column: str | None) -> datasets.Dataset:
+    """Where no column says the labels, the fields of structs are columns: "json.label" of WebDataset's json files."""
+    if not any(isinstance(feature, dict) for feature in source.features.values()):
+        return source
+    if label_column in (NO_LABELS, *source.features) or (
+        not label_column and find_label_column(source.features, None)
+    ):
+        return source
+    return source.flatten()
 
 
 def _may_be_label(name: str, feature: Any) -> bool:

@@ -1,5 +1,6 @@
 """WebDataset shards whose base names have dots, as `a.b.jpg` and `a.b.cls`: `datasets` splits names at the first."""
 
+import json
 import os
 import tarfile
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ DOTS = (
     "WebDataset splits a name at its first dot, so a.b.jpg and a.c.jpg are two kinds of files of one sample: rename "
     "them (a_b.jpg), or download the shards and give their folder, which is read by the last dot"
 )
-NUMBERS, TEXTS = ("cls", "cls2", "index", "id"), ("txt", "text", "caption", "label", "class")
+NUMBERS, TEXTS, JSONS = {"cls", "cls2", "index", "id"}, {"txt", "text", "caption", "label", "class"}, {"json", "jsn"}
 
 Split = Callable[[str], tuple[str, str]]  # of a name into what its sample is called and what the file is
 
@@ -36,9 +37,7 @@ def dotted_tars(place: Path) -> dict[str, datasets.Dataset]:
     # One sample by the first dot, such as a.0.jpg and a.1.jpg, may be many.
     if _samples_if_alike(names, by_first_dot) > 1 or _samples_if_alike(names, by_last_dot) < 2:
         return {}
-    fields = sorted({by_last_dot(name)[1] for name in names})
-    features = {field: _feature(field) for field in fields}
-    known = datasets.Features({field: feature for field, feature in features.items() if feature is not None})
+    known = _features(shards[0], {by_last_dot(name)[1] for name in names})
     splits: dict[str, list[str]] = {}
     for shard in shards:
         name = str(shard.relative_to(place)) if place.is_dir() else ""
@@ -79,10 +78,15 @@ def _is_picture(field: str) -> bool:
     return is_picture(f"0.{field}")
 
 
-def _feature(field: str) -> Any:
-    if _is_picture(field):
-        return datasets.Image()
-    return datasets.Value("int64") if field in NUMBERS else datasets.Value("string") if field in TEXTS else None
+def _features(shard: Path, fields: set[str]) -> datasets.Features:
+    """The types of the fields that may be pictures or labels; that of a json file follows from the first one."""
+    features: dict[str, Any] = {field: datasets.Image() for field in fields if _is_picture(field)}
+    features |= {field: datasets.Value("int64") for field in fields & NUMBERS}
+    features |= {field: datasets.Value("string") for field in fields & TEXTS}
+    for field in fields & JSONS:
+        first = next(_value(name, field, read()) for name, read in _files(shard) if by_last_dot(name)[1] == field)
+        features[field] = datasets.Dataset.from_list([{field: first}]).features[field]
+    return datasets.Features(dict(sorted(features.items())))
 
 
 def _files(shard: str | Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
@@ -119,7 +123,7 @@ def _value(name: str, field: str, data: bytes) -> Any:
     if _is_picture(field):
         return {"bytes": data, "path": name}
     text = data.decode()
-    return int(text) if field in NUMBERS else text
+    return json.loads(text) if field in JSONS else int(text) if field in NUMBERS else text
 
 
 def _stamp(path: str) -> tuple[int, int]:
