@@ -121,7 +121,7 @@ def convert(args: argparse.Namespace) -> Conversion:
 def main(argv: list[str] | None = None) -> None:
     arguments = parser(__doc__, "DIR", "the folder with config.json and pytorch_model.bin")
     arguments.add_argument(
-        "--stats-interpolation",
+        "--stats_interpolation",
         choices=["linear", "mirrored"],
         default="linear",
         help="between two rows of statistics: linear is right, mirrored exchanges the weights of the rows, as that "

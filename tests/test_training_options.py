@@ -22,6 +22,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import AcceleratorState
 from accelerate.tracking import TensorBoardTracker
 from common import Operations, tiny_discriminator, tiny_generator
+from fake_hub import FakeHub
 from PIL import Image
 from safetensors.torch import load_file
 from training_runs import (
@@ -37,6 +38,7 @@ from training_runs import (
 )
 
 from biggan_hf import BigGANDiscriminator, BigGANModel
+from biggan_hf.hub import upload_folder
 from biggan_hf.training import main, parse_arguments, set_up, train
 from biggan_hf.training.arguments import TrainingArguments
 from biggan_hf.training.players import freeze
@@ -248,6 +250,20 @@ def test_fine_tuning_on_other_classes_starts_from_the_model(model: Path, three_c
     assert tuned.config.id2label == {0: "x", 1: "y", 2: "z"} and tuned.config.generator_base_channels == 4
     for part in ("", "discriminator"):
         assert changed(model / part, tmp_path / "tuned" / part) == {"class_embedding.weight"}
+
+
+def test_fine_tuning_of_a_revision(model: Path, pictures: Path, tmp_path: Path, fake_hub: FakeHub) -> None:
+    upload_folder(model, "user/x", revision="next")
+    upload_folder(model / "discriminator", "user/x")  # what main holds is no generator
+    still = ["--generator_learning_rate", "1e-30", "--discriminator_learning_rate", "1e-30"]
+    still += ["--generator_orthogonality", "0", "--revision", "next"]
+    argv = fine_tuning(pictures, model, tmp_path / "tuned", *still)
+    main(["user/x" if word == str(model) else word for word in argv])
+    assert (
+        changed(model, tmp_path / "tuned")
+        == changed(model / "discriminator", tmp_path / "tuned/discriminator")
+        == set()
+    )
 
 
 def test_fine_tuning_takes_no_other_architecture(

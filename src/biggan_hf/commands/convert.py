@@ -4,7 +4,7 @@ Finds out which program wrote SOURCE, and converts it to a model folder.
 
 examples:
   biggan-hf convert weights/my_experiment --output my-biggan
-  biggan-hf convert biggan-deep-128 --output biggan-deep-128-hf --stats-interpolation mirrored
+  biggan-hf convert biggan-deep-128 --output biggan-deep-128-hf --stats_interpolation mirrored
 """
 
 import argparse
