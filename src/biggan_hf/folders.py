@@ -3,6 +3,7 @@
 import os
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -397,8 +398,8 @@ def _refuse_unclear(folder: Folder, classes: dict[str, Folder]) -> None:
             )
     if any(outer.pictures for outer in classes.values()) or all(len(outer.filled) == 1 for outer in classes.values()):
         return
-    names = [name for outer in classes.values() for name in outer.filled]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
+    names = Counter(name for outer in classes.values() for name in outer.filled)
+    if twice := [name for name, number in names.items() if number > 1]:
         raise ValueError(
             f"{_quoted(classes)} hold no pictures but folders of the same names ({_quoted(twice)}): it is unclear "
             f"which are the classes. If {_quoted(twice)} are, give one of the folders above them. If "

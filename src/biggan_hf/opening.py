@@ -166,7 +166,7 @@ def _open_pictures(listing: Listing, split: str, label_column: str | None) -> Op
     left_out: dict[str, list[str]] = {}
     for name in used:
         for reason, names in rows[name].left_out.items():
-            left_out.setdefault(reason, []).extend(path for path in names if path not in left_out.get(reason, []))
+            left_out[reason] = list(dict.fromkeys([*left_out.get(reason, []), *names]))  # splits share what is above
     if labels is not None:
         labels = Labels(labels.rows[torch.tensor(chosen)], labels.names, labels.values)
     return Opened(
