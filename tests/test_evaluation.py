@@ -334,10 +334,26 @@ def test_a_cache_that_cannot_be_written_is_told_before_the_pass(tmp_path: Path) 
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # as if the disk were full after 1,000 bytes
     try:
-        refused(samples, reference, "File too large; choose another with --cache_dir", cache_dir=tmp_path)
+        refused(samples, reference, "File too large; free space, or choose another", cache_dir=tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert samples.asked == reference.asked == 0 and not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_fills_during_a_pass_costs_nothing_but_the_cache(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected, limits = measure(noise_source(40), tiny_extractor()), resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def function(images: Tensor) -> Any:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+        return tiny_extractor().function(images)
+
+    try:
+        assert same(measure(noise_source(40), tiny_extractor(function=function), cache_dir=tmp_path), expected)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "cannot store the statistics" in caplog.text and not list(tmp_path.iterdir())
 
 
 def test_pictures_are_decoded_by_workers_alike(pictures: LabelledImages) -> None:
