@@ -311,15 +311,16 @@ def test_every_flipped_byte_of_a_stored_pass_is_seen_or_without_effect(tmp_path:
 
 
 def test_the_cache_follows_the_pixels(tmp_path: Path) -> None:
+    (folder := tmp_path / "pictures").mkdir()
     for index, image in enumerate(to_pil(noise(40))):
-        image.save(tmp_path / f"{index:02}.bmp")  # of equal sizes
+        image.save(folder / f"{index:02}.bmp")  # of equal sizes
     options: dict[str, Any] = {"num_kept": 40, "cache_dir": tmp_path / "cache"}
 
     def measured(**settings: Any) -> Any:
-        images = load_labelled_images(str(tmp_path), image_size=16, **settings)
+        images = load_labelled_images(str(folder), image_size=16, **settings)
         return measure(RealImages(images), tiny_extractor(), **options)
 
-    first, times = measured(), {path: path.stat() for path in tmp_path.glob("*.bmp")}
+    first, times = measured(), {path: path.stat() for path in folder.glob("*.bmp")}
     for path, image in zip(sorted(times), to_pil(noise(40, 1)), strict=True):
         image.save(path)
         os.utime(path, ns=(times[path].st_atime_ns, times[path].st_mtime_ns))
