@@ -311,15 +311,16 @@ def test_every_flipped_byte_of_a_stored_pass_is_seen_or_without_effect(tmp_path:
 
 
 def test_the_cache_follows_the_pixels(tmp_path: Path) -> None:
+    (folder := tmp_path / "pictures").mkdir()
     for index, image in enumerate(to_pil(noise(40))):
-        image.save(tmp_path / f"{index:02}.bmp")  # of equal sizes
+        image.save(folder / f"{index:02}.bmp")  # of equal sizes
     options: dict[str, Any] = {"num_kept": 40, "cache_dir": tmp_path / "cache"}
 
     def measured(**settings: Any) -> Any:
-        images = load_labelled_images(str(tmp_path), image_size=16, **settings)
+        images = load_labelled_images(str(folder), image_size=16, **settings)
         return measure(RealImages(images), tiny_extractor(), **options)
 
-    first, times = measured(), {path: path.stat() for path in tmp_path.glob("*.bmp")}
+    first, times = measured(), {path: path.stat() for path in folder.glob("*.bmp")}
     for path, image in zip(sorted(times), to_pil(noise(40, 1)), strict=True):
         image.save(path)
         os.utime(path, ns=(times[path].st_atime_ns, times[path].st_mtime_ns))
@@ -334,10 +335,26 @@ def test_a_cache_that_cannot_be_written_is_told_before_the_pass(tmp_path: Path) 
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # as if the disk were full after 1,000 bytes
     try:
-        refused(samples, reference, "File too large; choose another with --cache_dir", cache_dir=tmp_path)
+        refused(samples, reference, "File too large; free space, or choose another", cache_dir=tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert samples.asked == reference.asked == 0 and not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_fills_during_a_pass_costs_nothing_but_the_cache(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected, limits = measure(noise_source(40), tiny_extractor()), resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def function(images: Tensor) -> Any:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+        return tiny_extractor().function(images)
+
+    try:
+        assert same(measure(noise_source(40), tiny_extractor(function=function), cache_dir=tmp_path), expected)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "cannot store the statistics" in caplog.text and not list(tmp_path.iterdir())
 
 
 def test_pictures_are_decoded_by_workers_alike(pictures: LabelledImages) -> None:

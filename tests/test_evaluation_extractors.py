@@ -340,9 +340,20 @@ SETTINGS = [
 
 
 def test_features_are_in_full_precision_whatever_the_program_has_set() -> None:
-    # In a process of its own: some states can't be left again.
+    # In a process of its own: some states cannot be left again.
     code = SWITCHES.replace("SETTINGS", repr(SETTINGS)).replace("UNSET", repr(UNSET))
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent)
+
+
+def test_features_are_computed_without_autocast() -> None:
+    def function(images: Tensor) -> Tensor:
+        assert not torch.is_autocast_enabled("cpu")
+        return (images.float().flatten(1) @ torch.ones(768, 2)) / 3
+
+    extractor = tiny_extractor(function=function)
+    expected, _ = extractor(noise(2))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(extractor(noise(2))[0], expected)
 
 
 def test_a_whole_evaluation_works_in_every_precision() -> None:
@@ -356,7 +367,11 @@ settings = EvaluationSettings(num_kept=40, kid_subsets=5, kid_subset_size=20)
 report = evaluate(GeneratedImages(tiny_generator(), 40), noise_source(40, size=32), tiny_extractor(), settings)
 print(report.protocol["samples"]["precision"])
 """
-    expected = {"torch.backends.fp32_precision = 'tf32'": "float32 (TF32 convolutions)", "pass": "float32"}
+    expected = {
+        "pass": "float32",
+        "torch.backends.fp32_precision = 'tf32'": "float32 (TF32 convolutions)",
+        "torch.autocast('cpu', torch.bfloat16).__enter__()": "autocast to bfloat16",
+    }
     for setting, precision in expected.items():
         command = [sys.executable, "-c", code, setting]
         done = subprocess.run(command, check=True, cwd=Path(__file__).parent, capture_output=True, text=True)

@@ -85,15 +85,15 @@ class FeatureExtractor:
             raise ValueError(
                 f"images must be uint8 (N, 1 or 3, H, W), got {images.dtype} of shape {tuple(images.shape)}"
             )
-        with _in_full_precision():
+        with _in_full_precision(self.device):
             return _as_pair(self.function(images.to(self.device, non_blocking=True).expand(-1, 3, -1, -1)))
 
 
 @contextlib.contextmanager
-def _in_full_precision() -> Iterator[None]:
+def _in_full_precision(device: torch.device) -> Iterator[None]:
     """
-    A block without TF32 and bfloat16 in float32 products, with which the numbers would depend on the device. After it,
-    torch's switches are as they were.
+    A block without TF32, bfloat16 and autocast, with which the numbers would depend on the device and the program.
+    After it, torch's switches are as they were.
 
     Torch has old switches and new ones. It raises an error where an old one is read and new ones say something else.
     So an old one is used only where it can be read: then it can be read in the block too.
@@ -116,7 +116,8 @@ def _in_full_precision() -> Iterator[None]:
         for switch in switches:
             if switch.fp32_precision not in ("none", "ieee"):
                 switch.fp32_precision = "ieee"
-        yield
+        with torch.autocast(device.type, enabled=False):
+            yield
     finally:
         if old_cudnn:
             cudnn.allow_tf32 = True
@@ -297,7 +298,7 @@ def _tried(extractor: FeatureExtractor, image_size: int = PROBE_SIZE) -> Feature
     name, shape = extractor.name, (2, 3, image_size, image_size)
     images = torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     try:
-        with torch.inference_mode(), _in_full_precision():
+        with torch.inference_mode(), _in_full_precision(extractor.device):
             output = extractor.function(images.to(extractor.device))
     except Exception as error:  # a function may raise anything
         raise ValueError(f"extractor {name!r} fails on uint8 images {shape}: {_reason(error)}") from error

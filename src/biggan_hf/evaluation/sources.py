@@ -136,10 +136,6 @@ class GeneratedImages:
             some = ", ".join(map(str, self.classes))
             uniform = f"uniform over {len(self.classes)} of {config.num_labels} classes: {some}"
         labels = uniform if self.class_label is None else f"class {self.class_label}"
-        library: Any = torch.backends.cudnn if self.model.device.type == "cuda" else torch.backends.mkldnn
-        precision, dtype = library.conv.fp32_precision, str(self.model.dtype).removeprefix("torch.")
-        if precision not in ("none", "ieee"):
-            dtype += f" ({precision.upper()} convolutions)"
         return {
             "source": self.name,
             "num_images": self.num_images,
@@ -149,10 +145,23 @@ class GeneratedImages:
             "truncation_mode": None if self.truncation is None else self.truncation_mode,
             "labels": labels if config.num_labels else "none",
             "seed": self.seed,
-            "precision": dtype,
+            "precision": self._precision(),
             "image_size": config.image_size,
             "num_channels": config.num_channels,
         }
+
+    def _precision(self) -> str:
+        device = self.model.device.type
+        if torch.is_autocast_enabled(device):
+            return f"autocast to {_name(torch.get_autocast_dtype(device))}"
+        library: Any = torch.backends.cudnn if device == "cuda" else torch.backends.mkldnn
+        of_float32 = library.conv.fp32_precision
+        is_exact = self.model.dtype != torch.float32 or of_float32 in ("none", "ieee")
+        return _name(self.model.dtype) + ("" if is_exact else f" ({of_float32.upper()} convolutions)")
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 @dataclass(eq=False)

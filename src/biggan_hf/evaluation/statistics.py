@@ -244,14 +244,17 @@ def _try_to_write(folder: Path, num_bytes: int) -> None:
             problem = f"cannot write {num_bytes:,} bytes to the cache {str(folder)!r}: {error.strerror or error}"
     problem = from_main(problem)
     if problem is not None:
-        raise ValueError(f"{problem}; choose another with --cache_dir")
+        raise ValueError(f"{problem}; free space, or choose another with --cache_dir")
 
 
 def _save(sums: dict[str, Tensor], file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
+    """A disk that has become full costs what is stored, not what is measured."""
     stored: dict[str, Any] = {name: tensor.cpu() for name, tensor in sums.items()}
-    with write_file(file) as unfinished:
-        torch.save({**stored, CHECKSUM: _checksum(stored)}, unfinished)
+    try:
+        with write_file(file) as unfinished:
+            torch.save({**stored, CHECKSUM: _checksum(stored)}, unfinished)
+    except (OSError, RuntimeError) as error:  # torch's writer raises the latter
+        logger.warning("cannot store the statistics %r: %s", str(file), first_line(error))
 
 
 def _load(statistics: RunningStatistics, file: Path) -> bool:
@@ -268,12 +271,15 @@ def _load(statistics: RunningStatistics, file: Path) -> bool:
         if checksum != _checksum(stored):
             raise ValueError("its checksum is not that of its content")
     except Exception as error:  # a damaged file raises errors of many types
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        logger.warning("the stored statistics %r are damaged and are measured anew: %s", str(file), reason)
+        logger.warning("the stored statistics %r are damaged and are measured anew: %s", str(file), first_line(error))
         return False
     for name, tensor in statistics.sums.items():
         tensor.copy_(stored[name])
     return True
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _checksum(sums: dict[str, Tensor]) -> str:
