@@ -190,10 +190,10 @@ def test_a_missing_package_is_one_line(
 ) -> None:
     monkeypatch.setattr("biggan_hf.evaluation.measuring.find_spec", lambda name: None)
     message = refused(capsys, "model", *MEASURED, "--num_images", "50", "--cache_dir", "cache")
-    assert "pip install biggan_hf[eval]" in message and "leave out 'kid'" in message
+    assert "the metric kid needs" in message and 'pip install "biggan_hf[eval]", or leave it out' in message
     monkeypatch.setattr("biggan_hf.commands.evaluate.find_spec", lambda name: None)
     message = refused(capsys, "model", *MEASURED, "--truncations", "0.5", "1", "--output", "curve.json")
-    assert "a curve needs matplotlib: pip install biggan_hf[eval]" in message
+    assert 'a curve needs matplotlib: pip install "biggan_hf[eval]"' in message
 
 
 def test_weights_that_can_t_be_downloaded(

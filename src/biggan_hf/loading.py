@@ -33,6 +33,10 @@ _FOLDERS = {"BigGANModel": "", "BigGANDiscriminator": "discriminator"}
 _KEYWORDS = (*_PLACE, "config", "dtype", "device_map", "ignore_mismatched_sizes", "use_safetensors", "state_dict")
 
 
+class NotFiniteError(ValueError):
+    """Pixels that are no numbers."""
+
+
 class LoadingMixin(PreTrainedModel):
     """A load that is complete or refused: a mixin in front of `PreTrainedModel`."""
 
@@ -230,8 +234,8 @@ def wrong_tensor(network: nn.Module) -> str | None:
 
 
 def check_images(images: Tensor, network: nn.Module, waits: bool = False) -> Tensor:
-    """The images; raises `ValueError` if a pixel is not finite. On a GPU it looks only where it may wait for it."""
+    """The images; raises `NotFiniteError` if a pixel is not finite. On a GPU it looks only if it may wait."""
     if (waits or images.device.type == "cpu") and not images.isfinite().all():
         reason = wrong_tensor(network) or f"the numbers leave the range of {images.dtype}"
-        raise ValueError(f"the images hold numbers that are not finite: {reason}")
+        raise NotFiniteError(f"the images hold numbers that are not finite: {reason}")
     return images

@@ -267,7 +267,7 @@ class _Evaluation:
     def check(self, samples: ImageSource) -> None:
         metrics = self.settings.metrics
         if "kid" in metrics and find_spec("torchmetrics") is None:
-            raise ImportError("'kid' needs torchmetrics (pip install \"biggan_hf[eval]\"): or leave it out")
+            raise ImportError('the metric kid needs torchmetrics: pip install "biggan_hf[eval]", or leave it out')
         if "is" in metrics and not self.extractor.num_classes:
             raise ValueError(f"extractor {self.extractor.name!r} gives no logits, which IS needs: leave out 'is'")
         if "intra_class_fid" in metrics:

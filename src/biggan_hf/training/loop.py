@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from ..bars import open_bar
 from ..files import append_line, staged_folder, write_file
 from ..images import sample_sheet
+from ..loading import NotFiniteError
 from ..processes import Vote, from_main
 from . import stability
 from .arguments import TrainingArguments
@@ -185,7 +186,11 @@ def periodically(run: Run) -> None:
     if run.is_main and run.is_due(run.args.sample_steps):
         folder = run.output_dir / "samples"
         folder.mkdir(exist_ok=True)
-        sheet = sample_sheet(run.ema, seed=run.args.seed)
+        try:
+            sheet = sample_sheet(run.ema, seed=run.args.seed)
+        except NotFiniteError as error:  # the watch decides what becomes of the run
+            tqdm.write(f"no sheet of samples at step {run.global_step}: {error}")
+            return
         with write_file(folder / f"step-{run.global_step:07d}.png") as unfinished:
             sheet.save(unfinished)
         track_sheet(run.accelerator, sheet, run.global_step)
@@ -195,7 +200,12 @@ def periodically(run: Run) -> None:
 def evaluate(run: Run) -> None:
     """Measures the average, logs the numbers by their labels, and keeps the best model apart."""
     assert run.quality is not None
-    values = run.quality.measure(run.ema)
+    try:
+        values = run.quality.measure(run.ema)
+    except NotFiniteError as error:  # in every process alike
+        if run.is_main:
+            tqdm.write(f"no evaluation at step {run.global_step}: {error}")
+        return
     named = {f"eval_{label}": value for label, value in values.items()}
     if run.is_main:
         append_line(run.output_dir / EVALUATIONS, {"step": run.global_step, **named})
