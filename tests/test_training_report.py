@@ -124,6 +124,28 @@ def test_the_screen_has_24_lines_of_100_columns(letter: str) -> None:
     assert "more: see report.txt" in lines[-1] and len(said.text()) > 12 * 30 * 200
 
 
+def test_of_too_many_rows_the_first_stay() -> None:
+    said = Report([Row(f"row {index}", "x") for index in range(40)], ["Odd."], {})
+    lines = said.screen().splitlines()
+    assert (
+        len(lines) == 24
+        and lines[0].split() == ["row", "0", "x"]
+        and lines[-1].strip() == "and 18 more: see report.txt"
+    )
+
+
+def test_what_others_read_names_no_path(tmp_path: Path, monkeypatch: Patch) -> None:
+    write_pictures(tmp_path / "a")
+    monkeypatch.chdir(tmp_path)
+    for folder in (Path("a"), tmp_path / "a"):
+        said = found(folder, tmp_path / "model")
+        public = dict(said.public_rows())
+        assert public["pictures"] == "10 of split 'train' of the local folder 'a'" and "written to" not in public
+        assert public["unusual"] == " ".join(said.unusual)
+    rows = Report([], [f"See {tmp_path}/a."], {f"{tmp_path}/a": "the local folder 'a'"}).public_rows()
+    assert rows == [("unusual", "See the local folder 'a'.")]
+
+
 def test_a_thousand_classes_are_counted(tmp_path: Path) -> None:
     names = tuple(f"class {index:03}" for index in range(300))
     folder = write_pictures(tmp_path / "pictures", names, 310)

@@ -53,7 +53,8 @@ class Report:
         while shown and len(lines) >= LINES:
             shown -= 1
             lines = self._lines(1, shown)
-        return "\n".join([*lines, *_wrapped("", f"and {len(self.unusual) - shown} more: see {REPORT}")][-LINES:])
+        left = len(self.unusual) - shown + len(lines[LINES - 1 :])
+        return "\n".join([*lines[: LINES - 1], *_wrapped("", f"and {left} more: see {REPORT}")])
 
     def text(self) -> str:
         """All of it, for the file."""
@@ -95,7 +96,9 @@ def describe(run: "Run", data_args: DataArguments, resumed: Path | None) -> Repo
         Row("training", _length(run, args.max_train_steps - run.global_step, batch * args.num_discriminator_steps)),
         Row("written to", "nothing: this is a dry run" if args.dry_run else args.output_dir, ""),
     ]
-    private = {path: public_name(path) for path in (run.settings["dataset_name"], name) if is_path(path)}
+    private = {
+        path: public_name(path) for path in (run.settings["dataset_name"], name) if is_path(path) and "/" in path
+    }
     shown = [Row(row.title, _printable(row.text), row.public and _printable(row.public)) for row in rows if row.text]
     return Report(shown, [_printable(text) for text in _unusual(run, data_args)], private)
 
