@@ -133,7 +133,7 @@ def test_pictures(trials: int) -> None:
         whole = file.getvalue()
         expected, damaged = decoded(whole), mutated(whole, dice)
         # An error of one picture is said with the picture's name by the data set.
-        table[kind][outcome(partial(decoded, damaged), expected, "", has_checksums=False)] += 1
+        table[kind][outcome(partial(decoded, damaged), expected, "", kind == "PNG")] += 1
     check("pictures", table)
 
 
@@ -144,18 +144,19 @@ def decoded(content: bytes) -> torch.Tensor:
 # Configurations
 
 WRONG: list[Any] = [-1, 0, 1.5, 7, 10**12, -(10**30), "x", "", None, [], [-1], ["x"], {}, {"a": 1}, True, float("nan")]
-WRONG += [float("inf"), [10**9], "64", 1e-300, [[1]], {"0": 3}]
+WRONG += [float("inf"), [10**9], "64", 1e-300, [[1]]]
 
 
 def test_configurations(trials: int, tmp_path: Path) -> None:
     dice, table = random.Random(SEED), {"one wrong value": Counter[str](), "damaged bytes": Counter[str]()}
     whole = json.loads(tiny_generator().config.to_json_string(use_diff=False))
-    fields = [name for name in BigGANConfig.__dataclass_fields__ if name in whole]
+    # `label2id` follows from `id2label`, whatever a file says.
+    fields = [name for name in BigGANConfig.__dataclass_fields__ if name in whole and name != "label2id"]
     for trial in range(trials):
         if trial % 2:
             text = mutated(json.dumps(whole).encode(), dice)
             (tmp_path / "config.json").write_bytes(text)
-            result = outcome(lambda: built(tmp_path, None), None, "", has_checksums=False)
+            result = outcome(partial(built, tmp_path, None), None, "", has_checksums=False)
             table["damaged bytes"]["same" if result == "unseen" else result] += 1
         else:
             name, value = dice.choice(fields), dice.choice(WRONG)
@@ -178,7 +179,7 @@ def built(folder: Path, name: str | None) -> Any:
 # Checkpoints
 
 
-def weights_of(folder: Path) -> dict[str, Any]:
+def loaded(folder: Path) -> dict[str, torch.Tensor]:
     return BigGANModel.from_pretrained(folder).state_dict()
 
 
@@ -194,7 +195,7 @@ def checkpoints(folder: Path) -> Iterator[tuple[str, Path, Read]]:
     checkpoint = write_checkpoint(folder, 1)
     for network in ("", "generator/"):
         path = checkpoint / network / "model.safetensors"
-        yield "model.safetensors", path, partial(weights_of, path.parent)
+        yield "model.safetensors", path, partial(loaded, path.parent)
     yield "training_state.pt", checkpoint / "training_state.pt", lambda: load_training_state(checkpoint)
     module = shutil.copytree(FIXTURES / "tfhub_module" / "module", folder / "module")
     for file in ("variables.index", "variables.data-00000-of-00001"):

@@ -9,6 +9,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.utils import logging
@@ -33,6 +34,9 @@ Ranges = Sequence[tuple[str, Callable[[float], bool], str]]
 _RANGES: Ranges = [
     ("z_dim class_embedding_dim generator_base_channels discriminator_base_channels generator_blocks_per_stage "
      "discriminator_blocks_per_stage", lambda value: value >= 1, "be at least 1"),
+    ("z_dim class_embedding_dim generator_base_channels discriminator_base_channels", lambda value: value <= 2**16,
+     "be at most 65,536"),
+    ("generator_blocks_per_stage discriminator_blocks_per_stage", lambda value: value <= 1000, "be at most 1,000"),
     ("num_channels", lambda value: value in (1, 3), "be 1 (grey) or 3 (RGB)"),
     ("discriminator_dropout", lambda value: 0 <= value < 1, "lie in [0, 1)"),
     ("spectral_norm_eps batch_norm_eps output_batch_norm_eps", lambda value: 0 < value < 1, "lie between 0 and 1"),
@@ -117,6 +121,7 @@ class BigGANConfig(PreTrainedConfig):
             raise TypeError(_unknown_keyword(sorted(unknown)[0]))
         self._fill_in_defaults()
         self.validate_architecture()
+        self._check_dtype()
         super().__post_init__(**kwargs)
 
     @classmethod
@@ -328,6 +333,11 @@ class BigGANConfig(PreTrainedConfig):
         self._check_conditioning()
         self._check_attention()
         self._check_standing_statistics()
+
+    def _check_dtype(self) -> None:
+        name = str(self.dtype).removeprefix("torch.")
+        if self.dtype is not None and not isinstance(getattr(torch, name, None), torch.dtype):
+            raise ValueError(f"dtype must be a type of torch such as 'float32', got {self.dtype!r}")
 
     def _check_widths(self) -> None:
         for network, table in self._default_multipliers().items():

@@ -40,8 +40,7 @@ def write_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     Where the block fails, `path` stays as it was. The message of an `OSError` names `path`.
     """
     path = Path(path)
-    # Its own name for each writer, since two processes may write the same file; the same suffix, which tells formats.
-    unfinished = path.with_name(f"{UNFINISHED}{os.urandom(4).hex()}-{path.name}")
+    unfinished = _unfinished(path)
     try:
         with _named_errors(path):
             yield unfinished
@@ -117,10 +116,9 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
     removed. Where the block fails, `folder` stays as it was. A kill between the two renames leaves the old folder
     under the name `.replaced-…`, from which `restore_replaced` gives it back.
     """
-    unfinished, replaced = (folder.with_name(prefix + folder.name) for prefix in (UNFINISHED, REPLACED))
+    unfinished, replaced = _unfinished(folder), folder.with_name(REPLACED + folder.name)
     with _named_errors(folder), _made(folder.parent):
         _restore(replaced)
-        shutil.rmtree(unfinished, ignore_errors=True)
         try:
             unfinished.mkdir()
             yield unfinished
@@ -151,7 +149,7 @@ def _restore(replaced: Path) -> None:
 
 def remove_folder(folder: Path) -> None:
     """Removes a folder. If a kill leaves some of it, that no longer has the folder's name."""
-    shutil.rmtree(folder.rename(free_name(folder.with_name(UNFINISHED + folder.name))))
+    shutil.rmtree(folder.rename(_unfinished(folder)))
 
 
 def remove_unfinished(parent: Path) -> None:
@@ -381,6 +379,11 @@ def remove_stale_weights(folder: Path, written: Iterable[str]) -> None:
 
 
 # Helpers
+
+
+def _unfinished(path: Path) -> Path:
+    # A random name, since two processes may write the same; the same suffix, which tells formats.
+    return path.with_name(f"{UNFINISHED}{os.urandom(4).hex()}-{path.name}")
 
 
 def _flush(path: Path) -> None:
