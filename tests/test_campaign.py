@@ -30,8 +30,9 @@ from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from training_runs import write_checkpoint
 
-from biggan_hf import BigGANConfig, BigGANModel, data
+from biggan_hf import BigGANConfig, BigGANModel
 from biggan_hf.conversion import convert_tfhub, reading
+from biggan_hf.pictures import decode_picture
 from biggan_hf.training.checkpoints import load_training_state
 
 
@@ -138,7 +139,7 @@ def test_pictures(trials: int) -> None:
 
 
 def decoded(content: bytes) -> torch.Tensor:
-    return data.decode_picture({"bytes": content, "path": None}, 16, 3)
+    return decode_picture({"bytes": content, "path": None}, 16, 3)
 
 
 # Configurations

@@ -16,7 +16,8 @@ import torch
 from fake_hub import FakeHub
 from PIL import Image
 
-from biggan_hf.data import ImageBatch, ShuffledBatches, decode_picture, load_labelled_images
+from biggan_hf.data import ImageBatch, ShuffledBatches, load_labelled_images
+from biggan_hf.pictures import decode_picture
 
 
 def picture(seed: int, mode: str = "RGB", size: tuple[int, int] = (8, 8)) -> Image.Image:

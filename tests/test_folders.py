@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from biggan_hf.data import LabelledImages, load_labelled_images
-from biggan_hf.folders import list_folder, natural_order
+from biggan_hf.data.folders import list_folder, natural_order
 
 
 Content = str | None  # a text, "-> path" for a link, or None for a picture

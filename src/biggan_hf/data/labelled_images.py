@@ -18,9 +18,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..pictures import decode_picture
 from .labels import alike
 from .opening import Opened, open_source
-from .pictures import decode_picture
 
 
 logger = logging.getLogger(__name__)

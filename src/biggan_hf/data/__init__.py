@@ -1,0 +1,20 @@
+"""From a folder, a file or a data set on the Hub to batches of uint8 pictures and class labels."""
+
+from .labelled_images import (
+    Contents,
+    ImageBatch,
+    LabelledImages,
+    ShuffledBatches,
+    UnreadablePictureError,
+    load_labelled_images,
+)
+
+
+__all__ = [
+    "Contents",
+    "ImageBatch",
+    "LabelledImages",
+    "ShuffledBatches",
+    "UnreadablePictureError",
+    "load_labelled_images",
+]
