@@ -1,4 +1,4 @@
-"""Trains as train.py does. From the opening of its pictures to its end, its last process gets only so many MiB more."""
+"""Trains as train.py does. From the opening of its pictures to its end, its last process gets only some MiB more."""
 
 import resource
 import sys

@@ -50,7 +50,8 @@ def test_out_of_memory_says_what_to_lower(tmp_path: Path) -> None:
     assert f"error: out of memory at step 1 with per_device_batch_size=192: {advice}--gradient_check" in done.stderr
 
 
-@pytest.mark.parametrize("num_processes", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("num_processes", [0, 2])
 def test_auto_batch_size_finds_what_fits(tmp_path: Path, num_processes: int) -> None:
     done = short_of_memory(tmp_path, "--auto_batch_size", num_processes=num_processes)
     assert done.returncode == 0, done.stderr[-2000:]
