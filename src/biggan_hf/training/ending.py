@@ -140,10 +140,11 @@ def tell(error: BaseException, run: Run | None) -> int:
     kill_workers()
     is_first = int(os.environ.get("LOCAL_RANK", "0")) == 0
     line, status = explain(error, run)
-    if status != ABORTED and (not is_first or is_of_other_process(error)):
+    waits = not is_first or is_of_other_process(error)
+    if waits:
         # The first process of a machine tells. What only another one has met, that one tells after a while.
         time.sleep(PATIENCE)
-    if status != ABORTED or is_first:
+    if not (waits and status == ABORTED and launcher() != os.getppid()):  # a lost launcher ends nobody: all abort
         print(line if is_first else f"\n{line}", file=sys.stderr, flush=True)  # the bar is the first one's
     return status
 
