@@ -1,4 +1,4 @@
-"""Trains as train.py does. From the time when its pictures are open, its last process gets only so many MiB more."""
+"""Trains as train.py does. From the opening of its pictures to its end, its last process gets only some MiB more."""
 
 import resource
 import sys
@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from biggan_hf.processes import num_processes, process_rank
-from biggan_hf.training import main, set_up
+from biggan_hf.training import loop, main, set_up
 
 
-load_images = set_up.__globals__["load_images"]
+load_images, finish = set_up.__globals__["load_images"], loop.finish
 allowed = int(sys.argv.pop(1)) * 2**20
 
 
@@ -21,5 +21,10 @@ def load_and_limit(*args: Any, **options: Any) -> Any:
     return images
 
 
-set_up.__globals__["load_images"] = load_and_limit
+def lift_and_finish(*args: Any) -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    finish(*args)
+
+
+set_up.__globals__["load_images"], vars(loop)["finish"] = load_and_limit, lift_and_finish
 main()

@@ -160,7 +160,7 @@ LINES = {
     "memory": ("error: out of memory at step 3 with per_device_batch_size=4: try --per_device_batch_size 2", 2),
     "pictures": ("error: ", 2),
     "process": ("", 1),
-    "worker": ("error: a process that reads pictures (dataloader_num_workers) has ended: DataLoader worker (pid", 1),
+    "worker": ("error: a process that reads pictures (dataloader_num_workers) has ended: ", 1),
 }
 FAST = {("error", 1, 0), ("worker", 2, 0), ("abort", 1, 0), ("pictures", 1, 0), ("memory", 0, 2)}
 CAMPAIGN = [

@@ -140,10 +140,11 @@ def tell(error: BaseException, run: Run | None) -> int:
     kill_workers()
     is_first = int(os.environ.get("LOCAL_RANK", "0")) == 0
     line, status = explain(error, run)
-    if status != ABORTED and (not is_first or is_of_other_process(error)):
+    waits = not is_first or is_of_other_process(error)
+    if waits:
         # The first process of a machine tells. What only another one has met, that one tells after a while.
         time.sleep(PATIENCE)
-    if status != ABORTED or is_first:
+    if not (waits and status == ABORTED and launcher() != os.getppid()):  # a lost launcher ends nobody: all abort
         print(line if is_first else f"\n{line}", file=sys.stderr, flush=True)  # the bar is the first one's
     return status
 
@@ -159,10 +160,12 @@ def explain(error: BaseException, run: Run | None) -> tuple[str, int]:
         return f"error: another process of this run has ended: {words.splitlines()[0]}", 1
     if run is None and isinstance(error, MISTAKES):
         return f"error: {' '.join(words.split())}", 2
+    # torch tells of a lost worker, or else its pipe breaks first.
+    breaks = isinstance(error, ConnectionError | EOFError) and run is not None and run.batches.num_workers > 0
+    if breaks or ("DataLoader worker" in words and "Caught" not in words):
+        return f"error: a process that reads pictures (dataloader_num_workers) has ended: {words.splitlines()[0]}", 1
     if isinstance(error, BAD_FILES):  # that of a process which reads pictures begins with its traceback
         return f"error: {words.splitlines()[-1]}", 2
-    if "DataLoader worker" in words and "Caught" not in words:
-        return f"error: a process that reads pictures (dataloader_num_workers) has ended: {words.splitlines()[0]}", 1
     unexpected = f"error: {type(error).__name__}: {words.splitlines()[-1 if 'Caught' in words else 0]}"
     return f"{unexpected}; {keep_traceback(error, run)}", 1
 
