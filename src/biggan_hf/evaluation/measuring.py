@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..class_names import abbreviated, has_no_names, match_classes
 from ..processes import from_main, is_main_process, num_processes
-from .classes import ClassMap, match_classes
 from .extractors import FeatureExtractor
 from .metrics import DENSITY_NEIGHBOURS, NEIGHBOURS, frechet_distance, kernel_distance, manifold_scores
 from .reports import Measure, Report
@@ -219,14 +219,26 @@ class _Evaluation:
             raise ValueError("intra-class FID needs a generator with classes")
         if not isinstance(self.reference, RealImages):
             raise ValueError("intra-class FID needs a data set with labels as its reference, not a file of moments")
-        return [self.reference.of_class(label) for label in self._class_map(samples).labels]
+        return [self.reference.of_class(label) for label in self._classes_of_reference(samples)[0]]
 
-    def _class_map(self, samples: ImageSource) -> ClassMap:
+    def _classes_of_reference(self, samples: ImageSource) -> tuple[list[int], str]:
+        """For each class of the model the label in the data set, and in words how they were matched."""
         assert isinstance(samples, GeneratedImages) and isinstance(self.reference, RealImages)
+        name, there = self.reference.name, self.reference.images.class_names
         if self.reference.images.labels is None:
-            raise ValueError(f"{self.reference.name} has no labels, which intra-class distances need")
-        names = [str(name) for _, name in sorted(samples.model.config.id2label.items())]
-        return match_classes(names, self.reference.images.class_names, self.reference.name)
+            raise ValueError(f"{name} has no labels, which intra-class distances need")
+        here = [str(class_name) for _, class_name in sorted(samples.model.config.id2label.items())]
+        rows, by_number = match_classes(there, here)
+        if by_number and len(here) != len(there):
+            raise ValueError(f"the model has {len(here)} classes, {name} has {len(there)}, and one of them no names")
+        if missing := [class_name for class_name, row in zip(here, rows, strict=True) if row is None]:
+            raise ValueError(
+                f"{name} has no class {missing[0]!r} and lacks {len(missing)} classes of the model in all: its "
+                f"classes are {abbreviated(there)}, the model's {abbreviated(here)}"
+            )
+        nameless = "the model" if has_no_names(here) else name
+        how = f"number: {nameless} has no names" if by_number else "name"
+        return [row for row in rows if row is not None], f"classes matched by {how}"
 
     # The protocol
 
@@ -254,7 +266,7 @@ class _Evaluation:
         if settings.keeps_features:
             protocol["features_of"] = f"{kept[0]} real images and {kept[1]} samples, for all but FID and IS"
         if "intra_class_fid" in settings.metrics:
-            how = self._class_map(samples).how
+            _, how = self._classes_of_reference(samples)
             protocol["intra_class_fid"] = f"all real images of each class, and as many samples; {how}"
         protocol["software"] = {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()}
         protocol["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -13,11 +13,12 @@ import torch
 from tqdm.auto import tqdm
 
 from ..cards import is_path, public_name
+from ..class_names import abbreviated
 from ..configuration_biggan import BigGANConfig
 from ..data import LabelledImages
 from ..files import write_text
 from .arguments import DataArguments
-from .fine_tuning import abbreviated, map_classes, names_of
+from .fine_tuning import map_classes, names_of
 
 
 if TYPE_CHECKING:
