@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 from accelerate import Accelerator
 from common import ATTENTION, tiny_discriminator, tiny_generator
 from torch import Tensor
+from transformers.utils import logging
 
 from biggan_hf.training.arguments import TrainingArguments
 
@@ -49,8 +51,10 @@ SIDE = {
 
 
 @pytest.fixture(autouse=True)
-def small_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_matrices(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setitem(measuring.MATRIX_SIZE, "cpu", 32)
+    yield
+    logging.enable_progress_bar()  # which the programs turn off
 
 
 def options(**changes: Any) -> argparse.Namespace:

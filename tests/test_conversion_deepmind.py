@@ -242,7 +242,7 @@ def test_sources_that_are_none(tmp_path: Path) -> None:
 def test_reader_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "h5py", None)
     (tmp_path / "file.h5").write_bytes(b"")
-    with pytest.raises(ImportError, match="needs h5py: pip install h5py"):
+    with pytest.raises(ImportError, match="needs h5py: pip install .biggan_hf.convert.."):
         convert(convert_tfhub, tmp_path / "file.h5", tmp_path / "model")
 
 

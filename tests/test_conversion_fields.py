@@ -8,7 +8,8 @@ from common import tiny_config, tiny_discriminator, tiny_generator, tiny_inputs
 from torch.nn import functional as F
 
 from biggan_hf import BigGANDiscriminator
-from biggan_hf.layers import Conv2dPool, StandingRow
+from biggan_hf.latents import StandingRow
+from biggan_hf.layers import Conv2dPool
 from biggan_hf.modeling_biggan import (
     BigGANDeepDiscriminatorBlock,
     BigGANDeepGeneratorBlock,

@@ -191,7 +191,7 @@ def test_lite0_is_the_package_s_network_at_112_pixels() -> None:
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
-    with pytest.raises(ImportError, match=r"pip install biggan_hf\[eval\]"):
+    with pytest.raises(ImportError, match=r"pip install .biggan_hf\[eval\]."):
         load_extractor("lite0")
 
 

@@ -169,9 +169,7 @@ def test_what_is_no_index(content: str, folder: Path) -> None:
         BigGANModel.from_pretrained(folder)
 
 
-@pytest.mark.parametrize(
-    "field", [{"class_embedding_dim": 10**12}, {"generator_base_channels": 10**6}, {"generator_base_channels": 10**17}]
-)
+@pytest.mark.parametrize("field", [{"generator_base_channels": 10**4}, {"generator_base_channels": 2**16}])
 def test_a_network_beyond_the_memory_is_refused(field: dict[str, int], folder: Path) -> None:
     with pytest.raises(MemoryError, match="a network of this configuration does not fit the memory"):
         BigGANModel.from_pretrained(folder, **field)

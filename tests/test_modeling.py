@@ -80,8 +80,6 @@ def test_outputs(overrides: dict[str, Any]) -> None:
     assert logits.shape == (3, 1)
     assert isinstance(generator(latents, labels, return_dict=False), tuple)
     assert isinstance(discriminator(images, labels, return_dict=False), tuple)
-    for network in (generator, discriminator):
-        assert network(**network.dummy_inputs)[0].shape[0] == 1
 
 
 @both_networks

@@ -1,10 +1,9 @@
 """The configuration of BigGAN: one object for both networks (Brock, Donahue, Simonyan 2018, arXiv:1809.11096)."""
 
 import difflib
-import functools
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +21,6 @@ logger = logging.get_logger(__name__)
 
 NETWORKS = ("generator", "discriminator")
 MOST_LABELS = 1_000_000  # their names alone take a quarter of a gigabyte
-FEW_CLASSES = 20  # a message can name them all
 
 # transformers passes these to the constructor of a configuration, beside its fields.
 _BASE_KEYWORDS = {"_commit_hash", "_name_or_path", "auto_map", "model_type", "name_or_path", "output_attentions"}
@@ -186,48 +184,6 @@ class BigGANConfig(PreTrainedConfig):
         write_text(json_file_path, text)
 
     # Classes by their names
-
-    def label_of(self, name: str) -> int:
-        """
-        The label of a class.
-
-        Args:
-            name: A comma-separated part of its name or the whole of it, in any case.
-
-        Raises:
-            ValueError: A name that no class has, with the classes or the closest ones, or that several classes have,
-                with their labels.
-            TypeError: A name that is no string.
-        """
-        if not isinstance(name, str):
-            raise TypeError(f"a class name must be a string, and a class id an integer, got {name!r}")
-        names: dict[Any, str] = self.id2label or {}
-        if not names:
-            raise ValueError(f"this model is unconditional and has no classes, got {name!r}")
-        index = labels_by_name(tuple(names.items()))
-        found = index.get(normalized(name), [])
-        if len(found) == 1:
-            return found[0]
-        if found:
-            classes = " and ".join(f"{label} ({names[label]!r})" for label in found)
-            raise ValueError(f"class name {name!r} is shared by the classes {classes}; give an id")
-        close = difflib.get_close_matches(normalized(name), index, n=3)
-        hint = f"; the closest are {', '.join(map(repr, close))}" if close else ""
-        if not close or len(names) <= FEW_CLASSES:
-            hint += f"; the ids are 0 to {len(names) - 1}"
-        if len(names) <= FEW_CLASSES:
-            hint += f", of {', '.join(map(repr, names.values()))}"
-        raise ValueError(f"unknown class name {name!r}{hint}")
-
-    def with_ids(self, labels: Any) -> Any:
-        """`labels`, one or several, with the labels of classes in place of their names."""
-        if getattr(getattr(labels, "dtype", None), "kind", None) in ("U", "O"):  # numpy's texts and objects
-            labels = labels.tolist()
-        if isinstance(labels, str):
-            return self.label_of(labels)
-        if isinstance(labels, Sequence):
-            return [self.label_of(label) if isinstance(label, str) else label for label in labels]
-        return labels
 
     # What the networks are built from
 
@@ -418,27 +374,6 @@ def check_ranges(settings: Any, ranges: Ranges) -> None:
             value = getattr(settings, name)
             if value is not None and not is_allowed(value):
                 raise ValueError(f"{name} must {expected}, got {value}")
-
-
-def check_label_range(labels: Sequence[int], num_labels: int) -> None:
-    """Raises `ValueError` for the first label outside 0 … num_labels - 1."""
-    for label in labels:
-        if not 0 <= label < num_labels:
-            raise ValueError(f"class label {label} is outside 0 to {num_labels - 1}")
-
-
-def normalized(name: str) -> str:
-    return " ".join(name.split()).casefold()
-
-
-@functools.lru_cache(maxsize=8)
-def labels_by_name(id2label: tuple[tuple[int, str], ...]) -> Mapping[str, list[int]]:
-    """The labels of the classes that bear a name, for every synonym and every whole name."""
-    index: dict[str, list[int]] = {}
-    for label, text in id2label:
-        for name in {normalized(name) for name in [text, *text.split(",")]} - {""}:
-            index.setdefault(name, []).append(label)
-    return index
 
 
 def _replaced(settings: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:

@@ -9,9 +9,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .bars import open_bar
+from .class_labels import check_class_labels
 from .latents import sample_latents
 from .modeling_biggan import BigGANModel
-from .sampling_biggan import check_class_labels
 
 
 @dataclass

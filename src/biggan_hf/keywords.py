@@ -6,8 +6,9 @@ from collections.abc import Callable, Collection, Mapping
 from difflib import get_close_matches
 from typing import Any, TypeVar, cast
 
-import torch
 from torch import Tensor
+
+from .class_labels import as_labels
 
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -124,17 +125,8 @@ def understood(network: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> t
     samples = args[0] if args else kwargs.get(network.main_input_name)
     if labels is None or not isinstance(samples, Tensor) or (isinstance(labels, Tensor) and labels.ndim):
         return args, kwargs
-    ids = as_labels(network.config, labels).to(samples.device)
+    ids = as_labels(labels, network.config.id2label).to(samples.device)
     ids = ids if ids.ndim else ids.expand(len(samples))
     if len(args) > place:
         return (*args[:place], ids, *args[place + 1 :]), kwargs
     return args, {**kwargs, "class_labels": ids}
-
-
-def as_labels(config: Any, labels: Any) -> Tensor:
-    """The labels, numbers or names of classes, as a tensor on the CPU."""
-    ids = config.with_ids(labels)
-    try:
-        return torch.as_tensor(ids, device="cpu")
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"class_labels must be integers or names, got {labels!r}") from error

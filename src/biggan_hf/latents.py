@@ -3,7 +3,7 @@
 import math
 import numbers
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -150,3 +150,34 @@ def _slerp(start: Tensor, end: Tensor, fraction: Tensor) -> Tensor:
     arc = (torch.sin((1 - fraction) * angle) * units[0] + torch.sin(fraction * angle) * units[1]) / sine
     on_sphere = torch.lerp(norms[0], norms[1], fraction) * arc
     return torch.where(sine > 1e-3, on_sphere, torch.lerp(start, end, fraction))
+
+
+# Standing statistics: which rows of the table belong to a truncation
+
+
+class StandingRow(NamedTuple):
+    """Two rows of the table of standing statistics, and how far to go from `lower` to `upper` (0 to 1)."""
+
+    lower: int
+    upper: int
+    fraction: float
+
+
+def standing_row(table: Sequence[float], truncation: float, mirrored: bool) -> StandingRow:
+    """
+    The place of a truncation in a table of standing statistics: between the two rows around it.
+
+    `mirrored`: as pytorch-pretrained-biggan computes it, whose rounding decides which rows a threshold gets.
+    """
+    if not table[0] <= truncation <= table[-1]:
+        raise ValueError(f"truncation={truncation} is outside the standing statistics, {table[0]} to {table[-1]}")
+    if mirrored:
+        position = truncation / (1.0 / (len(table) - 1))
+        lower = int(position)
+        weight = position - lower
+        return StandingRow(lower, min(lower + 1, len(table) - 1), 1 - weight if weight else 0.0)
+    upper = next(i for i, threshold in enumerate(table) if threshold >= truncation)
+    if table[upper] == truncation:
+        return StandingRow(upper, upper, 0.0)
+    fraction = (truncation - table[upper - 1]) / (table[upper] - table[upper - 1])
+    return StandingRow(upper - 1, upper, fraction)

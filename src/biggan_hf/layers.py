@@ -6,13 +6,14 @@ literature uses. `ops.py` says how; `kernel()` returns the weight, W / σ(W) whe
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .latents import StandingRow
 from .ops import attention, batch_norm, batch_norm_in_training, conv2d_pool, upsample_conv2d
 from .ops import conv2d as padded_conv2d
 from .spectral_norm import Float32Buffers, FoldableWeight, SpectralNorm
@@ -135,14 +136,6 @@ class MixingEmbedding(nn.Embedding):
 
 
 # Batch norm
-
-
-class StandingRow(NamedTuple):
-    """Two rows of the table of standing statistics, and how far to go from `lower` to `upper` (0 to 1)."""
-
-    lower: int
-    upper: int
-    fraction: float
 
 
 class _BatchNorm(Float32Buffers):

@@ -239,3 +239,12 @@ def check_images(images: Tensor, network: nn.Module, waits: bool = False) -> Ten
         reason = wrong_tensor(network) or f"the numbers leave the range of {images.dtype}"
         raise NotFiniteError(f"the images hold numbers that are not finite: {reason}")
     return images
+
+
+def check_not_offloaded(network: nn.Module) -> None:
+    """Raises `ValueError` if the weights are offloaded layer by layer."""
+    if any(weight.is_meta for weight in network.parameters()):
+        raise ValueError(
+            "the model's weights are offloaded layer by layer (device 'meta'); it cannot generate with them. "
+            "Move the whole model with accelerate.cpu_offload_with_hook(model, device)"
+        )

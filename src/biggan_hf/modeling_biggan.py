@@ -13,27 +13,28 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
-from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
+from .class_labels import check_class_labels
 from .configuration_biggan import BigGANConfig
 from .hub import PublishingMixin
+from .initialization import init_weights
 from .keywords import understood
+from .latents import StandingRow
 from .layers import (
     BatchNorm2d,
     ConditionalBatchNorm2d,
     OneHotLabels,
     SelfAttention,
     SNEmbedding,
-    StandingRow,
     conv2d,
     linear,
     move_running_statistics,
 )
 from .ops import average_pool, upsample
-from .sampling_biggan import SamplingMixin, check_class_labels
-from .spectral_norm import SpectralNorm, drop_stale_folds, folded_weights, iterate_in_training
+from .sampling_biggan import SamplingMixin
+from .spectral_norm import drop_stale_folds, folded_weights, iterate_in_training
 
 
 @dataclass
@@ -251,13 +252,6 @@ class BigGANPreTrainedModel(PublishingMixin, PreTrainedModel):
         config.validate_architecture()
         super().__init__(config)
 
-    @property
-    def dummy_inputs(self) -> dict[str, Tensor]:
-        config, labels = self.config, {"class_labels": torch.zeros(1).long()} if self.config.num_labels else {}
-        images = torch.zeros(1, config.num_channels, config.image_size, config.image_size)
-        inputs = {"pixel_values": images, "latents": torch.zeros(1, config.z_dim)}
-        return {self.main_input_name: inputs[self.main_input_name], **labels}
-
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         # Before the forward, which cannot check where it is compiled.
         if not torch.compiler.is_compiling():
@@ -274,32 +268,8 @@ class BigGANPreTrainedModel(PublishingMixin, PreTrainedModel):
         """
         return folded_weights(self)
 
-    @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Conv2d | nn.Linear | nn.Embedding):
-            self._init_weight(module.weight)
-            if isinstance(bias := getattr(module, "bias", None), Tensor):
-                init.zeros_(bias)
-        # The checkpoint has no singular vectors: start from a random u, which the first steps correct.
-        if isinstance(module, SpectralNorm):
-            init.normal_(module.u0)
-            init.ones_(module.sv0)
-            init.zeros_(module.v0)
-        if isinstance(module, BatchNorm2d):
-            init.ones_(module.gain)
-            init.zeros_(module.bias)
-        if isinstance(module, BatchNorm2d | ConditionalBatchNorm2d):
-            for name, buffer in module.named_buffers(recurse=False):
-                (init.ones_ if name.endswith("var") else init.zeros_)(buffer)
-        # Attention begins as the identity: γ = 0.
-        if isinstance(module, SelfAttention):
-            init.zeros_(module.gamma)
-
-    def _init_weight(self, weight: Tensor) -> None:
-        if self.config.initializer == "normal":
-            init.normal_(weight, std=0.02)
-        else:
-            (init.orthogonal_ if self.config.initializer == "orthogonal" else init.xavier_uniform_)(weight)
+        init_weights(module, self.config.initializer)
 
 
 class BigGANModel(SamplingMixin, BigGANPreTrainedModel):

@@ -17,14 +17,13 @@ from tqdm.auto import tqdm
 from transformers.utils import ModelOutput
 
 from .bars import open_bar
-from .configuration_biggan import check_label_range, labels_by_name, normalized
+from .class_labels import check_class_labels, check_label_range, label_of, labels_by_name, normalized
 from .images import to_pil, to_uint8
 from .keywords import answers_keywords
 from .latents import TruncationMode, check_generators, sample_latents
-from .loading import check_images
+from .loading import check_images, check_not_offloaded
 from .memory import is_out_of_memory
 from .modeling_biggan import BigGANModel
-from .sampling_biggan import check_class_labels
 from .spectral_norm import fold, unfold
 
 
@@ -168,7 +167,7 @@ class BigGANPipeline:
             ValueError: A name that no class has, with the closest ones, or that several classes have, with their ids.
             TypeError: A name that is no string.
         """
-        return [self.model.config.label_of(name) for name in ([names] if isinstance(names, str) else names)]
+        return [label_of(name, self.model.config.id2label) for name in ([names] if isinstance(names, str) else names)]
 
     def embed_classes(self, class_labels: ClassLabels) -> Tensor:
         """
@@ -248,7 +247,7 @@ class BigGANPipeline:
             TypeError: A label or a generator of another type.
             MemoryError: Not even one image fits the device.
         """
-        self.model.check_weights()
+        check_not_offloaded(self.model)
         latents = _as_tensor("latents", latents)
         label_ids, embeddings = self._classes(class_labels, _as_tensor("class_embeddings", class_embeddings))
         _check_positive("num_images_per_prompt", num_images_per_prompt)
@@ -360,7 +359,7 @@ class BigGANPipeline:
 
     def _to_id(self, label: Any) -> int:
         if not isinstance(label, Integral) or isinstance(label, bool):
-            return self.model.config.label_of(label)
+            return label_of(label, self.model.config.id2label)
         if self.model.config.num_labels:
             check_label_range([int(label)], self.model.config.num_labels)
         return int(label)

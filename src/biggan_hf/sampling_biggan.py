@@ -9,35 +9,24 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from .configuration_biggan import check_label_range
-from .keywords import answers_keywords, as_labels
-from .latents import TruncationMode, check_generators, check_truncation, check_truncation_mode, sample_latents
-from .layers import StandingRow
-from .loading import check_images
+from .class_labels import as_labels, check_class_labels
+from .keywords import answers_keywords
+from .latents import (
+    StandingRow,
+    TruncationMode,
+    check_generators,
+    check_truncation,
+    check_truncation_mode,
+    sample_latents,
+    standing_row,
+)
+from .loading import check_images, check_not_offloaded
 from .spectral_norm import folded_weights
 
 
 logger = logging.get_logger(__name__)
 
 Generators = torch.Generator | Sequence[torch.Generator]
-
-
-def check_class_labels(class_labels: Tensor | None, num_samples: int, num_labels: int | None) -> None:
-    """
-    Raises `ValueError` unless there is one integer label per sample, from 0 to num_labels - 1, or no labels for a
-    network without classes. The range of labels on a GPU is not checked, which would wait for the GPU.
-    """
-    if not num_labels:
-        if class_labels is not None:
-            raise ValueError("this model is unconditional (num_labels=0): class_labels must be None")
-        return
-    if class_labels is None:
-        raise ValueError(f"this model has {num_labels} classes: class_labels must be given")
-    shape, dtype = tuple(class_labels.shape), class_labels.dtype
-    if shape != (num_samples,) or dtype not in (torch.int64, torch.int32):
-        raise ValueError(f"class_labels must be {num_samples} integers (int64), one a sample, got {shape} of {dtype}")
-    if class_labels.device.type == "cpu" and not torch.compiler.is_compiling():
-        check_label_range(class_labels.tolist(), num_labels)
 
 
 def _in_eval_mode(module: nn.Module) -> Any:
@@ -79,7 +68,7 @@ class SamplingMixin(PreTrainedModel):
         Returns:
             (len(class_labels) · num_images_per_prompt, num_channels, image_size, image_size) in [-1, 1].
         """
-        self.check_weights()
+        check_not_offloaded(self)
         # Labels first, then latents: the order in which a generator is read.
         labels = self._labels_to_sample(class_labels, num_images_per_prompt, generator)
         number = num_images_per_prompt if labels is None else len(labels)
@@ -89,14 +78,6 @@ class SamplingMixin(PreTrainedModel):
         elif len(latents) != number:
             raise ValueError(f"latents must be ({number}, {self.config.z_dim}), got {tuple(latents.shape)}")
         return self._generate(latents, labels, None, truncation)
-
-    def check_weights(self) -> None:
-        """Raises `ValueError` if the weights are offloaded layer by layer."""
-        if any(weight.is_meta for weight in self.parameters()):
-            raise ValueError(
-                "the model's weights are offloaded layer by layer (device 'meta'); it cannot generate with them. "
-                "Move the whole model with accelerate.cpu_offload_with_hook(model, device)"
-            )
 
     @torch.no_grad()
     def _generate(
@@ -116,7 +97,7 @@ class SamplingMixin(PreTrainedModel):
         if repeats < 1:
             raise ValueError(f"num_images_per_prompt must be at least 1, got {repeats}")
         if labels is not None:
-            labels = as_labels(self.config, labels).reshape(-1)
+            labels = as_labels(labels, self.config.id2label).reshape(-1)
             check_class_labels(labels, len(labels), self.config.num_labels)
             return labels.repeat_interleave(repeats).to(self.device)
         if not self.config.num_labels:
@@ -144,25 +125,10 @@ class SamplingMixin(PreTrainedModel):
 
     def _standing_row(self, truncation: float | None) -> StandingRow | None:
         # The place of a truncation in the table of standing statistics; `None` for the running statistics.
+        table, mirrored = list(self.config.standing_truncations), self.config.standing_interpolation == "mirrored"
         check_truncation(truncation)
-        table = list(self.config.standing_truncations)
-        if truncation is None:
-            return None
-        if not table:
-            if not torch.compiler.is_compiling():
-                logger.warning_once("This model has no standing statistics; truncated samples use the running ones.")
-            return None
-        if not table[0] <= truncation <= table[-1]:
-            raise ValueError(f"truncation={truncation} is outside the standing statistics, {table[0]} to {table[-1]}")
-        if self.config.standing_interpolation == "mirrored":
-            # As pytorch-pretrained-biggan computes it, whose rounding decides which rows a threshold gets.
-            position = truncation / (1.0 / (len(table) - 1))
-            lower = int(position)
-            weight = position - lower
-            return StandingRow(lower, min(lower + 1, len(table) - 1), 1 - weight if weight else 0.0)
-        # Linear between the two rows around it.
-        upper = next(i for i, threshold in enumerate(table) if threshold >= truncation)
-        if table[upper] == truncation:
-            return StandingRow(upper, upper, 0.0)
-        fraction = (truncation - table[upper - 1]) / (table[upper] - table[upper - 1])
-        return StandingRow(upper - 1, upper, fraction)
+        if truncation is not None and table:
+            return standing_row(table, truncation, mirrored)
+        if truncation is not None and not torch.compiler.is_compiling():
+            logger.warning_once("This model has no standing statistics; truncated samples use the running ones.")
+        return None

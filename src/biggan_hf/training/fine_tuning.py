@@ -6,6 +6,7 @@ import torch
 
 from ..class_names import abbreviated, has_no_names, match_classes
 from ..configuration_biggan import BigGANConfig
+from ..initialization import init_weight
 from ..modeling_biggan import BigGANDiscriminator, BigGANModel
 
 
@@ -55,7 +56,7 @@ def take_classes(network: Network, saved: Network, rows: list[int | None]) -> No
     there = [row for row in rows if row is not None]
     for name in [name for name in new if is_of_classes(network, name)]:
         weight = torch.empty_like(new[name])
-        network._init_weight(weight)
+        init_weight(weight, network.config.initializer)
         if name in old and old[name].shape[1:] == weight.shape[1:]:
             weight[here] = old[name][there]
         new[name].copy_(weight)

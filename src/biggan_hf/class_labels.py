@@ -1,0 +1,106 @@
+"""Class labels as callers give them, numbers or names, and what a network accepts."""
+
+import difflib
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+FEW_CLASSES = 20  # a message can name them all
+
+
+# Names
+
+
+def label_of(name: str, id2label: Mapping[Any, str] | None) -> int:
+    """
+    The label of a class.
+
+    Args:
+        name: A comma-separated part of its name or the whole of it, in any case.
+        id2label: The names of all classes, as a configuration has them.
+
+    Raises:
+        ValueError: A name that no class has, with the classes or the closest ones, or that several classes have, with
+            their labels.
+        TypeError: A name that is no string.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"a class name must be a string, and a class id an integer, got {name!r}")
+    names = id2label or {}
+    if not names:
+        raise ValueError(f"this model is unconditional and has no classes, got {name!r}")
+    index = labels_by_name(tuple(names.items()))
+    found = index.get(normalized(name), [])
+    if len(found) == 1:
+        return found[0]
+    if found:
+        classes = " and ".join(f"{label} ({names[label]!r})" for label in found)
+        raise ValueError(f"class name {name!r} is shared by the classes {classes}; give an id")
+    close = difflib.get_close_matches(normalized(name), index, n=3)
+    hint = f"; the closest are {', '.join(map(repr, close))}" if close else ""
+    if not close or len(names) <= FEW_CLASSES:
+        hint += f"; the ids are 0 to {len(names) - 1}"
+    if len(names) <= FEW_CLASSES:
+        hint += f", of {', '.join(map(repr, names.values()))}"
+    raise ValueError(f"unknown class name {name!r}{hint}")
+
+
+@functools.lru_cache(maxsize=8)
+def labels_by_name(id2label: tuple[tuple[int, str], ...]) -> Mapping[str, list[int]]:
+    """The labels of the classes that bear a name, for every synonym and every whole name."""
+    index: dict[str, list[int]] = {}
+    for label, text in id2label:
+        for name in {normalized(name) for name in [text, *text.split(",")]} - {""}:
+            index.setdefault(name, []).append(label)
+    return index
+
+
+def normalized(name: str) -> str:
+    return " ".join(name.split()).casefold()
+
+
+# Labels
+
+
+def as_labels(labels: Any, id2label: Mapping[Any, str] | None) -> Tensor:
+    """The labels, numbers or names of classes, one or several, as a tensor on the CPU."""
+    if getattr(getattr(labels, "dtype", None), "kind", None) in ("U", "O"):  # numpy's texts and objects
+        labels = labels.tolist()
+    ids = labels
+    if isinstance(labels, str):
+        ids = label_of(labels, id2label)
+    elif isinstance(labels, Sequence):
+        ids = [label_of(label, id2label) if isinstance(label, str) else label for label in labels]
+    try:
+        return torch.as_tensor(ids, device="cpu")
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"class_labels must be integers or names, got {labels!r}") from error
+
+
+def check_label_range(labels: Sequence[int], num_labels: int) -> None:
+    """Raises `ValueError` for the first label outside 0 … num_labels - 1."""
+    for label in labels:
+        if not 0 <= label < num_labels:
+            raise ValueError(f"class label {label} is outside 0 to {num_labels - 1}")
+
+
+def check_class_labels(class_labels: Tensor | None, num_samples: int, num_labels: int | None) -> None:
+    """
+    Raises `ValueError` unless there is one integer label per sample, from 0 to num_labels - 1, or no labels for a
+    network without classes. The range of labels on a GPU is not checked, which would wait for the GPU.
+    """
+    if not num_labels:
+        if class_labels is not None:
+            raise ValueError("this model is unconditional (num_labels=0): class_labels must be None")
+        return
+    if class_labels is None:
+        raise ValueError(f"this model has {num_labels} classes: class_labels must be given")
+    shape, dtype = tuple(class_labels.shape), class_labels.dtype
+    if shape != (num_samples,) or dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"class_labels must be {num_samples} integers (int64), one a sample, got {shape} of {dtype}")
+    if class_labels.device.type == "cpu" and not torch.compiler.is_compiling():
+        check_label_range(class_labels.tolist(), num_labels)
