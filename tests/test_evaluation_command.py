@@ -86,6 +86,15 @@ def test_options_reach_what_they_are_for(folder: Path) -> None:
     assert protocol["features_of"].startswith("60 real images and 50 samples")
 
 
+def test_no_samples_of_classes_without_pictures(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [f"class {label}" for label in range(3)]
+    tiny_generator(num_channels=1, id2label=dict(enumerate(["none", *names]))).save_pretrained("model")
+    evaluate("--output", "report.json", "--metrics", "fid")
+    assert "pictures has pictures of 3 of the model's 4 classes" in capsys.readouterr().out
+    samples = json.loads(Path("report.json").read_text())["protocol"]["samples"]
+    assert samples["labels"] == "uniform over 3 of 4 classes: 1, 2, 3"
+
+
 def test_defaults() -> None:
     args = build_parser().parse_args(["evaluate", "model", "--dataset_name", "x"])
     assert (args.num_images, args.seed, args.truncations) == (50_000, 0, [None])

@@ -9,11 +9,13 @@ examples:
 
 import argparse
 import math
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 from huggingface_hub.constants import HF_HOME
 
+from ..class_names import match_classes
 from ..evaluation import FeatureExtractor, GeneratedImages, ImageArray, ImageSource, Measurements, RealImages, Report
 from ..evaluation.curves import marked_points, plot_curve, truncation_in_words, write_csv
 from ..evaluation.extractors import load_extractor
@@ -90,6 +92,7 @@ def run(args: argparse.Namespace) -> None:
         samples = _samples(args)
         extractor = load_extractor(args.extractor, device, image_size=samples[0].image_shape[1])
         reference, floor = _reference(args, samples[0], extractor, settings)
+        samples = [_of_classes_with_pictures(source, reference) for source in samples]
         reports = evaluate_all(samples, reference, extractor, settings, floor)
         if is_main_process():
             _write(args, reports)
@@ -157,6 +160,21 @@ def _open(
             f"--convert makes them alike ({real.conversion})"
         )
     return real
+
+
+def _of_classes_with_pictures(samples: ImageSource, reference: ImageSource | Measurements) -> ImageSource:
+    """The samples without the classes of which the reference has no picture; as they are if no class matches."""
+    if not isinstance(samples, GeneratedImages) or not isinstance(reference, RealImages) or samples.labels is None:
+        return samples
+    there, here = reference.images.class_names, list(samples.model.config.id2label.values())
+    filled = set(reference.images.contents.filled_classes)
+    classes = [label for label, row in enumerate(match_classes(there, here).rows) if row in filled]
+    if not 0 < len(classes) < len(here):
+        return samples
+    if is_main_process():
+        pictures = f"{reference.name} has pictures of {len(classes)} of the model's {len(here)} classes"
+        print(f"{pictures}: the samples are of these")
+    return replace(samples, classes=classes)
 
 
 def _write(args: argparse.Namespace, reports: list[Report]) -> None:
