@@ -257,7 +257,7 @@ def test_empty_classes_of_a_slice_stay_and_are_told(tmp_path: Path) -> None:
     images = load_labelled_images(str(folder), image_size=8, split="train[:50%]")
     assert images.class_names == ["ant", "bee", "cat"] and images.contents.class_counts == [1, 1, 0]
     assert images.contents.filled_classes == [0, 1]
-    assert images.contents.remarks == ["1 of 3 classes have no pictures in split 'train[:50%]': cat."]
+    assert images.contents.remarks == ["1 of 3 classes has no pictures in split 'train[:50%]': cat."]
 
 
 def test_splits_by_their_other_names_and_those_that_are_ignored(tmp_path: Path) -> None:
@@ -388,7 +388,8 @@ def test_unreadable_pictures_give_way_to_the_next(
             assert torch.equal(batch["pixel_values"], expected([1, 4, 4, 4, 4]))
             assert labels_of(batch) == [0, 1, 1, 1, 1]
     assert sorted(images.unreadable) == [2, 3]
-    assert images.unreadable[2].endswith("2.png (row 2): unknown image format") and "truncated" in images.unreadable[3]
+    assert str(images.unreadable[2]).endswith("2.png (row 2): unknown image format")
+    assert "truncated" in images.unreadable[3].reason
     for name, message in zip(["2.png (row 2)", "3.png (row 3)"], caplog.messages, strict=True):
         assert str(folder / "ant" / name) in message
 
@@ -405,7 +406,8 @@ def test_unreadable_picture_as_an_error(tmp_path: Path) -> None:
     unknown = r"ant/2\.png \(row 2\): unknown image format"
     with pytest.raises(ValueError, match=unknown):  # it is among those that are tried at the start
         load_labelled_images(str(folder), image_size=8, on_unreadable_image="error")
-    images = dataclasses.replace(load_labelled_images(str(folder), image_size=8), on_unreadable_image="error")
+    images = load_labelled_images(str(folder), image_size=8)
+    images = dataclasses.replace(images, on_unreadable_image="error", unreadable={})
     images.__getitems__([0, 1])
     with pytest.raises(ValueError, match=unknown):
         images.__getitems__([1, 2])
@@ -427,7 +429,7 @@ def test_null_picture(tmp_path: Path) -> None:
     folder = write_parquet(tmp_path / "set", image=(datasets.Image(), [picture(0), None, picture(2)]))
     images = load_labelled_images(str(folder), image_size=8)
     assert torch.equal(images.__getitems__([1])["pixel_values"], expected([2]))
-    assert images.unreadable == {1: "unreadable picture in row 1: there is no picture"}
+    assert [*map(str, images.unreadable.values())] == ["unreadable picture in row 1: there is no picture"]
 
 
 def test_nothing_readable(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def test_fewer_classes_and_a_checkpoint_to_start_from(tmp_path: Path, capsys: Ca
     pictures = write_pictures(tmp_path / "two", ("dog", "eel"), 12)
     first = [*argv, "--dataset_name", str(pictures), "--output_dir", str(tmp_path / "first")]
     main([*first, "--init_from", str(model)])
-    assert "1 of 2 classes are taken by name from" in capsys.readouterr().out
+    assert "1 of 2 classes is taken by name from" in capsys.readouterr().out
     # A training checkpoint gives its weights, and not its step, its optimisers or its learning rates.
     run = tuned(tmp_path / "first" / "checkpoint-2", ("dog", "eel"), tmp_path / "second")
     assert run.global_step == 0 and run.batches.samples_seen == 0
@@ -92,21 +92,23 @@ IMAGENET = ["tench, Tinca tinca", "goldfish, Carassius auratus", "crane", "crane
     [
         (["a", "b"], ["a", "b"], [0, 1], "all 2 classes are taken by name from m"),
         (["a", "b"], ["b", "a"], [1, 0], "all 2 classes are taken by name from m"),
-        (["a", "b"], ["A", "b "], [None, 1], "1 of 2 classes are taken by name from m; 1 is new: A"),
+        (["a", "b"], ["A", "b "], [None, 1],
+         "1 of 2 classes is taken by name from m; 1 is new: A (upper and lower case differ: 'A' is not 'a')"),
         (["a", "b"], ["x", "y", "z"], [None] * 3, "0 of 3 classes are taken by name from m; 3 are new: x, y, z"),
         (list("abcdefghij"), [*"abcdefg", "ant", "bee", "wasp"], [*range(7), None, None, None],
          "7 of 10 classes are taken by name from m; 3 are new: ant, bee, wasp"),
         (IMAGENET, ["goldfish", "tench"], [1, 0], "all 2 classes are taken by name from m"),
-        (["tench", "hen"], IMAGENET[:2], [0, None], "1 of 2 classes are taken by name from m; 1 is new: goldfish, Ca"),
+        (["tench", "hen"], IMAGENET[:2], [0, None], "1 of 2 classes is taken by name from m; 1 is new: goldfish, Ca"),
         (IMAGENET, IMAGENET, [0, 1, 2, 3, 4, 5], "all 6 classes are taken by name from m"),
-        (IMAGENET, ["crane"], [None], "0 of 1 classes"),  # which of the two?
-        (IMAGENET, ["missile"], [4], "all 1 classes"),  # the whole name counts more than a synonym
-        (IMAGENET, ["Tinca"], [None], "0 of 1 classes"),
-        (["a", "b", "c"], ["0", "1", "2"], [0, 1, 2], "all 3 classes are taken by number from m: the data has no na"),
-        (["LABEL_0", "LABEL_1"], ["a", "b"], [0, 1], "all 2 classes are taken by number from m: m has no names"),
-        (["a", "b", "c"], ["0", "1"], [None] * 2, "all 2 classes are new: m has 3, and the data no names of classes"),
-        (["0", "1", "2"], ["0", "1"], [None] * 2, "all 2 classes are new"),
-        ([str(digit) for digit in range(10)], ["3", "7"], [3, 7], "all 2 classes are taken by name"),
+        (IMAGENET, ["crane"], [None], "0 of 1 class are"),  # which of the two?
+        (IMAGENET, ["missile"], [4], "the one class is taken by name"),  # the whole name counts more than a synonym
+        (IMAGENET, ["Tinca"], [None], "0 of 1 class are"),
+        (["a", "b", "c"], ["0", "1", "2"], [0, 1, 2], "all 3 classes are taken by position from m: the data has"),
+        (["LABEL_0", "LABEL_1"], ["a", "b"], [0, 1], "all 2 classes are taken by position from m: m has no names"),
+        (["a", "b", "c"], ["0", "1"], [None] * 2,
+         "0 of 2 classes are taken by position from m: the data has no names of classes, and m has 3 classes; 2 are"),
+        (["0", "1", "2"], ["0", "1"], [0, 1], "all 2 classes are taken by number from m"),
+        ([str(digit) for digit in range(10)], ["3", "7"], [3, 7], "all 2 classes are taken by number"),
         ([], ["a"], [None], ""),
         (["a"], [], [], ""),
     ],

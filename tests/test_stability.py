@@ -33,7 +33,6 @@ from biggan_hf.training.checkpoints import load_training_state
 from biggan_hf.training.logs import draw_curves
 from biggan_hf.training.loop import measure_stability, not_finite, stop_or_roll_back, train_step
 from biggan_hf.training.run import Run
-from biggan_hf.training.set_up import check_same_classes
 from biggan_hf.training.stability import SigmaClamp, Spectra, all_finite, diagnose, share_taken_for_real
 from biggan_hf.training.steps import Pictures
 
@@ -220,16 +219,7 @@ def test_held_out_classes_are_the_training_datas(tmp_path: Path, capsys: Capture
         table.to_parquet(str(tmp_path / "data" / f"{split}-0.parquet"))
     line = error_line(arguments(tmp_path / "data", tmp_path / "model", "--held_out_split", "test"), capsys)
     assert not (tmp_path / "model").exists()
-    assert "held_out_split 'test' has other classes" in line and "its label 2 is '3', the training data's '2'" in line
-
-
-@pytest.mark.parametrize("held_out", [["dog", "cat"], ["cat"], ["cat", "dog", "cow"], ["0", "1", "2"], []])
-def test_classes_of_another_order_or_number_are_refused(held_out: list[str]) -> None:
-    check_same_classes("test", ["cat", "dog"], ["cat", "dog"])
-    check_same_classes("test", ["0", "1"], ["cat", "dog"])  # numbers, which have no names
-    check_same_classes("test", ["0"], ["cat", "dog"])
-    with pytest.raises(ValueError, match="held_out_split 'test' has other classes than the training data"):
-        check_same_classes("test", held_out, ["cat", "dog"])
+    assert "held_out_split 'test': class '3' is not in the training data, whose classes are 0, 1, 2" in line
 
 
 def test_curves_are_a_picture(tmp_path: Path) -> None:

@@ -1,24 +1,44 @@
 """Which class of one source is which class of another: names decide, and numbers only where there are no names."""
 
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+
+NUMBER = re.compile(r"(LABEL_)?\d+")
 
 
 class Match(NamedTuple):
     rows: list[int | None]  # for each class here, the class there; `None` where there is none
-    by_number: bool  # because one side has no names
+    how: Literal["name", "number", "position"]
 
 
 def match_classes(there: Sequence[str], here: Sequence[str]) -> Match:
     """
     Names compare exactly, as a whole or else as synonyms, which commas separate: "tench" is ImageNet's "tench, Tinca
-    tinca". A name that fits several classes fits none. Classes that are only numbered, on either side, are matched by
-    their number, if there are as many on both sides.
+    tinca". A name that fits several classes fits none. Numbers compare by value where both sides have nothing else:
+    "7", "07" and "LABEL_7" are one class. Where one side has names and the other only counts, the position decides,
+    if there are as many on both sides.
     """
-    are_numbers = all(name.isdecimal() for name in [*there, *here])
-    nameless = has_no_names(there), has_no_names(here)
-    if all(nameless) or (any(nameless) and not are_numbers):
-        return Match([*range(len(here))] if len(there) == len(here) else [None] * len(here), True)
+    if all(map(NUMBER.fullmatch, [*there, *here])):
+        numbers = [[str(int(name.removeprefix("LABEL_"))) for name in names] for names in (there, here)]
+        return Match(_rows(*numbers), "number")
+    if has_no_names(there) or has_no_names(here):
+        return Match([*range(len(here))] if len(there) == len(here) else [None] * len(here), "position")
+    return Match(_rows(there, here), "name")
+
+
+def has_no_names(names: Sequence[str]) -> bool:
+    """Whether the classes are only counted, as those of a data set or a model that names none."""
+    return any(list(names) == [f"{prefix}{label}" for label in range(len(names))] for prefix in ("", "LABEL_"))
+
+
+def names_of(id2label: Mapping[Any, str] | None) -> list[str]:
+    """The names of a model's classes, by label."""
+    return [str(name) for _, name in sorted((id2label or {}).items(), key=lambda pair: int(pair[0]))]
+
+
+def _rows(there: Sequence[str], here: Sequence[str]) -> list[int | None]:
     whole, synonyms = _index([name] for name in there), _index(map(_synonyms, there))
     rows: list[int | None] = []
     for label, name in enumerate(here):
@@ -28,18 +48,7 @@ def match_classes(there: Sequence[str], here: Sequence[str]) -> Match:
             continue
         found = found or sorted({row for synonym in _synonyms(name) for row in synonyms.get(synonym, [])})
         rows.append(found[0] if len(found) == 1 and here.count(name) == 1 else None)
-    return Match(rows, False)
-
-
-def has_no_names(names: Sequence[str]) -> bool:
-    """Whether the classes are only numbered, as those of a data set or a model that names none."""
-    return any(list(names) == [f"{prefix}{label}" for label in range(len(names))] for prefix in ("", "LABEL_"))
-
-
-def abbreviated(names: Sequence[str], length: int = 60) -> str:
-    """The first names, with a comma between them, and how many more there are."""
-    shown = [name for index, name in enumerate(names) if len(", ".join(names[: index + 1])) <= length] or names[:1]
-    return ", ".join(shown) + (f" and {len(names) - len(shown):,} more" if len(shown) < len(names) else "")
+    return rows
 
 
 def _index(names: Iterable[Sequence[str]]) -> dict[str, list[int]]:

@@ -3,7 +3,7 @@
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import fsspec
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor
 
 MAX_PIXELS = 64_000_000
 SCALED_TO_16_BITS = ("PNG", "PPM", "JPEG2000")  # by Pillow, whatever depth or maximum these files state
+GREY_MODES = ("1", "L", "La", "LA", "I", "F")
 SIGNED = 2  # a sample format of TIFF
 # Tags of TIFF: Pillow names only the first two.
 PHOTOMETRIC, SAMPLE_FORMAT = TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, TiffImagePlugin.SAMPLEFORMAT
@@ -54,12 +55,37 @@ def open_picture(cell: Mapping[str, Any] | None, num_channels: int) -> Image.Ima
     except UnreadableError as error:
         raise ValueError(str(error)) from error
     except Exception as error:  # PIL's decoders raise nearly any type on broken bytes
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        # `strerror` leaves out the path, which is not for others to read.
+        text = getattr(error, "strerror", None) or str(error)
+        first_line = (text.splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{type(error).__name__}: {first_line}") from error
 
 
 class UnreadableError(ValueError):
     """The reason is a sentence of ours."""
+
+
+class Stored(NamedTuple):
+    """What a picture is in its file."""
+
+    mode: str  # Pillow's
+    height: int  # upright
+    width: int
+    is_coloured: bool  # and not grey in RGB
+    largest: int  # of all values, of 255
+
+    @property
+    def channels(self) -> int:
+        return 1 if self.mode.partition(";")[0] in GREY_MODES else 3
+
+
+def describe_stored(cell: Mapping[str, Any]) -> Stored:
+    """Raises errors of many types where the picture cannot be decoded."""
+    picture = open_picture(cell, 3)
+    mode = stored_picture(cell).mode
+    pixels = np.asarray(picture.resize((64, 64), Image.Resampling.BOX)).astype(int)
+    is_coloured = bool((pixels.max(2) - pixels.min(2) > 8).any())
+    return Stored(mode, picture.height, picture.width, is_coloured, int(np.asarray(picture).max()))
 
 
 def stored_picture(cell: Mapping[str, Any]) -> Image.Image:

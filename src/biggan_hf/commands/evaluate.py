@@ -15,11 +15,18 @@ from pathlib import Path
 
 from huggingface_hub.constants import HF_HOME
 
-from ..class_names import match_classes
+from ..class_names import match_classes, names_of
 from ..evaluation import FeatureExtractor, GeneratedImages, ImageArray, ImageSource, Measurements, RealImages, Report
 from ..evaluation.curves import marked_points, plot_curve, truncation_in_words, write_csv
 from ..evaluation.extractors import load_extractor
-from ..evaluation.measuring import METRICS, EvaluationSettings, evaluate_all, in_words, measure_real
+from ..evaluation.measuring import (
+    METRICS,
+    EvaluationSettings,
+    evaluate_all,
+    foreign_classes,
+    in_words,
+    measure_real,
+)
 from ..evaluation.reports import add_to_card, read_card, write_json
 from ..evaluation.statistics import read_moments, write_moments
 from ..processes import is_main_process, joined
@@ -115,6 +122,8 @@ def _reference(
     if args.moments is not None:
         return read_moments(args.moments), None
     reference = _open(args, samples, args.dataset_split, args.reference_images)
+    if is_main_process():
+        _tell(reference, samples)
     floor = None
     if args.floor == "rest":
         floor = reference.rest(args.num_images)
@@ -162,11 +171,22 @@ def _open(
     return real
 
 
+def _tell(reference: RealImages, samples: ImageSource) -> None:
+    """What was found in the data set, as a training says it."""
+    from ..data.describing import found_rows, found_unusual, lines_of, printable
+
+    rows = [row._replace(text=printable(row.text)) for row in found_rows(reference.images, reference.name) if row.text]
+    unusual = [printable(sentence) for sentence in found_unusual(reference.images)]
+    if foreign := foreign_classes(samples, reference):
+        unusual.append(printable(f"{foreign}. These images count too."))
+    print("\n".join([*lines_of(rows, unusual, most=2), ""]))
+
+
 def _of_classes_with_pictures(samples: ImageSource, reference: ImageSource | Measurements) -> ImageSource:
     """The samples without the classes of which the reference has no picture; as they are if no class matches."""
     if not isinstance(samples, GeneratedImages) or not isinstance(reference, RealImages) or samples.labels is None:
         return samples
-    there, here = reference.images.class_names, list(samples.model.config.id2label.values())
+    there, here = reference.images.class_names, names_of(samples.model.config.id2label)
     filled = set(reference.images.contents.filled_classes)
     classes = [label for label, row in enumerate(match_classes(there, here).rows) if row in filled]
     if not 0 < len(classes) < len(here):

@@ -5,6 +5,7 @@ from .labelled_images import (
     ImageBatch,
     LabelledImages,
     ShuffledBatches,
+    Unreadable,
     UnreadablePictureError,
     load_labelled_images,
 )
@@ -15,6 +16,7 @@ __all__ = [
     "ImageBatch",
     "LabelledImages",
     "ShuffledBatches",
+    "Unreadable",
     "UnreadablePictureError",
     "load_labelled_images",
 ]

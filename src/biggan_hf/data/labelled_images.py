@@ -1,7 +1,6 @@
 """From a data set to batches of uint8 images and class labels, in a seeded order that can be resumed."""
 
 import hashlib
-import io
 import itertools
 import logging
 import math
@@ -9,30 +8,49 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from pathlib import Path, PurePath
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import datasets
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from ..pictures import decode_picture
+from ..class_names import match_classes
+from ..pictures import Stored, decode_picture, describe_stored
+from ..words import abbreviated
 from .labels import alike
 from .opening import Opened, open_source
 
 
 logger = logging.getLogger(__name__)
 
-NUM_PROBES = 16
+NUM_PROBES = 16  # pictures from all over a set that say what its pictures are
+MOST_PROBED_CLASSES = 1_000  # of each of which a picture is read beforehand
+
+
+class Unreadable(NamedTuple):
+    """A picture that can't be decoded."""
+
+    path: str | None
+    row: int
+    reason: str
+
+    def __str__(self) -> str:
+        where = f"{self.path} (row {self.row})" if self.path else f"in row {self.row}"
+        return f"unreadable picture {where}: {self.reason}"
+
+    @property
+    def public_name(self) -> str:
+        """With the folder that holds it, such as "cat/3.png"."""
+        return "/".join(PurePath(self.path).parts[-2:]) if self.path else f"row {self.row}"
 
 
 class ImageBatch(TypedDict):
     pixel_values: Tensor  # uint8 (N, C, S, S)
     class_labels: Tensor | None  # int64 (N,); None for an unlabelled source
-    # The rows that were asked for and can't be read, with the reasons: so a worker process reports them.
-    unreadable: NotRequired[dict[int, str]]
+    # The rows that were asked for and can't be read: so a worker process reports them.
+    unreadable: NotRequired[dict[int, Unreadable]]
 
 
 class UnreadablePictureError(ValueError):
@@ -76,7 +94,7 @@ class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
     on_unreadable_image: str  # "skip" or "error"
     cache: Tensor | None  # uint8 (N, C, S, S)
     cached_rows: set[int] = field(default_factory=set)  # those that were decoded so far
-    unreadable: dict[int, str] = field(default_factory=dict)  # row and reason of each one found so far
+    unreadable: dict[int, Unreadable] = field(default_factory=dict)  # by row, those found so far
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -92,41 +110,52 @@ class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
         return digest.hexdigest()
 
     @cached_property
-    def _stored(self) -> list[tuple[tuple[int, int], str]]:
-        """Height and width, and Pillow's mode, of pictures from all over the source; only their headers are read."""
+    def probed(self) -> list[Stored]:
+        """What up to 16 pictures from all over the source are in their files; without those that can't be read."""
         found = []
         for row in _spread_rows(len(self)):
             with suppress(Exception):  # of any type from broken bytes, which are reported when they are decoded
-                with Image.open(io.BytesIO(_stored_bytes(self.pictures[row]["image"]))) as picture:
-                    found.append(((picture.height, picture.width), picture.mode))
+                found.append(describe_stored(self.pictures[row]["image"]))
         return found
 
     @property
     def stored_modes(self) -> list[str]:
-        """Pillow's modes of 16 pictures as they are stored, such as "RGB" or "L", sorted."""
-        return sorted({mode for _, mode in self._stored})
+        """Pillow's modes of the probed pictures, such as "RGB" or "L", sorted."""
+        return sorted({picture.mode for picture in self.probed})
 
     def stored_sizes(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """The smallest and the largest height and width of 16 pictures as they are stored, by area."""
-        sizes = sorted((size for size, _ in self._stored), key=lambda size: (size[0] * size[1], size))
+        """The smallest and the largest height and width of the probed pictures, by area."""
+        sizes = sorted(((p.height, p.width) for p in self.probed), key=lambda size: (size[0] * size[1], size))
         return sizes[0], sizes[-1]
 
+    def left_out(self) -> dict[str, list[str]]:
+        """What was left out when the source was opened, and the pictures known to be unreadable: reasons and names."""
+        reasons = {reason: [*names] for reason, names in self.contents.left_out.items()}
+        for _, picture in sorted(self.unreadable.items()):
+            reason = f"unreadable, {picture.reason.partition(' (')[0]}"  # without a number of bytes
+            reasons.setdefault(reason, []).append(picture.public_name)
+        return reasons
+
     def with_classes(self, names: list[str]) -> "LabelledImages":
-        """The same pictures with the labels that these classes have there, by name; as they are, if one has none."""
-        number = {name: label for label, name in enumerate(names)}
-        is_clear = len(number) == len(names)  # not so in ImageNet, which has two classes called "crane"
-        if self.labels is None or names == self.class_names or not (is_clear and number.keys() >= {*self.class_names}):
-            return self
-        labels = torch.tensor([number[name] for name in self.class_names])[self.labels]
-        value = dict(zip(self.class_names, self.class_values, strict=True))
-        counts = torch.bincount(labels, minlength=len(names)).tolist()
-        return replace(
-            self,
-            labels=labels,
-            class_names=list(names),
-            class_values=[value.get(name, name) for name in names],
-            contents=replace(self.contents, class_counts=counts),
-        )
+        """
+        The same pictures with the labels of these classes, which are those of the training data. `match_classes` says
+        which is which. Raises `ValueError` if a class with pictures is not among them.
+        """
+        rows, _ = match_classes(names, self.class_names)
+        if self.labels is None:
+            raise ValueError("it has no labels, and the training data has some")
+        if missing := [self.class_names[label] for label in self.contents.filled_classes if rows[label] is None]:
+            raise ValueError(
+                f"class {missing[0]!r} is not in the training data, whose classes are {abbreviated(names)}"
+            )
+        labels = torch.tensor([-1 if row is None else row for row in rows])[self.labels]
+        values: list[Any] = list(names)
+        counts = [0] * len(names)
+        for row, value, count in zip(rows, self.class_values, self.contents.class_counts, strict=True):
+            if row is not None:
+                values[row], counts[row] = value, counts[row] + count
+        contents = replace(self.contents, class_counts=counts)
+        return replace(self, labels=labels, class_names=list(names), class_values=values, contents=contents)
 
     def __getitems__(self, indices: Sequence[int]) -> ImageBatch:
         decoded: dict[int, Tensor] = {}
@@ -137,6 +166,9 @@ class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
                     decoded[row] = decode_picture(cell, self.image_size, self.num_channels)
                 except ValueError as error:
                     self._note_unreadable(row, cell, error)
+            if len(self.unreadable) == len(self):
+                last = next(reversed(self.unreadable.values()))
+                raise UnreadablePictureError(f"none of the {len(self)} pictures can be read; the last: {last}")
             rows = [self._readable(index) for index in indices]
         if self.cache is None:
             pixel_values = torch.stack([decoded[row] for row in rows])
@@ -155,17 +187,25 @@ class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
             row = (row + 1) % len(self)
         return row
 
+    def is_readable(self, row: int) -> bool:
+        """Decodes the picture; notes it if it can't be read."""
+        if row in self.unreadable:
+            return False
+        cell = self.pictures[row]["image"]
+        try:
+            decode_picture(cell, self.image_size, self.num_channels)
+        except ValueError as error:
+            self._note_unreadable(row, cell, error)
+            return False
+        return True
+
     def _note_unreadable(self, row: int, cell: Mapping[str, Any] | None, error: ValueError) -> None:
-        message = f"unreadable picture {_picture_name(row, cell)}: {error}"
+        picture = Unreadable(cell["path"] if cell else None, row, str(error))
         if self.on_unreadable_image == "error":
-            raise UnreadablePictureError(message) from error
-        self.unreadable[row] = message
+            raise UnreadablePictureError(str(picture)) from error
+        self.unreadable[row] = picture
         if torch.utils.data.get_worker_info() is None:  # or else each worker would log it
-            logger.warning("%s; the next readable one takes its place", message)
-        if len(self.unreadable) == len(self):
-            raise UnreadablePictureError(
-                f"none of the {len(self)} pictures can be read; the last: {message}"
-            ) from error
+            logger.warning("%s; the next readable one takes its place", picture)
 
 
 def load_labelled_images(
@@ -222,8 +262,7 @@ def load_labelled_images(
         # torch.empty takes address space only: memory is used as rows are filled.
         cache=torch.empty(shape, dtype=torch.uint8) if math.prod(shape) <= max_cache_bytes else None,
     )
-    _probe(images, dataset_name)
-    return images
+    return _probe(images, dataset_name)
 
 
 def _describe(source: Opened, split: str) -> Contents:
@@ -231,28 +270,43 @@ def _describe(source: Opened, split: str) -> Contents:
     counts = [] if source.labels is None else torch.bincount(source.labels.rows, minlength=len(names)).tolist()
     remarks = list(source.remarks)
     if empty := [name for name, count in zip(names, counts, strict=True) if not count]:
-        some = ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
-        remarks.append(f"{len(empty)} of {len(names)} classes have no pictures in split {split!r}: {some}.")
+        are = "has" if len(empty) == 1 else "have"
+        remarks.append(
+            f"{len(empty)} of {len(names)} classes {are} no pictures in split {split!r}: {abbreviated(empty)}."
+        )
     for group in alike(names):
         remarks.append(f"Several classes are called alike: {', '.join(map(repr, group))}.")
     return Contents(split, source.ignored_splits, source.left_out, counts, source.label_source, remarks)
 
 
-def _probe(images: LabelledImages, dataset_name: str) -> None:
-    """Reads pictures from all over the source, and fails early if none can be read, or one where all must be."""
+def _probe(images: LabelledImages, dataset_name: str) -> LabelledImages:
+    """
+    Reads pictures from all over the source, and fails early if none can be read, or one where all must be. Where not
+    all must be, reads pictures of each class until one can be read: a class that has none counts as empty.
+    """
     rows = _spread_rows(len(images))
     if images.on_unreadable_image == "error":
         images.__getitems__(rows)
-    for row in rows:
-        cell = images.pictures[row]["image"]
-        try:
-            decode_picture(cell, images.image_size, images.num_channels)
-            return
-        except ValueError as error:
-            message = f"{_picture_name(row, cell)}: {error}"
-    raise ValueError(
-        f"dataset {dataset_name!r} is corrupt: none of {len(rows)} probed pictures can be read; {message}"
-    )
+        return images
+    if len([row for row in rows if images.is_readable(row)]) == 0:  # reads all of them
+        raise ValueError(
+            f"dataset {dataset_name!r} is corrupt: none of {len(rows)} probed pictures can be read; "
+            f"{images.unreadable[rows[-1]]}"
+        )
+    contents = images.contents
+    if images.labels is None:
+        return images
+    lost = []
+    if len(contents.filled_classes) <= MOST_PROBED_CLASSES:
+        by_class = images.labels.argsort(stable=True).split(contents.class_counts)
+        for name, members in zip(images.class_names, by_class, strict=True):
+            if len(members) and not any(images.is_readable(row) for row in members.tolist()):
+                lost.append(name)
+    broken = torch.bincount(images.labels[[*images.unreadable]], minlength=len(images.class_names))
+    counts = [count - int(fewer) for count, fewer in zip(contents.class_counts, broken, strict=True)]
+    remark = f"No picture can be read of {'class' if len(lost) == 1 else 'the classes'} {abbreviated(lost)}."
+    remarks = contents.remarks + [remark] * bool(lost)
+    return replace(images, contents=replace(contents, class_counts=counts, remarks=remarks))
 
 
 def _spread_rows(number: int) -> list[int]:
@@ -268,11 +322,6 @@ def _stored_bytes(cell: Mapping[str, Any] | None) -> bytes:
         return cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
     except OSError:
         return b""
-
-
-def _picture_name(row: int, cell: Mapping[str, Any] | None) -> str:
-    path = cell["path"] if cell else None
-    return f"{path} (row {row})" if path else f"in row {row}"
 
 
 class ShuffledBatches(torch.utils.data.Sampler[list[int]]):

@@ -194,6 +194,12 @@ def used_splits(spec: str, available: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(used))
 
 
+def splits_in(spec: str, available: Sequence[str]) -> list[str]:
+    """Those of the available splits of which "train[:10%]+val" takes pictures."""
+    names = {_canonical(_split_name(part), available) for part in spec.split("+")}
+    return [name for name in available if name in names or spec == "all"]
+
+
 def _split_name(part: str) -> str:
     """ "train" of "train[:10%]"."""
     return part.partition("[")[0].partition("(")[0].strip()

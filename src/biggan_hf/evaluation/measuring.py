@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..class_names import abbreviated, has_no_names, match_classes
+from ..class_names import has_no_names, match_classes, names_of
 from ..processes import from_main, is_main_process, num_processes
+from ..words import abbreviated, counted
 from .extractors import FeatureExtractor
-from .metrics import DENSITY_NEIGHBOURS, NEIGHBOURS, frechet_distance, kernel_distance, manifold_scores
+from .metrics import DENSITY_NEIGHBOURS, NEIGHBOURS, check_enough, frechet_distance, kernel_distance, manifold_scores
 from .reports import Measure, Report
 from .sources import GeneratedImages, ImageSource, RealImages
 from .statistics import Measurements, forget, measure, splits_of
@@ -227,18 +228,20 @@ class _Evaluation:
         name, there = self.reference.name, self.reference.images.class_names
         if self.reference.images.labels is None:
             raise ValueError(f"{name} has no labels, which intra-class distances need")
-        here = [str(class_name) for _, class_name in sorted(samples.model.config.id2label.items())]
-        rows, by_number = match_classes(there, here)
-        if by_number and len(here) != len(there):
-            raise ValueError(f"the model has {len(here)} classes, {name} has {len(there)}, and one of them no names")
+        here = names_of(samples.model.config.id2label)
+        rows, how = match_classes(there, here)
+        if how == "position" and len(here) != len(there):
+            raise ValueError(
+                f"the model has {counted(len(here), 'class')}, {name} has {len(there)}, and one of them no names"
+            )
         if missing := [class_name for class_name, row in zip(here, rows, strict=True) if row is None]:
             raise ValueError(
-                f"{name} has no class {missing[0]!r} and lacks {len(missing)} classes of the model in all: its "
-                f"classes are {abbreviated(there)}, the model's {abbreviated(here)}"
+                f"{name} has no class {missing[0]!r} and lacks {counted(len(missing), 'class')} of the model in all: "
+                f"its classes are {abbreviated(there)}, the model's {abbreviated(here)}"
             )
         nameless = "the model" if has_no_names(here) else name
-        how = f"number: {nameless} has no names" if by_number else "name"
-        return [row for row in rows if row is not None], f"classes matched by {how}"
+        in_words = f"{how}: {nameless} has no names" if how == "position" else how
+        return [row for row in rows if row is not None], f"classes matched by {in_words}"
 
     # The protocol
 
@@ -268,6 +271,8 @@ class _Evaluation:
         if "intra_class_fid" in settings.metrics:
             _, how = self._classes_of_reference(samples)
             protocol["intra_class_fid"] = f"all real images of each class, and as many samples; {how}"
+        if foreign := foreign_classes(samples, self.reference):
+            protocol["reference_classes"] = foreign
         protocol["software"] = {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()}
         protocol["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         protocol["processes"] = num_processes()
@@ -284,6 +289,7 @@ class _Evaluation:
             raise ValueError(f"extractor {self.extractor.name!r} gives no logits, which IS needs: leave out 'is'")
         if "intra_class_fid" in metrics:
             for class_label, images in enumerate(self._real_classes(samples)):
+                check_enough("intra_class_fid", len(images), f"class {class_label}")
                 self._check_covariance(len(images), f"class {class_label}")
         if self.floor is not None and {"fid", "kid", "is"}.isdisjoint(metrics):
             raise ValueError("a floor is one of 'fid', 'kid' and 'is': ask for one of them, or for no floor")
@@ -319,11 +325,14 @@ class _Evaluation:
 
     def _check_number(self, number: int | None, what: str) -> None:
         metrics, classes = self.settings.metrics, self.extractor.num_classes
-        if number is None or self.settings.allow_few_images:
+        if number is None:
             return
+        for metric in metrics:
+            if metric != "intra_class_fid" and (metric != "prdc" or what != "the floor"):
+                check_enough(metric, number, what)
         if "fid" in metrics:
             self._check_covariance(number, what)
-        if "is" in metrics and number < classes:
+        if "is" in metrics and number < classes and not self.settings.allow_few_images:
             raise ValueError(
                 f"{what}: {number} images are fewer than the {classes} classes of {self.extractor.name}, and bound "
                 f"their IS; take more, or allow it with --allow_few_images"
@@ -354,6 +363,18 @@ def _mean_and_deviation(values: Tensor) -> tuple[float, float | None]:
 
 
 # Names and words
+
+
+def foreign_classes(samples: ImageSource, reference: ImageSource | Measurements) -> str | None:
+    """Says which classes with real images the model lacks, where both name their classes or number them."""
+    if not isinstance(samples, GeneratedImages) or not isinstance(reference, RealImages) or samples.labels is None:
+        return None
+    images = reference.images
+    rows, how = match_classes(names_of(samples.model.config.id2label), images.class_names)
+    foreign = [images.class_names[label] for label in images.contents.filled_classes if rows[label] is None]
+    if how == "position" or not foreign:
+        return None
+    return f"the real images include {counted(len(foreign), 'class')} that the model lacks: {abbreviated(foreign)}"
 
 
 def label(key: str, extractor: FeatureExtractor, is_reference_known: bool = True) -> str:

@@ -5,10 +5,23 @@ import warnings
 import torch
 from torch import Tensor, nn
 
+from ..words import counted
+
 
 NEIGHBOURS = 3  # of precision and recall (Kynkäänniemi et al. 2019)
 DENSITY_NEIGHBOURS = 5  # of density and coverage (Naeem et al. 2020)
 BLOCK = 1024  # rows of a matrix of distances that are in memory at a time
+
+
+# Fewer images have no such number.
+LEAST = {"fid": 2, "intra_class_fid": 2, "kid": 2, "is": 2, "prdc": DENSITY_NEIGHBOURS + 1}
+IN_WORDS = {"prdc": "precision, recall, density and coverage", "intra_class_fid": "intra-class FID"}
+
+
+def check_enough(metric: str, number: int, what: str) -> None:
+    if number < LEAST[metric]:
+        name = IN_WORDS.get(metric, metric.upper())
+        raise ValueError(f"{name}: {what} has {counted(number, 'image')}, expected at least {LEAST[metric]}")
 
 
 def frechet_distance(mean_a: Tensor, covariance_a: Tensor, mean_b: Tensor, covariance_b: Tensor) -> float:
@@ -38,6 +51,8 @@ def kernel_distance(
     subsets, of as many images of each set, or of all where there are fewer. If a subset is all of both sets, there is
     one, and no deviation. It is KID on Inception features (Bińkowski et al. 2018, arXiv:1801.01401).
     """
+    for features in (real, fake):
+        check_enough("kid", len(features), "the set")
     from torchmetrics.image.kid import KernelInceptionDistance  # slow to import, and of the extra `eval`
 
     # torchmetrics draws from the global generator, which a training may be using.
@@ -62,18 +77,17 @@ def manifold_scores(real: Tensor, fake: Tensor) -> dict[str, float]:
     reals a fake is in, over k; coverage: the share of reals with a fake in their ball (k = 5; Naeem et al. 2020,
     arXiv:2002.09797, whose program `prdc` leaves the border out: the density of a set in itself is 1).
     """
-    if min(len(real), len(fake)) <= DENSITY_NEIGHBOURS:
-        raise ValueError(
-            f"precision, recall, density and coverage need at least {DENSITY_NEIGHBOURS + 1} images a set, "
-            f"got {len(real)} real and {len(fake)} generated"
-        )
+    for features in (real, fake):
+        check_enough("prdc", len(features), "the set")
     # Around the origin, rounding costs squared distances the least.
     centre = real.double().mean(0)
     real, fake = real.double() - centre, fake.double() - centre
     real_radii, wide_real_radii = _squared_radii(real)
     fake_radii, _ = _squared_radii(fake)
-    # A point on the border is outside. It is there but for rounding, which the largest norm bounds.
-    open_radii = wide_real_radii - 1e-12 * max(real.square().sum(1).max(), fake.square().sum(1).max())
+    # A point on the border is inside for precision and recall, outside for the others. It is there but for rounding,
+    # which the largest norm bounds.
+    rounding = 1e-12 * max(real.square().sum(1).max(), fake.square().sum(1).max())
+    real_radii, fake_radii, open_radii = real_radii + rounding, fake_radii + rounding, wide_real_radii - rounding
     num_precise, num_balls = 0, 0
     recalled = torch.zeros(len(real), dtype=torch.bool, device=real.device)
     nearest = torch.full_like(real_radii, torch.inf)

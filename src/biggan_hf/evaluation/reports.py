@@ -85,7 +85,8 @@ def _table(head: tuple[str, str], rows: list[tuple[str, str]]) -> str:
 def write_json(reports: list[Report], path: Path) -> None:
     """Writes one report as an object, several as a list."""
     dictionaries = [report.to_dict() for report in reports]
-    text = json.dumps(dictionaries if len(reports) > 1 else dictionaries[0], indent=2, ensure_ascii=False)
+    content = dictionaries if len(reports) > 1 else dictionaries[0]
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
     write_text(path, text + "\n")
 
 

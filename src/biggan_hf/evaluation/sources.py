@@ -14,21 +14,16 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import PIL
 import torch
-from PIL import ImageOps
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..images import to_uint8
 from ..latents import TruncationMode, sample_latents
-from ..pictures import encoded_bytes, stored_picture
+from ..pictures import encoded_bytes
 
 
 if TYPE_CHECKING:  # `datasets` is slow to import, and samples do not need it
     from ..data import ImageBatch, LabelledImages
-
-
-NUM_PROBES = 16  # pictures of a set that are opened to learn how its pictures are stored
-GREY_MODES = ("1", "L", "I", "F")  # how the names of PIL's grey modes begin
 
 
 class ImageSource(Protocol):
@@ -210,29 +205,23 @@ class RealImages:
                 yield from (known[row] for row in rows.tolist())
                 progress.update(len(rows))
 
-    @cached_property
-    def stored(self) -> tuple[set[int], list[tuple[int, int]]]:
-        """Channels, and sorted heights and widths, of pictures from all over the set, as they are stored."""
-        formats = []
-        for row in range(0, len(self.images), max(1, len(self.images) // NUM_PROBES)):
-            with suppress(Exception):  # of any type from broken bytes, which are reported when they are measured
-                picture = ImageOps.exif_transpose(stored_picture(self.images.pictures[row]["image"]))
-                formats.append((1 if picture.mode.startswith(GREY_MODES) else 3, (picture.height, picture.width)))
-        return {channels for channels, _ in formats}, sorted({size for _, size in formats})
-
     @property
     def stored_in_words(self) -> str:
-        channels, sizes = self.stored
-        kind = " and ".join("grey" if number == 1 else "RGB" for number in sorted(channels))
-        return f"{kind} images of {' to '.join(f'{h}×{w}' for h, w in dict.fromkeys([sizes[0], sizes[-1]]))} px"
+        kind = " and ".join("grey" if number == 1 else "RGB" for number in self._stored_channels)
+        sizes = [f"{height}×{width}" for height, width in dict.fromkeys(self.images.stored_sizes())]
+        return f"{kind} images of {' to '.join(sizes)} px"
+
+    @property
+    def _stored_channels(self) -> list[int]:
+        return sorted({picture.channels for picture in self.images.probed})
 
     @property
     def conversion(self) -> str | None:
         """What is done to the stored pictures before they are measured; `None` for nothing."""
-        channels, sizes = self.stored
         number, size, _ = self.image_shape
-        steps = [f"centre square, Lanczos to {size} px"] if sizes != [(size, size)] else []
-        if channels != {number}:
+        is_fit = {*self.images.stored_sizes()} == {(size, size)}
+        steps = [] if is_fit else [f"centre square, Lanczos to {size} px"]
+        if self._stored_channels != [number]:
             steps.append("to grey" if number == 1 else "grey repeated to RGB")
         return ", ".join(steps) or None
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..data import ImageBatch, LabelledImages, ShuffledBatches
+from ..data import ImageBatch, LabelledImages, ShuffledBatches, Unreadable
 from ..latents import sample_latents
 from .steps import Latents, Pictures
 
@@ -54,7 +54,7 @@ class BatchSource:
     num_workers: int = 0  # processes that decode pictures; with 0 this one does, and keeps what it has decoded
 
     def __post_init__(self) -> None:
-        self.unreadable: dict[int, str] = {}
+        self.unreadable: dict[int, Unreadable] = {}
         self.start(self.seed, self.samples_seen)
 
     def start(self, seed: int, samples_seen: int) -> None:
@@ -101,11 +101,11 @@ class BatchSource:
         self.samples_seen += self.batch_size * self.world_size
         return Pictures(pixels, None if labels is None else labels.to(self.device, non_blocking=True))
 
-    def _note_unreadable(self, rows: dict[int, str]) -> None:
-        new = {row: reason for row, reason in rows.items() if row not in self.unreadable}
+    def _note_unreadable(self, rows: dict[int, Unreadable]) -> None:
+        new = {row: picture for row, picture in rows.items() if row not in self.unreadable}
         self.unreadable.update(new)
-        for reason in new.values() if self.num_workers else ():  # without workers the data set has warned already
-            logger.warning("%s; the next readable one takes its place", reason)
+        for picture in new.values() if self.num_workers else ():  # without workers the data set has warned already
+            logger.warning("%s; the next readable one takes its place", picture)
 
 
 def to_pixel_values(pixels: Tensor, device: torch.device) -> Tensor:

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import torch
 
-from ..class_names import abbreviated, has_no_names, match_classes
-from ..configuration_biggan import BigGANConfig
+from ..class_names import has_no_names, match_classes
 from ..initialization import init_weight
 from ..modeling_biggan import BigGANDiscriminator, BigGANModel
+from ..words import abbreviated, counted
 
 
 Network = BigGANModel | BigGANDiscriminator
@@ -25,18 +25,29 @@ def map_classes(model: str, there: list[str], here: list[str]) -> ClassMap:
     """Maps the classes of the data (`here`) to those of the model (`there`), as `class_names.match_classes` does."""
     if not there or not here:
         return ClassMap([None] * len(here), "")
-    rows, by_number = match_classes(there, here)
+    rows, how = match_classes(there, here)
     new = [name for name, row in zip(here, rows, strict=True) if row is None]
-    if by_number:
+    taken = len(here) - len(new)
+    number = f"{taken:,} of {counted(len(here), 'class')}"
+    if not new:
+        number = "the one class" if taken == 1 else f"all {taken:,} classes"
+    sentence = f"{number} {_are(taken)} taken by {how} from {model}"
+    if how == "position":
         whose = "the data" if has_no_names(here) else model
-        said = f"are taken by number from {model}: {whose} has no names of classes"
-        if new:
-            said = f"are new: {model} has {len(there)}, and {whose} no names of classes"
-        return ClassMap(rows, f"all {len(here)} classes {said}")
-    taken = f"{'all' if not new else len(here) - len(new)} {'' if not new else 'of '}{len(here)}"
-    sentence = f"{taken} classes are taken by name from {model}"
-    sentence += f"; {len(new)} {'is' if len(new) == 1 else 'are'} new: {abbreviated(new)}" if new else ""
+        sentence += f": {whose} has no names of classes, and {model} has {counted(len(there), 'class')}"
+    if new:
+        sentence += f"; {len(new):,} {_are(len(new))} new: {abbreviated(new)}{_hint_of_case(there, new)}"
     return ClassMap(rows, sentence)
+
+
+def _are(number: int) -> str:
+    return "is" if number == 1 else "are"
+
+
+def _hint_of_case(there: list[str], new: list[str]) -> str:
+    lower = {name.casefold(): name for name in there}
+    alike = [f"{name!r} is not {lower[name.casefold()]!r}" for name in new if name.casefold() in lower]
+    return f" (upper and lower case differ: {abbreviated(alike)})" if alike else ""
 
 
 # The weights
@@ -64,8 +75,3 @@ def take_classes(network: Network, saved: Network, rows: list[int | None]) -> No
         if vector in new and vector in old:
             new[vector].normal_(std=len(rows) ** -0.5)
             new[vector][:, here] = old[vector][:, there]
-
-
-def names_of(config: BigGANConfig) -> list[str]:
-    """The names of the classes, by label."""
-    return list((config.id2label or {}).values())

@@ -10,10 +10,11 @@ from accelerate import Accelerator
 from torch import nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
+from ..class_names import names_of
 from ..configuration_biggan import BigGANConfig
 from ..modeling_biggan import BigGANDiscriminator, BigGANModel
 from .arguments import TrainingArguments
-from .fine_tuning import is_of_classes, map_classes, names_of, take_classes
+from .fine_tuning import is_of_classes, map_classes, take_classes
 from .replicas import join_batch_norms
 from .steps import Players
 
@@ -81,8 +82,8 @@ def load_networks(checkpoint: Path) -> Networks:
 def networks_to_fine_tune(model: str, config: BigGANConfig, revision: str | None = None) -> Networks:
     """A published generator, and its discriminator if it has one. Weights of other classes are new."""
     where: dict[str, Any] = {"revision": revision or "main"}
-    names = names_of(BigGANConfig.from_pretrained(model, **where))
-    rows = map_classes(model, names, names_of(config)).rows
+    names = names_of(BigGANConfig.from_pretrained(model, **where).id2label)
+    rows = map_classes(model, names, names_of(config.id2label)).rows
     generator = _load_to_fine_tune(BigGANModel, model, config, rows, **where)
     ema = copy.deepcopy(generator)
     try:

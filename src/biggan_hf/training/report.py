@@ -1,41 +1,42 @@
 """What a run found before its first step, on one screen, and from its first steps how long it will take."""
 
-import dataclasses
-import textwrap
 import time
-import unicodedata
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from tqdm.auto import tqdm
 
 from ..cards import is_path, public_name
-from ..class_names import abbreviated
+from ..class_names import names_of
 from ..configuration_biggan import BigGANConfig
-from ..data import LabelledImages
+from ..data.describing import (
+    Row,
+    found_rows,
+    found_unusual,
+    lines_of,
+    printable,
+    splits_beside,
+    splits_in_words,
+    wrapped,
+)
 from ..files import write_text
+from ..words import counted
 from .arguments import DataArguments
-from .fine_tuning import map_classes, names_of
+from .fine_tuning import map_classes
 
 
 if TYPE_CHECKING:
     from .run import Run
 
 REPORT = "report.txt"
-COLUMNS, LINES = 100, 24
+LINES = 24
 FEW_PICTURES = 1_000  # below, the discriminator learns the pictures by heart (DiffAugment, Zhao et al. 2020)
 DAY, HOUR, MINUTE = 86_400.0, 3_600.0, 60.0
 # Seconds of steps, after the first one, from which the time of a run is estimated.
 MEASURED = 10.0
-
-
-class Row(NamedTuple):
-    title: str
-    text: str
-    public: str | None = None  # what others read instead; empty: they do not read the row
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Report:
             shown -= 1
             lines = self._lines(1, shown)
         left = len(self.unusual) - shown + len(lines[LINES - 1 :])
-        return "\n".join([*lines[: LINES - 1], *_wrapped("", f"and {left} more: see {REPORT}")])
+        return "\n".join([*lines[: LINES - 1], *wrapped("", f"and {left} more: see {REPORT}")])
 
     def text(self) -> str:
         """All of it, for the file."""
@@ -71,24 +72,16 @@ class Report:
 
     def _lines(self, most: int | None = None, shown: int | None = None) -> list[str]:
         """Of at most so many lines a row, and so many sentences of what is unusual."""
-        lines = [line for row in self.rows for line in _wrapped(row.title, row.text, most)]
-        for index, sentence in enumerate(self.unusual[:shown]):
-            lines += _wrapped("" if index else "unusual", sentence, most and max(most, 2))
-        return lines
+        return lines_of(self.rows, self.unusual[:shown], most)
 
 
 def describe(run: "Run", data_args: DataArguments, resumed: Path | None) -> Report:
     """What the run is about to do, with what it found."""
     args, config, images = run.args, run.config, run.batches.images
-    contents, name = images.contents, data_args.dataset_name
-    pictures = f"{len(images):,} of split {contents.split!r} of"
+    name = data_args.dataset_name
     batch = run.accumulation_steps * args.per_device_batch_size * run.accelerator.num_processes
     rows = [
-        Row("pictures", f"{pictures} {name}", f"{pictures} {public_name(name)}"),
-        Row("not used", _in_words(contents.ignored_splits)),
-        *(Row("left out", _left_out(reason, names)) for reason, names in contents.left_out.items()),
-        Row("classes", _classes(images, data_args)),
-        Row("stored", _stored(images)),
+        *found_rows(images, name, data_args.held_out_split),
         Row("trained as", f"{_size((config.image_size,) * 2)}, {'RGB' if config.num_channels == 3 else 'grey'}"),
         Row("networks", f"preset {run.settings['preset']}, {_parameters(run)}"),
         _origin(run, resumed),
@@ -100,8 +93,8 @@ def describe(run: "Run", data_args: DataArguments, resumed: Path | None) -> Repo
     private = {
         path: public_name(path) for path in (run.settings["dataset_name"], name) if is_path(path) and "/" in path
     }
-    shown = [Row(row.title, _printable(row.text), row.public and _printable(row.public)) for row in rows if row.text]
-    return Report(shown, [_printable(text) for text in _unusual(run, data_args)], private)
+    shown = [Row(row.title, printable(row.text), row.public and printable(row.public)) for row in rows if row.text]
+    return Report(shown, [printable(text) for text in _unusual(run, data_args)], private)
 
 
 def write_report(run: "Run") -> None:
@@ -114,36 +107,6 @@ def write_report(run: "Run") -> None:
 
 
 # The rows
-
-
-def _in_words(splits: dict[str, int | None]) -> str:
-    words = [name if number is None else f"{name} ({number:,} pictures)" for name, number in splits.items()]
-    return f"split{'s' * (len(words) > 1)} {', '.join(words)}" if words else ""
-
-
-def _left_out(reason: str, names: list[str]) -> str:
-    return f"{len(names):,} × {reason}: {abbreviated(names)}"
-
-
-def _classes(images: LabelledImages, data_args: DataArguments) -> str:
-    names, counts, source = images.class_names, images.contents.class_counts, images.contents.label_source
-    if not names:
-        return f"none: {'label_column=none' if data_args.label_column == 'none' else 'no labels were found'}"
-    number = f"{_number(len(names), 'class')} by {source}"
-    least, most = min(counts), max(counts)
-    if least == most:
-        return f"{number}, {least:,} pictures each: {abbreviated(names, 2 * COLUMNS)}"
-    pairs = [f"{name} ({count:,})" for name, count in zip(names, counts, strict=True)]
-    if len(", ".join(pairs)) <= 2 * COLUMNS:
-        return f"{number}: {', '.join(pairs)}"
-    rarest = names[counts.index(least)]
-    return f"{number}, {least:,} to {most:,} pictures each, the least {rarest!r}: {abbreviated(names, COLUMNS)}"
-
-
-def _stored(images: LabelledImages) -> str:
-    smallest, largest = (_size(size[::-1]) for size in images.stored_sizes())  # as width × height
-    sizes = smallest if smallest == largest else f"{smallest} to {largest}"
-    return f"{sizes}, {', '.join(images.stored_modes)} (the pictures that were probed)"
 
 
 def _size(size: tuple[int, ...]) -> str:
@@ -162,10 +125,8 @@ def _origin(run: "Run", resumed: Path | None) -> Row:
         return Row("weights", f"of step {run.global_step:,}, {resumed.name}")
     if model is None:
         return Row("weights", "new")
-    there, here = (
-        names_of(BigGANConfig.from_pretrained(model, revision=run.settings["revision"] or "main")),
-        names_of(run.config),
-    )
+    saved = BigGANConfig.from_pretrained(model, revision=run.settings["revision"] or "main")
+    there, here = names_of(saved.id2label), names_of(run.config.id2label)
     said, public = (map_classes(name, there, here).sentence or f"of {name}" for name in (model, public_name(model)))
     return Row("weights", said, public)
 
@@ -176,24 +137,19 @@ def _device(run: "Run") -> str:
     precision = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}.get(run.accelerator.mixed_precision)
     if device.type == "cpu" and precision == "float16":
         precision = "float32: a CPU does not train in float16"
-    return f"{device.type}{name}, {_number(processes, 'process')}, {precision}"
+    return f"{device.type}{name}, {counted(processes, 'process')}, {precision}"
 
 
 def _batch(run: "Run", batch: int) -> str:
-    processes = _number(run.accelerator.num_processes, "process")
+    processes = counted(run.accelerator.num_processes, "process")
     return f"{batch:,} = {run.args.per_device_batch_size} × {processes} × {run.accumulation_steps} accumulated"
 
 
 def _length(run: "Run", steps: int, pictures_a_step: int) -> str:
     passes, limit = steps * pictures_a_step / len(run.batches.images), run.args.max_train_minutes
-    updates = _number(run.args.num_discriminator_steps, "update")
-    said = f"{_number(steps, 'step')} with {updates} of the discriminator each, {steps * pictures_a_step:,} pictures, "
+    updates = counted(run.args.num_discriminator_steps, "update")
+    said = f"{counted(steps, 'step')} with {updates} of the discriminator each, {steps * pictures_a_step:,} pictures, "
     return f"{said}{passes:,.1f} passes over the data{'' if limit is None else f', at most {limit:g} minutes'}"
-
-
-def _number(number: int, noun: str) -> str:
-    plural = "" if number == 1 else "es" if noun.endswith("s") else "s"
-    return f"{number:,} {noun}{plural}"
 
 
 # What is unusual
@@ -201,18 +157,15 @@ def _number(number: int, noun: str) -> str:
 
 def _unusual(run: "Run", data_args: DataArguments) -> list[str]:
     args, config, images = run.args, run.config, run.batches.images
-    contents, remarks = images.contents, list(images.contents.remarks)
+    remarks = list(found_unusual(images))
     if not images.class_names and data_args.label_column != "none":
         remarks.append(
             "No labels were found, and the networks learn without classes. Labels are sub-folders or a --label_column."
         )
-    empty = [name for name, count in zip(images.class_names, contents.class_counts, strict=False) if not count]
-    if empty and not any("no pictures" in remark for remark in contents.remarks):
-        remarks.append(f"{len(empty)} of {len(images.class_names)} classes have no pictures: {abbreviated(empty)}.")
-    if are_coloured := _are_coloured(images):
-        if config.num_channels == 1:
-            remarks.append("The pictures are coloured and the model is grey: --config_overrides num_channels=3.")
-    elif config.num_channels == 3 and are_coloured is not None:
+    are_coloured = any(picture.is_coloured for picture in images.probed)
+    if are_coloured and config.num_channels == 1:
+        remarks.append("The pictures are coloured and the model is grey: --config_overrides num_channels=3.")
+    elif not are_coloured and config.num_channels == 3:
         remarks.append("The pictures are grey and the model is coloured: --config_overrides num_channels=1.")
     if len(images) < FEW_PICTURES and not args.diff_augment:
         remarks.append(
@@ -222,25 +175,14 @@ def _unusual(run: "Run", data_args: DataArguments) -> list[str]:
     smallest = min(images.stored_sizes()[0])
     if smallest < config.image_size:
         remarks.append(f"Pictures are smaller than the model's {config.image_size} pixels, and are enlarged.")
-    if contents.ignored_splits:
-        remarks.append(f"Not trained on: {_in_words(contents.ignored_splits)}. --dataset_split names another split.")
+    if unused := splits_beside(images, data_args.held_out_split)[1]:
+        remarks.append(f"Not trained on: {splits_in_words(unused)}. --dataset_split names another split.")
     if 0 < args.ema_decay and args.max_train_steps <= args.ema_start_step:
         remarks.append(
             f"The average of the generator begins at step {args.ema_start_step:,}, after the last step: the model "
             f"will be the generator as it is trained. --ema_start_step lowers it."
         )
     return remarks
-
-
-def _are_coloured(images: LabelledImages) -> bool | None:
-    """Whether some of the probed pictures have colours: those stored in RGB may be grey. `None`: it is not known."""
-    rows = sorted({index * (len(images) - 1) // 15 for index in range(16)})
-    probe = dataclasses.replace(images, num_channels=3, cache=None, cached_rows=set(), unreadable=images.unreadable)
-    try:
-        pixels = probe.__getitems__(rows)["pixel_values"].int()
-    except ValueError:  # one that must be readable is not: the training says so
-        return None
-    return bool((pixels.amax(dim=1) - pixels.amin(dim=1) > 8).any())
 
 
 # How long it takes
@@ -266,7 +208,10 @@ class Estimate:
         self.said = True
         seconds = (self._now() - self.start[0]) / (self.run.global_step - self.start[1])
         args, limit = self.run.args, self.run.args.max_train_minutes
-        tqdm.write(time_in_words(seconds, args.max_train_steps - self.run.global_step, limit))
+        said = time_in_words(seconds, args.max_train_steps - self.run.global_step, limit)
+        tqdm.write(said)
+        path = self.run.output_dir / REPORT
+        write_text(path, path.read_text(encoding="utf-8") + "\n".join(wrapped("time", said)) + "\n")
 
     def _now(self) -> float:
         if self.run.accelerator.device.type == "cuda":
@@ -284,30 +229,3 @@ def time_in_words(seconds_a_step: float, steps: int, max_minutes: float | None =
                         if seconds >= n or n == 1.0)  # fmt: skip
     advice = ": see docs/training.md" if unit == "days" else ""
     return f"about {seconds / number:.1f} {unit} on this device{advice} {measured}"
-
-
-# Lines
-
-
-def _wrapped(title: str, text: str, most: int | None = None) -> list[str]:
-    """The row as lines of at most 100 columns."""
-    indent = 12
-    lines = _fold(text, COLUMNS - indent)
-    if most is not None and len(lines) > most:
-        last = _fold(lines[most - 1], COLUMNS - indent - 2)[0]
-        lines = [*lines[: most - 1], f"{last} …"]
-    return [f"{title if index == 0 else '':{indent}}{line}" for index, line in enumerate(lines)]
-
-
-def _fold(text: str, columns: int) -> list[str]:
-    """Breaks at spaces where it can. Wide characters, such as Chinese ones, take two columns."""
-    wide = {index for index, character in enumerate(text) if unicodedata.east_asian_width(character) in "WF"}
-    if not wide:
-        return textwrap.wrap(text, columns, break_on_hyphens=False) or [""]
-    padded = "".join(c + "\0" * (index in wide) for index, c in enumerate(text))
-    return [line.replace("\0", "") for line in textwrap.wrap(padded, columns - 1, break_on_hyphens=False)]
-
-
-def _printable(text: str) -> str:
-    """A file's name may hold what moves a terminal's cursor."""
-    return "".join(character if character.isprintable() else "�" for character in text)

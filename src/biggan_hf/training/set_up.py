@@ -4,7 +4,6 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -151,8 +150,10 @@ def watched_pictures(
         return {}
     held_out = load_images(data_args, config, data_args.held_out_split)
     if config.num_labels:
-        held_out = held_out.with_classes(images.class_names)
-        check_same_classes(data_args.held_out_split, held_out.class_names, images.class_names)
+        try:
+            held_out = held_out.with_classes(images.class_names)
+        except ValueError as error:
+            raise ValueError(f"held_out_split {data_args.held_out_split!r}: {error}") from error
     number = min(len(held_out), len(images), 4 * args.per_device_batch_size)
     pictures = {}
     for name, source in {"held_out": held_out, "training": images}.items():
@@ -176,19 +177,6 @@ def build_quality(images: LabelledImages, args: TrainingArguments, accelerator: 
 
 
 # Checks
-
-
-def check_same_classes(split: str, held_out: list[str], training: list[str]) -> None:
-    """Raises `ValueError` unless both have the same classes. Classes without names may be fewer."""
-    has_no_names = held_out == [str(label) for label in range(len(held_out))]
-    if held_out == training or (has_no_names and 0 < len(held_out) <= len(training)):
-        return
-    pairs = enumerate(zip_longest(held_out, training, fillvalue=None))
-    label, (there, here) = next(pair for pair in pairs if pair[1][0] != pair[1][1])
-    raise ValueError(
-        f"held_out_split {split!r} has other classes than the training data: its label {label} is {there!r}, the "
-        f"training data's {here!r}"
-    )
 
 
 def check_same_pictures(checkpoint: Path, state: dict[str, Any], images: LabelledImages) -> None:
