@@ -394,6 +394,17 @@ def test_unreadable_pictures_give_way_to_the_next(
         assert str(folder / "ant" / name) in message
 
 
+def test_a_class_without_a_readable_picture_counts_as_empty(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "set", num=40)
+    (folder / "crow").mkdir()
+    for name in ("a.png", "b.png"):
+        (folder / "crow" / name).write_bytes(b"not a picture")
+    images = load_labelled_images(str(folder), image_size=8)
+    assert images.contents.class_counts == [40, 40, 0] and images.contents.filled_classes == [0, 1]
+    assert images.contents.remarks == ["No picture can be read of class crow."]
+    assert images.left_out() == {"unreadable, unknown image format": ["crow/a.png", "crow/b.png"]}
+
+
 def test_the_last_picture_gives_way_to_the_first(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "set")
     (folder / "bee" / "3.png").write_bytes(b"")

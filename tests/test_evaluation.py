@@ -700,7 +700,7 @@ def test_intra_class_fid_is_the_mean_over_classes(pictures: LabelledImages) -> N
     assert report["intra_class_fid"] == pytest.approx(np.mean(of_classes), rel=1e-6)
     assert report.measures[0].deviation == pytest.approx(np.std(of_classes), rel=1e-6)
     assert report.measures[0].label == "intra-class FD-tiny"
-    assert report.protocol["intra_class_fid"].endswith("; classes matched by number: the model has no names")
+    assert report.protocol["intra_class_fid"].endswith("; classes matched by position: the model has no names")
 
 
 def test_intra_class_fid_compares_classes_of_one_name(pictures: LabelledImages) -> None:
@@ -715,6 +715,14 @@ def test_intra_class_fid_compares_classes_of_one_name(pictures: LabelledImages) 
     turned = replace(pictures, labels=9 - pictures.labels, class_names=names)
     again = evaluate(GeneratedImages(model, 20), RealImages(turned), tiny_extractor(), settings)
     assert again["intra_class_fid"] == pytest.approx(report["intra_class_fid"], rel=1e-9)
+    # Numbers on both sides are numbers, also where the model has fewer.
+    numbered = replace(pictures, class_names=[str(label) for label in range(10)])
+    few_numbers = tiny_generator(num_channels=1, id2label={0: "3", 1: "LABEL_4"})
+    matched = evaluate(GeneratedImages(few_numbers, 20), RealImages(numbered), tiny_extractor(), settings).protocol
+    assert matched["intra_class_fid"].endswith("; classes matched by number")
+    assert matched["reference_classes"].startswith(
+        "the real images include 8 classes that the model lacks: 0, 1, 2, 5"
+    )
     unlike = replace(pictures, class_names=["ant", "bee", *names[2:]])
     fewer = replace(pictures, class_names=["ant", "bee"])
     with pytest.raises(ValueError, match="digits has no class 'class 9' and lacks 10"):
@@ -749,9 +757,17 @@ def test_sets_that_do_not_fit_are_refused_before_the_first_image(caplog: pytest.
     refused(samples, reference, "needs a generator with classes", metrics=("intra_class_fid",))
     refused(samples, reference, "a floor is one of", floor=noise_source(40), metrics=("prdc",))
     refused(samples, noise_source(4), "reference: 4 images are fewer than the 5 classes of tiny", metrics=("is",))
+    for metric, name, least in (("fid", "FID", 2), ("kid", "KID", 2), ("is", "IS", 2), ("prdc", "precision, rec", 6)):
+        few, within = noise_source(least - 1), {"metrics": (metric,), "allow_few_images": True}
+        refused(few, reference, f"the samples: {name}.* needs at least {least} images, got {least - 1}", **within)
+        refused(samples, few, f"the reference: {name}.* needs at least {least} images", **within)
     assert samples.asked == reference.asked == 0
-    evaluate(noise_source(11), noise_source(11, 1), tiny_extractor(), replace(FEW, allow_few_images=True))
+    allowed = replace(FEW, allow_few_images=True, metrics=("fid", "is"))
+    evaluate(noise_source(11), noise_source(11, 1), tiny_extractor(), allowed)
     assert not caplog.text
+    evaluate(noise_source(11), noise_source(20, 1), tiny_extractor(), replace(allowed, metrics=("kid",)))
+    assert caplog.messages == ["the samples: KID of 11 images is less exact than that of subsets of 20"]
+    caplog.clear()
     evaluate(noise_source(19), noise_source(20, 1), tiny_extractor(), FEW)
     assert caplog.messages == ["the samples: KID of 19 images is less exact than that of subsets of 20"]
 

@@ -95,6 +95,18 @@ def test_no_samples_of_classes_without_pictures(folder: Path, capsys: pytest.Cap
     assert samples["labels"] == "uniform over 3 of 4 classes: 1, 2, 3"
 
 
+def test_what_was_found_and_which_classes_the_model_lacks(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny_generator(num_channels=1, id2label={0: "class 2", 1: "class 0"}).save_pretrained("model")
+    evaluate("--output", "report.json", "--metrics", "fid")
+    printed = capsys.readouterr().out
+    assert printed.startswith(
+        "pictures    120 of split 'train' of pictures\nclasses     3 classes by column 'label', 40 "
+    )
+    foreign = "the real images include 1 class that the model lacks: class 1"
+    assert f"unusual     {foreign}. These images count too." in printed
+    assert json.loads(Path("report.json").read_text())["protocol"]["reference_classes"] == foreign
+
+
 def test_defaults() -> None:
     args = build_parser().parse_args(["evaluate", "model", "--dataset_name", "x"])
     assert (args.num_images, args.seed, args.truncations) == (50_000, 0, [None])

@@ -92,6 +92,8 @@ FEW = "10 pictures are few, and nothing augments them"
         (lambda folder: coloured(folder, size=24), [], "smaller than the model's 32 pixels, and are enlarged", ""),
         (lambda folder: coloured(folder, size=40), [], "", "smaller"),
         (write_pictures, ["--label_column", "none"], "", "No labels were found"),
+        (lambda folder: black(folder), [], "The probed pictures are nearly black", ""),
+        (write_pictures, [], "", "nearly black"),
     ],
 )
 def test_what_is_unusual(tmp_path: Path, make: Any, flags: list[str], expected: str, unexpected: str) -> None:
@@ -111,6 +113,36 @@ def test_what_the_pictures_have_to_say(pictures: Path, tmp_path: Path, monkeypat
     assert "left out    2 × not a picture: notes.txt, a�[2Jb\n" in screen and "1 × an empty folder: x" in screen
     assert "2 classes by sub-folders: cat (10), dog (0)" in screen and "The labels are numbers." in screen
     assert "Not trained on: splits test (5" in screen
+
+
+def black(folder: Path) -> Path:
+    """Values of 12 bits in files of 16."""
+    for path in write_pictures(folder).glob("*/*.png"):
+        Image.fromarray(np.asarray(Image.open(path)).astype(np.uint16) * 16).save(path)
+    return folder
+
+
+def test_a_held_out_split_is_used(pictures: Path, tmp_path: Path) -> None:
+    for split in ("train", "test", "val"):
+        write_pictures(tmp_path / "data" / split)
+    for held_out, unused in (("test", "validation"), ("val", "test"), ("validation[:50%]", "test")):
+        said = found(tmp_path / "data", tmp_path / "model", "--held_out_split", held_out)
+        rows = {row.title: row.text for row in said.rows}
+        assert (
+            rows["not used"] == f"split {unused} (10 pictures)" and f"Not trained on: split {unused} (" in said.text()
+        )
+        assert rows["held out"].endswith(" (10 pictures), on which the discriminator is watched")
+
+
+def test_unreadable_pictures_are_left_out(pictures: Path, tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "data", ("ant", "bee", "cat"), 30)
+    for path in [*(folder / "bee").iterdir(), folder / "cat" / "2.png"]:
+        path.write_bytes(path.read_bytes()[:100])
+    said = found(folder, tmp_path / "model")
+    rows = {row.title: row.text for row in said.rows}
+    assert rows["left out"].startswith("11 × unreadable, OSError: image file is truncated: bee/1.png, ")
+    assert "ant (10), bee (0), cat (9)" in rows["classes"] and "No picture can be read of class bee." in said.unusual
+    assert str(tmp_path) not in str(said.public_rows())
 
 
 @pytest.mark.parametrize("letter", ["a", "鳥", "\u200b"])
@@ -175,3 +207,4 @@ def test_the_time_is_told_once_after_the_first_steps(
     main(arguments(pictures, tmp_path / "model", "--sample_steps", "0", steps=4))
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "on this device" in line]
     assert line.startswith("about ") and "(2 steps of " in line
+    assert (tmp_path / "model" / "report.txt").read_text(encoding="utf-8").endswith(f"\ntime        {line}\n")

@@ -25,7 +25,7 @@ def found_rows(images: LabelledImages, name: str, held_out: str | None = None) -
     """
     Args:
         name: Of the data set.
-        held_out: The split of the same data set that is only watched.
+        held_out: The split of the same data set on which the discriminator is watched.
     """
     contents = images.contents
     watched, unused = splits_beside(images, held_out)
@@ -33,7 +33,7 @@ def found_rows(images: LabelledImages, name: str, held_out: str | None = None) -
     asked = held_out and (splits_in_words(watched) or f"split {held_out!r}")
     return [
         Row("pictures", f"{pictures} {name}", f"{pictures} {public_name(name)}"),
-        Row("held out", f"{asked}: watched, not trained on" if asked else ""),
+        Row("held out", f"{asked}, on which the discriminator is watched" if asked else ""),
         Row("not used", splits_in_words(unused)),
         *(
             Row("left out", f"{len(names):,} × {reason}: {abbreviated(names)}")

@@ -288,7 +288,8 @@ def _probe(images: LabelledImages, dataset_name: str) -> LabelledImages:
     if images.on_unreadable_image == "error":
         images.__getitems__(rows)
         return images
-    if len([row for row in rows if images.is_readable(row)]) == 0:  # reads all of them
+    readable = [row for row in rows if images.is_readable(row)]
+    if not readable:
         raise ValueError(
             f"dataset {dataset_name!r} is corrupt: none of {len(rows)} probed pictures can be read; "
             f"{images.unreadable[rows[-1]]}"

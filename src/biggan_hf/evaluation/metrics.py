@@ -5,8 +5,6 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from ..words import counted
-
 
 NEIGHBOURS = 3  # of precision and recall (Kynkäänniemi et al. 2019)
 DENSITY_NEIGHBOURS = 5  # of density and coverage (Naeem et al. 2020)
@@ -21,7 +19,7 @@ IN_WORDS = {"prdc": "precision, recall, density and coverage", "intra_class_fid"
 def check_enough(metric: str, number: int, what: str) -> None:
     if number < LEAST[metric]:
         name = IN_WORDS.get(metric, metric.upper())
-        raise ValueError(f"{name}: {what} has {counted(number, 'image')}, expected at least {LEAST[metric]}")
+        raise ValueError(f"{what}: {name} needs at least {LEAST[metric]} images, got {number}")
 
 
 def frechet_distance(mean_a: Tensor, covariance_a: Tensor, mean_b: Tensor, covariance_b: Tensor) -> float:
@@ -52,7 +50,7 @@ def kernel_distance(
     one, and no deviation. It is KID on Inception features (Bińkowski et al. 2018, arXiv:1801.01401).
     """
     for features in (real, fake):
-        check_enough("kid", len(features), "the set")
+        check_enough("kid", len(features), "a set")
     from torchmetrics.image.kid import KernelInceptionDistance  # slow to import, and of the extra `eval`
 
     # torchmetrics draws from the global generator, which a training may be using.
@@ -78,7 +76,7 @@ def manifold_scores(real: Tensor, fake: Tensor) -> dict[str, float]:
     arXiv:2002.09797, whose program `prdc` leaves the border out: the density of a set in itself is 1).
     """
     for features in (real, fake):
-        check_enough("prdc", len(features), "the set")
+        check_enough("prdc", len(features), "a set")
     # Around the origin, rounding costs squared distances the least.
     centre = real.double().mean(0)
     real, fake = real.double() - centre, fake.double() - centre

@@ -1,6 +1,7 @@
 """Reports: numbers with their protocol, as JSON, as a table, and in a model's card."""
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -53,7 +54,11 @@ class Report:
         return {measure.label: measure.value for measure in self.measures}
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """For JSON, which has no NaN: `None` stands for it."""
+        content = asdict(self)
+        for measure in content["measures"]:
+            measure["value"] = measure["value"] if math.isfinite(measure["value"]) else None
+        return content
 
     def table(self) -> str:
         """Markdown: the numbers, then the protocol."""
@@ -85,8 +90,7 @@ def _table(head: tuple[str, str], rows: list[tuple[str, str]]) -> str:
 def write_json(reports: list[Report], path: Path) -> None:
     """Writes one report as an object, several as a list."""
     dictionaries = [report.to_dict() for report in reports]
-    content = dictionaries if len(reports) > 1 else dictionaries[0]
-    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(dictionaries if len(reports) > 1 else dictionaries[0], indent=2, ensure_ascii=False)
     write_text(path, text + "\n")
 
 
