@@ -447,7 +447,7 @@ def test_nothing_readable(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "set", num=10)
     for file in folder.glob("*/*.png"):
         file.write_bytes(b"not a picture")
-    with pytest.raises(ValueError, match=r"corrupt: none of 16 probed.*unknown image format"):
+    with pytest.raises(ValueError, match=r"none of 16 probed pictures of dataset .*unknown image format"):
         load_labelled_images(str(folder), image_size=8)
 
 

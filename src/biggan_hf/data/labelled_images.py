@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import datasets
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..class_names import match_classes
-from ..pictures import Stored, decode_picture, describe_stored
+from ..pictures import Stored, decode_picture, describe_stored, encoded_bytes
 from ..words import abbreviated
 from .labels import alike
 from .opening import Opened, open_source
@@ -106,7 +106,9 @@ class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
         if self.labels is not None:
             digest.update(self.labels.numpy().tobytes())
         for row in _spread_rows(len(self)):
-            digest.update(_stored_bytes(self.pictures[row]["image"]))
+            cell = self.pictures[row]["image"]
+            with suppress(OSError):  # a picture that is missing is reported when it is read
+                digest.update(encoded_bytes(cell) if cell else b"")
         return digest.hexdigest()
 
     @cached_property
@@ -291,7 +293,7 @@ def _probe(images: LabelledImages, dataset_name: str) -> LabelledImages:
     readable = [row for row in rows if images.is_readable(row)]
     if not readable:
         raise ValueError(
-            f"dataset {dataset_name!r} is corrupt: none of {len(rows)} probed pictures can be read; "
+            f"none of {len(rows)} probed pictures of dataset {dataset_name!r} can be read; the last: "
             f"{images.unreadable[rows[-1]]}"
         )
     contents = images.contents
@@ -313,16 +315,6 @@ def _probe(images: LabelledImages, dataset_name: str) -> LabelledImages:
 def _spread_rows(number: int) -> list[int]:
     count = min(NUM_PROBES, number)
     return [probe * (number - 1) // max(count - 1, 1) for probe in range(count)]
-
-
-def _stored_bytes(cell: Mapping[str, Any] | None) -> bytes:
-    """The encoded picture; nothing if it is missing, which is reported when it is read."""
-    if cell is None:
-        return b""
-    try:
-        return cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
-    except OSError:
-        return b""
 
 
 class ShuffledBatches(torch.utils.data.Sampler[list[int]]):

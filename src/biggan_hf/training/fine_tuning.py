@@ -34,7 +34,8 @@ def map_classes(model: str, there: list[str], here: list[str]) -> ClassMap:
     sentence = f"{number} {_are(taken)} taken by {how} from {model}"
     if how == "position":
         whose = "the data" if has_no_names(here) else model
-        sentence += f": {whose} has no names of classes, and {model} has {counted(len(there), 'class')}"
+        sentence += f": {whose} has no names of classes"
+        sentence += f", and {model} has {counted(len(there), 'class')}" if new else ""
     if new:
         sentence += f"; {len(new):,} {_are(len(new))} new: {abbreviated(new)}{_hint_of_case(there, new)}"
     return ClassMap(rows, sentence)
@@ -46,7 +47,8 @@ def _are(number: int) -> str:
 
 def _hint_of_case(there: list[str], new: list[str]) -> str:
     lower = {name.casefold(): name for name in there}
-    alike = [f"{name!r} is not {lower[name.casefold()]!r}" for name in new if name.casefold() in lower]
+    pairs = [(name, lower.get(name.casefold(), name)) for name in new]
+    alike = [f"{name!r} is not {other!r}" for name, other in pairs if name != other]
     return f" (upper and lower case differ: {abbreviated(alike)})" if alike else ""
 
 

@@ -31,7 +31,9 @@ class Quality:
     def __post_init__(self) -> None:
         number, width = min(self.num_images, len(self.images)), self.extractor.num_features
         if number < 2:
-            raise ValueError(f"evaluation_images is {number}, expected at least 2: one image has no covariance")
+            raise ValueError(
+                f"evaluations would be of {number} image, which has no covariance: raise evaluation_images"
+            )
         if number < width and not self.allow_few_images:
             raise ValueError(
                 f"evaluations would be of {number} images, fewer than the {width} features of {self.extractor.name}, "
