@@ -272,9 +272,9 @@ def _describe(source: Opened, split: str) -> Contents:
     counts = [] if source.labels is None else torch.bincount(source.labels.rows, minlength=len(names)).tolist()
     remarks = list(source.remarks)
     if empty := [name for name, count in zip(names, counts, strict=True) if not count]:
-        are = "has" if len(empty) == 1 else "have"
+        have = "has" if len(empty) == 1 else "have"
         remarks.append(
-            f"{len(empty)} of {len(names)} classes {are} no pictures in split {split!r}: {abbreviated(empty)}."
+            f"{len(empty)} of {len(names)} classes {have} no pictures in split {split!r}: {abbreviated(empty)}."
         )
     for group in alike(names):
         remarks.append(f"Several classes are called alike: {', '.join(map(repr, group))}.")
