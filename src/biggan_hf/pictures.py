@@ -54,8 +54,12 @@ def open_picture(cell: Mapping[str, Any] | None, num_channels: int) -> Image.Ima
     except UnreadableError as error:
         raise ValueError(str(error)) from error
     except Exception as error:  # PIL's decoders raise nearly any type on broken bytes
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{type(error).__name__}: {first_line}") from error
+        raise ValueError(f"{type(error).__name__}: {first_line(error)}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, or its name if it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 class UnreadableError(ValueError):

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 import datasets
@@ -18,7 +17,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..pictures import decode_picture
+from ..class_names import abbreviated
+from ..pictures import decode_picture, encoded_bytes
 from .labels import alike
 from .opening import Opened, open_source
 
@@ -88,7 +88,9 @@ class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
         if self.labels is not None:
             digest.update(self.labels.numpy().tobytes())
         for row in _spread_rows(len(self)):
-            digest.update(_stored_bytes(self.pictures[row]["image"]))
+            cell = self.pictures[row]["image"]
+            with suppress(OSError):  # a picture that is missing is reported when it is read
+                digest.update(encoded_bytes(cell) if cell else b"")
         return digest.hexdigest()
 
     @cached_property
@@ -97,7 +99,7 @@ class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
         found = []
         for row in _spread_rows(len(self)):
             with suppress(Exception):  # of any type from broken bytes, which are reported when they are decoded
-                with Image.open(io.BytesIO(_stored_bytes(self.pictures[row]["image"]))) as picture:
+                with Image.open(io.BytesIO(encoded_bytes(self.pictures[row]["image"]))) as picture:
                     found.append(((picture.height, picture.width), picture.mode))
         return found
 
@@ -231,8 +233,9 @@ def _describe(source: Opened, split: str) -> Contents:
     counts = [] if source.labels is None else torch.bincount(source.labels.rows, minlength=len(names)).tolist()
     remarks = list(source.remarks)
     if empty := [name for name, count in zip(names, counts, strict=True) if not count]:
-        some = ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
-        remarks.append(f"{len(empty)} of {len(names)} classes have no pictures in split {split!r}: {some}.")
+        remarks.append(
+            f"{len(empty)} of {len(names)} classes have no pictures in split {split!r}: {abbreviated(empty)}."
+        )
     for group in alike(names):
         remarks.append(f"Several classes are called alike: {', '.join(map(repr, group))}.")
     return Contents(split, source.ignored_splits, source.left_out, counts, source.label_source, remarks)
@@ -251,23 +254,13 @@ def _probe(images: LabelledImages, dataset_name: str) -> None:
         except ValueError as error:
             message = f"{_picture_name(row, cell)}: {error}"
     raise ValueError(
-        f"dataset {dataset_name!r} is corrupt: none of {len(rows)} probed pictures can be read; {message}"
+        f"none of {len(rows)} probed pictures of dataset {dataset_name!r} can be read; the last: {message}"
     )
 
 
 def _spread_rows(number: int) -> list[int]:
     count = min(NUM_PROBES, number)
     return [probe * (number - 1) // max(count - 1, 1) for probe in range(count)]
-
-
-def _stored_bytes(cell: Mapping[str, Any] | None) -> bytes:
-    """The encoded picture; nothing if it is missing, which is reported when it is read."""
-    if cell is None:
-        return b""
-    try:
-        return cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
-    except OSError:
-        return b""
 
 
 def _picture_name(row: int, cell: Mapping[str, Any] | None) -> str:
