@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import os
+import re
 import tarfile
 import time
 import zipfile
@@ -21,6 +22,7 @@ from PIL import Image
 
 from biggan_hf.data import LabelledImages, load_labelled_images
 from biggan_hf.data.folders import list_folder, natural_order
+from biggan_hf.data.tars import advice_on_error
 
 
 Content = str | None  # a text, "-> path" for a link, or None for a picture
@@ -284,10 +286,11 @@ def test_several_zips(tmp_path: Path) -> None:
     assert counts(load(tmp_path / "classes")) == {"cat": 2, "dog": 2}
     for name, inner in {"cat.zip": "images/1.png", "dog.zip": "images/2.png images/1.png"}.items():
         zipped(write(tmp_path / name, inner), tmp_path / "inner" / name)
-        zipped(write(tmp_path / name, "__MACOSX/1.png".replace("_", " ")), tmp_path / "classes" / f"_{name}")
-        (tmp_path / "classes" / f"_{name}").unlink()
     assert counts(load(tmp_path / "inner")) == {"cat": 1, "dog": 2}
-    (tmp_path / "inner" / "dog.zip").rename(tmp_path / "inner" / "cat2.zip")
+    zipped(tmp_path / "cat.zip", tmp_path / "digits" / "7.zip")
+    zipped(tmp_path / "dog.zip", tmp_path / "digits" / "10.zip")
+    assert counts(load(tmp_path / "digits")) == {"7": 1, "10": 2}
+    (tmp_path / "inner" / "dog.zip").rename(tmp_path / "inner" / "cat2.zip")  # numbered, as parts of one folder
     with pytest.raises(ValueError, match="several zips.*unpack each into a folder of its own"):
         load(tmp_path / "inner")
     (tmp_path / "classes" / "dog.zip").write_bytes(b"PK not really")
@@ -572,6 +575,18 @@ def test_the_advice_for_tars(tmp_path: Path, names: list[str], message: str, has
     with pytest.raises(ValueError, match=message) as caught:
         load(tmp_path)
     assert ("first dot" in str(caught.value)) == has_dots and "download" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("reason", "advice"),
+    [
+        ("The TAR archives of the dataset should be in WebDataset format", "first dot.*download the shards"),
+        ("invalid literal for int() with base 10: b'cat'", "a .cls file holds text: download the shards"),
+        ("Connection refused", "^$"),
+    ],
+)
+def test_the_advice_for_tars_on_the_hub(reason: str, advice: str) -> None:
+    assert re.search(advice, advice_on_error(reason, None))
 
 
 # What holds of every folder

@@ -266,7 +266,8 @@ def _are_parts(archives: list[str], names: list[list[str]]) -> bool:
     in all of them does not count, but in zips that differ in a number only, as images_1.zip and images_2.zip.
     """
     inside = [{name.partition("/")[0] for name in paths if "/" in name} for paths in names]
-    are_numbered = len({re.sub(r"[0-9]+", "", archive) for archive in archives}) == 1
+    words = {re.sub(r"[0-9]+", "", os.path.splitext(archive)[0]) for archive in archives}
+    are_numbered = len(words) == 1 and words != {""}
     if len(set().union(*inside)) == sum(map(len, inside)):
         return False
     if len(set().union(*inside)) > 1 or are_numbered:

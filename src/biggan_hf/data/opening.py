@@ -181,7 +181,7 @@ def _open_pictures(listing: Listing, split: str, label_column: str | None) -> Op
     used = used_splits(split, list(folders), empty_splits(listing.top))
     rows = {name: _rows_of(listing, folders[name], label_column) for name in used}
     train = rows.get("train")
-    if "train" in folders and train is None:  # so that the numbers of its classes are the same in every split
+    if "train" in folders and train is None:  # of whose classes those of other splits are mostly a part
         train = _rows_of(listing, folders["train"], label_column)
     lengths |= {name: len(part.paths) for name, part in rows.items()}
 
@@ -306,8 +306,8 @@ def _hint(name: str, paths: Sequence[str]) -> str:
 
 def _classes_of(parts: list[_Rows], train: _Rows | None) -> tuple[Labels | None, str]:
     """
-    The classes of the parts, and their source. Those of the training pictures count too, so that they have
-    the same numbers in every split.
+    The classes of the parts, and their source. Those of the training pictures count too: if they are all there are, a
+    class has the same number in every split.
     """
     more = train.values if train is not None and train not in parts and train.source == parts[0].source else None
     values = [value for part in parts for value in part.values or []]
