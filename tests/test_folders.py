@@ -1,8 +1,11 @@
 """What lies in a folder: splits, classes and what is left out, for the folders that people bring."""
 
+import gzip
 import io
+import itertools
 import json
 import os
+import re
 import tarfile
 import time
 import zipfile
@@ -19,6 +22,7 @@ from PIL import Image
 
 from biggan_hf.data import LabelledImages, load_labelled_images
 from biggan_hf.data.folders import list_folder, natural_order
+from biggan_hf.data.tars import advice_on_error
 
 
 Content = str | None  # a text, "-> path" for a link, or None for a picture
@@ -108,6 +112,17 @@ CASES = {
     "names that differ only in case": Case("cat/1.png Cat/2.png", {"Cat": 1, "cat": 1}, remark="alike: 'Cat', 'cat'"),
     "a class called test tube": Case("test_tube/1.png flask/2.png", {"flask": 1, "test tube": 1}),
     "other names of splits": Case("train2017/1.png val2017/2.png", "'train2017', 'val2017' look like splits"),
+    "letters": Case("trainA/1.png trainB/2.png testA/3.png", "'testA', 'trainA', 'trainB' look like splits.*classes"),
+    "numbers and more": Case(
+        "train2017/1.png extra/2.png", {"extra": 1, "train2017": 1}, remark="Read as classes: 'train2017'"
+    ),
+    "words of splits": Case(
+        "test_tube/1.png train_station/2.png",
+        {"test tube": 1, "train station": 1},
+        remark="Read as classes: 'test tube', 'train station'",
+    ),
+    "numbers at the end": Case("cat/1.png cat2/2.png cat10/3.png", {"cat": 1, "cat2": 1, "cat10": 1}),
+    "a zip beside": Case(f"{CLASSES} emu.zip", PAIR, {"an archive, which is not read": ["emu.zip"]}),
     "masks of a split": Case("train/1.png train-masks/2.png", "'train', 'train-masks' look like splits"),
     # Deeper pictures
     "deeper pictures": Case(
@@ -150,7 +165,16 @@ CASES = {
         {"beside the splits": ["x.png"], "no p": ["labels.txt"]},
         ignored={"test": 1},
     ),
-    "a class called train": Case("bus/1.png car/2.png train/3.png train/4.png", FLAT_SPLIT),
+    "a class called train": Case(
+        "bus/1.png car/2.png train/3.png train/4.png", FLAT_SPLIT, remark="Read as classes: 'train'. If they are spl"
+    ),
+    "pictures of no class": Case(
+        "cat/1.png unlabeled/2.png",
+        {"cat": 1, "unlabeled": 1},
+        remark="Read as classes: 'unlabeled'. If they are none",
+    ),
+    "pictures and masks": Case("images/1.png masks/1.png", {"images": 1, "masks": 1}, remark="'images', 'masks'"),
+    "an empty train": Case("train/ val/a/1.png val/b/2.png", "'train' is there and holds no pictures; 'validation' d"),
     "train or classes": Case(
         "bus/1.png train/steam/2.png train/diesel/3.png", "'train' may be splits, or classes as 'bus'"
     ),
@@ -181,6 +205,7 @@ CASES = {
     "a folder between": Case("train/images/1.png val/images/2.png", 1, remark="'images'", ignored={"validation": 1}),
     # Links
     "links to classes": Case("cat->../far/cat dog->../far/dog", {"cat": 1, "dog": 2}),
+    "links to one folder": Case("cat->../far/cat kitty->cat", {"cat": 1, "kitty": 1}, remark="'cat', 'kitty' are one"),
     "links to pictures": Case("cat/1.png->../../far/cat/1.png dog/2.png", {"cat": 1, "dog": 1}),
     "a link back": Case(f"{CLASSES} cat/up->.. dog/here->.", PAIR, {"back": ["cat/up", "dog/here"]}),
     "a dead link": Case(
@@ -259,6 +284,15 @@ def test_several_zips(tmp_path: Path) -> None:
     zipped(flat, tmp_path / "classes" / "cat.zip")
     zipped(flat, tmp_path / "classes" / "dog.zip")
     assert counts(load(tmp_path / "classes")) == {"cat": 2, "dog": 2}
+    for name, inner in {"cat.zip": "images/1.png", "dog.zip": "images/2.png images/1.png"}.items():
+        zipped(write(tmp_path / name, inner), tmp_path / "inner" / name)
+    assert counts(load(tmp_path / "inner")) == {"cat": 1, "dog": 2}
+    zipped(tmp_path / "cat.zip", tmp_path / "digits" / "7.zip")
+    zipped(tmp_path / "dog.zip", tmp_path / "digits" / "10.zip")
+    assert counts(load(tmp_path / "digits")) == {"7": 1, "10": 2}
+    (tmp_path / "inner" / "dog.zip").rename(tmp_path / "inner" / "cat2.zip")  # numbered, as parts of one folder
+    with pytest.raises(ValueError, match="several zips.*unpack each into a folder of its own"):
+        load(tmp_path / "inner")
     (tmp_path / "classes" / "dog.zip").write_bytes(b"PK not really")
     with pytest.raises(ValueError, match="dog.zip' is no zip that can be read"):
         load(tmp_path / "classes")
@@ -290,7 +324,7 @@ STYLEGAN = json.dumps({"labels": [[name, number] for name, _, number in ROWS]})
         (CLASSES, {"metadata.csv": CSV}, "label", {"3": 2, "7": 1}, "column 'label' of metadata.csv"),
         (CLASSES, {"metadata.csv": CSV}, "none", 3, "none found"),
         (CLASSES, {"captions.csv": CSV}, "label", PAIR, "sub-folders"),
-        (CLASSES, {"metadata.csv": CSV}, "size", "'size' is not a column.*'file_name', 'colour'", ""),
+        (CLASSES, {"metadata.csv": CSV}, "size", "'size' is not a column.*'label', 'colour'", ""),
         (CLASSES, {"metadata.csv": "file_name,colour\n9.png,red\n"}, "colour", "names no picture of the folder", ""),
         (
             CLASSES,
@@ -333,6 +367,13 @@ STYLEGAN = json.dumps({"labels": [[name, number] for name, _, number in ROWS]})
         (CLASSES, {"dataset.json": STYLEGAN}, None, {"3": 2, "7": 1}, "dataset.json"),
         (CLASSES, {"dataset.json": '{"labels": ["cat", "dog"]}'}, None, PAIR, "sub-folders"),
         (CLASSES, {"dataset.json": "[1, 2"}, None, PAIR, "sub-folders"),
+        (
+            CLASSES,
+            {"dataset.json": json.dumps({"labels": [["cat/1.png", 2**64]]})},
+            None,
+            "of several types or too l",
+            "",
+        ),
         (CLASSES, {"dataset.json": '{"labels": [["cat/1.png", [0, 1]]]}'}, None, "dataset.json is list", ""),
         (
             CLASSES,
@@ -365,7 +406,45 @@ def test_pictures_without_a_row_and_rows_without_a_picture_are_told(tmp_path: Pa
     (remark,) = images.contents.remarks
     assert "1 rows of column 'label' of metadata.csv name pictures that are not there, as '8.png'" in remark
     (folder / "metadata.csv").write_text("file_name,caption\n1.png,A dog.\n")
-    assert load(folder).contents.left_out == {"metadata that no label_column asks for": ["metadata.csv"]}
+    contents = load(folder).contents
+    assert contents.left_out == {"metadata whose labels are not used": ["metadata.csv"]}
+    assert contents.remarks == [
+        "No column of metadata.csv has a usual name of labels: label_column may name one of ['caption']."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("file_name, label\n1.png, cat\n2.png, cat2\n", ["cat", "cat2"]),
+        ("file_name;label\n1.png;a, b\n2.png;c\n", ["a, b", "c"]),
+        ("\ufefffile_name\tLabel\n1.png\ta\n\n2.png\tb\n", ["a", "b"]),
+        ('file_name,label\n1.png,"a, b"\n2.png,c\n', ["a, b", "c"]),
+        ("file_name,label\n1.png,01\n2.png,2\n", ["01", "2"]),
+        (f"file_name,label\n1.png,3\n2.png,{2**63}\n", ["3", str(2**63)]),
+        ("file_name,label\n1.png,3.0\n2.png,4.0\n", [3, 4]),
+        ("filename,label\n1.png,a\n2.png,b\n", "metadata.csv has no column 'file_name'.*'filename', 'label'.*Rename"),
+        ("file_name,label\n1.png,caf\xe9\n2.png,b\n", "metadata.csv is not in UTF-8"),
+        ("file_name,label\n1.png,a,b\n", "metadata.csv cannot be read: it has 2 columns, and 3 in the row '1.png, a"),
+        ("file_name,label\n1.PNG,a\n2.PNG,b\n", "its first is '1.PNG', and there is '1.png': names count exactly"),
+        ("file_name,label\n1,a\n2,b\n", "its first is '1', and there is '1.png'"),
+        ("file_name,label\npictures/1.png,a\n", "its first is 'pictures/1.png', and there is '1.png'"),
+    ],
+)
+def test_how_metadata_is_written(tmp_path: Path, text: str, found: list[Any] | str) -> None:
+    folder = write(tmp_path, "1.png 2.png")
+    (folder / "metadata.csv").write_text(text, encoding="latin-1" if "\xe9" in text else "utf-8")
+    if isinstance(found, list):
+        assert load(folder).class_values == found
+        return
+    with pytest.raises(ValueError, match=found):
+        load(folder, label_column="label")
+
+
+def test_metadata_without_names_is_told(tmp_path: Path) -> None:
+    contents = load(write(tmp_path, "1.png 2.png", **{"metadata.csv": "filename,label\n1.png,a\n2.png,b\n"})).contents
+    assert contents.left_out == {"metadata whose labels are not used": ["metadata.csv"]}
+    assert "metadata.csv has no column 'file_name'" in contents.remarks[0]
 
 
 @pytest.mark.parametrize("layout", ["1.png 2.png", "cat/1.png cat/2.png"])
@@ -377,13 +456,14 @@ def test_labels_that_are_asked_for_and_not_there(tmp_path: Path, layout: str) ->
 @pytest.mark.parametrize(
     ("layout", "message"),
     [
-        (".cat/1.png .dog/2.png", "'.cat' .hidden"),
+        (".cat/1.png .dog/2.png", "'.cat', '.dog' .hidden"),
+        ("cat.txt info.json", "'cat.txt', 'info.json' .no picture"),
         ("cat/1.heic", "'cat/1.heic' .no picture"),
         ("cat/", "'cat' .a folder"),
     ],
 )
 def test_a_folder_without_pictures_says_what_there_is(tmp_path: Path, layout: str, message: str) -> None:
-    with pytest.raises(ValueError, match=f"data files.*there are no pictures, but {message}"):
+    with pytest.raises(ValueError, match=f"there are no pictures in '.*; left out: .*{message}"):
         load(write(tmp_path, layout))
 
 
@@ -408,11 +488,11 @@ def test_a_copy_of_a_repository_is_read_as_its_card_says(tmp_path: Path) -> None
 # Tars
 
 
-def tar(archive: Path, *names: str) -> Path:
+def tar(archive: Path, *names: str, labels: tuple[str, str] = ("0", "7")) -> Path:
     archive.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(archive, "w") as file:
         for seed, name in enumerate(names):
-            text = str(7 * (seed // 2 % 2))
+            text = labels[seed // 2 % 2]
             data = png(seed) if name.endswith("png") else text.encode()
             if name.endswith("json"):
                 data = json.dumps({"label": int(text), "boxes": [{"category": 3}]}).encode()
@@ -444,10 +524,69 @@ def test_labels_of_tars_survive_dots_in_names(tmp_path: Path, names: list[str]) 
     assert len(load(tmp_path / "shards", split="validation")) == 2 and len(load(tmp_path / "shards")) == 4
 
 
-def test_the_advice_for_tars_names_dots(tmp_path: Path) -> None:
-    tar(tmp_path / "0.tar", "a.1.png", "a.1.cls", "a.2.png", "b.2.txt")
-    with pytest.raises(ValueError, match="splits a name at its first dot.*rename them"):
+PLAIN, DOTTED = ([f"{stem}{row}.{kind}" for row in range(4) for kind in ("png", "cls")] for stem in ("", "a."))
+
+
+def test_shards_with_and_without_dots(tmp_path: Path) -> None:
+    tar(tmp_path / "train-0.tar", *PLAIN)
+    tar(tmp_path / "train-1.tar", *DOTTED)
+    assert counts(load(tmp_path)) == {"0": 4, "7": 4}
+
+
+@pytest.mark.parametrize("names", [PLAIN, DOTTED], ids=["no dots", "dots"])
+def test_texts_in_cls_files(tmp_path: Path, names: list[str]) -> None:
+    tar(tmp_path / "train-0.tar", *names, labels=("cat", "cat2"))
+    tar(tmp_path / "train-1.tar", *names)
+    assert counts(load(tmp_path)) == {"0": 2, "7": 2, "cat": 2, "cat2": 2}
+
+
+def test_folders_in_a_tar_are_told(tmp_path: Path) -> None:
+    plain = tar(tmp_path / "a" / "all.tar", "cat/0.png", "cat/1.png", "dog/0.png", "dog/1.png")
+    packed = tmp_path / "all.tar.gz"
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    for place in (plain.parent, packed):
+        images = load(place)
+        assert counts(images) == 4
+        assert "'dog', are not read as classes: for labels, unpack it" in images.contents.remarks[0]
+    assert counts(load(plain, label_column="none")) == 4
+
+
+@pytest.mark.parametrize(
+    ("names", "message", "has_dots"),
+    [
+        (["a.1.png", "a.1.cls", "a.2.png", "b.2.txt"], "'a.2' has the files ..png.., most have", True),
+        (
+            DOTTED[:-1],
+            "several columns of images.*rename them.*'a.3' has the files ..png.., most have ..cls', 'png",
+            True,
+        ),
+        ([f"{folder}/a.{row}.png" for folder in "bc" for row in range(3)], "columns of images.*rename them", True),
+        (PLAIN[:-1], "'3' has the files ..png.., most have ..cls', 'png", False),
+        (PLAIN[:1] + PLAIN[2:], "'0' has the files ..png.., most have ..cls', 'png", False),
+        (
+            [f"{row}.{kind}" for row in range(4) for kind in ("png", "seg.png", "cls")],
+            "several columns of images, ..png', 'seg.png'.: name image_column, as 'png'",
+            False,
+        ),
+    ],
+)
+def test_the_advice_for_tars(tmp_path: Path, names: list[str], message: str, has_dots: bool) -> None:
+    tar(tmp_path / "0.tar", *names)
+    with pytest.raises(ValueError, match=message) as caught:
         load(tmp_path)
+    assert ("first dot" in str(caught.value)) == has_dots and "download" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("reason", "advice"),
+    [
+        ("The TAR archives of the dataset should be in WebDataset format", "first dot.*download the shards"),
+        ("invalid literal for int() with base 10: b'cat'", "a .cls file holds text: download the shards"),
+        ("Connection refused", "^$"),
+    ],
+)
+def test_the_advice_for_tars_on_the_hub(reason: str, advice: str) -> None:
+    assert re.search(advice, advice_on_error(reason, None))
 
 
 # What holds of every folder
@@ -493,6 +632,16 @@ def test_labels_by_the_classes_of_another_set(tmp_path: Path) -> None:
     assert counts(others) == {"dog": 1, "emu": 0, "cat": 2} and others.class_values == ["dog", "emu", "cat"]
     with pytest.raises(ValueError, match="class 'dog' is not in the training data, whose classes are cat, emu"):
         images.with_classes(["cat", "emu"])
+
+
+def test_any_names_have_an_order() -> None:
+    pieces = ["a", "b", "2", "02", "10", "", " ", "-", "é", "²", "9" * 5_000]
+    generator = np.random.default_rng(0)
+    names = ["".join(generator.choice(pieces, generator.integers(0, 6))) for _ in range(300)]
+    ordered = sorted(set(names), key=natural_order)
+    generator.shuffle(names)
+    assert sorted(set(names), key=natural_order) == ordered
+    assert all(natural_order(first) < natural_order(second) for first, second in itertools.pairwise(ordered))
 
 
 def test_natural_order() -> None:

@@ -86,7 +86,7 @@ def test_unreadable_picture_in_the_middle_is_skipped_or_stops(pictures: Path, tm
         (["--config_overrides", "widht=3"], "BigGANConfig has no field 'widht'"),
         (["--config_overrides", 'z_dim="big"'], "Field 'z_dim' expected int, got str (value: 'big')"),
         (["--config_overrides", "num_labels=5"], "the classes come from the data: config_overrides can't set num_la"),
-        (["--dataset_name", "{empty}"], "cannot load split 'train'"),
+        (["--dataset_name", "{empty}"], "there are no pictures in"),
         (["--dataset_name", "{corrupt}"], "none of 1 probed pictures of dataset"),
         (["--dataset_name", "{labels}"], "label column 'label' has a label 5, expected 0 to 1"),
         (["--label_column", "image"], "label_column 'image' is not a column"),

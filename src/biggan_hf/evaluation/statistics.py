@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..bars import open_bar
 from ..files import try_to_write, write_file
+from ..pictures import first_line
 from ..processes import add_up, from_main, is_main_process, num_processes, process_rank
 from .extractors import FeatureExtractor
 from .sources import GeneratedImages, ImageSource, digest_of, load_npz
@@ -276,10 +277,6 @@ def _load(statistics: RunningStatistics, file: Path) -> bool:
     for name, tensor in statistics.sums.items():
         tensor.copy_(stored[name])
     return True
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _checksum(sums: dict[str, Tensor]) -> str:
