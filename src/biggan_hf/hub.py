@@ -266,23 +266,13 @@ def published_card(repo_id: str, token: bool | str | None = None, revision: str 
     return ""
 
 
-def card_to_upload(folder: Path, repo_id: str, there: str, tags: list[str] | None = None, name: str = "") -> str:
+def card_to_upload(folder: Path, repo_id: str, there: str, tags: list[str] | None, name: str) -> str:
     """
-    The one place that decides on a card, from the folder of a model and the card on the Hub.
+    The one place that decides on a card: the text to upload; empty if the one on the Hub (`there`) does not change.
 
     A card by hand on the Hub keeps its text: only the part of a run changes, where the folder's card has one, and with
     it comes metadata that is missing. A card by hand in the folder goes to a repository that has none by hand. Any
-    other card is generated anew, and keeps what it says of the training.
-
-    Args:
-        folder: What is to be uploaded, with its `README.md`.
-        repo_id: `"user/name"`.
-        there: The card on the Hub.
-        tags: Added to a generated card.
-        name: The folder's name in a warning.
-
-    Returns:
-        The text; empty if the repository's card does not change.
+    other card is generated anew, and keeps what it says of the training. `name` is the folder's name in a warning.
     """
     here = read_text(folder / CARD)
     for card, place in ((there, repo_id), (here, name)):
