@@ -91,7 +91,11 @@ def test_model_files_work_as_code_on_the_hub(name: str) -> None:
 
 # What else writes, and why it may: mostly into a file or a folder that files.py will put in its place.
 WRITES = {
-    "hub.py": {"tempfile": "a folder to upload", "write_text": "the card, into this folder"},
+    "hub.py": {
+        "tempfile": "a folder to upload",
+        "write_bytes": "the card, into this folder",
+        "write_text": "a configuration, into this folder",
+    },
     "media.py": {"open": "a film, and the parts of an archive, at the path that write_file gives"},
     "evaluation/statistics.py": {"open": "at the path that write_file gives"},
     "training/quality.py": {"write_text": "a note, into a replaced folder", "rename": "the best model of a dead end"},

@@ -19,7 +19,7 @@ from biggan_hf import BigGANModel, BigGANPipeline
 from biggan_hf.cli import main
 from biggan_hf.configuration_biggan import BigGANConfig
 from biggan_hf.files import staged_folder
-from biggan_hf.hub import has_card, model_card, upload_folder
+from biggan_hf.hub import model_card, upload_folder
 
 
 class TinyConfig(PreTrainedConfig):
@@ -105,18 +105,12 @@ def test_upload_and_load(fake_hub: FakeHub, tmp_path: Path) -> None:
     assert value_of(TinyModel.from_pretrained(folder)) == 1.0
 
 
-@pytest.mark.parametrize(
-    ("upload", "load"),
-    [({"path_in_repo": "inner"}, {"subfolder": "inner"}), ({"revision": "step-100"}, {"revision": "step-100"})],
-)
-def test_upload_elsewhere_leaves_what_is_there(
-    fake_hub: FakeHub, tmp_path: Path, upload: dict[str, Any], load: dict[str, Any]
-) -> None:
-    for place, value in (({}, 1.0), (upload, 2.0)):
+def test_upload_to_a_branch_leaves_main(fake_hub: FakeHub, tmp_path: Path) -> None:
+    for value, revision in ((1.0, None), (2.0, "step-100")):
         tiny_model(value).save_pretrained(tmp_path / "new")
-        upload_folder(tmp_path / "new", "user/x", **place)
+        upload_folder(tmp_path / "new", "user/x", revision=revision)
     assert value_of(TinyModel.from_pretrained("user/x")) == 1.0
-    assert value_of(TinyModel.from_pretrained("user/x", **load)) == 2.0
+    assert value_of(TinyModel.from_pretrained("user/x", revision="step-100")) == 2.0
 
 
 def test_pull_request_leaves_main(fake_hub: FakeHub, tmp_path: Path) -> None:
@@ -187,16 +181,6 @@ def test_upload_of_a_card_keeps_the_weights(fake_hub: FakeHub, tmp_path: Path) -
     (tmp_path / "card" / "README.md").write_text("new")
     upload_folder(tmp_path / "card", "user/x")
     assert value_of(TinyModel.from_pretrained("user/x")) == 1.0
-
-
-def test_has_card(fake_hub: FakeHub, tmp_path: Path) -> None:
-    assert not has_card("user/x")
-    fake_hub.create("models", "user/x")
-    assert not has_card("user/x")
-    (tmp_path / "README.md").write_text("new")
-    upload_folder(tmp_path, "user/x", revision="next")
-    assert not has_card("user/x")
-    assert has_card("user/x", revision="next")
 
 
 @pytest.mark.parametrize("name", ["missing", "empty"])

@@ -9,9 +9,8 @@ from fake_hub import FakeHub
 from training_runs import Capture, arguments
 
 from biggan_hf import BigGANModel
-from biggan_hf.cards import settings_table, with_metadata, with_part, without_part
+from biggan_hf.cards import settings_table, without_part
 from biggan_hf.evaluation import Measure, Report, add_to_card
-from biggan_hf.hub import upload_folder
 from biggan_hf.training import main
 
 
@@ -50,10 +49,9 @@ def keeps(card: str, text: str = BY_HAND) -> bool:
     return all(line in lines for line in text.splitlines()) and card.count("| loss | hinge |") == 1
 
 
-def put(text: str, folder: Path, repo_id: str = "user/cats") -> None:
-    folder.mkdir()
-    (folder / "README.md").write_text(text, encoding="utf-8")
-    upload_folder(folder, repo_id)
+def put(hub: FakeHub, text: str) -> None:
+    hub.create("models", "user/cats")
+    hub.repos["models", "user/cats"].commit("main", {**hub.files("user/cats"), "README.md": text.encode()})
 
 
 def test_a_new_card_is_written_anew_by_every_run(pictures: Path, tmp_path: Path) -> None:
@@ -108,13 +106,13 @@ def test_a_card_that_is_no_text_stays_and_is_told(pictures: Path, tmp_path: Path
 
 
 def test_a_card_on_the_hub_stays_and_comes_into_the_folder(pictures: Path, tmp_path: Path, fake_hub: FakeHub) -> None:
-    put(BY_HAND, tmp_path / "card")
+    put(fake_hub, BY_HAND)
     main(arguments(pictures, tmp_path / "model", *PUSH))
     assert keeps(card_on(fake_hub)) and card_on(fake_hub) == card_of(tmp_path / "model")
     # It changes on the Hub, and the run goes on: the folder follows.
     changed = card_on(fake_hub).replace("Drawn by my daughter.", "Drawn by my son.")
     (tmp_path / "model" / "README.md").unlink()
-    put(changed, tmp_path / "changed")
+    put(fake_hub, changed)
     main(arguments(pictures, tmp_path / "model", *AGAIN, steps=3))
     assert "Drawn by my son." in card_of(tmp_path / "model") and "| steps | 3 |" in card_on(fake_hub)
 
@@ -137,16 +135,16 @@ def test_a_card_of_a_push_elsewhere_is_written_anew(pictures: Path, tmp_path: Pa
 
 
 def test_two_cards_by_hand_keep_their_own_text(
-    pictures: Path, tmp_path: Path, fake_hub: FakeHub, capsys: Capture
+    pictures: Path, tmp_path: Path, fake_hub: FakeHub, caplog: pytest.LogCaptureFixture
 ) -> None:
     output = tmp_path / "model"
     main(arguments(pictures, output))
     (output / "README.md").write_text(BY_HAND)
-    put("# On the Hub\n\nThanks to all.\n", tmp_path / "card")
+    put(fake_hub, "# On the Hub\n\nThanks to all.\n")
     main(arguments(pictures, output, *PUSH, *AGAIN, steps=3))
     assert keeps(card_of(output)) and "Thanks to all." not in card_of(output)
     assert keeps(card_on(fake_hub), "# On the Hub\n\nThanks to all.") and "daughter" not in card_on(fake_hub)
-    assert "differs from the card of 'user/cats': each keeps its own text" in capsys.readouterr().err
+    assert "differs from that of 'user/cats': each keeps its own text" in caplog.text
 
 
 def test_nothing_of_the_machine_is_published(pictures: Path, tmp_path: Path, fake_hub: FakeHub) -> None:
@@ -173,48 +171,6 @@ def test_nothing_of_the_machine_is_published(pictures: Path, tmp_path: Path, fak
     )
     assert json.loads((output / "training_settings.json").read_text())["dataset_name"] == str(pictures)
     assert BigGANModel.from_pretrained("user/cats").config.num_labels == 2
-
-
-# The parts of a card
-
-
-OLD = "# BigGAN\n\n## Training\n\n| setting | value |\n|---|---|\n| output_dir | /home |\n| a | 0 |\n\n## Citation\n"
-
-
-@pytest.mark.parametrize(
-    ("card", "expected"),
-    [
-        (OLD, "# BigGAN\n\n{}\n\n## Citation\n"),  # by a version that did not mark its part
-        ("# Mine\n", "# Mine\n\n{}\n"),
-        ("# Mine\n\n## Training\n\nOn a Sunday.\n", "# Mine\n\n## Training\n\nOn a Sunday.\n\n{}\n"),
-        ("a <!-- biggan_hf: begin --> b <!-- biggan_hf: end --> c", "a {} c"),
-        ("a <!-- biggan_hf: begin --> mine", "a <!-- biggan_hf: begin --> mine\n\n{}\n"),
-        (
-            "<!-- biggan_hf: begin --> mine\n<!-- biggan_hf: begin -->\nx\n<!-- biggan_hf: end -->\n",
-            "<!-- biggan_hf: begin --> mine\n{}\n",
-        ),
-        ("", "\n\n{}\n"),
-    ],
-)
-def test_the_part_of_the_run_takes_its_own_place(card: str, expected: str) -> None:
-    once = with_part(card, r"new \1 part")
-    begin, end = once.rindex("<!-- biggan_hf: begin"), once.rindex("<!-- biggan_hf: end -->") + 23
-    assert once == expected.format(once[begin:end]) and "new \\1 part" in once[begin:end]
-    assert with_part(once, r"new \1 part") == once
-
-
-@pytest.mark.parametrize(
-    ("card", "expected"),
-    [
-        ("---\na: 1 # one\n---\nbody", "---\na: 1 # one\nb: 2\n---\nbody"),
-        ("---\na: 1\nb: 3\n---\nbody", "---\na: 1\nb: 3\n---\nbody"),
-        ("body", "---\na: 0\nb: 2\n---\n\nbody"),
-        ("---\na: [\n---\nbody", "---\na: [\n---\nbody"),  # no YAML
-        ("---\n- a\n---\nbody", "---\n- a\n---\nbody"),
-    ],
-)
-def test_metadata_that_is_missing_is_added(card: str, expected: str) -> None:
-    assert with_metadata(card, "---\na: 0\nb: 2\n---\n\n# other") == expected
 
 
 def test_a_table_has_a_line_for_each_setting() -> None:

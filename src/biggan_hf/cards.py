@@ -1,34 +1,71 @@
 """
-A model's card, README.md: which part of it a program writes anew, while all the rest stays a person's, and what it may
-tell of the machine.
+A model's card, README.md: whether a person has written into it, which part of it a program writes anew, and what it
+may tell of the machine.
 """
 
+import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.utils import yaml_dump
 
 
 BEGIN = "<!-- biggan_hf: begin; a training run writes this part anew, and nothing else -->"
 END = "<!-- biggan_hf: end -->"
-_PART = re.compile(r"<!-- biggan_hf: begin(?:(?!<!-- biggan_hf: begin).)*?<!-- biggan_hf: end -->", re.DOTALL)
-# What runs wrote before they marked their part: a section that holds a table of settings only.
-_UNMARKED = re.compile(r"^## Training\n\n\| setting \| value \|\n\|---\|---\|(?:\n\|.*\|$)+", re.MULTILINE)
+_BEGIN = "<!-- biggan_hf: begin"
+_PART = re.compile(rf"{_BEGIN}[^>]*-->((?:(?!{_BEGIN}).)*?){END}", re.DOTALL)
+_SIGNATURE = re.compile(r"<!-- biggan_hf: generated (\w+) -->")
+_METADATA = re.compile(r"\A\ufeff?\s*---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE)
 
 
-def with_part(card: str, part: str, before: str | None = None) -> str:
-    """The card with the program's part where that was before, else in front of the first `before`, else at the end."""
-    marked = f"{BEGIN}\n{part.strip()}\n{END}"
-    for pattern in (_PART, _UNMARKED):
-        if pattern.search(card):
-            return pattern.sub(lambda _: marked, card, count=1)
-    if before is not None and before in card:
-        return card.replace(before, f"{marked}\n\n{before}", 1)
+# By a program or by hand
+
+
+def signed(card: str) -> str:
+    """A generated card with a digest of its text at its end."""
+    return f"{card.rstrip()}\n\n<!-- biggan_hf: generated {_digest(card)} -->\n"
+
+
+def is_by_hand(card: str) -> bool:
+    """Whether a card has text that its digest does not know, or no digest. An empty one is nobody's."""
+    signature = _SIGNATURE.search(card)
+    return bool(card.strip()) and (signature is None or signature[1] != _digest(card))
+
+
+def is_text(card: str) -> bool:
+    """Whether all of a card was UTF-8 where `read_text` read it."""
+    return re.search(r"[\ud800-\udfff]", card) is None
+
+
+def _digest(card: str) -> str:
+    return hashlib.sha256(without_part(card).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+# The part of a run
+
+
+def with_part(card: str, part: str) -> str:
+    """The card with the program's part where that was before, else in front of the limits, else at the end."""
+    marked, limits = f"{BEGIN}\n{part.strip()}\n{END}", "## Intended use and limits"
+    if _PART.search(card):
+        return _PART.sub(lambda _: marked, card, count=1)
+    if limits in card:
+        return card.replace(limits, f"{marked}\n\n{limits}", 1)
     return f"{card.rstrip()}\n\n{marked}\n"
+
+
+def part_of(card: str) -> str:
+    """The program's part; empty if the card has none."""
+    part = _PART.search(card)
+    return "" if part is None else part[1]
+
+
+def without_part(card: str) -> str:
+    """What others than a run have in the card, for a comparison."""
+    return " ".join(_SIGNATURE.sub("", _PART.sub("", card)).split())
 
 
 def settings_table(settings: Mapping[str, object], title: str = "setting") -> str:
@@ -41,32 +78,43 @@ def settings_table(settings: Mapping[str, object], title: str = "setting") -> st
     return "\n".join([f"| {title} | value |", "|---|---|", *rows])
 
 
-def without_part(card: str) -> str:
-    """What others than the program have in the card, for a comparison."""
-    return "\n".join(_UNMARKED.sub("", _PART.sub("", card.replace("\r\n", "\n"))).split())
+# Metadata
+
+
+def metadata(card: str) -> dict[str, Any]:
+    """The card's metadata; empty if it has none. Raises `ValueError` for what is no mapping in YAML."""
+    block = _METADATA.match(card)
+    return {} if block is None else _mapping(block[1])
+
+
+def _mapping(text: str) -> dict[str, Any]:
+    try:
+        data: Any = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"no YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"no mapping: {data!r}")
+    return data
 
 
 def with_metadata(card: str, other: str) -> str:
     """
     The card with the keys of another card's metadata that it lacks. What it has stays as it is written, with its order
-    and its comments. Metadata that is no mapping in YAML stays alone.
+    and its comments. Metadata to which lines of YAML cannot be added stays alone.
     """
-    block, other_block = (REGEX_YAML_BLOCK.search(text) for text in (card, other))
-    if other_block is None:
+    block, other_block = _METADATA.match(card), _METADATA.match(other)
+    if other_block is None or (block is None and card.lstrip("\ufeff \t\r\n").startswith("---")):
         return card
     if block is None:
-        return f"{other_block.group(0).strip()}\n\n{card.lstrip()}"
+        return f"{other_block[0].strip()}\n\n{card.lstrip()}"
     try:
-        data: Any = yaml.safe_load(block.group(2)) or {}
-    except yaml.YAMLError:
+        data = _mapping(block[1])
+        missing = {key: value for key, value in metadata(other).items() if key not in data}
+        text = block[1] + yaml_dump(missing, sort_keys=False)
+        added = bool(missing) and _mapping(text) == {**data, **missing}
+    except ValueError:
         return card
-    if not isinstance(data, dict):
-        return card
-    missing = {key: value for key, value in yaml.safe_load(other_block.group(2)).items() if key not in data}
-    if not missing:
-        return card
-    end = block.end(2)
-    return f"{card[:end]}\n{yaml_dump(missing, sort_keys=False).strip()}{card[end:]}"
+    return card[: block.start(1)] + text + card[block.end(1) :] if added else card
 
 
 # What others may read

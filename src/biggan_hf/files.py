@@ -75,12 +75,12 @@ def append_line(path: Path, values: Mapping[str, Any]) -> None:
         file.write(json.dumps(values).encode() + b"\n")
 
 
-def read_text(path: Path) -> str | None:
-    """A file's text with its line ends as they are; `None` if there is no such file, or it is no text in UTF-8."""
-    try:
-        return path.read_bytes().decode("utf-8")
-    except (FileNotFoundError, UnicodeDecodeError):
-        return None
+def read_text(path: Path) -> str:
+    """
+    A file's text with its line ends as they are; empty if there is no such file. Bytes that are not UTF-8 become
+    surrogates, which cannot be written.
+    """
+    return path.read_bytes().decode("utf-8", "surrogateescape") if path.is_file() else ""
 
 
 # Folders

@@ -14,23 +14,40 @@ from huggingface_hub import CommitInfo, HfApi, ModelCardData
 from huggingface_hub.utils import filter_repo_objects
 from transformers import PreTrainedConfig
 from transformers.dynamic_module_utils import get_relative_import_files
+from transformers.utils import logging
 
-from .cards import settings_table
-from .files import LEFTOVERS, WEIGHT_GLOBS, add_checksum, staged_folder, weight_patterns
+from .cards import (
+    is_by_hand,
+    is_text,
+    metadata,
+    part_of,
+    settings_table,
+    signed,
+    with_metadata,
+    with_part,
+    without_part,
+)
+from .configuration_biggan import BigGANConfig
+from .files import LEFTOVERS, WEIGHT_GLOBS, add_checksum, read_text, staged_folder, weight_patterns
 from .images import sample_sheet
 from .keywords import answers_keywords
 from .loading import LoadingMixin
 
 
+logger = logging.get_logger(__name__)
+
 # What is published of a folder: the model and its card. All else stays here unless it is asked for.
+CARD, SAMPLES = "README.md", "samples.png"
 _NETWORK = ("config.json", *WEIGHT_GLOBS)
-PUBLISHED: tuple[str, ...] = ("README.md", "LICENSE", "LICENSE.txt", "LICENSE.md", "samples.png")
+PUBLISHED: tuple[str, ...] = (CARD, SAMPLES, "LICENSE", "LICENSE.txt", "LICENSE.md")
 PUBLISHED += (*_NETWORK, *(f"discriminator/{name}" for name in _NETWORK))
+_MODELING = "modeling_biggan.py"
 CODE = tuple(path.name for path in Path(__file__).parent.glob("*.py") if not path.name.startswith("_"))
 
-# Where the package comes from, for the card of a model.
-INSTALL = "pip install ."
-
+# How a reader of a card gets the package. It has no address yet: `pip install .` becomes the command once it has one.
+INSTALL = "Install it from its repository: `pip install .` in a clone."
+# What a card names before it is known where the model will be.
+_NO_PLACE_YET = "path/to/this/folder"
 
 CITATION = """\
 ```bibtex
@@ -111,8 +128,8 @@ class PublishingMixin(LoadingMixin):
         include_code: bool = False,
     ) -> str:
         """
-        Uploads the network to the Hub: a generator and its card to the root, a discriminator to `discriminator/`. An
-        existing card does not change. Nothing else is uploaded.
+        Uploads the network to the Hub: a generator and its card to the root, a discriminator to `discriminator/`. A
+        card on the Hub that somebody has written stays. Nothing else is uploaded.
 
         Args:
             repo_id: `"user/name"`; created if it does not exist.
@@ -123,9 +140,9 @@ class PublishingMixin(LoadingMixin):
             revision: Branch to commit to.
             create_pr: Opens a pull request instead.
             max_shard_size: As for `save_pretrained`.
-            tags: Tags to add to a new card.
+            tags: Tags to add to the card, if it is a generated one.
             include_code: Uploads the code too: `AutoModel.from_pretrained(repo_id, trust_remote_code=True)` then needs
-                no package but transformers.
+                no package but transformers. A repository that has the code gets it anew in any case.
 
         Returns:
             The commit's address.
@@ -133,11 +150,12 @@ class PublishingMixin(LoadingMixin):
         repo_id = create_repo(repo_id, token, private)
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(Path(folder) / self._path_in_repo, max_shard_size=max_shard_size)
-            if not has_card(repo_id, token, revision):
-                self._write_card(Path(folder), repo_id, tags, include_code)
+            if not self._path_in_repo and not is_by_hand(published_card(repo_id, token, revision)):
+                sample_sheet(self, rows=8, columns=4).save(Path(folder) / SAMPLES)
             commit = upload_folder(
                 folder,
                 repo_id,
+                tags=tags,
                 include_code=include_code,
                 token=token,
                 private=private,
@@ -148,13 +166,8 @@ class PublishingMixin(LoadingMixin):
             )
         return commit.commit_url
 
-    def _write_card(self, folder: Path, repo_id: str, tags: list[str] | None, has_code: bool) -> None:
-        """Writes `README.md` and its sheet of samples. Does nothing for a discriminator."""
-        if self._path_in_repo:
-            return
-        sample_sheet(self, rows=8, columns=4).save(folder / "samples.png")
-        card = model_card(self.config, repo_id=repo_id, tags=tags, sample_image="samples.png", has_code=has_code)
-        (folder / "README.md").write_text(card, encoding="utf-8")
+
+# The card
 
 
 def model_card(
@@ -194,12 +207,12 @@ def model_card(
         f"# {repo_id.split('/')[-1] if repo_id else 'BigGAN'}",
         _summary(config),
         f"![samples]({sample_image})" if sample_image else "",
-        f"## Usage\n\n{_usage(config, repo_id or 'path/to/this/folder', has_code)}",
+        f"## Usage\n\n{_usage(config, repo_id or _NO_PLACE_YET, has_code)}",
         f"## Architecture\n\n{settings_table({name: getattr(config, name) for name in CARD_SETTINGS})}",
         f"## Intended use and limits\n\n{LIMITS}",
         f"## Citation\n\n{CITATION}",
     ]
-    return f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(filter(None, sections)) + "\n"
+    return signed(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(filter(None, sections)))
 
 
 def _summary(config: PreTrainedConfig) -> str:
@@ -222,11 +235,7 @@ from transformers import AutoModel
 model = AutoModel.from_pretrained({source!r}, trust_remote_code=True)
 ```"""
     return f"""\
-The model needs the package `biggan_hf` (Python ≥ 3.11, torch, transformers). In a clone of its repository:
-
-```bash
-{INSTALL}
-```
+The model needs the package `biggan_hf` (Python ≥ 3.11, torch, transformers). {INSTALL}
 
 ```python
 import torch
@@ -248,15 +257,65 @@ def _class_prompt(config: PreTrainedConfig) -> str | int:
     return 0 if name == "LABEL_0" else name
 
 
+def published_card(repo_id: str, token: bool | str | None = None, revision: str | None = None) -> str:
+    """The card of a branch (which may not exist yet), else of the main one, as `read_text` reads it."""
+    api = HfApi(token=token)
+    for branch in dict.fromkeys([revision, None]):
+        if api.file_exists(repo_id, CARD, revision=branch):
+            return read_text(Path(api.hf_hub_download(repo_id, CARD, revision=branch)))
+    return ""
+
+
+def card_to_upload(folder: Path, repo_id: str, there: str, tags: list[str] | None, name: str) -> str:
+    """
+    The one place that decides on a card: the text to upload; empty if the one on the Hub (`there`) does not change.
+
+    A card by hand on the Hub keeps its text: only the part of a run changes, where the folder's card has one, and with
+    it comes metadata that is missing. A card by hand in the folder goes to a repository that has none by hand. Any
+    other card is generated anew, and keeps what it says of the training. `name` is the folder's name in a warning.
+    """
+    here = read_text(folder / CARD)
+    for card, place in ((there, repo_id), (here, name)):
+        if not is_text(card):
+            logger.warning(f"the card of {place!r} stays where it is, and as it is: it is no text in UTF-8")
+    here = here if is_text(here) else ""
+    old = next((card for card in (here, there) if not is_by_hand(card) and card.strip()), "")
+    new = _generated_card(folder, repo_id, old, tags)
+    mine = here.replace(f"({_NO_PLACE_YET!r}", f"({repo_id!r}") if is_by_hand(here) else ""
+    if not is_by_hand(there):
+        return mine or new or here
+    if not is_text(there):
+        return ""
+    if mine and without_part(with_metadata(mine, new)) != without_part(with_metadata(there, new)):
+        way = f"`hf upload {repo_id} {Path(name) / CARD} {CARD}` uploads yours"
+        logger.warning(f"the card of {name!r} differs from that of {repo_id!r}: each keeps its own text; {way}")
+    return with_part(with_metadata(there, new), part_of(here)) if part_of(here) else ""
+
+
+def _generated_card(folder: Path, repo_id: str, old: str, tags: list[str] | None) -> str:
+    """A new card in place of an older one; empty if the folder holds no generator."""
+    settings = _settings(folder / "config.json")
+    if settings.get("model_type") != BigGANConfig.model_type:
+        return ""
+    told = metadata(old)
+    card = model_card(
+        BigGANConfig.from_pretrained(folder),
+        repo_id=repo_id,
+        license=told.get("license"),
+        tags=[*told.get("tags", []), *(tags or [])],
+        datasets=told.get("datasets"),
+        sample_image=SAMPLES if (folder / SAMPLES).exists() else None,
+        has_code="auto_map" in settings,
+    )
+    return with_part(card, part_of(old)) if part_of(old) else card
+
+
+# The upload
+
+
 def create_repo(repo_id: str, token: bool | str | None = None, private: bool | None = None) -> str:
     """Creates a repo unless it exists; returns its whole id, `"user/name"`."""
     return HfApi(token=token).create_repo(repo_id, private=private, exist_ok=True).repo_id
-
-
-def has_card(repo_id: str, token: bool | str | None = None, revision: str | None = None) -> bool:
-    """Whether a branch (which may not exist yet) or the main one has a `README.md`, perhaps by somebody's hand."""
-    api = HfApi(token=token)
-    return any(api.file_exists(repo_id, "README.md", revision=branch) for branch in {revision, None})
 
 
 def upload_folder(
@@ -265,8 +324,7 @@ def upload_folder(
     *,
     also: Sequence[str] = (),
     include_code: bool = False,
-    card: str | None = None,
-    path_in_repo: str = "",
+    tags: list[str] | None = None,
     token: bool | str | None = None,
     private: bool | None = None,
     revision: str | None = None,
@@ -275,17 +333,17 @@ def upload_folder(
     commit_description: str | None = None,
 ) -> CommitInfo:
     """
-    Uploads the model in a folder: the files of `PUBLISHED` and no others. Creates the repo and the branch where they
-    are missing. Weights of an earlier upload, which the new ones replace, are deleted from the repo; its other files
-    stay.
+    Uploads the model in a folder: the files of `PUBLISHED` and no others, with the card of [`card_to_upload`]. A
+    discriminator's go to `discriminator/`. Creates the repo and the branch where they are missing. Weights of an
+    earlier upload, which the new ones replace, are deleted from the repo; its other files stay.
 
     Args:
         folder: The folder of a model.
         repo_id: `"user/name"`, or `"name"` in the token's own namespace.
         also: Globs, relative to `folder`, of what else to upload.
-        include_code: Adds the code of the networks, and to `config.json` the names by which `AutoModel` finds it.
-        card: The text of the `README.md`, in place of the folder's.
-        path_in_repo: Subfolder of the repo to upload into.
+        include_code: Adds the code of the networks, and to `config.json` the names by which `AutoModel` finds it. A
+            repository that has the code gets it in any case: a configuration without these names would hide it.
+        tags: Tags to add to a generated card.
         token: Access token; by default the one stored on this machine.
         private: Whether a repo that is created is private.
         revision: Branch to commit to; default the main branch.
@@ -297,42 +355,50 @@ def upload_folder(
         FileNotFoundError: There is no such folder, or no model in it.
     """
     folder = Path(folder)
-    paths = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    code = CODE if include_code or "auto_map" in _settings(folder / "config.json") else ()
-    allowed = [*PUBLISHED, *code, *also]
-    files = list(filter_repo_objects(paths, allow_patterns=allowed, ignore_patterns=LEFTOVERS))
+    settings = _settings(folder / "config.json")
+    files = _files_to_upload(folder, settings, also)
     if not files:
         raise FileNotFoundError(f"expected a folder with a model to upload, got {str(folder)!r}")
     api = HfApi(token=token)
     repo_id = create_repo(repo_id, token, private)
     if revision and not create_pr:
         api.create_branch(repo_id, branch=revision, exist_ok=True)
-    with _linked(folder, files) as staging:
-        if include_code:
+    with _linked(files) as staging:
+        if include_code or (not _names_code(settings) and api.file_exists(repo_id, _MODELING, revision=revision)):
             add_code(staging)
-        if card is not None:
-            (staging / "README.md").unlink(missing_ok=True)
-            (staging / "README.md").write_text(card, encoding="utf-8")
+        card = card_to_upload(staging, repo_id, published_card(repo_id, token, revision), tags, str(folder))
+        (staging / CARD).unlink(missing_ok=True)
+        if card:
+            (staging / CARD).write_bytes(card.encode())
         return api.upload_folder(
             repo_id=repo_id,
             folder_path=staging,
-            path_in_repo=path_in_repo,
             revision=revision,
             create_pr=create_pr,
             commit_message=commit_message,
             commit_description=commit_description,
-            delete_patterns=weight_patterns(files),
+            delete_patterns=weight_patterns(list(files)),
         )
 
 
+def _files_to_upload(folder: Path, settings: Mapping[str, Any], also: Sequence[str]) -> dict[str, Path]:
+    """The files of a folder that are uploaded, by their paths in the repo."""
+    inner = "discriminator/" if settings.get("architectures") == ["BigGANDiscriminator"] else ""
+    names = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    files = {name if name in CODE else inner + name: path for name, path in names.items()}
+    allowed = [*PUBLISHED, *(CODE if "auto_map" in settings else ()), *(inner + glob for glob in also)]
+    chosen = filter_repo_objects(files, allow_patterns=allowed, ignore_patterns=LEFTOVERS)
+    return {name: files[name] for name in chosen}
+
+
 @contextmanager
-def _linked(folder: Path, files: list[str]) -> Iterator[Path]:
-    """A folder with links to some files of another."""
+def _linked(files: Mapping[str, Path]) -> Iterator[Path]:
+    """A folder with links to files, by their names there."""
     with tempfile.TemporaryDirectory() as directory:
-        for file in files:
-            link = Path(directory) / file
+        for name, file in files.items():
+            link = Path(directory) / name
             link.parent.mkdir(parents=True, exist_ok=True)
-            os.symlink((folder / file).resolve(), link)
+            os.symlink(file.resolve(), link)
         yield Path(directory)
 
 
@@ -344,7 +410,7 @@ def add_code(folder: Path) -> None:
     Adds the code of the networks to a saved model, and to the `config.json` of each network the names by which
     `AutoModel` finds its class.
     """
-    modeling = Path(__file__).with_name("modeling_biggan.py")
+    modeling = Path(__file__).with_name(_MODELING)
     for file in (modeling, *map(Path, get_relative_import_files(modeling))):
         (folder / file.name).unlink(missing_ok=True)
         shutil.copyfile(file, folder / file.name)
@@ -358,8 +424,13 @@ def add_code(folder: Path) -> None:
 def forget_code(path: Path) -> None:
     """Removes from a `config.json` the names of classes in files that are not there."""
     settings = _settings(path)
-    if any("--" not in str(name) for name in settings.get("auto_map", {}).values()):
+    if _names_code(settings):
         _write_settings(path, {name: value for name, value in settings.items() if name != "auto_map"})
+
+
+def _names_code(settings: Mapping[str, Any]) -> bool:
+    """Whether a configuration names classes in files beside it, and not in another repository."""
+    return any("--" not in str(name) for name in settings.get("auto_map", {}).values())
 
 
 def _settings(path: Path) -> dict[str, Any]:

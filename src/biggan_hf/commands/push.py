@@ -1,6 +1,7 @@
 """Upload a model to the Hub.
 
 Uploads the model in a folder and its card, and nothing else: no checkpoints, no logs, no statistics of pictures.
+A card on the Hub that somebody has written stays. The folder does not change.
 
 examples:
   biggan-hf push my-biggan user/biggan --private
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from ..bars import own_bars_alone
 from ..configuration_biggan import BigGANConfig
-from ..hub import create_repo, has_card, model_card, upload_folder
+from ..hub import upload_folder
 from . import common
 
 
@@ -34,17 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     if not (args.folder / "config.json").is_file():
         raise FileNotFoundError(f"{str(args.folder)!r} is no folder of a model: it has no config.json")
-    config = BigGANConfig.from_pretrained(args.folder)
+    BigGANConfig.from_pretrained(args.folder)  # an error comes before the repository
     try:
         with own_bars_alone():
-            repo_id = create_repo(args.repo_id, args.token, args.private)
-            card = None
-            if not (args.folder / "README.md").is_file() and not has_card(repo_id, args.token, args.revision):
-                card = model_card(config, repo_id=repo_id, has_code=args.include_code)
             commit = upload_folder(
                 args.folder,
-                repo_id,
-                card=card,
+                args.repo_id,
                 also=args.also,
                 include_code=args.include_code,
                 token=args.token,

@@ -1,19 +1,13 @@
 """The card of a finished run, here and on the Hub."""
 
 import re
-from pathlib import Path
 
-from huggingface_hub import HfApi
-
-from ..cards import is_path, settings_table, with_metadata, with_part, without_part
+from ..cards import is_by_hand, is_path, is_text, settings_table, with_metadata, with_part
 from ..files import read_text, write_text
-from ..hub import model_card, upload_folder
+from ..hub import CARD, create_repo, model_card, published_card, upload_folder
 from .checkpoints import warn
 from .run import Run
 from .settings import public_settings
-
-
-CARD = "README.md"
 
 
 def write_card(run: Run) -> None:
@@ -22,69 +16,37 @@ def write_card(run: Run) -> None:
     metadata that is missing is added.
     """
     path = run.output_dir / CARD
-    card = read_text(path)
-    if card is None and path.exists():
+    old, new = read_text(path), new_card(run)
+    if not is_text(old):
         warn(f"{str(path)!r} stays as it is: it is no text in UTF-8")
         return
-    write_text(path, renewed_card(run, card))
+    card = with_metadata(old, new) if is_by_hand(old) else new
+    write_text(path, with_part(card, part_of_run(run)))
 
 
 def publish(run: Run) -> None:
-    """
-    Uploads the finished model. A card that somebody has written into stays theirs, here and on the Hub: where only the
-    Hub has one, the folder gets it too, and where both have one, each keeps its own text.
-    """
-    assert run.args.hub_model_id is not None
-    path = run.output_dir / CARD
-    here, there = read_text(path), published_card(run.args.hub_model_id)
-    card = here
-    if there is not None and is_by_hand(run, there):
-        card = renewed_card(run, there)
-        if here is None or not is_by_hand(run, here):
-            write_text(path, card)
-        elif without_part(here) != without_part(there):
-            warn(f"{str(path)!r} differs from the card of {run.args.hub_model_id!r}: each keeps its own text")
-    upload_folder(run.output_dir, run.args.hub_model_id, card=card, include_code=run.args.include_code)
+    """Uploads the finished model. The folder gets the card of the Hub unless somebody has written into its own."""
+    path, repo_id = run.output_dir / CARD, create_repo(run.args.hub_model_id or "")
+    upload_folder(run.output_dir, repo_id, include_code=run.args.include_code)
+    card = published_card(repo_id)
+    if is_text(card) and not is_by_hand(read_text(path)):
+        write_text(path, card)
 
 
 # The card
 
 
-def published_card(repo_id: str) -> str | None:
-    """The `README.md` of a repo on the Hub; `None` if it has none, or one that is no text in UTF-8."""
-    api = HfApi()
-    if not api.file_exists(repo_id, CARD):
-        return None
-    return read_text(Path(api.hf_hub_download(repo_id, CARD)))
-
-
-def renewed_card(run: Run, old: str | None) -> str:
-    """The old card with the part of this run in it, or a new one where nobody has written into the old one."""
-    new = new_cards(run)[-1]
-    base = with_metadata(old, new) if old is not None and is_by_hand(run, old) else new
-    return with_part(base, part_of_run(run), before="## Intended use and limits")
-
-
-def is_by_hand(run: Run, card: str) -> bool:
-    """Whether a card has something in it that no run has written."""
-    names = re.findall(r"from_pretrained\('([^'\n]+)'\)", card)  # it may be of a push to another repository
-    return without_part(card) not in map(without_part, new_cards(run, *names[:1]))
-
-
-def new_cards(run: Run, *names: str) -> list[str]:
-    """
-    The cards of this model as programs write them, for repositories of these names too. They lack the part of the run.
-    The last one is the run's own.
-    """
+def new_card(run: Run) -> str:
+    """The card that nobody has written into. It lacks the part of the run."""
     name = run.settings["dataset_name"]
     is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not is_path(name)
-    datasets = [name] if is_hub_id else None
-    return [
-        model_card(run.config, repo_id=repo_id, datasets=of_data, sample_image="samples.png", has_code=has_code)
-        for of_data in (None, datasets)
-        for has_code in (not run.args.include_code, run.args.include_code)
-        for repo_id in (*names, None, run.args.hub_model_id)
-    ]
+    return model_card(
+        run.config,
+        repo_id=run.args.hub_model_id,
+        datasets=[name] if is_hub_id else None,
+        sample_image="samples.png",
+        has_code=run.args.include_code,
+    )
 
 
 def part_of_run(run: Run) -> str:
