@@ -202,7 +202,7 @@ def test_bad_values(
 
 def test_what_is_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = str(tmp_path / "sheet.png")
-    assert "no folder here" in refused(["sample", str(tmp_path / "missing"), "--output", output], capsys)
+    assert "there is no folder" in refused(["sample", str(tmp_path / "missing"), "--output", output], capsys)
     (tmp_path / "config.json").write_text('{"model_type": "biggan", "image_size": "large"}')
     assert "image_size" in refused(["sample", str(tmp_path), "--output", output], capsys)
     with pytest.raises(SystemExit) as stopped:

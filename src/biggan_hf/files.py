@@ -27,7 +27,6 @@ LEFTOVERS = [f"{parent}{prefix}*" for parent in ("", "*/") for prefix in (UNFINI
 
 # `from_pretrained` prefers `model.safetensors` to an index with its shards, and `save_pretrained` removes neither of
 # the two when it writes the other: a sharded save into the folder of an unsharded one would load the old weights.
-VARIANT_GLOBS = ("model.*.safetensors", "model.safetensors.index.*.json")  # `save_pretrained(variant=…)`
 WEIGHT_GLOBS = ("model.safetensors", "model.safetensors.index.json", "model-?????-of-?????.safetensors")
 
 
@@ -362,9 +361,9 @@ def _birth(pid: Any) -> str | None:
 
 
 def weight_patterns(files: Iterable[str]) -> list[str]:
-    """Globs of all weights that may lie beside the weights among `files`. Variants alone replace no others."""
+    """Globs of all weights that may lie beside the weights among `files`."""
     parents = {path.parent for path in map(PurePosixPath, files) if any(map(path.match, WEIGHT_GLOBS))}
-    return [(parent / glob).as_posix() for parent in sorted(parents) for glob in (*WEIGHT_GLOBS, *VARIANT_GLOBS)]
+    return [(parent / glob).as_posix() for parent in sorted(parents) for glob in WEIGHT_GLOBS]
 
 
 def remove_stale_weights(folder: Path, written: Iterable[str]) -> None:
