@@ -22,8 +22,8 @@ from PIL import Image, ImageSequence
 import biggan_hf
 from biggan_hf import BigGANModel, BigGANPipeline, collect_standing_statistics
 from biggan_hf.cli import build_parser, main
-from biggan_hf.commands.common import device_or_best
 from biggan_hf.data import load_labelled_images
+from biggan_hf.devices import device_or_best
 from biggan_hf.exploring import class_grid, interpolate, truncation_sweep
 from biggan_hf.images import image_grid, to_pil, to_uint8
 from biggan_hf.latents import sample_latents
@@ -202,7 +202,7 @@ def test_bad_values(
 
 def test_what_is_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = str(tmp_path / "sheet.png")
-    assert "no folder here" in refused(["sample", str(tmp_path / "missing"), "--output", output], capsys)
+    assert "there is no folder" in refused(["sample", str(tmp_path / "missing"), "--output", output], capsys)
     (tmp_path / "config.json").write_text('{"model_type": "biggan", "image_size": "large"}')
     assert "image_size" in refused(["sample", str(tmp_path), "--output", output], capsys)
     with pytest.raises(SystemExit) as stopped:
@@ -702,6 +702,25 @@ def test_version_and_environment(capsys: pytest.CaptureFixture[str]) -> None:
     assert facts["device"] == device_or_best(None) and facts["accelerate"] == accelerate.__version__
 
 
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("smple", "there is no command 'smple'; did you mean 'sample'?"),
+        ("generate", "there is no command 'generate'; did you mean 'sample'?"),
+        ("help", "there is no command 'help'; did you mean '--help'?"),
+        ("-V", "unrecognized arguments: -V; did you mean --version?"),
+        ("foo", "there is no command 'foo'; the commands are train, sample, interpolate, "),
+    ],
+)
+def test_commands_that_there_are_not(word: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert refused([word], capsys).startswith(f"biggan-hf: error: {message}")
+
+
+def test_a_device_in_capitals(model: str, tmp_path: Path) -> None:
+    main(["sample", model, "--device", "CPU", "--images_per_class", "1", "--output", str(tmp_path / "sheet.png")])
+    assert (tmp_path / "sheet.png").is_file()
+
+
 DEVICES = {"cuda:63": False, "mps": torch.backends.mps.is_available(), "cuda": torch.cuda.is_available()}
 
 
@@ -716,7 +735,7 @@ def test_a_device_that_is_not_there(
     output = [model, *required.get(command, []), "--output", str(tmp_path / f"o{SUFFIXES.get(command, '')}")]
     output = {"env": [], "evaluate": [model, *required["evaluate"]]}.get(command, output)
     message = refused([command, *output, "--device", device], capsys)
-    assert message == f"biggan-hf: error: --device {device}: this machine has no such device that torch can use"
+    assert message == f"biggan-hf: error: device {device}: this machine has no such device that torch can use"
 
 
 BLOCKED = "import sys; sys.modules[{module!r}] = None; from biggan_hf.cli import main; main({argv!r})"

@@ -146,6 +146,7 @@ def test_keys_of_a_later_transformers_are_kept(tmp_path: Path, caplog: pytest.Lo
     model.save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     later = {"zdim": 3, "cache_layout": {"1": [2]}, "_experts": None, "is_deep": True, "__class__": 1}
+    later |= {"max_length": 20, "temperature": 0.5}  # with these, transformers saves no configuration
     path.write_text(json.dumps({**json.loads(path.read_text()), **later}))
     for loader in (BigGANModel, AutoModel):
         loader.from_pretrained(tmp_path).save_pretrained(tmp_path / "again")
@@ -153,9 +154,9 @@ def test_keys_of_a_later_transformers_are_kept(tmp_path: Path, caplog: pytest.Lo
         assert {name: again.get(name) for name in ("zdim", "cache_layout", "_experts")} == {
             name: later[name] for name in ("zdim", "cache_layout", "_experts")
         }
-        assert not again.keys() & {"is_deep", "__class__"}
+        assert not again.keys() & {"is_deep", "__class__", "max_length", "temperature"}
     assert "no field 'zdim'; did you mean 'z_dim'? (kept, without effect)" in caplog.text
-    assert "no field 'is_deep' (left out)" in caplog.text
+    assert "no field 'is_deep' (left out)" in caplog.text and "no field 'max_length' (left out)" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -15,9 +15,18 @@ from fake_hub import FakeHub
 from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 from transformers.utils import logging
 
-from biggan_hf import BigGANDiscriminator, BigGANModel, BigGANPipeline, collect_standing_statistics
-from biggan_hf.bars import own_bars_alone
+from biggan_hf import (
+    BigGANConfig,
+    BigGANDiscriminator,
+    BigGANModel,
+    BigGANPipeline,
+    collect_standing_statistics,
+    sample_latents,
+)
+from biggan_hf.bars import bars_are_on, own_bars_alone
+from biggan_hf.devices import device_or_best
 from biggan_hf.inversion import invert
+from biggan_hf.keywords import did_you_mean
 
 
 DIGITS = {label: str(label) for label in range(10)}
@@ -31,6 +40,11 @@ CALLS: dict[str, Callable[..., Any]] = {
     "sample": MODEL.sample,
     "forward": lambda **guess: MODEL(LATENTS, **guess),
     "discriminator": lambda **guess: DISCRIMINATOR(IMAGES, **guess),
+    "latents": lambda **guess: sample_latents(2, 3, **guess),
+    "statistics": lambda **guess: collect_standing_statistics(MODEL, **guess),
+    "constructor": lambda **guess: BigGANPipeline(MODEL, **guess),
+    "bars": PIPE.set_progress_bar_config,
+    "save": lambda **guess: PIPE.save_pretrained("/no/where", **guess),
     "push": lambda **guess: PIPE.push_to_hub("user/x", **guess),
 }
 
@@ -54,9 +68,18 @@ CALLS: dict[str, Callable[..., Any]] = {
         ("sample", "output_type", r"BigGANPipeline\(…\) takes output_type="),
         ("forward", "y", "did you mean class_labels="),
         ("forward", "psi", "did you mean truncation="),
-        ("forward", "num_images", "model.sample takes num_images_per_prompt="),
+        ("forward", "num_images", "model.sample take num_images_per_prompt="),
         ("discriminator", "class_label", "did you mean class_labels="),
         ("discriminator", "images", "did you mean pixel_values="),
+        ("latents", "psi", "did you mean truncation="),
+        ("latents", "seed", "write generator="),
+        ("statistics", "num_samples", "did you mean num_batches="),
+        ("pipeline", "return_tensors", "did you mean output_type="),
+        ("constructor", "scheduler", "its keywords are model"),
+        ("bars", "disabled", "did you mean disable="),
+        ("save", "foo", "its keywords are save_directory"),
+        ("save", "branch", "did you mean revision="),
+        ("save", "safe_serialization", "always written as safetensors"),
         ("push", "branch", "did you mean revision="),
         ("push", "safe_serialization", "always written as safetensors"),
     ],
@@ -67,11 +90,69 @@ def test_a_wrong_keyword_is_answered_with_the_right_one(call: str, guess: str, a
 
 
 @pytest.mark.parametrize(
+    ("name", "accepted", "answer"),
+    [
+        ("resolution", ["image_size", "z_dim"], "; did you mean 'image_size'?"),
+        ("numpy", ["pil", "np", "pt"], "; did you mean 'np'?"),
+        ("cifr10", ["demo", "cifar10"], "; did you mean 'cifar10'?"),
+        ("foo", ["demo", "cifar10"], ""),
+    ],
+)
+def test_did_you_mean(name: str, accepted: list[str], answer: str) -> None:
+    assert did_you_mean(name, accepted) == answer
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "answer"),
+    [
+        (lambda: BigGANConfig(resolution=64), TypeError, "did you mean 'image_size'"),  # type: ignore[call-arg]
+        (lambda: BigGANConfig(ch=64), TypeError, "did you mean 'generator_base_channels'"),  # type: ignore[call-arg]
+        (lambda: BigGANConfig.preset("biggan128"), ValueError, "did you mean 'biggan-128'"),
+        (lambda: PIPE(1, output_type="tensor"), ValueError, "did you mean 'pt'"),  # type: ignore[arg-type]
+        (lambda: BigGANPipeline(cast(Any, DISCRIMINATOR)), TypeError, "is a BigGANModel, got BigGANDiscri"),
+        (lambda: BigGANPipeline(cast(Any, "folder")), TypeError, "got str; BigGANPipeline.from_pretrained loads"),
+        (lambda: BigGANModel(cast(Any, "cifar10")), TypeError, "from_pretrained"),
+        (lambda: BigGANModel.from_pretrained("/no/where"), FileNotFoundError, "^there is no folder '/no/where'$"),
+        (lambda: PIPE.to("cuda:99"), ValueError, "device cuda:99: this machine has no such device"),
+        (lambda: PIPE.to(device="cuda:99"), ValueError, "device cuda:99: this machine has no such device"),
+        (lambda: MODEL("cat"), TypeError, "latents must be a tensor, got str; sample_latents draws it"),
+        (lambda: MODEL(LATENTS.numpy(), 1), TypeError, "latents must be a tensor, got ndarray"),
+        (lambda: DISCRIMINATOR([1], 1), TypeError, "pixel_values must be a tensor, got list"),
+        (lambda: MODEL(LATENTS, [1, 2], 0.5), TypeError, "class_embeddings must be a tensor, got float; a truncation"),
+        (lambda: MODEL(LATENTS, 1, latents=LATENTS), TypeError, "multiple values"),
+    ],
+)
+def test_what_is_given_in_place_of_the_right_thing(call: Any, error: type[Exception], answer: str) -> None:
+    with pytest.raises(error, match=answer):
+        call()
+
+
+@pytest.mark.parametrize("device_map", ["cuda:99", {"": "cuda:99"}, {"": 99}, torch.device("cuda", 99)])
+def test_a_device_that_is_not_there(device_map: Any, tmp_path: Path) -> None:
+    MODEL.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="^device cuda:99: this machine has no such device that torch can use$"):
+        BigGANModel.from_pretrained(tmp_path, device_map=device_map)
+
+
+def test_the_fastest_device() -> None:
+    pipe = BigGANPipeline(tiny_generator())
+    assert pipe.to("auto") is pipe and pipe.device.type == device_or_best(None)
+
+
+def test_the_keywords_of_transformers_are_kept(tmp_path: Path) -> None:
+    MODEL.save_pretrained(tmp_path, safe_serialization=True, max_shard_size="1GB", save_peft_format=False)
+    PIPE.save_pretrained(tmp_path, variant="fp16")
+    assert {path.name for path in tmp_path.glob("*.safetensors")} == {"model.safetensors", "model.fp16.safetensors"}
+    loaded = BigGANPipeline.from_pretrained(tmp_path, variant="fp16").model
+    torch.testing.assert_close(loaded(LATENTS, 3).images, MODEL(LATENTS, 3).images)
+
+
+@pytest.mark.parametrize(
     ("guess", "answer"),
     [
-        ("labels", "model.sample .*takes class_labels="),
+        ("labels", "model.sample .*take class_labels="),
         ("use_auth_token", "did you mean token="),
-        ("device", "did you mean device_map="),
+        ("device", "from_pretrained takes device_map="),
         ("z_dmi", "did you mean z_dim="),
         ("seed", "write generator="),
     ],
@@ -106,6 +187,9 @@ def test_images_of_a_label_have_two_names() -> None:
         ("3", [3, 3]),
         (np.int64(3), [3, 3]),
         (torch.tensor(3), [3, 3]),
+        (torch.tensor([7, 3], dtype=torch.uint8), [7, 3]),
+        (torch.tensor([7, 3], dtype=torch.int16), [7, 3]),
+        (np.array([7, 3], dtype=np.uint16), [7, 3]),
     ],
 )
 def test_labels_of_any_kind(given: Any, labels: list[int]) -> None:
@@ -129,6 +213,8 @@ def test_labels_of_any_kind(given: Any, labels: list[int]) -> None:
     [
         ("dog", "unknown class name 'dog'; the ids are 0 to 9, of '0', '1', '2'"),
         ([1, 2, 3], r"class_labels must be 2 integers .* got \(3,\)"),
+        (torch.eye(10)[:2], r"class_labels must be 2 .* one-hot vectors are given as labels, class_labels.argmax"),
+        (torch.eye(10).long()[:2], r"must be 2 .*got \(2, 10\) .* and mixtures as class_embeddings="),
         ([1.5, 2], "class_labels must be 2 integers .*torch.float32"),
         (True, "class_labels must be 2 integers .*torch.bool"),
         ({1: 2}, "class_labels must be integers or names, got"),
@@ -204,6 +290,20 @@ def test_the_switches_of_others_turn_all_bars_off(capsys: pytest.CaptureFixture[
     assert logging.is_progress_bar_enabled()
 
 
+def test_blocks_that_overlap_leave_the_switches_as_they_were() -> None:
+    for last_first in (False, True):
+        blocks = [own_bars_alone(), own_bars_alone()]
+        for block in blocks:
+            block.__enter__()
+        assert bars_are_on() and not logging.is_progress_bar_enabled()
+        for block in blocks[::-1] if last_first else blocks:
+            block.__exit__(None, None, None)
+        assert bars_are_on() and logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()
+        assert not bars_are_on()
+        logging.enable_progress_bar()
+
+
 def test_the_bars_of_a_pipeline(capsys: pytest.CaptureFixture[str]) -> None:
     pipe = BigGANPipeline(MODEL)
     pipe.set_progress_bar_config(disable=True)
@@ -219,12 +319,13 @@ def test_the_bars_of_a_pipeline(capsys: pytest.CaptureFixture[str]) -> None:
         pipe.progress_bar()
 
 
-def test_the_variable_of_the_hub_turns_the_bars_of_a_program_off(tmp_path: Path) -> None:
+def test_variables_turn_the_bars_of_a_program_off(tmp_path: Path) -> None:
     MODEL.save_pretrained(tmp_path / "model")
-    for value, shown in (("1", False), ("0", True)):
+    hub = "HF_HUB_DISABLE_PROGRESS_BARS"
+    for variable, value, shown in ((hub, "1", False), (hub, "0", True), ("TQDM_DISABLE", "1", False)):
         command = [sys.executable, "-m", "biggan_hf", "sample", str(tmp_path / "model"), "--classes", "7"]
-        environment = {**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": value}
-        command += ["--output", str(tmp_path / f"{value}.png")]
+        environment = {**os.environ, variable: value}
+        command += ["--output", str(tmp_path / f"{variable}{value}.png")]
         ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
         assert ran.returncode == 0 and ("10/10" in ran.stderr) == shown, ran.stderr
         assert shown or ran.stderr == ""

@@ -21,7 +21,7 @@ from common import (
     tiny_latents,
 )
 from torch import Tensor, nn
-from transformers import AutoModel
+from transformers import AutoConfig, AutoModel
 
 from biggan_hf import BigGANConfig, BigGANDiscriminator, BigGANModel, sampling_biggan
 from biggan_hf.layers import _BatchNorm
@@ -448,6 +448,8 @@ def test_auto_class_takes_what_there_is(tmp_path: Path) -> None:
     tiny_generator().save_pretrained(tmp_path)
     tiny_discriminator().save_pretrained(tmp_path / "discriminator")
     assert type(AutoModel.from_pretrained(tmp_path)) is type(AutoModel.from_config(tiny_config())) is BigGANModel
+    assert type(AutoModel.from_config(AutoConfig.from_pretrained(tmp_path))) is BigGANModel
+    assert type(AutoModel.from_config(AutoConfig.from_pretrained(tmp_path / "discriminator"))) is BigGANDiscriminator
     for where in ({}, {"subfolder": "discriminator"}):
         folder = tmp_path if where else tmp_path / "discriminator"
         assert type(AutoModel.from_pretrained(folder, **where)) is BigGANDiscriminator

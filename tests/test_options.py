@@ -26,6 +26,24 @@ TRAINING = ["--per_device_batch_size", "--global_batch_size", "--generator_learn
             TRAINING,
             "unrecognized arguments: --learning_rate; did you mean --generator_learning_rate?",
         ),
+        (["-o", "x"], COMMAND, "unrecognized arguments: -o; did you mean --output?"),
+        (["--psi=1"], COMMAND, "unrecognized arguments: --psi; did you mean --truncation?"),
+        (
+            ["--lr", "1"],
+            [*TRAINING, "--discriminator_learning_rate"],
+            "unrecognized arguments: --lr; did you mean --generator_learning_rate or --discriminator_learning_rate?",
+        ),
+        (
+            ["--gradient_accumulation_steps", "1"],
+            TRAINING,
+            "unrecognized arguments: --gradient_accumulation_steps; did you mean --per_device_batch_size or "
+            "--global_batch_size?",
+        ),
+        (
+            ["--hub_token", "x"],
+            TRAINING,
+            "unrecognized arguments: --hub_token; `hf auth login` stores a token, and the variable HF_TOKEN holds one",
+        ),
         (["model", "-3", "--seed=1", "--", "--not-an-option"], COMMAND, None),
     ],
 )

@@ -1,5 +1,6 @@
 """Names to ids, options, and that a picture depends on nothing but its latents and its class."""
 
+import inspect
 import re
 from pathlib import Path
 from typing import Any
@@ -490,7 +491,7 @@ def test_what_the_documentation_prints_runs(tmp_path: Path, monkeypatch: pytest.
     names = "T-shirt Trouser Pullover Dress Coat Sandal Shirt Sneaker Bag Boot"
     tiny_model(id2label=dict(enumerate(names.split()))).save_pretrained(tmp_path / "fashion-biggan")
     monkeypatch.chdir(tmp_path)
-    defaults = collect_standing_statistics.__wrapped__.__kwdefaults__  # type: ignore[attr-defined]
+    defaults = inspect.unwrap(collect_standing_statistics).__kwdefaults__
     monkeypatch.setitem(defaults, "num_batches", 1)
     text = (Path(__file__).parents[1] / "docs" / "sampling.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)

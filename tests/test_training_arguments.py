@@ -101,6 +101,24 @@ def test_the_page_of_options_names_every_option_and_no_other(section: str, prefi
     assert sorted(named) == sorted(expected - {"model_type", "attribute_map"})
 
 
+@pytest.mark.parametrize(
+    ("started", "name"),
+    [
+        ("/bin/biggan-hf", "biggan-hf train"),
+        ("/x/biggan_hf/__main__.py", "python -m biggan_hf train"),
+        ("/x/biggan_hf/training/__main__.py", "python -m biggan_hf.training"),
+        ("train.py", "train.py"),
+    ],
+)
+def test_help_names_the_program(
+    started: str, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", [started])
+    with pytest.raises(SystemExit):
+        parse_arguments(["--help"])
+    assert capsys.readouterr().out.startswith(f"usage: {name} [settings.yaml]")
+
+
 def test_help_is_in_sections_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         parse_arguments(["--help"])

@@ -17,7 +17,7 @@ from .standing_stats import collect_standing_statistics  # noqa: E402
 __version__ = "0.1.0"
 
 AutoConfig.register("biggan", BigGANConfig)
-AutoModel.register(BigGANConfig, BigGANModel)  # whose `from_pretrained` also finds a discriminator
+AutoModel.register(BigGANConfig, (BigGANModel, BigGANDiscriminator))  # `architectures` says which
 
 __all__ = [
     "BigGANConfig",

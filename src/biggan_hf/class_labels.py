@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 
+_OTHER_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.uint16, torch.uint32, torch.uint64)
 FEW_CLASSES = 20  # a message can name them all
 
 
@@ -76,9 +77,14 @@ def as_labels(labels: Any, id2label: Mapping[Any, str] | None) -> Tensor:
     elif isinstance(labels, Sequence):
         ids = [label_of(label, id2label) if isinstance(label, str) else label for label in labels]
     try:
-        return torch.as_tensor(ids, device="cpu")
+        return widened(torch.as_tensor(ids, device="cpu"))
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"class_labels must be integers or names, got {labels!r}") from error
+
+
+def widened(labels: Tensor) -> Tensor:
+    """The labels as int64, if they are integers of a type that embeddings do not take."""
+    return labels.long() if labels.dtype in _OTHER_INTEGERS else labels
 
 
 def check_label_range(labels: Sequence[int], num_labels: int) -> None:
@@ -101,6 +107,10 @@ def check_class_labels(class_labels: Tensor | None, num_samples: int, num_labels
         raise ValueError(f"this model has {num_labels} classes: class_labels must be given")
     shape, dtype = tuple(class_labels.shape), class_labels.dtype
     if shape != (num_samples,) or dtype not in (torch.int64, torch.int32):
-        raise ValueError(f"class_labels must be {num_samples} integers (int64), one a sample, got {shape} of {dtype}")
+        hint = "; one-hot vectors are given as labels, class_labels.argmax(1), and mixtures as class_embeddings="
+        raise ValueError(
+            f"class_labels must be {num_samples} integers (int64), one a sample, got {shape} of {dtype}"
+            f"{hint if dtype.is_floating_point or shape == (num_samples, num_labels) else ''}"
+        )
     if class_labels.device.type == "cpu" and not torch.compiler.is_compiling():
         check_label_range(class_labels.tolist(), num_labels)

@@ -2,13 +2,15 @@
 
 import argparse
 import sys
+from types import ModuleType
 from typing import Any
 
 from . import __version__
 from .commands import convert, env, evaluate, interpolate, invert, neighbours, npz, push, sample, stats, sweep
 from .commands.common import CommandParser
+from .keywords import did_you_mean
 from .memory import is_out_of_memory
-from .options import missing_package
+from .options import missing_package, unknown_option
 
 
 COMMANDS = (sample, interpolate, sweep, npz, neighbours, invert, stats, convert, evaluate, push, env)
@@ -25,6 +27,10 @@ def main(argv: list[str] | None = None) -> None:
 
         program(argv[1:])
     parser = build_parser()
+    known = ["train", *map(_name, COMMANDS), "--help", "-h", "--version"]
+    if argv and argv[0] not in known:
+        hint = did_you_mean(argv[0], known) or f"; the commands are {', '.join(known[:-3])}"
+        parser.error(unknown_option(argv[:1], known[-3:]) or f"there is no command {argv[0]!r}{hint}")
     args = parser.parse_args(argv)
     if "run" not in args:
         parser.print_help()
@@ -42,6 +48,10 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(message or "out of memory; fewer images, or a smaller --batch_size, may fit")
 
 
+def _name(command: ModuleType) -> str:
+    return command.__name__.rpartition(".")[2]
+
+
 def build_parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     description = "BigGAN on the command line. `biggan-hf COMMAND --help` lists the options of a command."
@@ -52,9 +62,8 @@ def build_parser() -> argparse.ArgumentParser:
     for command in COMMANDS:
         summary, _, text = (command.__doc__ or "").partition("\n\n")
         description, _, examples = text.partition("\n\n")
-        name = command.__name__.rpartition(".")[2]
         words: Any = {"help": summary, "description": description, "epilog": examples}
-        sub_parser = commands.add_parser(name, formatter_class=raw, allow_abbrev=False, **words)
+        sub_parser = commands.add_parser(_name(command), formatter_class=raw, allow_abbrev=False, **words)
         command.add_arguments(sub_parser)
         sub_parser.set_defaults(run=command.run)
         parser.epilog = parser.epilog or examples  # the first command's

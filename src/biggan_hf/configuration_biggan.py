@@ -1,6 +1,5 @@
 """The configuration of BigGAN: one object for both networks (Brock, Donahue, Simonyan 2018, arXiv:1809.11096)."""
 
-import difflib
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -10,11 +9,13 @@ from typing import Any, Literal
 
 import torch
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
+from huggingface_hub.errors import HFValidationError
+from transformers import GenerationConfig, PreTrainedConfig
 from transformers.utils import logging
 
 from .files import write_text
-from .presets import CHANNEL_MULTIPLIERS, PRESETS
+from .keywords import did_you_mean
+from .presets import CHANNEL_MULTIPLIERS, preset_row
 
 
 logger = logging.get_logger(__name__)
@@ -117,6 +118,7 @@ class BigGANConfig(PreTrainedConfig):
         unknown = set(kwargs) - _BASE_KEYWORDS
         if unknown:
             raise TypeError(_unknown_keyword(sorted(unknown)[0]))
+        self.architectures = self.architectures or []  # `AutoModel.from_config` looks through them
         self._fill_in_defaults()
         self.validate_architecture()
         self._check_dtype()
@@ -125,9 +127,7 @@ class BigGANConfig(PreTrainedConfig):
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> "BigGANConfig":
         """A row of `PRESETS`, such as "biggan-128", with some fields of `BigGANConfig` replaced."""
-        if name not in PRESETS:
-            raise ValueError(f"unknown preset {name!r}; the presets are {', '.join(PRESETS)}")
-        return cls(**_replaced(PRESETS[name].networks, overrides))
+        return cls(**_replaced(preset_row(name).networks, overrides))
 
     @classmethod
     def get_config_dict(
@@ -139,6 +139,10 @@ class BigGANConfig(PreTrainedConfig):
             settings, rest = super().get_config_dict(source, **kwargs)
         except TypeError as error:  # JSON, but no object
             raise ValueError(f"the config.json of {str(source)!r} is no BigGAN's: it is no object") from error
+        except OSError as error:
+            if isinstance(error.__cause__, HFValidationError):
+                raise FileNotFoundError(f"there is no folder {str(source)!r}") from error
+            raise
         found = settings.get("model_type") if isinstance(settings, dict) else None
         if found != cls.model_type:
             folder = Path(source, kwargs.get("subfolder") or "")
@@ -157,8 +161,10 @@ class BigGANConfig(PreTrainedConfig):
         return_unused_kwargs = kwargs.pop("return_unused_kwargs", False)
         known = {name: value for name, value in config_dict.items() if name in _known_names()}
         unknown = sorted(str(name) for name in config_dict.keys() - known.keys())
-        # A key with the name of a method or a property would take its place.
-        kept = {name: config_dict[name] for name in unknown if not hasattr(cls, name)}
+        # A key with the name of a method or a property would take its place. With a setting of text generation,
+        # transformers saves no configuration.
+        generation = vars(GenerationConfig())
+        kept = {name: config_dict[name] for name in unknown if not hasattr(cls, name) and name not in generation}
         for name in unknown:
             what = "(kept, without effect)" if name in kept else "(left out)"
             logger.warning_once(f"{_unknown_keyword(name)} {what}")
@@ -394,5 +400,4 @@ def _listed(values: Any) -> str:
 
 def _unknown_keyword(name: str) -> str:
     fields = [*BigGANConfig.__dataclass_fields__, "num_labels", "num_classes"]
-    close = difflib.get_close_matches(name, fields, n=1)
-    return f"BigGANConfig has no field {name!r}" + (f"; did you mean {close[0]!r}?" if close else "")
+    return f"BigGANConfig has no field {name!r}{did_you_mean(name, fields)}"

@@ -1,5 +1,6 @@
 """Publishing a model: its card and its upload."""
 
+import inspect
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ from typing import Any
 
 from huggingface_hub import CommitInfo, HfApi, ModelCardData
 from huggingface_hub.utils import filter_repo_objects
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import logging
 
@@ -30,7 +31,7 @@ from .cards import (
 from .configuration_biggan import BigGANConfig
 from .files import LEFTOVERS, WEIGHT_GLOBS, add_checksum, read_text, staged_folder, weight_patterns
 from .images import sample_sheet
-from .keywords import answers_keywords
+from .keywords import answers_keywords, check_keywords
 from .loading import LoadingMixin
 
 
@@ -80,6 +81,7 @@ CARD_SETTINGS = (
 
 
 PUSH_ARGUMENTS = "repo_id commit_message commit_description private token revision create_pr tags".split()
+SAVE_ARGUMENTS = [*inspect.signature(PreTrainedModel.save_pretrained).parameters, *PUSH_ARGUMENTS]
 
 
 class PublishingMixin(LoadingMixin):
@@ -98,6 +100,9 @@ class PublishingMixin(LoadingMixin):
         remain. With `include_code=True` the folder also holds the code, for machines without this package. With
         `push_to_hub=True`, `repo_id` and the other arguments go to [`push_to_hub`].
         """
+        if kwargs.get("safe_serialization") is True:  # as always
+            del kwargs["safe_serialization"]
+        check_keywords("save_pretrained", kwargs, SAVE_ARGUMENTS)
         push = {name: kwargs.pop(name) for name in PUSH_ARGUMENTS if name in kwargs}
         if not is_main_process:
             return

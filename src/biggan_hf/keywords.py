@@ -8,34 +8,47 @@ from typing import Any, TypeVar, cast
 
 from torch import Tensor
 
-from .class_labels import as_labels
+from .class_labels import as_labels, widened
 
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-# By what a keyword is called here, what people call it who come from another library.
-_GUESSES = {
-    "class_labels": "prompt prompts label labels class_label class_name class_names class_id class_ids classes "
+# A row holds the names of one thing: first ours, then those of people who come from another library or command.
+_ROWS = [row.split() for row in (
+    "class_labels classes prompt prompts label labels class class_label class_name class_names class_id class_ids "
     "category categories name names target targets y c",
-    "num_images_per_prompt": "num_images num_images_per_class images_per_class num_samples n_samples n_images n "
-    "number count num_outputs num_return_sequences samples_per_class",
-    "truncation": "truncation_psi psi trunc truncation_threshold threshold temperature z_var",
-    "truncation_mode": "truncation_type",
-    "latents": "z zs latent noise noises noise_vector",
-    "pixel_values": "image images picture pictures x input inputs",
-    "class_embeddings": "prompt_embeds embedding embeddings embeds class_embedding class_embeds",
-    "generator": "generators rng random_state",
-    "batch_size": "bs minibatch_size max_batch_size",
-    "output_type": "return_type output_format format",
-    "progress_bar": "show_progress show_progress_bar disable_progress_bar verbose",
-    "dtype": "precision data_type",
-    "device_map": "device",
-    "token": "use_auth_token auth_token hf_token",
-    "revision": "branch tag commit variant",
-    "repo_id": "repo repo_name hub_model_id",
-    "save_directory": "path folder directory output_dir",
-}  # fmt: skip
-_MEANT = {guess: name for name, guesses in _GUESSES.items() for guess in guesses.split()}
+    "num_images_per_prompt images_per_class num_images num_samples num_batches num_images_per_class n_samples "
+    "n_images n number count num_outputs num_return_sequences samples_per_class",
+    "truncation truncations truncation_psi psi trunc truncation_threshold threshold temperature z_var",
+    "truncation_mode mode truncation_type",
+    "latents z zs latent noise noises noise_vector",
+    "pixel_values image images picture pictures x input inputs",
+    "class_embeddings prompt_embeds embedding embeddings embeds class_embedding class_embeds",
+    "generator generators rng random_state",
+    "batch_size per_device_batch_size global_batch_size bs minibatch_size max_batch_size train_batch_size "
+    "per_device_train_batch_size gradient_accumulation_steps accumulation_steps num_accumulations",
+    "output_type return_type return_tensors output_format format",
+    "np numpy array ndarray",
+    "pt torch tensor pytorch",
+    "progress_bar show_progress show_progress_bar disable_progress_bar verbose use_tqdm",
+    "dtype precision data_type",
+    "token use_auth_token auth_token hf_token hub_token",
+    "revision branch tag commit variant",
+    "repo_id hub_model_id repo repo_name",
+    "save_directory output output_dir o out path folder directory output_path outdir",
+    "image_size preset config_overrides resolution size img_size image_resolution height width",
+    "generator_base_channels discriminator_base_channels ch base_channels",
+    "z_dim dim_z latent_dim latent_size nz",
+    "num_labels num_classes n_classes n_class nclass",
+    "generator_learning_rate discriminator_learning_rate learning_rate lr",
+    "dataset_name dataset data data_dir train_data_dir data_root data_path",
+    "max_train_steps epochs num_epochs num_train_epochs n_epochs max_steps num_steps iterations",
+    "dataloader_num_workers num_workers workers",
+    "version V",
+    "sample generate samples",
+    "evaluate eval",
+    "push upload push_to_hub",
+)]  # fmt: skip
 
 _NO_GUIDANCE = "a GAN has no guidance; truncation= trades variety for typical images"
 _ONE_SIZE = "a model generates one size, config.image_size"
@@ -46,30 +59,48 @@ _ANSWERS = {
     **dict.fromkeys(["height", "width", "image_size", "resolution", "size"], _ONE_SIZE),
     **dict.fromkeys(["num_inference_steps", "steps", "num_steps", "timesteps"], "a GAN generates in one step"),
     "negative_prompt": "a mixture with a negative weight leads away from a class, {'cat': 1.5, 'dog': -0.5}",
-    "device": "move the model or the pipeline with .to(device)",
+    "device": "from_pretrained takes device_map=, and .to(device) moves a model or a pipeline",
     "safe_serialization": "weights are always written as safetensors",
     "safety_checker": "there is none",
 }
 
+# What a network's forward takes as tensors, and what to say to those who give something else.
+_TENSORS = {
+    "latents": "sample_latents draws it, and model.sample and BigGANPipeline(…) draw latents for names of classes",
+    "pixel_values": "(N, channels, height, width) in [-1, 1]",
+    "class_embeddings": "a truncation is truncation=, and labels are class_labels=",
+}
+
 # Which call takes a keyword that another one was given.
 _TAKEN_BY = {
-    "batch_size": "BigGANPipeline(…)", "output_type": "BigGANPipeline(…)", "progress_bar": "BigGANPipeline(…)",
-    "num_images_per_prompt": "BigGANPipeline(…) and model.sample", "generator": "BigGANPipeline(…) and model.sample",
-    "truncation": "BigGANPipeline(…) and model.sample", "truncation_mode": "BigGANPipeline(…) and model.sample",
-    "class_labels": "BigGANPipeline(…), model.sample and model(…)", "latents": "BigGANPipeline(…) and model.sample",
-    "class_embeddings": "BigGANPipeline(…) and model(…)",
-}  # fmt: skip
+    "BigGANPipeline(…)": "class_labels num_images_per_prompt truncation truncation_mode latents class_embeddings "
+    "generator batch_size output_type progress_bar",
+    "model.sample": "class_labels num_images_per_prompt truncation truncation_mode latents generator",
+    "model(…)": "class_labels class_embeddings",
+}
+
+
+def meant(name: str, accepted: Collection[str]) -> list[str]:
+    """Those of the accepted names that mean the same as a guess."""
+    return [word for row in _ROWS if name in row for word in row if word in accepted]
+
+
+def did_you_mean(name: str, accepted: Collection[str]) -> str:
+    """The end of a message on a wrong name: the accepted names that are meant, or the one that is spelt alike."""
+    likely = meant(name, accepted) or get_close_matches(name, accepted, n=1)
+    return f"; did you mean {' or '.join(map(repr, likely))}?" if likely else ""
 
 
 def unknown_keyword(function: str, name: str, accepted: Collection[str], others: Collection[str] = ()) -> str:
     """What to say of a keyword that a function does not take; `others` are accepted too, but too many to list."""
-    meant = _MEANT.get(name, name)
-    if meant in accepted:
-        answer = f"did you mean {meant}=?"
+    ours = next((row[0] for row in _ROWS if name in row), name)
+    calls = [call for call, names in _TAKEN_BY.items() if ours in names.split()]
+    if likely := meant(name, accepted):
+        answer = f"did you mean {likely[0]}=?"
     elif name in _ANSWERS:
         answer = _ANSWERS[name]
-    elif meant in _TAKEN_BY:
-        answer = f"{_TAKEN_BY[meant]} takes {meant}="
+    elif calls:
+        answer = f"{' and '.join(calls)} {'takes' if len(calls) == 1 else 'take'} {ours}="
     elif close := get_close_matches(name, [*accepted, *others], n=1):
         answer = f"did you mean {close[0]}=?"
     else:
@@ -105,7 +136,7 @@ def check_keywords(function: str, given: Mapping[str, Any], names: Collection[st
     """Raises `TypeError` for the first keyword that is none of the names."""
     for name in given:
         if name not in names:
-            raise TypeError(unknown_keyword(function, name, [n for n in names if n not in ("self", "cls")]))
+            raise TypeError(unknown_keyword(function, name, [n for n in names if n not in ("self", "cls", "kwargs")]))
 
 
 @functools.cache
@@ -116,17 +147,21 @@ def _names(forward: Any) -> tuple[str, ...]:
 def understood(network: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """
     The arguments of a network's forward: labels that are names, numbers or lists become a tensor, one label one for
-    each sample. Raises `TypeError` for a keyword that the forward does not take.
+    each sample. Raises `TypeError` for a keyword that the forward does not take, and for what should be a tensor.
     """
-    names = _names(type(network).forward)
+    names = _names(type(network).forward)[1:]  # without `self`
     check_keywords(f"{type(network).__name__}(…)", kwargs, names)
-    place = names.index("class_labels") - 1  # without `self`
-    labels = args[place] if len(args) > place else kwargs.get("class_labels")
-    samples = args[0] if args else kwargs.get(network.main_input_name)
-    if labels is None or not isinstance(samples, Tensor) or (isinstance(labels, Tensor) and labels.ndim):
-        return args, kwargs
-    ids = as_labels(labels, network.config.id2label).to(samples.device)
-    ids = ids if ids.ndim else ids.expand(len(samples))
-    if len(args) > place:
-        return (*args[:place], ids, *args[place + 1 :]), kwargs
-    return args, {**kwargs, "class_labels": ids}
+    if len(args) > len(names) or kwargs.keys() & {*names[: len(args)]}:
+        return args, kwargs  # Python says what is wrong
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    for name in given.keys() & _TENSORS.keys():
+        value, is_optional = given[name], name != network.main_input_name
+        if not (isinstance(value, Tensor) or (is_optional and value is None)):
+            raise TypeError(f"{name} must be a tensor, got {type(value).__name__}; {_TENSORS[name]}")
+    labels, samples = given.get("class_labels"), given.get(network.main_input_name)
+    if isinstance(labels, Tensor) and labels.ndim:
+        given["class_labels"] = widened(labels)
+    elif labels is not None and samples is not None:
+        ids = as_labels(labels, network.config.id2label).to(samples.device)
+        given["class_labels"] = ids if ids.ndim else ids.expand(len(samples))
+    return tuple(given.pop(name) for name in names[: len(args)]), given

@@ -8,10 +8,13 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from .keywords import answers_keywords
+
 
 TruncationMode = Literal["resample", "scale", "normal"]
 
 
+@answers_keywords("sample_latents")
 def sample_latents(
     num_samples: int,
     z_dim: int,

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import cached_file, logging
 
+from .devices import check_device
 from .files import check_weights
 from .keywords import unknown_keyword
 
@@ -51,7 +52,9 @@ class LoadingMixin(PreTrainedModel):
         generator. The load is refused if weights are missing, or are not finite, or if a variance is negative; with
         `state_dict=…`, weights may be missing and get initial values.
         """
-        source = pretrained_model_name_or_path
+        source, device_map = pretrained_model_name_or_path, kwargs.get("device_map")
+        for device in device_map.values() if isinstance(device_map, Mapping) else [device_map]:
+            check_device(device)
         wants_report = kwargs.pop("output_loading_info", False)
         may_differ = kwargs.pop("ignore_mismatched_sizes", False)
         network_class, folder = cls, None
@@ -73,7 +76,8 @@ class LoadingMixin(PreTrainedModel):
     @classmethod
     def _located(cls, source: str, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any], Path | None]:
         # The class to load, the arguments, with the folder in which the network was found, and the local folder of
-        # its files. The class is another one only where `AutoModel` asks: it knows the generator's alone.
+        # its files. The class is another one only where `AutoModel` asks: in remote code it knows the generator's
+        # alone.
         config_class: Any = cls.config_class
         place = {name: kwargs[name] for name in _PLACE if name in kwargs}
         try:

@@ -249,8 +249,8 @@ class BigGANPreTrainedModel(PublishingMixin, PreTrainedModel):
     _no_split_modules = ["BigGANGeneratorStage", "BigGANDiscriminatorStage"]
 
     def __init__(self, config: BigGANConfig):
-        config.validate_architecture()
         super().__init__(config)
+        config.validate_architecture()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         # Before the forward, which cannot check where it is compiled.

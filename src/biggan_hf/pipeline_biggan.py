@@ -1,5 +1,6 @@
 """From class names or ids to pictures, in the conventions of diffusers' pipelines."""
 
+import inspect
 import math
 import os
 import sys
@@ -12,14 +13,16 @@ from typing import Any, Literal, Self, get_args
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
+from tqdm.std import tqdm as PlainBar  # noqa: N812  # whose signature names its settings
 from transformers.utils import ModelOutput
 
 from .bars import open_bar
 from .class_labels import check_class_labels, check_label_range, label_of, labels_by_name, normalized
+from .devices import check_device, device_or_best
 from .images import to_pil, to_uint8
-from .keywords import answers_keywords
+from .keywords import answers_keywords, check_keywords, did_you_mean
 from .latents import TruncationMode, check_generators, sample_latents
 from .loading import check_images, check_not_offloaded
 from .memory import is_out_of_memory
@@ -80,7 +83,11 @@ class BigGANPipeline:
         ```
     """
 
+    @answers_keywords("BigGANPipeline")
     def __init__(self, model: BigGANModel):
+        if not isinstance(model, nn.Module) or not hasattr(model, "sample"):  # the class may be that of remote code
+            loader = "BigGANPipeline.from_pretrained loads a folder or a repository"
+            raise TypeError(f"the model of a BigGANPipeline is a BigGANModel, got {type(model).__name__}; {loader}")
         self.model = model
         self.id2label = {int(label_id): label for label_id, label in (model.config.id2label or {}).items()}
         self._bar_settings: dict[str, Any] = {}
@@ -105,7 +112,11 @@ class BigGANPipeline:
         return self.model.push_to_hub(repo_id, **kwargs)
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Moves or casts the model in place, as `torch.nn.Module.to`: a device, a dtype or both."""
+        """Moves or casts the model in place, as `torch.nn.Module.to`: a device (or "auto"), a dtype or both."""
+        if args[:1] == ("auto",):
+            args = (device_or_best(None), *args[1:])
+        for device in (*args[:1], kwargs.get("device")):
+            check_device(device)
         self.model.to(*args, **kwargs)
         return self
 
@@ -133,6 +144,7 @@ class BigGANPipeline:
 
     def set_progress_bar_config(self, **kwargs: Any) -> None:
         """Settings of the bars, tqdm's keywords: `disable=True` for none."""
+        check_keywords("set_progress_bar_config", kwargs, inspect.signature(PlainBar.__init__).parameters)
         self._bar_settings = kwargs
 
     @property
@@ -371,7 +383,9 @@ class BigGANPipeline:
         if batch_size is not None:
             _check_positive("batch_size", batch_size)
         if output_type not in get_args(OutputType):
-            raise ValueError(f"output_type must be one of {', '.join(get_args(OutputType))}, got {output_type!r}")
+            kinds = get_args(OutputType)
+            hint = did_you_mean(str(output_type), kinds)
+            raise ValueError(f"output_type must be one of {', '.join(kinds)}, got {output_type!r}{hint}")
         self.model._standing_row(truncation)  # raises for a truncation that is no number or lies outside the table
         return self.model._truncation_mode(truncation, mode)
 

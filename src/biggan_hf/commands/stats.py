@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from ..devices import device_or_best
 from ..latents import check_truncation
 from ..processes import is_main_process, joined
 from ..standing_stats import collect_standing_statistics
@@ -36,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
     _check_folder(args.output, args.overwrite)
     for truncation in args.truncations or []:
         check_truncation(truncation)
-    with joined(common.device_or_best(args.device).startswith("cuda")):
+    with joined(device_or_best(args.device).startswith("cuda")):
         model = common.load_pipeline(args).model
         generator = torch.Generator().manual_seed(args.seed)
         numbers = {"num_batches": args.num_batches, "batch_size": args.batch_size}

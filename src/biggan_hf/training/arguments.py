@@ -15,7 +15,7 @@ from transformers import HfArgumentParser
 
 from ..configuration_biggan import BigGANConfig, Ranges, check_ranges
 from ..options import underscored, unknown_option
-from ..presets import PRESETS
+from ..presets import PRESETS, preset_row
 from .checkpoints import SETTINGS, warn
 from .settings import OF_THE_START, read_settings, run_folder
 
@@ -239,9 +239,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
         argv = argv if given.output_dir else ["--output_dir", str(folder), *argv]
     preset_is_given = any(word.partition("=")[0] == "--preset" for word in argv)
     preset = given.preset if preset_is_given else saved.get("preset", given.preset)
-    if preset not in PRESETS:
-        raise ValueError(f"unknown preset {preset!r}; the presets are {', '.join(PRESETS)}")
-    row = PRESETS[preset].training
+    row = preset_row(preset).training
     if saved and preset == saved.get("preset"):  # whoever set a value of the row to another one meant it
         row = {name: value for name, value in row.items() if name not in saved}
     # What comes later wins, and everything passes the same checks.
@@ -279,12 +277,20 @@ def _check_needed(data: DataArguments, training: TrainingArguments, is_new: bool
         raise ValueError(f"held_out_split={data.held_out_split!r} is tried every watch_steps, got watch_steps=0")
 
 
+def _program() -> str:
+    """How the user has started the training."""
+    path = Path(sys.argv[0])
+    started = {"biggan-hf": "biggan-hf train", "biggan_hf": "python -m biggan_hf train"}
+    started["training"] = "python -m biggan_hf.training"
+    return started.get(path.parent.name if path.stem == "__main__" else path.stem, "train.py")
+
+
 class _Parser(HfArgumentParser):
     """Puts each argument under its section of --help, and raises `ValueError` instead of leaving the program."""
 
     def __init__(self, classes: Any):
         self._section: Any = None
-        usage = "train.py [settings.yaml] --dataset_name NAME --output_dir FOLDER [options]"
+        usage = f"{_program()} [settings.yaml] --dataset_name NAME --output_dir FOLDER [options]"
         options: dict[str, Any] = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
         super().__init__(classes, description="Trains BigGAN.", usage=usage, epilog=_EXAMPLE, **options)
 

@@ -1,0 +1,20 @@
+"""Devices: the fastest that there is, and whether there is one."""
+
+from typing import Any
+
+import torch
+
+
+def device_or_best(device: str | None) -> str:
+    """`None` is "cuda" where there is one, else "mps" where there is one."""
+    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    return device or best
+
+
+def check_device(device: Any) -> None:
+    """Raises `ValueError` for a GPU, by name or number, that this machine does not have. All else passes."""
+    name = f"cuda:{device}" if isinstance(device, int) else str(device)
+    kind, _, index = name.partition(":")
+    there_are = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if kind in there_are and int(index or 0) >= there_are[kind]:
+        raise ValueError(f"device {name}: this machine has no such device that torch can use")
