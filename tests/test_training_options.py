@@ -427,6 +427,7 @@ def is_a_whole_model(folder: Path, num_processes: int, steps: int) -> bool:
 
 @pytest.mark.parametrize(
     ("num_processes", "kills", "steps"),
+    # Two processes, which start four times, are slow.
     [(1, 1, 8), *(pytest.param(number, 20, 60, marks=pytest.mark.slow) for number in (1, 2))],
 )
 def test_killed_run_ends_as_if_it_had_not_been(
@@ -437,8 +438,8 @@ def test_killed_run_ends_as_if_it_had_not_been(
     # On pictures of noise the discriminator wins soon, which the rule would call.
     flags = ["--checkpointing_steps", "1", "--watch_steps", "2", "--horizontal_flip", "--on_collapse", "ignore"]
     flags += ["--sample_steps", "4"]
-    whole = arguments(pictures, tmp_path / "whole", *flags, steps=steps)
-    assert ends_well(start(whole, num_processes if num_processes > 1 else 0))
+    uninterrupted = arguments(pictures, tmp_path / "whole", *flags, steps=steps)
+    assert ends_well(start(uninterrupted, num_processes if num_processes > 1 else 0))
     assert is_a_whole_model(tmp_path / "whole", num_processes, steps)
     argv = arguments(pictures, tmp_path / "killed", *flags, "--resume_from_checkpoint", "latest", steps=steps)
     in_the_midst, processes = 0, num_processes if num_processes > 1 else 0  # a launcher would outlive its one process
