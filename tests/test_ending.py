@@ -19,7 +19,7 @@ from biggan_hf.training import ending
 from biggan_hf.training.ending import Interruption, Lasting, Stop
 
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master-port", "0"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 BIGGAN_HF = [sys.executable, "-m", "biggan_hf.cli", "train"]
 FOREVER = ["--checkpointing_steps", "1000000", "--sample_steps", "0", "--on_collapse", "ignore"]
 
@@ -34,14 +34,16 @@ def many(tmp_path: Path) -> Path:
 
 
 @contextmanager
-def started(command: list[str], argv: list[str], output: Path) -> Iterator[tuple[subprocess.Popen[str], list[Any]]]:
-    """A run in a process group of its own, as a terminal has it, and its processes, which run since its first step."""
+def started(
+    command: list[str], argv: list[str], output: Path, file: str = "log.jsonl"
+) -> Iterator[tuple[subprocess.Popen[str], list[Any]]]:
+    """A run in a process group of its own, as a terminal has it, and its processes; since it has written a file."""
     streams: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     process = subprocess.Popen([*command, *argv], env=ON_CPU, cwd=REPO, start_new_session=True, **streams)
     members = [psutil.Process(process.pid)]
     try:
         deadline = time.monotonic() + 120
-        while not (output / "log.jsonl").exists() and time.monotonic() < deadline and process.poll() is None:
+        while not (output / file).exists() and time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.02)
         assert process.poll() is None, process.communicate()[0]
         members += members[0].children(recursive=True)
@@ -69,7 +71,8 @@ ONE_BY_ONE: dict[str, list[str]] = {
     "accelerate, two processes": [*launcher(2), str(REPO / "train.py")],
     "torchrun": [*TORCHRUN, str(REPO / "train.py")],
 }
-SLOW = {"biggan-hf", "accelerate, two processes", "torchrun"}
+# `train.py` tests the signal, and test_run_without_its_launcher… what becomes of a run whose launcher has ended.
+SLOW = set(ONE_BY_ONE) - {"train.py"}
 WAYS = [pytest.param(way, marks=[pytest.mark.slow] * (way in SLOW)) for way in ONE_BY_ONE]
 
 
@@ -80,8 +83,23 @@ def test_ctrl_c_leaves_a_checkpoint(many: Path, tmp_path: Path, way: str) -> Non
         os.killpg(process.pid, signal.SIGINT)
         status, printed = ending_of(process, members)
     assert printed.count(STOPPING) == printed.count("of 1,000,000 steps; --resume_from_checkpoint latest goes on") == 1
-    assert (status == 0) == (way in ("train.py", "biggan-hf"))  # launchers end by the signal
+    assert status == 130 or (status and way not in ("train.py", "biggan-hf"))  # launchers end by the signal
     assert len(list(output.glob("checkpoint-*"))) == 1
+
+
+@pytest.mark.slow  # test_second_ctrl_c_to_the_launcher… sends the same signals
+@pytest.mark.parametrize("way", ["accelerate, two processes", "torchrun"])
+def test_second_ctrl_c_aborts_several_processes(many: Path, tmp_path: Path, way: str) -> None:
+    output = tmp_path / "model"
+    argv = arguments(many, output, *FOREVER, "--num_discriminator_steps", "600", steps=10**6)
+    with started(ONE_BY_ONE[way], argv, output, "report.txt") as (process, members):
+        time.sleep(5)
+        for _ in range(2):
+            os.killpg(process.pid, signal.SIGINT)
+            time.sleep(1)
+        status, printed = ending_of(process, members)
+    assert status != 0 and printed.count(STOPPING) == printed.count("aborted after step") == 1, printed
+    assert not list(output.glob("checkpoint-*"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
@@ -117,22 +135,42 @@ def test_two_signals_of_one_press_are_one(capfd: pytest.CaptureFixture[str]) -> 
     with Interruption() as interruption:
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
-        assert interruption.reason() == Stop.INTERRUPTED
+        assert interruption.reason() == Stop.INTERRUPTED == ending.exit_status(Stop.INTERRUPTED)
         time.sleep(ending.SAME_PRESS + 0.01)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert capfd.readouterr().err.count(STOPPING) == 1 and signal.getsignal(signal.SIGINT) is before
 
 
-def test_second_ctrl_c_to_the_launcher_of_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_second_ctrl_c_to_the_launcher_of_several_processes(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setattr(ending, "SAME_PRESS", -1)
     with Interruption() as interruption:
         signal.raise_signal(signal.SIGINT)  # which it passes on
         signal.raise_signal(signal.SIGHUP)
         assert interruption.reason() == Stop.INTERRUPTED
-        monkeypatch.setattr(os, "getppid", lambda: 1)  # the second one ends it
         with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGHUP)
+            signal.raise_signal(signal.SIGTERM)  # to which it turns the second one
+    assert f"{STOPPING}; a launcher that is stopped kills this run after 30 s" in capfd.readouterr().err
+    with Interruption() as interruption:
+        for _ in range(2):
+            signal.raise_signal(signal.SIGTERM)  # a cluster may repeat it: this is no Ctrl-C
+        assert interruption.reason() == Stop.TERMINATED
+
+
+def test_the_first_process_of_a_machine_tells_its_launcher_of_the_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [ending.exit_status(stop) for stop in (Stop.HUNG_UP, Stop.TERMINATED, Stop.LAUNCHER_IS_GONE)] == [
+        129,
+        143,
+        1,
+    ]
+    monkeypatch.setenv("LOCAL_RANK", "1")  # at its failure the launcher would end the first one
+    assert ending.exit_status(Stop.INTERRUPTED) == 0
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")  # what is stopped stays so
+    assert ending.exit_status(Stop.INTERRUPTED) == 0
 
 
 def test_nohup_stays(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,7 +197,7 @@ LINES = {
     "error": ("error: RuntimeError: a fault of the test; the traceback is in", 1),
     "memory": ("error: out of memory at step 3 with per_device_batch_size=4: try --per_device_batch_size 2", 2),
     "pictures": ("error: ", 2),
-    "process": ("", 1),
+    "process": ("another process of this run has ended; its line or the launcher's says why: ", 1),
     "worker": ("error: a process that reads pictures (dataloader_num_workers) has ended: ", 1),
 }
 FAST = {("error", 1, 0), ("worker", 2, 0), ("abort", 1, 0), ("pictures", 1, 0), ("memory", 0, 2)}

@@ -154,3 +154,8 @@ def test_global_batch_that_does_not_divide_names_the_nearest() -> None:
     with pytest.raises(ValueError, match="batch_size=256 does not divide .* 2 processes; the nearest .* is 288"):
         training.accumulation_steps(2)
     assert TrainingArguments(per_device_batch_size=64, global_batch_size=2048).accumulation_steps(4) == 8
+
+
+def test_switches_are_turned_off_in_two_ways() -> None:
+    for flag in ("--no_diff_augment", "--no-diff-augment", "--diff_augment=False"):
+        assert not parse_arguments([*NEEDED, "--diff_augment", flag])[2].diff_augment

@@ -373,7 +373,7 @@ def test_sigterm_to_all_processes_leaves_a_checkpoint(pictures: Path, tmp_path: 
     for member in members:
         member.send_signal(signal.SIGTERM)
     printed, _ = process.communicate(timeout=120)
-    assert process.returncode == 0 and "unfinished: " in printed, printed[-2000:]
+    assert process.returncode == 143 and "unfinished: " in printed, printed[-2000:]
     (checkpoint,) = output.glob("checkpoint-*")
     assert not (output / "model.safetensors").exists()
     step = int(checkpoint.name.partition("-")[2])
@@ -427,7 +427,8 @@ def is_a_whole_model(folder: Path, num_processes: int, steps: int) -> bool:
 
 @pytest.mark.parametrize(
     ("num_processes", "kills", "steps"),
-    [(1, 2, 12), (2, 1, 8), *(pytest.param(number, 20, 60, marks=pytest.mark.slow) for number in (1, 2))],
+    # Two processes, which start four times, are slow.
+    [(1, 1, 8), *(pytest.param(number, 20, 60, marks=pytest.mark.slow) for number in (1, 2))],
 )
 def test_killed_run_ends_as_if_it_had_not_been(
     pictures: Path, tmp_path: Path, num_processes: int, kills: int, steps: int
@@ -437,7 +438,8 @@ def test_killed_run_ends_as_if_it_had_not_been(
     # On pictures of noise the discriminator wins soon, which the rule would call.
     flags = ["--checkpointing_steps", "1", "--watch_steps", "2", "--horizontal_flip", "--on_collapse", "ignore"]
     flags += ["--sample_steps", "4"]
-    assert ends_well(start(arguments(pictures, tmp_path / "whole", *flags, steps=steps), num_processes))
+    uninterrupted = arguments(pictures, tmp_path / "whole", *flags, steps=steps)
+    assert ends_well(start(uninterrupted, num_processes if num_processes > 1 else 0))
     assert is_a_whole_model(tmp_path / "whole", num_processes, steps)
     argv = arguments(pictures, tmp_path / "killed", *flags, "--resume_from_checkpoint", "latest", steps=steps)
     in_the_midst, processes = 0, num_processes if num_processes > 1 else 0  # a launcher would outlive its one process

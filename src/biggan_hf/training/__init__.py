@@ -32,8 +32,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     Trains as the command line says.
 
     Whatever ends it too early prints one line on standard error. The exit status is 2 for a mistake in the arguments,
-    bad files, a full disk or too little memory; 3 for a collapse that ends the run; 130 for a second Ctrl-C; 1 for any
-    other failure. One SIGINT or SIGTERM is no failure: it leaves a checkpoint.
+    bad files, a full disk or too little memory; 3 for a collapse that ends the run; 130, 143 or 129 after SIGINT,
+    SIGTERM or SIGHUP, which leave a checkpoint; 1 for any other failure.
     """
     run: Run | None = None
     with ExitStack() as held:
@@ -45,8 +45,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             folder = train(run)
         except (Exception, KeyboardInterrupt) as error:
             raise SystemExit(tell(error, run)) from error
-    if run.collapsed or run.orphaned:
-        raise SystemExit(3 if run.collapsed else 1)
+    if run.collapsed or run.exit_status:
+        raise SystemExit(3 if run.collapsed else run.exit_status)
     if run.is_main and folder is not None:
         print(f"model, discriminator and card: {folder}")
         print(f"samples: {folder / 'samples.png'}\nlog: {folder / 'log.jsonl'}")

@@ -16,7 +16,7 @@ from transformers import HfArgumentParser
 from ..configuration_biggan import BigGANConfig, Ranges, check_ranges
 from ..options import underscored, unknown_option
 from ..presets import PRESETS, preset_row
-from .checkpoints import SETTINGS, warn
+from .checkpoints import SETTINGS, list_checkpoints, warn
 from .settings import OF_THE_START, read_settings, run_folder
 
 
@@ -33,6 +33,10 @@ class ModelArguments:
     init_from: str | None = _help("Fine-tune this model (a folder or a Hub id), with its architecture.", None)
     revision: str | None = _help("Branch, tag or commit of init_from on the Hub.", None)
     config_overrides: list[str] = _help("Change fields of BigGANConfig: name=value, the value in JSON.", [])
+
+    def __post_init__(self) -> None:
+        # The last value of each field counts. The others stay, wherever they were given.
+        self.config_overrides = list({item.partition("=")[0]: item for item in self.config_overrides}.values())
 
     def config(self, class_names: list[str]) -> BigGANConfig:
         """
@@ -227,7 +231,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
     Raises:
         ValueError, FileNotFoundError: A setting is unknown or not allowed, or the file is not there.
     """
-    argv = underscored(sys.argv[1:] if argv is None else argv)
+    argv = [_without_no(word) for word in underscored(sys.argv[1:] if argv is None else argv)]
     has_file = argv and argv[0].endswith((".yaml", ".yml", ".json"))
     argv = [*_as_arguments(_read_settings(argv[0])), *argv[1:]] if has_file else argv
     parser = _Parser(_CLASSES)
@@ -240,8 +244,9 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
     preset_is_given = any(word.partition("=")[0] == "--preset" for word in argv)
     preset = given.preset if preset_is_given else saved.get("preset", given.preset)
     row = preset_row(preset).training
-    if saved and preset == saved.get("preset"):  # whoever set a value of the row to another one meant it
-        row = {name: value for name, value in row.items() if name not in saved}
+    if saved:  # whoever set a value of the row to another one meant it; no preset changes the pictures of a run
+        kept = _TYPES if preset == saved.get("preset") else {f.name for f in fields(DataArguments)}
+        row = {name: value for name, value in row.items() if name not in saved or name not in kept}
     # What comes later wins, and everything passes the same checks.
     argv = [*_as_arguments({**saved, **row}), *argv]
     model, data, training, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
@@ -261,8 +266,15 @@ def resumed_arguments(model: ModelArguments, data: DataArguments, training: Trai
 def _check_needed(data: DataArguments, training: TrainingArguments, is_new: bool) -> None:
     resume = training.resume_from_checkpoint
     why = ""
-    if resume not in (None, "latest") and not Path(resume).is_dir():
-        raise FileNotFoundError(f"no training checkpoint at {resume!r}")
+    if resume not in (None, "latest"):
+        if not Path(resume).is_dir():
+            raise FileNotFoundError(f"no training checkpoint at {resume!r}")
+        if (checkpoints := list_checkpoints(Path(resume))) or (Path(resume) / SETTINGS).is_file():
+            one = f", or --resume_from_checkpoint {checkpoints[-1]}" if checkpoints else ""
+            raise ValueError(
+                f"resume_from_checkpoint {resume!r} is the folder of a run: say --output_dir {resume} "
+                f"--resume_from_checkpoint latest{one}"
+            )
     if resume and training.output_dir and is_new:
         folder = run_folder(training.output_dir, resume)
         why = (
@@ -302,11 +314,19 @@ class _Parser(HfArgumentParser):
             self._section = self.add_argument_group(_SECTIONS[name])
         if options["default"] not in (None, False, "", []):
             options["help"] += f" (default: {options['default']})"
+        if name == "config_overrides":
+            options["action"] = "extend"  # the command line changes single fields of the file's, and so on
         metavar = None if "choices" in options else {int: "N", float: "X", str: "TEXT"}.get(options["type"], "BOOL")
         return self._section.add_argument(*names, metavar=metavar, **options)
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(message)
+
+
+def _without_no(word: str) -> str:
+    """`--no_NAME`, of a switch, is `--NAME=False`."""
+    name = word.removeprefix("--no_")
+    return f"--{name}=False" if name != word and _TYPES.get(name) is bool else word
 
 
 def _as_arguments(settings: dict[str, Any]) -> list[str]:

@@ -196,10 +196,12 @@ def warn(text: str) -> None:
 def _check_empty(output_dir: Path) -> None:
     files = output_dir.iterdir() if output_dir.is_dir() else [output_dir] * output_dir.exists()
     if not all(path.name.startswith((UNFINISHED, LOCK)) for path in files):
-        raise FileExistsError(
-            f"output_dir {str(output_dir)!r} is not empty: choose another, or go on with a run that has a checkpoint "
-            "there by --resume_from_checkpoint latest"
-        )
+        way = ""
+        if _checkpoint_folders(output_dir):
+            way = ", or go on with the run there by --resume_from_checkpoint latest"
+        elif (output_dir / SETTINGS).is_file() and not (output_dir / "config.json").exists():
+            way = ", or begin the run there anew by --resume_from_checkpoint latest: it has no checkpoint yet"
+        raise FileExistsError(f"output_dir {str(output_dir)!r} is not empty: choose another{way}")
 
 
 def check_same_architecture(folder: Path, config: BigGANConfig) -> None:

@@ -48,14 +48,16 @@ BAD_FILES = (UnreadablePictureError, OSError, SafetensorError)
 
 
 class Stop(enum.IntEnum):
-    """Why a run stops. Where processes name different reasons, the largest counts."""
+    """Why a run stops. Where processes name different reasons, the largest counts. Signals: 128 + their number."""
 
     NOT = 0
     STEPS_ARE_DONE = 1
     TIME_IS_UP = 2
-    INTERRUPTED = 3
-    LAUNCHER_IS_GONE = 4
-    COLLAPSED = 5
+    HUNG_UP = 129
+    INTERRUPTED = 130
+    TERMINATED = 143
+    LAUNCHER_IS_GONE = 144
+    COLLAPSED = 145
 
 
 # From outside
@@ -64,7 +66,8 @@ class Stop(enum.IntEnum):
 class Interruption:
     """
     Inside `with Interruption() as interruption`, SIGINT, SIGTERM, SIGHUP and a launcher that is gone ask the run to
-    stop after its step. This says so at once. A second SIGINT raises `KeyboardInterrupt`.
+    stop after its step. This says so at once. A second Ctrl-C raises `KeyboardInterrupt`: it is SIGINT again, or, from
+    torchrun's launcher, SIGTERM.
     """
 
     def __init__(self) -> None:
@@ -82,12 +85,13 @@ class Interruption:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if error is not None and is_of_other_process(error):  # now: the launcher ends this process, too
+            say(f"another process of this run has ended; its line or the launcher's says why: {first_line(error)}")
+            raise SystemExit(1) from error
         if self._handlers and self._launcher is not None:
             signal_at_end_of_parent(0)
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
-        if self._reason and error is not None and is_of_other_process(error):
-            raise SystemExit(1) from error  # the launcher ends all processes, because of the one that tells why
 
     def reason(self) -> Stop:
         if not self._reason and self._launcher not in (None, os.getppid()):
@@ -98,15 +102,37 @@ class Interruption:
     def _handle(self, number: int, _: FrameType | None) -> None:
         now = time.monotonic()
         if not self.reason():
-            self._reason, self._first = Stop.INTERRUPTED, (number, now)
+            self._reason, self._first = Stop(128 + number), (number, now)
             again = "; press Ctrl-C again to abort" if number == signal.SIGINT else ""
-            say(f"stopping after this step{again}")
-        elif number == signal.SIGINT and now - self._first[1] > SAME_PRESS:
-            raise KeyboardInterrupt
-        elif self._first[0] == signal.SIGINT and "TORCHELASTIC_RUN_ID" in os.environ:
-            # The launcher of several processes passes on the first Ctrl-C alone. The second one ends it.
-            if self._launcher not in (None, os.getppid()):
-                raise KeyboardInterrupt
+            say(f"stopping after this step{again}{time_of_launcher()}")
+        elif now - self._first[1] > SAME_PRESS and number in again_to_abort(self._first[0]):
+            raise KeyboardInterrupt(number)
+
+
+def again_to_abort(first: int) -> list[int]:
+    """The signals of a second Ctrl-C. The launcher of several processes passes on SIGINT first, then SIGTERM."""
+    by_launcher = first == signal.SIGINT and "TORCHELASTIC_RUN_ID" in os.environ
+    return [signal.SIGINT, signal.SIGTERM] if by_launcher else [signal.SIGINT]
+
+
+def time_of_launcher() -> str:
+    """What to say of the launcher of several processes: once it is stopped, they have so much time."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return ""
+    seconds = os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "30")
+    return f"; a launcher that is stopped kills this run after {seconds} s (TORCH_ELASTIC_SHUTDOWN_TIMEOUT)"
+
+
+def exit_status(stop: int) -> int:
+    """
+    The exit status of a run that a signal, or the end of its launcher, has stopped. The first process of a machine
+    tells of the signal, and no other: at a failure the launcher ends the rest. One that starts anew what has failed
+    (`--max_restarts`) is told of no failure: the run shall stay stopped.
+    """
+    if stop == Stop.LAUNCHER_IS_GONE:
+        return 1
+    restarts = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
+    return stop if is_first_of_machine() and not restarts else 0
 
 
 def signal_at_end_of_parent(number: int) -> None:
@@ -121,6 +147,10 @@ def launcher() -> int | None:
         return None
     process, parent = before_torch.STARTED
     return parent if process == os.getpid() else os.getppid()  # a launcher may fork
+
+
+def is_first_of_machine() -> bool:
+    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def say(line: str) -> None:
@@ -138,14 +168,14 @@ def say(line: str) -> None:
 def tell(error: BaseException, run: Run | None) -> int:
     """Prints the one line with which a program ends after an error, and returns the exit status."""
     kill_workers()
-    is_first = int(os.environ.get("LOCAL_RANK", "0")) == 0
+    is_first = is_first_of_machine()
     line, status = explain(error, run)
-    waits = not is_first or is_of_other_process(error)
-    if waits:
+    if not is_first and error.args == (signal.SIGTERM,):  # a second Ctrl-C, to all processes
+        return status
+    if not is_first or is_of_other_process(error):
         # The first process of a machine tells. What only another one has met, that one tells after a while.
         time.sleep(PATIENCE)
-    if not (waits and status == ABORTED and launcher() != os.getppid()):  # a lost launcher ends nobody: all abort
-        print(line if is_first else f"\n{line}", file=sys.stderr, flush=True)  # the bar is the first one's
+    print(line if is_first else f"\n{line}", file=sys.stderr, flush=True)  # the bar is the first one's
     return status
 
 
@@ -157,7 +187,7 @@ def explain(error: BaseException, run: Run | None) -> tuple[str, int]:
     if is_out_of_memory(error):
         return f"error: out of memory {what_to_lower(run)}", 2
     if is_of_other_process(error):
-        return f"error: another process of this run has ended: {words.splitlines()[0]}", 1
+        return f"error: another process of this run has ended: {first_line(error)}", 1
     if run is None and isinstance(error, MISTAKES):
         return f"error: {' '.join(words.split())}", 2
     # torch tells of a lost worker, or else its pipe breaks first.
@@ -201,6 +231,10 @@ def what_to_lower(run: Run | None) -> str:
     ways += ["--mixed_precision bf16"] * (run.accelerator.mixed_precision == "no")
     ways += [f"an image_size below {run.config.image_size} (another --preset)"]
     return f"at step {run.global_step + 1} with per_device_batch_size={size}: try {', '.join(ways)}"
+
+
+def first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def is_of_other_process(error: BaseException) -> bool:

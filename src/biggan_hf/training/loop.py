@@ -20,7 +20,7 @@ from .arguments import TrainingArguments
 from .batches import counter_seed
 from .checkpoints import step_of
 from .ema import update_ema
-from .ending import Interruption, Stop
+from .ending import Interruption, Stop, exit_status
 from .logs import COLLAPSES, EVALUATIONS, LOG, SPECTRA, draw_curves, fetch, last_lines, track_sheet
 from .publishing import publish, write_card
 from .quality import keep_if_best
@@ -220,14 +220,15 @@ def end(run: Run, stop: int) -> Path | None:
     """Leaves the finished model and returns its folder. An interrupted run leaves a checkpoint instead."""
     run.accelerator.wait_for_everyone()
     folder = run.output_dir if stop in (Stop.STEPS_ARE_DONE, Stop.TIME_IS_UP) else None
+    is_unfinished = Stop.HUNG_UP <= stop <= Stop.LAUNCHER_IS_GONE
     if run.is_main and folder is not None:
         finish(run, folder)
-    elif run.is_main and stop in (Stop.INTERRUPTED, Stop.LAUNCHER_IS_GONE):
+    elif run.is_main and is_unfinished:
         saved = run.checkpoint()
         draw_curves(run.output_dir)
         steps = f"{run.global_step:,} of {run.args.max_train_steps:,} steps"
         tqdm.write(f"unfinished: {steps}; --resume_from_checkpoint latest goes on from {saved}")
-    run.orphaned = stop == Stop.LAUNCHER_IS_GONE
+    run.exit_status = exit_status(stop) if is_unfinished else 0
     run.accelerator.wait_for_everyone()
     run.accelerator.end_training()
     return folder

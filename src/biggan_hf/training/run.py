@@ -48,7 +48,7 @@ class Run:
     rollbacks: int = 0
     collapsed: bool = False
     report: Report | None = None  # what the run found before its first step; the first process has it
-    orphaned: bool = False  # the launcher ended before the run
+    exit_status: int = 0  # of a run that a signal, or the end of its launcher, has stopped
     overflows: Tensor | float = 0.0  # the steps in a row in which float16 overflowed
 
     @property

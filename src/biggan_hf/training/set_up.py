@@ -57,7 +57,10 @@ def set_up(model_args: ModelArguments, data_args: DataArguments, args: TrainingA
     # The checkpoint, and the settings of its run
     settings = settings_of((model_args, data_args, args), accelerator.num_processes)
     if (seed := read_settings(Path(args.output_dir)).get("seed", args.seed)) != args.seed:
-        raise ValueError(f"the run in {args.output_dir!r} has seed={seed!r}, this one seed={args.seed!r}")
+        raise ValueError(
+            f"the run in {args.output_dir!r} has seed={seed!r}, this one seed={args.seed!r}: the order of the "
+            "pictures and the latents follow from it, so that it can't change"
+        )
     state = None
     if resumed is not None:
         for network in ("", "generator", "discriminator"):

@@ -62,7 +62,6 @@ def read_settings(folder: Path) -> dict[str, Any]:
 def warn_of_other_settings(saved: dict[str, Any], settings: dict[str, Any]) -> None:
     """Names the settings that differ from those of the run that is gone on with."""
     now = json.loads(json.dumps(settings))
-    saved = saved | {name: absolute(saved[name]) for name in PATHS if name in saved}
     others = [name for name in saved if name in now and saved[name] != now[name] and name not in OF_THE_START]
     if others:
         changes = ", ".join(f"{name}={now[name]!r} (was {saved[name]!r})" for name in others)
