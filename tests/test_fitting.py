@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from training_runs import ON_CPU, REPO, Capture, Patch, arguments, launcher, write_pictures
 
-from biggan_hf.memory import is_out_of_memory
+from biggan_hf.memory import is_out_of_memory, refused_before_it_is_gone
 from biggan_hf.training import fitting, main
 from biggan_hf.training.fitting import sizes
 
@@ -59,6 +59,20 @@ def test_auto_batch_size_finds_what_fits(tmp_path: Path, num_processes: int) -> 
     size, processes = int(line.split()[1]), max(num_processes, 1)
     forwards = 192 // processes // size
     assert forwards > 1 and f"(forwards: {forwards}, processes: {processes}, update: 192)" in line
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse memory themselves")
+def test_a_cpu_refuses_memory_before_it_is_gone(monkeypatch: Patch) -> None:
+    import resource
+
+    monkeypatch.setattr("biggan_hf.memory.available_memory", lambda: 2**31)
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    with refused_before_it_is_gone(processes=2):
+        assert torch.empty(2**27, dtype=torch.uint8).numel()
+        with pytest.raises(RuntimeError) as refused:
+            torch.empty(2**31, dtype=torch.uint8)
+    assert is_out_of_memory(refused.value)
+    assert torch.empty(2**31, dtype=torch.uint8).numel() and resource.getrlimit(resource.RLIMIT_AS) == limits
 
 
 def test_divisors_are_tried_from_the_largest() -> None:

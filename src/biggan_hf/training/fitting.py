@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from ..configuration_biggan import BigGANConfig
-from ..memory import is_out_of_memory
+from ..memory import is_out_of_memory, refused_before_it_is_gone
 from ..modeling_biggan import BigGANModel
 from ..processes import add_up
 from .arguments import TrainingArguments
@@ -46,10 +47,13 @@ def fit_batch(
     def build() -> tuple[Players, BigGANModel]:
         return build_players(accelerator, config, args, checkpoint, init_from, revision, alone=True)
 
+    on_cpu = accelerator.device.type == "cpu"
     known = saved.get("per_device_batch_size") if checkpoint is not None else None
     for size in sizes(batch // number, known):
         fitted = dataclasses.replace(args, per_device_batch_size=size, global_batch_size=batch)
-        failures = torch.tensor([not fits(fitted, accelerator, config, build)], device=accelerator.device).float()
+        with refused_before_it_is_gone(number) if on_cpu else nullcontext():
+            does_fit = fits(fitted, accelerator, config, build)
+        failures = torch.tensor([not does_fit], device=accelerator.device).float()
         add_up([failures])  # over all processes: they agree on what the smallest of them holds
         if not failures.item():
             if accelerator.is_main_process:
