@@ -159,6 +159,13 @@ def test_what_to_try_next_keeps_what_was_sampled(
     assert names == {"--images_per_class", "--truncation", "--seed", "--output"}
 
 
+def test_numbers_that_are_names_are_no_ids(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = save_model(tmp_path / "model", id2label={0: "1", 1: "3"})
+    argv = ["sample", model, "--images_per_class", "1", "--output", str(tmp_path / "sheet.png"), "--classes"]
+    assert "unknown class name '0'; the ids are 0 to 1, of '1', '3'" in refused([*argv, "0"], capsys)
+    main([*argv, "3"])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

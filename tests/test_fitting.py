@@ -94,6 +94,12 @@ def test_the_search_changes_nothing_else(pictures: Path, tmp_path: Path, monkeyp
     assert all(torch.equal(found[name], weight) for name, weight in given.items())
 
 
+def test_a_dry_run_does_not_look(pictures: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture) -> None:
+    monkeypatch.setattr(fitting, "fits", lambda *_: pytest.fail("a dry run tries no batch"))
+    main(arguments(pictures, tmp_path / "model", "--auto_batch_size", "--dry_run"))
+    assert "auto_batch_size: a run looks for the largest forward that fits" in capsys.readouterr().out
+
+
 def test_nothing_fits(pictures: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture) -> None:
     monkeypatch.setattr(fitting, "fits", lambda *_: False)
     with pytest.raises(SystemExit) as stop:

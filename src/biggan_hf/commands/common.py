@@ -142,13 +142,15 @@ def drawing_options(args: argparse.Namespace) -> dict[str, Any]:
 def classes_to_sample(pipe: BigGANPipeline, given: list[str] | None, default: int = 10) -> list[Class] | None:
     """
     Ids, names and mixtures; the first classes by default, `None` without classes. A class may be named by a number, as
-    digits are: digits are an id only where they are no name.
+    digits are: digits are an id only where some class has another name.
     """
     if given is None:
         return list[Class](pipe.id2label)[:default] or None
 
+    numbers_are_names = bool(pipe.id2label) and all(name.isdecimal() for name in pipe.id2label.values())
+
     def named(name: str) -> int | str:
-        return int(name) if name.isdecimal() and name not in pipe.labels else name
+        return int(name) if name.isdecimal() and name not in pipe.labels and not numbers_are_names else name
 
     return [
         {named(k): w for k, w in _mixture(text).items()} if text.startswith("{") else named(text) for text in given

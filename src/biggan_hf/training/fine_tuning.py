@@ -31,7 +31,8 @@ def map_classes(model: str, there: list[str], here: list[str]) -> ClassMap:
     number = f"{taken:,} of {counted(len(here), 'class')}"
     if not new:
         number = "the one class" if taken == 1 else f"all {taken:,} classes"
-    sentence = f"{number} {_are(taken)} taken by {how} from {model}"
+    by = "name (a number)" if how == "number" else how
+    sentence = f"{number} {_are(taken)} taken by {by} from {model}"
     if how == "position":
         whose = "the data" if has_no_names(here) else model
         sentence += f": {whose} has no names of classes"

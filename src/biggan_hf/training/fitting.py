@@ -43,6 +43,11 @@ def fit_batch(
     batch = args.global_batch_size or args.per_device_batch_size * number
     if batch % number:
         raise ValueError(f"global_batch_size={batch} does not divide into {number} processes")
+    if accelerator.is_main_process:
+        looks = "a run looks" if args.dry_run else "looking"
+        print(f"auto_batch_size: {looks} for the largest forward that fits", flush=True)
+    if args.dry_run:  # which has one line of it, and does not wait
+        return dataclasses.replace(args, per_device_batch_size=batch // number, global_batch_size=batch)
 
     def build() -> tuple[Players, BigGANModel]:
         return build_players(accelerator, config, args, checkpoint, init_from, revision, alone=True)
