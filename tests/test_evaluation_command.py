@@ -93,6 +93,9 @@ def test_no_samples_of_classes_without_pictures(folder: Path, capsys: pytest.Cap
     assert "pictures has pictures of 3 of the model's 4 classes" in capsys.readouterr().out
     samples = json.loads(Path("report.json").read_text())["protocol"]["samples"]
     assert samples["labels"] == "uniform over 3 of 4 classes: 1, 2, 3"
+    tiny_generator(num_channels=1, id2label={0: "ant", 1: "bee", 2: "cat"}).save_pretrained("model")
+    evaluate("--metrics", "fid")
+    assert "pictures of none of the model's 3 classes, by their names" in capsys.readouterr().out
 
 
 def test_what_was_found_and_which_classes_the_model_lacks(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

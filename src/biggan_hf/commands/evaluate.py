@@ -190,6 +190,8 @@ def _of_classes_with_pictures(samples: ImageSource, reference: ImageSource | Mea
     there, here = reference.images.class_names, names_of(samples.model.config.id2label)
     filled = set(reference.images.contents.filled_classes)
     classes = [label for label, row in enumerate(match_classes(there, here).rows) if row in filled]
+    if there and not classes and is_main_process():
+        print(f"warning: {reference.name} has pictures of none of the model's {len(here)} classes, by their names")
     if not 0 < len(classes) < len(here):
         return samples
     if is_main_process():
