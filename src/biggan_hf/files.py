@@ -239,6 +239,20 @@ def check_weights(path: Path) -> str | None:
     return written
 
 
+def checksum_of_weights(folder: Path) -> str | None:
+    """
+    The checksum of the generator's weights in a folder, of all its shards; `None` if there are none. A file that names
+    its own is not read.
+    """
+    sums = []
+    for path in sorted(itertools.chain.from_iterable(folder.glob(pattern) for pattern in WEIGHT_GLOBS)):
+        if path.suffix == ".safetensors":
+            with path.open("rb") as file:
+                header = _safetensors_header(file)
+                sums.append(header.get("__metadata__", {}).get(CHECKSUM) or _checksum(file, header))
+    return "-".join(sums) or None
+
+
 def _safetensors_header(file: BinaryIO) -> dict[str, Any]:
     """Reads the header; the file then stands at the first tensor."""
     length = int.from_bytes(file.read(8), "little")

@@ -1,0 +1,248 @@
+"""
+The generator in ONNX Runtime or OpenVINO, which compute on a CPU. `exporting.py` writes the folders that are read here.
+
+The folder of an engine, `onnx/` or `openvino/`, lies beside the model's `config.json`. A graph has these inputs, and
+only those that the model has a use for; N is any number of samples:
+
+    latents            float32 (N, z_dim)
+    class_labels       int64 (N,); -1 for a sample whose class is a row of class_embeddings
+    class_embeddings   float32 (N, class_embedding_dim), or (N, num_labels) weights without a shared embedding
+    standing_rows      int64 (2,): rows of the table of statistics. Row 0 holds the running statistics, row i + 1 those
+                       of `config.standing_truncations[i]`
+    standing_fraction  float32 (), 0 to 1: how far to go from the first of the two rows to the second
+
+and one output, `images`, float32 (N, num_channels, image_size, image_size) in [-1, 1].
+"""
+
+import json
+import queue
+from collections.abc import Mapping
+from importlib.metadata import version
+from importlib.util import find_spec
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.utils import cached_file, logging
+
+from .configuration_biggan import BigGANConfig
+from .files import checksum_of_weights
+from .latents import standing_row
+from .loading import NotFiniteError
+from .sampling_biggan import SamplingMixin
+
+
+logger = logging.get_logger(__name__)
+
+Engine = Literal["torch", "onnx", "openvino"]
+Precision = Literal["fp32", "bf16", "int8"]
+
+# The engines with files of their own, the fastest first, and the package that runs each.
+PACKAGES = {"openvino": "openvino", "onnx": "onnxruntime"}
+# The precisions of each engine, each in front of the one that takes its place where the processor lacks it.
+PRECISIONS: dict[str, tuple[Precision, ...]] = {
+    "openvino": ("int8", "bf16", "fp32"),
+    "onnx": ("int8", "fp32"),
+    "torch": ("bf16", "fp32"),
+}
+# What is known of an engine's files: for each precision the file, its size, its check, and the weights it was made of.
+INDEX = "export.json"
+EMBEDDINGS = "class_embeddings.safetensors"
+
+
+def check_engine(engine: str, precision: str) -> None:
+    """Raises `ValueError` for an unknown engine or precision, or an engine that lacks the precision."""
+    if engine not in get_args(Engine):
+        raise ValueError(f"engine must be one of {', '.join(get_args(Engine))} or auto, got {engine!r}")
+    if precision not in PRECISIONS[engine]:
+        of_engine = ", ".join(reversed(PRECISIONS[engine]))
+        raise ValueError(f"the engine {engine} computes in {of_engine}, got precision={precision!r}")
+
+
+def check_installed(engine: str) -> None:
+    """Raises `ImportError` if the package of an engine is not installed."""
+    if engine in PACKAGES and find_spec(PACKAGES[engine]) is None:
+        raise ImportError(
+            f'engine {engine!r} needs the package {PACKAGES[engine]}: pip install "biggan_hf[{engine}]"',
+            name=PACKAGES[engine],
+        )
+
+
+def best_engine() -> str:
+    """The fastest engine of those that are installed: on a GPU torch, on a CPU that of `PACKAGES`."""
+    if torch.cuda.is_available():
+        return "torch"
+    return next((engine for engine, package in PACKAGES.items() if find_spec(package)), "torch")
+
+
+def file_of(engine: str, precision: str) -> str:
+    """The name of a graph within the folder of its engine."""
+    suffix = "" if precision == "fp32" else f"_{precision}"
+    return f"model{suffix}.onnx" if engine == "onnx" else f"openvino_model{suffix}.xml"
+
+
+class EngineModel(SamplingMixin):
+    """
+    The generator as an engine computes it. It samples as `BigGANModel` does, from several threads at once, on the CPU.
+
+    Args:
+        folder: Holds `config.json`, and the engine's folder.
+        engine: "onnx" or "openvino".
+        precision: One that was exported.
+
+    Raises:
+        ImportError: The engine is not installed.
+        FileNotFoundError: The folder holds no such export.
+        ValueError: The export was made of other weights than those that lie beside it, or is damaged.
+    """
+
+    device = torch.device("cpu")
+    dtype = torch.float32
+    training = False
+
+    def __init__(self, folder: str | PathLike[str], engine: str, precision: str):
+        check_engine(engine, precision)
+        check_installed(engine)
+        self.folder, self.engine, self.precision = Path(folder), engine, precision
+        self.config = BigGANConfig.from_pretrained(self.folder)
+        self.entry = read_index(self.folder / engine).get(precision)
+        if self.entry is None:
+            raise FileNotFoundError(f"{str(self.folder / engine)!r} holds no graph in {precision}")
+        weights = checksum_of_weights(self.folder)
+        if weights is not None and weights != self.entry["weights"]:
+            raise ValueError(
+                f"{str(self.folder / engine)!r} was exported from other weights than those in {str(self.folder)!r}; "
+                f"`biggan-hf export {self.folder} --engine {engine} --precision {precision}` makes it anew"
+            )
+        self._run = _RUNNERS[engine](self.folder / engine / self.entry["file"], precision)
+        self.class_embedding = _class_embedding(self.folder / engine, self.config)
+
+    def _generate(
+        self, latents: Tensor, labels: Tensor | None, embeddings: Tensor | None, truncation: float | None
+    ) -> Tensor:
+        feed = {"latents": latents.float().numpy()}
+        if self.config.num_labels:
+            number, width = len(latents), class_width(self.config)
+            feed["class_labels"] = np.full(number, -1) if labels is None else labels.long().numpy()
+            given = np.zeros((number, width), np.float32) if embeddings is None else embeddings.float().numpy()
+            feed["class_embeddings"] = given
+        if self.config.standing_truncations:
+            feed["standing_rows"], feed["standing_fraction"] = standing_inputs(self.config, truncation)
+        images = torch.from_numpy(self._run({name: np.ascontiguousarray(x) for name, x in feed.items()}))
+        if not images.isfinite().all():
+            raise NotFiniteError("the images hold numbers that are not finite")
+        return images
+
+    def __repr__(self) -> str:
+        return f"EngineModel({str(self.folder)!r}, engine={self.engine!r}, precision={self.precision!r})"
+
+
+def class_width(config: BigGANConfig) -> int:
+    """The length of a class embedding; without a shared embedding the number of classes."""
+    return config.class_embedding_dim if config.shared_class_embedding else config.num_labels
+
+
+def standing_inputs(config: BigGANConfig, truncation: float | None) -> tuple[np.ndarray, np.ndarray]:
+    """The inputs `standing_rows` and `standing_fraction` of a truncation; `None` selects the running statistics."""
+    lower, upper, fraction = -1, -1, 0.0
+    if truncation is not None:
+        mirrored = config.standing_interpolation == "mirrored"
+        lower, upper, fraction = standing_row(list(config.standing_truncations), truncation, mirrored)
+    return np.array([lower + 1, upper + 1]), np.array(fraction, np.float32)
+
+
+def read_index(folder: Path) -> dict[str, dict[str, Any]]:
+    """What is known of the graphs in an engine's folder, by precision; empty if there is no such folder."""
+    path = folder / INDEX
+    if not path.is_file():
+        return {}
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        if all(isinstance(entry["file"], str) and entry["weights"] is not None for entry in index.values()):
+            return index
+    except (ValueError, KeyError, TypeError, AttributeError):
+        pass
+    raise ValueError(f"{str(path)!r} is no index of exported graphs; export the model anew")
+
+
+def _class_embedding(folder: Path, config: BigGANConfig) -> nn.Module | None:
+    # Labels (N,) to rows (N, width), for mixtures of classes.
+    if not config.num_labels:
+        return None
+    if not config.shared_class_embedding:
+        return _OneHot(config.num_labels)
+    return nn.Embedding.from_pretrained(load_file(folder / EMBEDDINGS)["weight"])
+
+
+class _OneHot(nn.Module):
+    def __init__(self, num_labels: int):
+        super().__init__()
+        self.num_labels = num_labels
+
+    def forward(self, labels: Tensor) -> Tensor:
+        return F.one_hot(labels.long(), self.num_labels)
+
+
+# The engines: each is made of a graph's file, and turns inputs by name into images
+
+
+class _OnnxRuntime:
+    def __init__(self, path: Path, precision: str):
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        try:
+            self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        # The engine's own errors have no public type.
+        except Exception as error:
+            raise ValueError(f"{str(path)!r} can't be read: {_first_line(error)}") from error
+
+    def __call__(self, feed: Mapping[str, np.ndarray]) -> np.ndarray:
+        return self._session.run(None, dict(feed))[0]
+
+
+class _OpenVINO:
+    def __init__(self, path: Path, precision: str):
+        import openvino
+        from openvino import properties
+
+        core = openvino.Core()
+        can_halve = "BF16" in core.get_property("CPU", properties.device.capabilities())
+        if precision == "bf16" and not can_halve:
+            logger.warning_once("this processor has no arithmetic in bf16; OpenVINO computes in fp32")
+        # What int8 leaves in float is computed in bf16 where that is fast.
+        number = openvino.Type.bf16 if precision != "fp32" and can_halve else openvino.Type.f32
+        settings = {
+            properties.hint.inference_precision(): number,
+            properties.inference_num_threads(): torch.get_num_threads(),
+            properties.hint.performance_mode(): properties.hint.PerformanceMode.LATENCY,
+        }
+        try:
+            self._compiled = core.compile_model(path, "CPU", settings)
+        except RuntimeError as error:
+            raise ValueError(f"{str(path)!r} can't be read: {_first_line(error)}") from error
+        # A request holds the maps of one call. Threads that call at once use one each.
+        self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def __call__(self, feed: Mapping[str, np.ndarray]) -> np.ndarray:
+        try:
+            request = self._idle.get_nowait()
+        except queue.Empty:
+            request = self._compiled.create_infer_request()
+        try:
+            return request.infer(dict(feed), share_inputs=True)[0]
+        finally:
+            self._idle.put(request)
+
+
+_RUNNERS: dict[str, Any] = {"onnx": _OnnxRuntime, "openvino": _OpenVINO}
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

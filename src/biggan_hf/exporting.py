@@ -1,0 +1,253 @@
+"""The generator as a graph for ONNX Runtime or OpenVINO: made, checked, written. `engines.py` runs such graphs."""
+
+import ast
+import copy
+import json
+import logging
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import partial
+from importlib.metadata import version
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from .configuration_biggan import BigGANConfig
+from .engines import (
+    EMBEDDINGS,
+    INDEX,
+    PACKAGES,
+    EngineModel,
+    check_engine,
+    check_installed,
+    class_width,
+    file_of,
+    read_index,
+    standing_inputs,
+)
+from .files import WEIGHT_GLOBS, checksum_of_weights, staged_folder
+from .latents import sample_latents
+from .layers import BatchNorm2d, ConditionalBatchNorm2d
+from .modeling_biggan import BigGANModel
+from .ops import plain_operations
+from .sampling_biggan import _in_eval_mode
+
+
+OPSET = 22
+# The largest difference between the images of a graph and those of the model, which lie in [-1, 1].
+TOLERANCE = {"fp32": 1e-5, "bf16": 2e-2}
+
+
+@torch.no_grad()
+def export_model(
+    model: BigGANModel,
+    output: str | PathLike[str],
+    engine: str,
+    precision: str = "fp32",
+    *,
+    overwrite: bool = False,
+    weights: str | None = None,
+) -> EngineModel:
+    """
+    Writes the graph of a generator to `output/onnx` or `output/openvino`, and `config.json` to `output` unless the
+    model's weights lie there. A graph whose images differ from the model's is not written.
+
+    Args:
+        model: The generator; it does not change.
+        output: A folder: that of the model's weights, or another without weights.
+        engine: "onnx" or "openvino".
+        precision: "fp32", "bf16" (OpenVINO alone) or "int8".
+        overwrite: Replaces a graph in the same precision.
+        weights: The checksum of the weights, for a folder that does not hold them.
+
+    Returns:
+        The exported model.
+
+    Raises:
+        ImportError: A package is missing that runs the engine or makes its files.
+        FileExistsError: There is a graph in this precision.
+        ValueError: An unknown engine or precision; a folder with the weights of another model; a graph whose images
+            differ too much from the model's.
+    """
+    output = Path(output)
+    check_engine(engine, precision)
+    if engine not in PACKAGES:
+        raise ValueError(f"only {' and '.join(PACKAGES)} have files of their own, got engine={engine!r}")
+    check_installed(engine)
+    beside = _weights_beside(model, output)
+    known = {name: entry for name, entry in read_index(output / engine).items()}
+    if precision in known and not overwrite:
+        raise FileExistsError(f"{str(output / engine / known[precision]['file'])!r} exists; overwrite replaces it")
+    with staged_folder(output) as staging:
+        folder = staging / engine
+        folder.mkdir()
+        if beside is None:
+            model.config.save_pretrained(staging)
+        entry = {
+            "file": file_of(engine, precision),
+            "weights": beside or weights,
+            "versions": {package: version(package) for package in ("biggan_hf", "torch", PACKAGES[engine])},
+            "date": datetime.now(UTC).date().isoformat(),
+        }
+        if model.config.num_labels and model.config.shared_class_embedding:
+            save_file({"weight": model.class_embedding.weight.detach().float().cpu()}, folder / EMBEDDINGS)
+        _write_graph(model, folder / entry["file"], engine, precision, entry)
+        entry["bytes"] = sum(path.stat().st_size for path in folder.glob(f"{Path(entry['file']).stem}.*"))
+        # Graphs of other weights are no longer named.
+        same = {name: other for name, other in known.items() if other["weights"] == entry["weights"]}
+        (folder / INDEX).write_text(json.dumps({**same, precision: entry}, indent=2) + "\n", encoding="utf-8")
+    return EngineModel(output, engine, precision)
+
+
+def _weights_beside(model: BigGANModel, folder: Path) -> str | None:
+    """The checksum of the weights in a folder, if there are any; raises `ValueError` if they are not the model's."""
+    if (checksum := checksum_of_weights(folder)) is None:
+        return None
+    own = model.state_dict()
+    for path in (path for pattern in WEIGHT_GLOBS for path in folder.glob(pattern) if path.suffix == ".safetensors"):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118  # no mapping
+                there = file.get_tensor(name)
+                if name not in own or not torch.equal(there.to(own[name].dtype), own[name].cpu()):
+                    raise ValueError(f"{str(folder)!r} holds the weights of another model; export to a folder of its own")
+    return checksum
+
+
+def _write_graph(model: BigGANModel, path: Path, engine: str, precision: str, entry: dict[str, Any]) -> None:
+    """Writes the graph and checks it; adds to the entry what was found."""
+    with tempfile.TemporaryDirectory() as folder:
+        onnx = path if engine == "onnx" and precision != "int8" else Path(folder) / "model.onnx"
+        write_onnx(model, onnx)
+        if precision == "int8":
+            from .quantizing import quantize
+
+            entry |= quantize(model, onnx, path, engine)
+        elif engine == "openvino":
+            import openvino
+
+            openvino.save_model(openvino.convert_model(onnx), path, compress_to_fp16=precision == "bf16")
+    (path.parent / INDEX).write_text(json.dumps({precision: entry}), encoding="utf-8")
+    ...
+
+
+# The graph
+
+
+class Graph(nn.Module):
+    """
+    The generator with the inputs that `engines.py` lists, in eval mode. It shares the model's weights.
+
+    All norms take their statistics from one table, whose first row holds the running ones.
+    """
+
+    def __init__(self, model: BigGANModel):
+        super().__init__()
+        self.model = _in_eval_mode(model)
+        self.norms: list[Any] = []
+        if model.config.standing_truncations:
+            self.norms = [m for m in self.model.modules() if isinstance(m, BatchNorm2d | ConditionalBatchNorm2d)]
+            rows = [_rows(norm) for norm in self.norms]
+            self.register_buffer("mean", torch.cat([mean for mean, _ in rows], dim=1))
+            self.register_buffer("var", torch.cat([var for _, var in rows], dim=1))
+
+    def forward(
+        self,
+        latents: Tensor,
+        class_labels: Tensor | None = None,
+        class_embeddings: Tensor | None = None,
+        standing_rows: Tensor | None = None,
+        standing_fraction: Tensor | None = None,
+    ) -> Tensor:
+        if standing_rows is not None and standing_fraction is not None:
+            sizes = [norm.num_features for norm in self.norms]
+            tables = [_between(table, standing_rows, standing_fraction) for table in (self.mean, self.var)]
+            for norm, *chosen in zip(self.norms, *(table.split(sizes) for table in tables), strict=True):
+                norm.observer = partial(_chosen, tuple(chosen))
+        if class_labels is not None:
+            of_labels = self.model.class_embedding(class_labels.clamp_min(0)).to(latents.dtype)
+            class_embeddings = torch.where(class_labels[:, None] < 0, class_embeddings, of_labels)
+        return self.model(latents, class_embeddings=class_embeddings, return_dict=False)[0]
+
+    def inputs(self, number: int) -> dict[str, Tensor]:
+        """Inputs of so many samples, all zeros."""
+        config = self.model.config
+        inputs = {"latents": torch.zeros(number, config.z_dim)}
+        if config.num_labels:
+            inputs["class_labels"] = torch.zeros(number, dtype=torch.int64)
+            inputs["class_embeddings"] = torch.zeros(number, class_width(config))
+        if self.norms:
+            rows, fraction = standing_inputs(config, None)
+            inputs["standing_rows"], inputs["standing_fraction"] = torch.from_numpy(rows), torch.from_numpy(fraction)
+        return inputs
+
+
+def _rows(norm: Any) -> tuple[Tensor, Tensor]:
+    # Means and variances (1 + num_standing, C).
+    mean = torch.cat([norm.running_mean[None], norm.standing_mean])
+    return mean, torch.cat([norm.running_var[None], norm.standing_var])
+
+
+def _between(table: Tensor, rows: Tensor, fraction: Tensor) -> Tensor:
+    # A graph of torch.lerp would compute both of its two forms.
+    lower, upper = table.index_select(0, rows).unbind(0)
+    return lower + fraction * (upper - lower)
+
+
+def _chosen(statistics: tuple[Tensor, Tensor], hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+    return statistics
+
+
+@torch.no_grad()
+def write_onnx(model: BigGANModel, path: Path) -> None:
+    """Writes the generator as one ONNX file, whose nodes bear the names of the modules that they come from."""
+    graph = Graph(model if model.device.type == "cpu" else copy.deepcopy(model).cpu())
+    inputs = graph.inputs(2)
+    number = torch.export.Dim("N", min=1, max=2**16)
+    shapes = {name: {} if name.startswith("standing") else {0: number} for name in inputs}
+    with _silence(), graph.model.folded_weights():
+        program = torch.onnx.export(
+            graph,
+            kwargs=inputs,
+            dynamo=True,
+            dynamic_shapes=shapes,
+            input_names=list(inputs),
+            output_names=["images"],
+            opset_version=OPSET,
+            verbose=False,
+        )
+    assert program is not None
+    _name_nodes(program.model.graph)
+    program.save(path, external_data=False)
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    # The exporter warns of torchvision, which is not needed, and of its own calls.
+    exporter = logging.getLogger("torch.onnx")
+    level = exporter.level
+    exporter.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        exporter.setLevel(level)
+
+
+def _name_nodes(graph: Any) -> None:
+    # stages.0.blocks.0.conv1/Conv, …/Conv_1: what to quantise is chosen by module.
+    seen: Counter[str] = Counter()
+    for node in graph:
+        scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "['']"))
+        name = f"{next((s for s in reversed(scopes[:-1]) if s), '').removeprefix('model.')}/{node.op_type}"
+        node.name = f"{name}_{seen[name]}" if seen[name] else name
+        seen[name] += 1
