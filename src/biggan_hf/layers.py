@@ -53,7 +53,7 @@ class Conv2dPool(Conv2d):
 
 
 # With spectral norm, which sees the weight as a matrix: (out, in·k·k), or (classes, features) of an embedding. The
-# `forward` is that of the second base class.
+# `forward` is that of the second base class, and `plain()` makes a layer of that class.
 
 
 class SNConv2d(SpectralNorm, Conv2d):
@@ -187,7 +187,6 @@ class _BatchNorm(Float32Buffers):
         return {**self.__dict__, "batch_statistics": None}
 
 
-@torch.no_grad()
 def move_running_statistics(network: nn.Module) -> None:
     """Ends a training forward: running statistics move a tenth of the way to those of the batch."""
     # Done for the network and not in each layer, because activation checkpointing runs layers twice.

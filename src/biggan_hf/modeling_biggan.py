@@ -5,9 +5,10 @@ arXiv:1809.11096), appendix B; the function is that of github.com/ajbrock/BigGAN
 `BigGANdeep.py`.
 """
 
+import copy
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +35,7 @@ from .layers import (
 )
 from .ops import average_pool, upsample
 from .sampling_biggan import SamplingMixin
-from .spectral_norm import drop_stale_folds, folded_weights, iterate_in_training
+from .spectral_norm import SpectralNorm, drop_stale_folds, folded_weights, iterate_in_training
 
 
 @dataclass
@@ -247,6 +248,7 @@ class BigGANPreTrainedModel(PublishingMixin, PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _no_split_modules = ["BigGANGeneratorStage", "BigGANDiscriminatorStage"]
+    _spectral_norm_field: str  # the field of the configuration that says whether the network has spectral norm
 
     def __init__(self, config: BigGANConfig):
         super().__init__(config)
@@ -268,6 +270,23 @@ class BigGANPreTrainedModel(PublishingMixin, PreTrainedModel):
         """
         return folded_weights(self)
 
+    def fold_spectral_norm(self) -> Self:
+        """
+        Turns the network in place into one without spectral norm that computes in eval mode what it computes now.
+
+        Each weight becomes W / σ(W), each spectrally normalised layer an ordinary one, and the configuration says so:
+        the network can be saved and loaded. Do this before you quantise, export or merge adapters into a network. It
+        cannot go on with the training that it had: spectral norm no longer holds its weights.
+
+        Returns: the network itself.
+        """
+        for name, layer in [*self.named_modules()]:
+            if isinstance(layer, SpectralNorm):
+                self.set_submodule(name, layer.plain())
+        self.config = copy.deepcopy(self.config)  # the other network may share it
+        setattr(self.config, self._spectral_norm_field, False)
+        return self
+
     def _init_weights(self, module: nn.Module) -> None:
         init_weights(module, self.config.initializer)
 
@@ -284,6 +303,7 @@ class BigGANModel(SamplingMixin, BigGANPreTrainedModel):
     """
 
     main_input_name = "latents"
+    _spectral_norm_field = "generator_spectral_norm"
 
     def __init__(self, config: BigGANConfig):
         super().__init__(config)
@@ -349,14 +369,14 @@ class BigGANModel(SamplingMixin, BigGANPreTrainedModel):
     def _class_vectors(self, latents: Tensor, labels: Tensor | None, embeddings: Tensor | None) -> Tensor | None:
         # (N, class_embedding_dim), or (N, num_labels) without a shared embedding, or `None` without classes.
         if embeddings is None:
-            check_class_labels(labels, len(latents), self.config.num_labels)
+            check_class_labels(labels, latents.shape[0], self.config.num_labels)
             return self.class_embedding(labels).to(latents.dtype) if self.config.num_labels else None
         if not self.config.num_labels:
             raise ValueError("this model is unconditional (num_labels=0): class_embeddings must be None")
         if labels is not None:
             raise ValueError("class_labels and class_embeddings exclude each other; give one of them")
         width = self.config.class_embedding_dim if self.config.shared_class_embedding else self.config.num_labels
-        if embeddings.shape != (len(latents), width):
+        if embeddings.shape != (latents.shape[0], width):  # not `len`, which would fix the batch of an export
             raise ValueError(f"class_embeddings must be ({len(latents)}, {width}), got {tuple(embeddings.shape)}")
         return embeddings.to(latents.dtype)
 
@@ -386,6 +406,7 @@ class BigGANDiscriminator(BigGANPreTrainedModel):
     """
 
     main_input_name = "pixel_values"
+    _spectral_norm_field = "discriminator_spectral_norm"
     _path_in_repo = "discriminator"
 
     def __init__(self, config: BigGANConfig):
@@ -417,7 +438,7 @@ class BigGANDiscriminator(BigGANPreTrainedModel):
         if len(shape) != 4 or shape[1:] != expected or not dtype.is_floating_point:
             wanted = f"(N, {', '.join(map(str, expected))}) floats in [-1, 1]"
             raise ValueError(f"pixel_values must be {wanted}, got {shape} of {dtype}")
-        check_class_labels(class_labels, len(pixel_values), self.config.num_labels)
+        check_class_labels(class_labels, pixel_values.shape[0], self.config.num_labels)
         pixel_values = pixel_values.to(self.dtype)
         if self.training and self.is_activation_checkpointing and not torch.compiler.is_compiling():
             # Reentrant checkpointing gives a stage's weights no gradient unless its input requires one.

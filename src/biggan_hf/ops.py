@@ -126,7 +126,8 @@ def conv2d_pool(hidden_states: Tensor, weight: Tensor, bias: Tensor | None) -> T
 
 
 def _is_wide(weight: Tensor) -> bool:
-    return weight.device.type == "cpu" and weight.shape[1] >= WIDE
+    # Not in an exported graph: the engine that runs it orders weights itself.
+    return weight.device.type == "cpu" and weight.shape[1] >= WIDE and not torch.compiler.is_exporting()
 
 
 def _upsample_by_product(hidden_states: Tensor, weight: Tensor) -> Tensor:
@@ -332,7 +333,8 @@ def _as_map(values: Tensor, x: Tensor) -> Tensor:
 
 def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """softmax(Q Kᵀ) V, not divided by √d: (N, positions, d), (N, keys, d), (N, keys, C) to (N, positions, C)."""
-    if _plain or query.shape[-1] > value.shape[-1]:  # which no network has
+    # An exported graph has the plain form, which engines know. No network has queries wider than its values.
+    if _plain or torch.compiler.is_exporting() or query.shape[-1] > value.shape[-1]:
         return torch.softmax(query @ key.mT, dim=-1) @ value
     # The fused kernel does not store the matrix of all pairs. It needs contiguous tensors. On a CPU it also needs
     # query, key and value of one width, so query and key are padded with zeros.

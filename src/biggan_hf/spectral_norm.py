@@ -6,9 +6,10 @@ Source: Miyato et al. 2018, arXiv:1802.05957, algorithm 1; the function is that 
 (github.com/ajbrock/BigGAN-PyTorch).
 """
 
+import copy
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -45,7 +46,8 @@ class FoldableWeight(nn.Module):
     A mixin in front of a layer that has a `weight` and computes with `kernel()`.
 
     Unless the layer is folded, every forward makes the kernel. Eval mode uses a folded kernel, unless the weight needs
-    a gradient. Training mode, loading, moving and casting drop it.
+    a gradient. Training mode, loading, moving and casting drop it. An exported graph has no folded kernel: it holds
+    the weights themselves.
     """
 
     weight: Tensor
@@ -62,7 +64,7 @@ class FoldableWeight(nn.Module):
     def kernel(self) -> Tensor:
         folded = self._folded
         wants_gradient = torch.is_grad_enabled() and self.weight.requires_grad
-        if folded is None or self.training or wants_gradient or is_plain():
+        if folded is None or self.training or wants_gradient or is_plain() or torch.compiler.is_exporting():
             return self.normalized_weight()
         # A compiled forward cannot check. `drop_stale_folds` has done so before it.
         if torch.compiler.is_compiling() or folded.is_fresh(self.kernel_sources()):
@@ -210,11 +212,24 @@ class SpectralNorm(Float32Buffers, FoldableWeight):
 
     def normalized_weight(self) -> Tensor:
         # W / σ(W), in the weight's own shape and dtype.
-        if not self.training:
-            return _DivideBySigma.apply(self.weight, *estimates([self], iterate=True)[0])
-        if self._estimate is None:
+        estimate = self._estimate if self.training else estimates([self], iterate=True)[0]
+        if estimate is None:
             raise RuntimeError("a spectrally normalised layer in training needs a call of iterate_in_training first")
-        return _DivideBySigma.apply(self.weight, *self._estimate)
+        if torch.compiler.is_exporting():  # a graph for others: operations that engines know
+            sigma = estimate.u @ self.weight.flatten(1).to(estimate.u.dtype) @ estimate.v.mT
+            return self.weight / sigma.to(self.weight.dtype)
+        return _DivideBySigma.apply(self.weight, *estimate)
+
+    @torch.no_grad()
+    def plain(self) -> nn.Module:
+        """The same layer without spectral norm: its weight is the W / σ(W) of eval mode."""
+        weight = nn.Parameter(self.weight / estimates([self], iterate=True)[0].sigma.to(self.weight.dtype))
+        weight.requires_grad_(self.weight.requires_grad)
+        layer: nn.Module = copy.copy(self)
+        layer.__class__ = type(self).__bases__[1]
+        layer._parameters, layer._buffers = {**self._parameters, "weight": weight}, {}
+        layer._non_persistent_buffers_set = set()
+        return layer
 
     def kernel_sources(self) -> list[Tensor]:
         return [self.weight, self.u0]
@@ -255,24 +270,23 @@ STACKED_WEIGHT = {"cpu": 2**16, "cuda": 2**22}
 
 def iterate_in_training(network: nn.Module) -> None:
     """Begins a training forward: one power iteration of every layer in training mode."""
-    power_iteration([m for m in network.modules() if isinstance(m, SpectralNorm) and m.training])
+    if layers := [m for m in network.modules() if isinstance(m, SpectralNorm) and m.training]:
+        power_iteration(layers)
 
 
-@torch.no_grad()
 def power_iteration(layers: Sequence[SpectralNorm]) -> None:
     """Takes one step of all layers and stores it; where `iterates` is False, uses the last vectors again."""
     iterate = all(layer.iterates for layer in layers)
     found = estimates(layers, iterate)
     for layer, estimate in zip(layers, found, strict=True):
         layer._estimate = estimate
-    if iterate and layers:
+    if iterate:
         us, vs, sigmas = zip(*found, strict=True)
         torch._foreach_copy_([layer.u0 for layer in layers], us)
         torch._foreach_copy_([layer.v0 for layer in layers], vs)
         torch._foreach_copy_([layer.sv0 for layer in layers], [sigma[None] for sigma in sigmas])
 
 
-@torch.no_grad()
 def estimates(layers: Sequence[SpectralNorm], iterate: bool) -> list[Estimate]:
     """One step of each layer from its stored u, or with `iterate=False` from its stored v. Stores nothing."""
     # Small layers of one shape share two matrix products.
@@ -288,8 +302,9 @@ def estimates(layers: Sequence[SpectralNorm], iterate: bool) -> list[Estimate]:
 
 
 def _estimates_of_a_shape(layers: Sequence[SpectralNorm], iterate: bool) -> Iterator[Estimate]:
-    eps = layers[0].spectral_norm_eps
-    with torch.autocast(layers[0].weight.device.type, enabled=False):
+    eps, device = layers[0].spectral_norm_eps, layers[0].weight.device.type
+    # Not without need: an exported graph would hold the context, and not every engine takes it.
+    with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
         weights = _stack([layer.weight.detach().flatten(1) for layer in layers])  # (layers, rows, columns)
         weights = weights.to(torch.promote_types(weights.dtype, torch.float32))
         # v ← Wᵀu / |Wᵀu|
