@@ -16,7 +16,7 @@ and one output, `images`, float32 (N, num_channels, image_size, image_size) in [
 
 import json
 import queue
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from importlib.util import find_spec
 from os import PathLike
@@ -25,13 +25,12 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.utils import cached_file, logging
 
 from .configuration_biggan import BigGANConfig
-from .files import checksum_of_weights
+from .files import checksum_of_weights, write_text
 from .latents import standing_row
 from .loading import NotFiniteError
 from .sampling_biggan import SamplingMixin
@@ -52,7 +51,7 @@ PRECISIONS: dict[str, tuple[Precision, ...]] = {
 }
 # What is known of an engine's files: for each precision the file, its size, its check, and the weights it was made of.
 INDEX = "export.json"
-EMBEDDINGS = "class_embeddings.safetensors"
+EMBEDDINGS = "class_embeddings.npy"  # float32 (num_labels, class_embedding_dim), to mix classes
 
 
 def check_engine(engine: str, precision: str) -> None:
@@ -114,7 +113,7 @@ class EngineModel(SamplingMixin):
         if self.entry is None:
             raise FileNotFoundError(f"{str(self.folder / engine)!r} holds no graph in {precision}")
         weights = checksum_of_weights(self.folder)
-        if weights is not None and weights != self.entry["weights"]:
+        if weights not in (None, self.entry["weights"]):
             raise ValueError(
                 f"{str(self.folder / engine)!r} was exported from other weights than those in {str(self.folder)!r}; "
                 f"`biggan-hf export {self.folder} --engine {engine} --precision {precision}` makes it anew"
@@ -133,10 +132,14 @@ class EngineModel(SamplingMixin):
             feed["class_embeddings"] = given
         if self.config.standing_truncations:
             feed["standing_rows"], feed["standing_fraction"] = standing_inputs(self.config, truncation)
-        images = torch.from_numpy(self._run({name: np.ascontiguousarray(x) for name, x in feed.items()}))
+        images = torch.from_numpy(self._run({name: np.asarray(x, order="C") for name, x in feed.items()}))
         if not images.isfinite().all():
             raise NotFiniteError("the images hold numbers that are not finite")
         return images
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """None: the engine holds the weights."""
+        return iter(())
 
     def __repr__(self) -> str:
         return f"EngineModel({str(self.folder)!r}, engine={self.engine!r}, precision={self.precision!r})"
@@ -163,11 +166,15 @@ def read_index(folder: Path) -> dict[str, dict[str, Any]]:
         return {}
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
-        if all(isinstance(entry["file"], str) and entry["weights"] is not None for entry in index.values()):
+        if all(Path(entry["file"]).name == entry["file"] and "weights" in entry for entry in index.values()):
             return index
     except (ValueError, KeyError, TypeError, AttributeError):
         pass
     raise ValueError(f"{str(path)!r} is no index of exported graphs; export the model anew")
+
+
+def write_index(folder: Path, index: Mapping[str, Mapping[str, Any]]) -> None:
+    write_text(folder / INDEX, json.dumps(index, indent=2) + "\n")
 
 
 def _class_embedding(folder: Path, config: BigGANConfig) -> nn.Module | None:
@@ -176,7 +183,7 @@ def _class_embedding(folder: Path, config: BigGANConfig) -> nn.Module | None:
         return None
     if not config.shared_class_embedding:
         return _OneHot(config.num_labels)
-    return nn.Embedding.from_pretrained(load_file(folder / EMBEDDINGS)["weight"])
+    return nn.Embedding.from_pretrained(torch.from_numpy(np.load(folder / EMBEDDINGS)))
 
 
 class _OneHot(nn.Module):

@@ -2,13 +2,13 @@
 
 import ast
 import copy
-import json
+import itertools
 import logging
 import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -16,15 +16,14 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .configuration_biggan import BigGANConfig
 from .engines import (
     EMBEDDINGS,
-    INDEX,
     PACKAGES,
     EngineModel,
     check_engine,
@@ -33,6 +32,7 @@ from .engines import (
     file_of,
     read_index,
     standing_inputs,
+    write_index,
 )
 from .files import WEIGHT_GLOBS, checksum_of_weights, staged_folder
 from .latents import sample_latents
@@ -84,27 +84,32 @@ def export_model(
         raise ValueError(f"only {' and '.join(PACKAGES)} have files of their own, got engine={engine!r}")
     check_installed(engine)
     beside = _weights_beside(model, output)
-    known = {name: entry for name, entry in read_index(output / engine).items()}
+    known = read_index(output / engine)
     if precision in known and not overwrite:
         raise FileExistsError(f"{str(output / engine / known[precision]['file'])!r} exists; overwrite replaces it")
     with staged_folder(output) as staging:
         folder = staging / engine
         folder.mkdir()
-        if beside is None:
-            model.config.save_pretrained(staging)
+        model.config.save_pretrained(staging)
+        if model.config.num_labels and model.config.shared_class_embedding:
+            np.save(folder / EMBEDDINGS, model.class_embedding.weight.float().cpu().numpy())
+        path = folder / file_of(engine, precision)
         entry = {
-            "file": file_of(engine, precision),
+            "file": path.name,
             "weights": beside or weights,
-            "versions": {package: version(package) for package in ("biggan_hf", "torch", PACKAGES[engine])},
+            **_write_graph(model, path, engine, precision),
+            "bytes": sum(part.stat().st_size for part in folder.glob(f"{path.stem}.*")),
+            "versions": {name: version(name) for name in ("biggan_hf", "torch", PACKAGES[engine])},
             "date": datetime.now(UTC).date().isoformat(),
         }
-        if model.config.num_labels and model.config.shared_class_embedding:
-            save_file({"weight": model.class_embedding.weight.detach().float().cpu()}, folder / EMBEDDINGS)
-        _write_graph(model, folder / entry["file"], engine, precision, entry)
-        entry["bytes"] = sum(path.stat().st_size for path in folder.glob(f"{Path(entry['file']).stem}.*"))
         # Graphs of other weights are no longer named.
         same = {name: other for name, other in known.items() if other["weights"] == entry["weights"]}
-        (folder / INDEX).write_text(json.dumps({**same, precision: entry}, indent=2) + "\n", encoding="utf-8")
+        write_index(folder, {**same, precision: entry})
+        if precision != "int8":
+            entry["largest_difference"] = check_export(model, EngineModel(staging, engine, precision))
+            write_index(folder, {**same, precision: entry})
+        if beside is not None:  # the configuration that lies there is the model's
+            (staging / "config.json").unlink()
     return EngineModel(output, engine, precision)
 
 
@@ -122,21 +127,66 @@ def _weights_beside(model: BigGANModel, folder: Path) -> str | None:
     return checksum
 
 
-def _write_graph(model: BigGANModel, path: Path, engine: str, precision: str, entry: dict[str, Any]) -> None:
-    """Writes the graph and checks it; adds to the entry what was found."""
+def _write_graph(model: BigGANModel, path: Path, engine: str, precision: str) -> dict[str, Any]:
+    """Writes the graph; returns what an engine's index says of one in int8."""
     with tempfile.TemporaryDirectory() as folder:
         onnx = path if engine == "onnx" and precision != "int8" else Path(folder) / "model.onnx"
         write_onnx(model, onnx)
         if precision == "int8":
-            from .quantizing import quantize
+            from .quantizing import quantize  # here, since it needs the packages of the evaluation
 
-            entry |= quantize(model, onnx, path, engine)
-        elif engine == "openvino":
+            return quantize(model, onnx, path, engine)
+        if engine == "openvino":
             import openvino
 
             openvino.save_model(openvino.convert_model(onnx), path, compress_to_fp16=precision == "bf16")
-    (path.parent / INDEX).write_text(json.dumps({precision: entry}), encoding="utf-8")
-    ...
+    return {}
+
+
+# The check
+
+
+def check_export(model: BigGANModel, exported: EngineModel) -> float:
+    """
+    The largest difference between the images of a model and of its export, over batches of one and of three, labels
+    and embeddings, and the truncations at the ends, in the middle and between the rows of the model's table.
+
+    Raises:
+        ValueError: The difference is above `TOLERANCE` and above twice the model's own rounding: that is the
+            difference between two orders of the same arithmetic in torch, for bf16 between torch in bf16 and float32.
+    """
+    found = rounding = 0.0
+    generator = torch.Generator().manual_seed(0)
+    half = copy.deepcopy(model).to(torch.bfloat16) if exported.precision == "bf16" else None
+    for number, truncation in itertools.product((1, 3), _truncations(model.config)):
+        latents = sample_latents(number, model.config.z_dim, truncation, model.config.truncation_mode, generator)
+        labels = model._labels_to_sample(None, number, generator)
+        expected = model._generate(latents, labels, None, truncation).float().cpu()
+        with plain_operations() if half is None else nullcontext():
+            other = (half or model)._generate(latents, labels, None, truncation).float().cpu()
+        rounding = max(rounding, _largest_difference(expected, other))
+        found = max(found, _largest_difference(expected, exported._generate(latents, labels, None, truncation)))
+        if labels is not None:
+            embeddings = model.class_embedding(labels).float().cpu()
+            images = exported._generate(latents, None, embeddings, truncation)
+            found = max(found, _largest_difference(expected, images))
+    allowed = max(TOLERANCE[exported.precision], 2 * rounding)
+    if not found <= allowed:
+        raise ValueError(
+            f"the graph for {exported.engine} in {exported.precision} is not written: its images differ from the "
+            f"model's by {found:.1e}, more than {allowed:.1e}"
+        )
+    return found
+
+
+def _truncations(config: BigGANConfig) -> list[float | None]:
+    table = list(config.standing_truncations)
+    between = [(low + high) / 2 for low, high in zip(table, table[1:], strict=False)][:1]
+    return [None, *dict.fromkeys([*table[:1], *between, *table[len(table) // 2 :][:1], *table[-1:]])]
+
+
+def _largest_difference(a: Tensor, b: Tensor) -> float:
+    return (a - b).abs().max().item()
 
 
 # The graph
@@ -151,7 +201,7 @@ class Graph(nn.Module):
 
     def __init__(self, model: BigGANModel):
         super().__init__()
-        self.model = _in_eval_mode(model)
+        self.model = _in_eval_mode(model).fold_spectral_norm()  # a view: the model stays
         self.norms: list[Any] = []
         if model.config.standing_truncations:
             self.norms = [m for m in self.model.modules() if isinstance(m, BatchNorm2d | ConditionalBatchNorm2d)]
@@ -213,7 +263,10 @@ def write_onnx(model: BigGANModel, path: Path) -> None:
     inputs = graph.inputs(2)
     number = torch.export.Dim("N", min=1, max=2**16)
     shapes = {name: {} if name.startswith("standing") else {0: number} for name in inputs}
-    with _silence(), graph.model.folded_weights():
+    from onnx_ir.passes.common import RemoveUnusedNodesPass  # here: they come with an engine's extra
+    from onnxscript.optimizer import fold_constants
+
+    with _silence():
         program = torch.onnx.export(
             graph,
             kwargs=inputs,
@@ -225,6 +278,9 @@ def write_onnx(model: BigGANModel, path: Path) -> None:
             verbose=False,
         )
     assert program is not None
+    # Whatever is made of weights alone, such as the taps of a phase, is computed here and not whenever a file is read.
+    fold_constants(program.model, input_size_limit=2**31, output_size_limit=2**31)
+    RemoveUnusedNodesPass()(program.model)
     _name_nodes(program.model.graph)
     program.save(path, external_data=False)
 
@@ -244,10 +300,15 @@ def _silence() -> Iterator[None]:
 
 
 def _name_nodes(graph: Any) -> None:
-    # stages.0.blocks.0.conv1/Conv, …/Conv_1: what to quantise is chosen by module.
+    # stages.0.blocks.0.conv1/Conv, …/Conv_1: what to quantise is chosen by module. The exporter's notes go: they hold
+    # lines of source with the folders of this machine.
     seen: Counter[str] = Counter()
     for node in graph:
         scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "['']"))
         name = f"{next((s for s in reversed(scopes[:-1]) if s), '').removeprefix('model.')}/{node.op_type}"
         node.name = f"{name}_{seen[name]}" if seen[name] else name
         seen[name] += 1
+        for noted in (node, *node.outputs):
+            noted.metadata_props.clear()
+    for noted in (graph, *graph.inputs, *graph.initializers.values()):
+        noted.metadata_props.clear()

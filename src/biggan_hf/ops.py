@@ -104,6 +104,8 @@ def upsample_conv2d(hidden_states: Tensor, weight: Tensor, bias: Tensor | None) 
     """Nearest-neighbour upsampling by two, then a 3x3 convolution: (N, in, H, W) to (N, out, 2H, 2W)."""
     if _plain:
         return F.conv2d(upsample(hidden_states), weight, bias, padding=1)
+    if torch.compiler.is_exporting():
+        return _upsample_by_phases(hidden_states, weight, bias)
     if _is_wide(weight):
         output = _upsample_by_product(hidden_states, weight)
     else:
@@ -138,6 +140,37 @@ def _upsample_by_product(hidden_states: Tensor, weight: Tensor) -> Tensor:
     products = products.view(samples, height, width, out_channels, 9).transpose(3, 4).contiguous()
     lines = _add_taps(products.view(samples, height, width, 3, 3, out_channels), dim=1)  # (N, 2H, W, 3, out)
     return _add_taps(lines, dim=2).permute(0, 3, 1, 2)
+
+
+def _upsample_by_phases(hidden_states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    # For engines, whose convolutions are faster than their transposed ones: the four phases of the transposed
+    # convolution (rows and columns even or odd), each an ordinary one with the taps that fall on it, 4, 2, 2 and 1 of
+    # the 9. A window of the sum that follows holds one value of each phase.
+    outer = torch.stack([weight[:, :, 0], weight[:, :, 2]], dim=2)
+    both = F.conv2d(hidden_states, torch.stack([outer[..., 0], outer[..., 2]], dim=3), padding=1)  # (H + 1, W + 1)
+    rows = F.conv2d(hidden_states, outer[..., 1:2], padding=(1, 0))  # (H + 1, W)
+    outer = torch.stack([weight[:, :, 1:2, 0], weight[:, :, 1:2, 2]], dim=3)
+    columns = F.conv2d(hidden_states, outer, padding=(0, 1))  # (H, W + 1)
+    centre = F.conv2d(hidden_states, weight[:, :, 1:2, 1:2], bias)  # (H, W)
+    # The pixels at (2i + a, 2j + b) are the sum of both[i + a, j + b], rows[i + a, j], columns[i, j + b], centre[i, j].
+    height, width = hidden_states.shape[2:]
+    phases = [
+        both[:, :, a : height + a, b : width + b] + (rows[:, :, a : height + a] + centre) + columns[..., b : width + b]
+        for a in (0, 1)
+        for b in (0, 1)
+    ]
+    return _interleave(phases)
+
+
+def _interleave(phases: list[Tensor]) -> Tensor:
+    # The pixels (2i + a, 2j + b) from four maps (N, C, H, W), in the order of (a, b).
+    samples, channels, height, width = phases[0].shape
+    if not torch.onnx.is_in_onnx_export():
+        return F.pixel_shuffle(torch.stack(phases, dim=2).flatten(1, 2), 2)
+    shape = (samples, channels, 2 * height, 2 * width)
+    attributes: dict[str, Any] = {"blocksize": 2, "mode": "DCR"}  # which torch has no operation for
+    stacked = torch.cat(phases, dim=1)
+    return torch.onnx.ops.symbolic("DepthToSpace", (stacked,), attributes, dtype=stacked.dtype, shape=shape)
 
 
 def _add_taps(products: Tensor, dim: int) -> Tensor:

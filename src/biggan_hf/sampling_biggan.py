@@ -2,11 +2,10 @@
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from .class_labels import as_labels, check_class_labels
@@ -24,6 +23,11 @@ from .loading import check_images, check_not_offloaded
 from .spectral_norm import folded_weights
 
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel as _Network
+else:  # a model that an engine runs samples as well, and is no module of torch
+    _Network = object
+
 logger = logging.get_logger(__name__)
 
 Generators = torch.Generator | Sequence[torch.Generator]
@@ -38,7 +42,7 @@ def _in_eval_mode(module: nn.Module) -> Any:
     return view
 
 
-class SamplingMixin(PreTrainedModel):
+class SamplingMixin(_Network):
     """The generator's methods for sampling."""
 
     @answers_keywords("model.sample", num_images_per_label="num_images_per_prompt")
