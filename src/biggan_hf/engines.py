@@ -1,5 +1,5 @@
 """
-The generator in ONNX Runtime or OpenVINO, which compute on a CPU. `exporting.py` writes the folders that are read here.
+The generator in ONNX Runtime or OpenVINO, on a CPU. `exporting.py` writes the folders that are read here.
 
 The folder of an engine, `onnx/` or `openvino/`, lies beside the model's `config.json`. A graph has these inputs, and
 only those that the model has a use for; N is any number of samples:
@@ -16,7 +16,8 @@ and one output, `images`, float32 (N, num_channels, image_size, image_size) in [
 
 import json
 import queue
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from os import PathLike
@@ -25,6 +26,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
+from huggingface_hub.constants import HF_HOME
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.utils import cached_file, logging
@@ -32,7 +34,7 @@ from transformers.utils import cached_file, logging
 from .configuration_biggan import BigGANConfig
 from .files import checksum_of_weights, write_text
 from .latents import standing_row
-from .loading import NotFiniteError
+from .loading import PLACE, NotFiniteError
 from .sampling_biggan import SamplingMixin
 
 
@@ -72,17 +74,74 @@ def check_installed(engine: str) -> None:
         )
 
 
-def best_engine() -> str:
-    """The fastest engine of those that are installed: on a GPU torch, on a CPU that of `PACKAGES`."""
-    if torch.cuda.is_available():
+def best_engine(precision: str = "fp32") -> str:
+    """The fastest engine of those that are installed and have the precision: on a GPU torch."""
+    if torch.cuda.is_available() and precision in PRECISIONS["torch"]:
         return "torch"
-    return next((engine for engine, package in PACKAGES.items() if find_spec(package)), "torch")
+    installed = [engine for engine in PACKAGES if find_spec(PACKAGES[engine]) and precision in PRECISIONS[engine]]
+    return [*installed, "torch"][0]
 
 
 def file_of(engine: str, precision: str) -> str:
     """The name of a graph within the folder of its engine."""
     suffix = "" if precision == "fp32" else f"_{precision}"
     return f"model{suffix}.onnx" if engine == "onnx" else f"openvino_model{suffix}.xml"
+
+
+def load_engine(source: str, engine: str, precision: str, **kwargs: Any) -> "EngineModel":
+    """
+    The graph of a folder or a Hub repository; where there is none, one that is exported now, into the cache.
+
+    Args: as for `BigGANPipeline.from_pretrained`.
+    """
+    check_installed(engine)
+    fetch = partial(_fetched, source, {name: kwargs[name] for name in PLACE if name in kwargs})
+    index = fetch(f"{engine}/{INDEX}")
+    entry = None if index is None else read_index(index.parent).get(precision)
+    if entry is not None:
+        for name in [*files_of(entry), EMBEDDINGS]:
+            fetch(f"{engine}/{name}")
+        config = fetch("config.json")
+        if config is None:
+            raise FileNotFoundError(f"{source!r} has no config.json")
+        return EngineModel(config.parent, engine, precision)
+    return _exported_now(source, engine, precision, fetch, kwargs)
+
+
+def _exported_now(
+    source: str, engine: str, precision: str, fetch: Callable[[str], Path | None], kwargs: dict[str, Any]
+) -> "EngineModel":
+    from .exporting import export_model  # here: both need what a graph at hand does without
+    from .modeling_biggan import BigGANModel
+
+    model = None
+    if fetch("model.safetensors") is None:  # in shards, which a load brings here, or not there
+        model = BigGANModel.from_pretrained(source, **kwargs)
+    config = fetch("config.json")
+    weights = None if config is None else checksum_of_weights(config.parent)
+    if weights is None:
+        raise ValueError(f"{source!r} has no weights in safetensors, of which a graph could be exported")
+    cache = Path(HF_HOME) / "biggan_hf" / f"{weights}-{version('biggan_hf')}"
+    if precision not in read_index(cache / engine):
+        logger.warning(f"exports {source!r} for {engine} in {precision}, once, to {str(cache)!r}")
+        model = model or BigGANModel.from_pretrained(source, **kwargs)
+        return export_model(model, cache, engine, precision, weights=weights)
+    return EngineModel(cache, engine, precision)
+
+
+def _fetched(source: str, place: Mapping[str, Any], name: str) -> Path | None:
+    # A file of a folder or repository, by its place on this machine; `None` if it is not there.
+    try:
+        found = cached_file(source, name, **place)
+    except OSError:
+        return None
+    return None if found is None else Path(found)
+
+
+def files_of(entry: Mapping[str, Any]) -> list[str]:
+    """The names of a graph's files, within the folder of its engine."""
+    name = entry["file"]
+    return [name, f"{Path(name).stem}.bin"] if name.endswith(".xml") else [name]
 
 
 class EngineModel(SamplingMixin):
@@ -100,6 +159,7 @@ class EngineModel(SamplingMixin):
         ValueError: The export was made of other weights than those that lie beside it, or is damaged.
     """
 
+    config: BigGANConfig
     device = torch.device("cpu")
     dtype = torch.float32
     training = False
@@ -137,7 +197,7 @@ class EngineModel(SamplingMixin):
             raise NotFiniteError("the images hold numbers that are not finite")
         return images
 
-    def parameters(self) -> Iterator[nn.Parameter]:
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
         """None: the engine holds the weights."""
         return iter(())
 
@@ -147,7 +207,7 @@ class EngineModel(SamplingMixin):
 
 def class_width(config: BigGANConfig) -> int:
     """The length of a class embedding; without a shared embedding the number of classes."""
-    return config.class_embedding_dim if config.shared_class_embedding else config.num_labels
+    return config.class_embedding_dim if config.shared_class_embedding else config.num_labels or 0
 
 
 def standing_inputs(config: BigGANConfig, truncation: float | None) -> tuple[np.ndarray, np.ndarray]:

@@ -123,7 +123,9 @@ def _weights_beside(model: BigGANModel, folder: Path) -> str | None:
             for name in file.keys():  # noqa: SIM118  # no mapping
                 there = file.get_tensor(name)
                 if name not in own or not torch.equal(there.to(own[name].dtype), own[name].cpu()):
-                    raise ValueError(f"{str(folder)!r} holds the weights of another model; export to a folder of its own")
+                    raise ValueError(
+                        f"{str(folder)!r} holds the weights of another model; export to a folder of its own"
+                    )
     return checksum
 
 
@@ -157,7 +159,7 @@ def check_export(model: BigGANModel, exported: EngineModel) -> float:
     """
     found = rounding = 0.0
     generator = torch.Generator().manual_seed(0)
-    half = copy.deepcopy(model).to(torch.bfloat16) if exported.precision == "bf16" else None
+    half = copy.deepcopy(model).bfloat16() if exported.precision == "bf16" else None
     for number, truncation in itertools.product((1, 3), _truncations(model.config)):
         latents = sample_latents(number, model.config.z_dim, truncation, model.config.truncation_mode, generator)
         labels = model._labels_to_sample(None, number, generator)

@@ -28,10 +28,10 @@ logger = logging.get_logger(__name__)
 _TABLE = logging.get_logger("transformers.modeling_utils")
 
 # Arguments of `from_pretrained` that say where the files are.
-_PLACE = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+PLACE = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 # Where each network stands in a repository.
 _FOLDERS = {"BigGANModel": "", "BigGANDiscriminator": "discriminator"}
-_KEYWORDS = (*_PLACE, "config", "dtype", "device_map", "ignore_mismatched_sizes", "use_safetensors", "state_dict")
+_KEYWORDS = (*PLACE, "config", "dtype", "device_map", "ignore_mismatched_sizes", "use_safetensors", "state_dict")
 
 
 class NotFiniteError(ValueError):
@@ -79,7 +79,7 @@ class LoadingMixin(PreTrainedModel):
         # its files. The class is another one only where `AutoModel` asks: in remote code it knows the generator's
         # alone.
         config_class: Any = cls.config_class
-        place = {name: kwargs[name] for name in _PLACE if name in kwargs}
+        place = {name: kwargs[name] for name in PLACE if name in kwargs}
         try:
             settings, _ = config_class.get_config_dict(source, **place)
         except OSError:

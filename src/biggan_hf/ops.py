@@ -152,7 +152,7 @@ def _upsample_by_phases(hidden_states: Tensor, weight: Tensor, bias: Tensor | No
     outer = torch.stack([weight[:, :, 1:2, 0], weight[:, :, 1:2, 2]], dim=3)
     columns = F.conv2d(hidden_states, outer, padding=(0, 1))  # (H, W + 1)
     centre = F.conv2d(hidden_states, weight[:, :, 1:2, 1:2], bias)  # (H, W)
-    # The pixels at (2i + a, 2j + b) are the sum of both[i + a, j + b], rows[i + a, j], columns[i, j + b], centre[i, j].
+    # The pixel at (2i + a, 2j + b) is both[i + a, j + b] + rows[i + a, j] + columns[i, j + b] + centre[i, j].
     height, width = hidden_states.shape[2:]
     phases = [
         both[:, :, a : height + a, b : width + b] + (rows[:, :, a : height + a] + centre) + columns[..., b : width + b]

@@ -16,11 +16,12 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from tqdm.std import tqdm as PlainBar  # noqa: N812  # whose signature names its settings
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 
 from .bars import open_bar
 from .class_labels import check_class_labels, check_label_range, label_of, labels_by_name, normalized
 from .devices import check_device, device_or_best
+from .engines import Engine, EngineModel, Precision, best_engine, check_engine, load_engine
 from .images import to_pil, to_uint8
 from .keywords import answers_keywords, check_keywords, did_you_mean
 from .latents import TruncationMode, check_generators, sample_latents
@@ -34,6 +35,8 @@ ClassMixture = Mapping[int | str, float]
 ClassLabels = int | str | ClassMixture | Sequence[int | str | ClassMixture] | Tensor
 Generators = torch.Generator | Sequence[torch.Generator]
 OutputType = Literal["pil", "np", "pt", "uint8"]
+
+logger = logging.get_logger(__name__)
 
 # Pixels per batch if the caller gives no batch size. At 128 pixels: 4 images on a CPU, whose caches hold no more, and
 # 256 on a GPU.
@@ -71,7 +74,7 @@ class BigGANPipeline:
     write (through `.data`, or from outside torch), call `renew_weights()`.
 
     Args:
-        model: The generator.
+        model: The generator, in torch or as an engine runs it.
 
     Example:
         ```python
@@ -84,8 +87,9 @@ class BigGANPipeline:
     """
 
     @answers_keywords("BigGANPipeline")
-    def __init__(self, model: BigGANModel):
-        if not isinstance(model, nn.Module) or not hasattr(model, "sample"):  # the class may be that of remote code
+    def __init__(self, model: BigGANModel | EngineModel):
+        is_network = isinstance(model, nn.Module) and hasattr(model, "sample")  # the class may be that of remote code
+        if not is_network and not isinstance(model, EngineModel):
             loader = "BigGANPipeline.from_pretrained loads a folder or a repository"
             raise TypeError(f"the model of a BigGANPipeline is a BigGANModel, got {type(model).__name__}; {loader}")
         self.model = model
@@ -95,13 +99,66 @@ class BigGANPipeline:
 
     def __del__(self) -> None:
         # The constructor may have failed, and at the end of the program torch is no longer whole.
-        if "model" in vars(self) and not sys.is_finalizing():
+        if isinstance(vars(self).get("model"), nn.Module) and not sys.is_finalizing():
             unfold(self.model)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Self:
-        """Loads a folder or a Hub repository; keywords (revision, token, …) as `BigGANModel.from_pretrained`."""
-        return cls(BigGANModel.from_pretrained(pretrained_model_name_or_path, **kwargs))
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        engine: Engine | Literal["auto"] | None = None,
+        precision: Precision | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """
+        Loads a folder or a Hub repository.
+
+        Args:
+            pretrained_model_name_or_path: As for `BigGANModel.from_pretrained`.
+            engine: What computes: "torch" (the default), "onnx" or "openvino" (on the CPU), or "auto", the fastest
+                that is installed. An engine takes the graph that was exported to the folder or repository; if there
+                is none, it is exported now and kept in the cache for the next time.
+            precision: "fp32" (the default), "bf16" (torch, OpenVINO) or "int8" (the other two engines).
+            **kwargs: revision, token, … as for `BigGANModel.from_pretrained`.
+
+        Raises:
+            ImportError: The engine is not installed.
+            ValueError: An unknown engine or precision, or a graph that was exported from other weights.
+        """
+        source = str(pretrained_model_name_or_path)
+        chosen = best_engine(precision or "fp32") if engine == "auto" else engine or "torch"
+        if engine == "auto":
+            logger.warning(f"engine='auto': {chosen} generates the images of {source!r}")
+        check_engine(chosen, precision or "fp32")
+        if chosen != "torch":
+            return cls(load_engine(source, chosen, precision or "fp32", **kwargs))
+        if precision == "bf16":
+            kwargs["dtype"] = torch.bfloat16
+        return cls(BigGANModel.from_pretrained(source, **kwargs))
+
+    @answers_keywords("export")
+    def export(
+        self,
+        output: str | os.PathLike[str],
+        *,
+        engine: Engine = "openvino",
+        precision: Precision = "fp32",
+        overwrite: bool = False,
+    ) -> Self:
+        """
+        Writes the generator for another engine, see `export_model`, which `biggan-hf export` calls too.
+
+        Returns: A pipeline with that engine.
+        """
+        from .exporting import export_model  # here: it comes with an engine's extra
+
+        return type(self)(export_model(self._network("export"), output, engine, precision, overwrite=overwrite))
+
+    def _network(self, doing: str) -> BigGANModel:
+        if isinstance(self.model, EngineModel):
+            raise ValueError(f"{doing} is for a model in torch; this pipeline runs {self.model.engine}")
+        return self.model
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Writes `config.json` and the weights; keywords as `BigGANModel.save_pretrained`."""
@@ -117,6 +174,10 @@ class BigGANPipeline:
             args = (device_or_best(None), *args[1:])
         for device in (*args[:1], kwargs.get("device")):
             check_device(device)
+        if isinstance(self.model, EngineModel):
+            if {*args, *kwargs.values()} - {"cpu", torch.device("cpu"), None}:
+                raise ValueError(f"{self.model.engine} computes on the CPU in {self.model.precision}; load it anew")
+            return self
         self.model.to(*args, **kwargs)
         return self
 
@@ -127,13 +188,13 @@ class BigGANPipeline:
         After that every batch has the full `batch_size`: a smaller one is filled up, and the extra images are dropped.
         So one graph serves all batches. Another truncation or batch size compiles again.
         """
-        self.model.compile(**kwargs)
+        self._network("compile").compile(**kwargs)
         self._is_compiled = True
         return self
 
     def renew_weights(self) -> Self:
         """The next call normalises all weights again. Call this after a write that autograd does not record."""
-        unfold(self.model)
+        unfold(self._network("renew_weights"))
         return self
 
     def progress_bar(self, iterable: Iterable[Any] | None = None, total: int | None = None) -> tqdm:
@@ -316,7 +377,8 @@ class BigGANPipeline:
     ) -> Tensor | None:
         """The images; `None` if several images do not fit the memory."""
         try:
-            fold(self.model)
+            if not isinstance(self.model, EngineModel):
+                fold(self.model)
             return self.model._generate(latents, labels, embeddings, truncation)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
