@@ -307,6 +307,25 @@ def test_a_zip_that_is_written_anew_is_read_anew(tmp_path: Path) -> None:
     assert again.contents.left_out == {"a picture beside the class folders": ["0.png"]}
 
 
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_an_archive_that_is_replaced_is_read_anew(tmp_path: Path, kind: str) -> None:
+    """Also under the same size and time of modification."""
+    archive, shown = tmp_path / f"pictures.{kind}", []
+    for grey in (0, 200):
+        folder = tmp_path / str(grey)
+        for name in ("a.1.bmp", "a.2.bmp"):
+            folder.mkdir(exist_ok=True)
+            Image.new("L", (8, 8), grey).save(folder / name)
+        if kind == "zip":
+            zipped(folder, archive)
+        else:
+            with tarfile.open(archive, "w") as file:
+                file.add(folder, "pictures")
+        os.utime(archive, (1_000_000_000, 1_000_000_000))
+        shown.append((archive.stat().st_size, int(load(archive).__getitems__([0])["pixel_values"].max())))
+    assert shown == [(shown[0][0], 0), (shown[0][0], 200)]
+
+
 # Files that say the labels
 
 ROWS = [("cat/1.png", "red", 7), ("cat/2.png", "blue", 3), ("dog/3.png", "red", 3)]
@@ -554,11 +573,14 @@ def test_folders_in_a_tar_are_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "message", "has_dots"),
     [
-        (["a.1.png", "a.1.cls", "a.2.png", "b.2.txt"], "'a.2' has the files ..png.., most have", True),
+        (["a.1.png", "a.1.cls", "a.2.png", "b.2.txt"], "'a.2' has the files ..png.., most have", False),
+        (DOTTED[:-1], "^Each sample needs .* 1 of 4 samples differs, as 'a.3' has the files ..png.., most", False),
+        (DOTTED[:3] + DOTTED[4:], "^Each sample needs .*'a.1' has the files ..png.., most have ..cls', 'png", False),
+        ([*DOTTED, "a.3.jpg"], "^Each sample needs .*'a.3' has the files ..cls', 'jpg', 'png.., most have", False),
         (
-            DOTTED[:-1],
-            "several columns of images.*rename them.*'a.3' has the files ..png.., most have ..cls', 'png",
-            True,
+            [f"{row}.{kind}" for row in range(4) for kind in ("left.png", "right.png", "cls")][1:],
+            "needs the same kinds of files: 1 of 4 samples differs, as '0' has the files ..cls', 'right.png'",
+            False,
         ),
         ([f"{folder}/a.{row}.png" for folder in "bc" for row in range(3)], "columns of images.*rename them", True),
         (PLAIN[:-1], "'3' has the files ..png.., most have ..cls', 'png", False),

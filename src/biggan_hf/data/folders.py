@@ -117,12 +117,13 @@ class Listing:
 
     place: Path  # the folder that was listed
     top: Folder
-    zipped: dict[str, tuple[str, str]]  # relative path → a zip and the name inside it; empty for plain files
+    # Relative path → a zip, the name inside it, and the checksum there. Empty for plain files.
+    zipped: dict[str, tuple[str, str, int]]
 
     def read(self, path: str) -> bytes:
         if path not in self.zipped:
             return (self.place / path).read_bytes()
-        archive, name = self.zipped[path]
+        archive, name, _ = self.zipped[path]
         with zipfile.ZipFile(archive) as file:
             return file.read(name)
 
@@ -279,29 +280,31 @@ def _list_zips(place: Path, archives: dict[str, list[str]]) -> Listing:
     """Lists the zips of each folder."""
     top, zipped = Folder(""), {}
     for folder, archive in ((folder, archive) for folder, group in archives.items() for archive in group):
-        for path, name in _names_in(place / archive).items():
+        for path, item in _items_in(place / archive).items():
             path = f"{folder}/{path}" if folder else path
             if path in zipped and not path.endswith("/"):
-                raise ValueError(f"{name!r} is in several zips, as {archive!r}: unpack each into a folder of its own")
-            zipped[path] = (str(place / archive), name)
+                raise ValueError(
+                    f"{item.filename!r} is in several zips, as {archive!r}: unpack each into a folder of its own"
+                )
+            zipped[path] = str(place / archive), item.filename, item.CRC
             top.add(path)
     top.finish()
     return Listing(place, top, zipped)
 
 
-def _names_in(archive: Path) -> dict[str, str]:
-    """The paths in a zip, and the names that it has for them."""
+def _items_in(archive: Path) -> dict[str, zipfile.ZipInfo]:
+    """By their paths."""
     try:
         with zipfile.ZipFile(archive) as file:
             if any(item.flag_bits & 1 for item in file.infolist()):
                 raise ValueError(f"{str(archive)!r} is encrypted: unpack it, and give the folder")
-            return {_plain(name): name for name in file.namelist()}
+            return {_plain(item.filename): item for item in file.infolist()}
     except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
         raise ValueError(f"{str(archive)!r} is no zip that can be read: {error}") from error
 
 
 def _seen_in(archive: Path) -> list[str]:
-    return [path for path in _names_in(archive) if not any(map(_is_hidden, path.split("/")))]
+    return [path for path in _items_in(archive) if not any(map(_is_hidden, path.split("/")))]
 
 
 def _plain(name: str) -> str:

