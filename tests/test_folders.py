@@ -307,23 +307,30 @@ def test_a_zip_that_is_written_anew_is_read_anew(tmp_path: Path) -> None:
     assert again.contents.left_out == {"a picture beside the class folders": ["0.png"]}
 
 
-@pytest.mark.parametrize("kind", ["zip", "tar"])
+@pytest.mark.parametrize("kind", ["zip", "tar", "parquet"])
 def test_an_archive_that_is_replaced_is_read_anew(tmp_path: Path, kind: str) -> None:
     """Also under the same size and time of modification."""
-    archive, shown = tmp_path / f"pictures.{kind}", []
+    archive, shown = tmp_path / "place" / f"pictures.{kind}", []
+    archive.parent.mkdir()
     for grey in (0, 200):
-        folder = tmp_path / str(grey)
+        folder = tmp_path / f"{grey:03}"
         for name in ("a.1.bmp", "a.2.bmp"):
             folder.mkdir(exist_ok=True)
             Image.new("L", (8, 8), grey).save(folder / name)
         if kind == "zip":
             zipped(folder, archive)
+        elif kind == "parquet":
+            paths = [str(folder / "a.1.bmp")] * 2
+            features = datasets.Features(image=datasets.Image())
+            datasets.Dataset.from_dict({"image": paths}, features).to_parquet(str(archive))
         else:
             with tarfile.open(archive, "w") as file:
                 file.add(folder, "pictures")
         os.utime(archive, (1_000_000_000, 1_000_000_000))
-        shown.append((archive.stat().st_size, int(load(archive).__getitems__([0])["pixel_values"].max())))
-    assert shown == [(shown[0][0], 0), (shown[0][0], 200)]
+        sources = [load(place) for place in (archive, tmp_path / "place")]
+        values = [int(source.__getitems__([0])["pixel_values"].max()) for source in sources]
+        shown.append((archive.stat().st_size, *values))
+    assert shown == [(shown[0][0], 0, 0), (shown[0][0], 200, 200)]
 
 
 # Files that say the labels

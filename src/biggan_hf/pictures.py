@@ -16,7 +16,6 @@ MAX_PIXELS = 64_000_000
 SCALED_TO_16_BITS = ("PNG", "PPM", "JPEG2000")  # by Pillow, whatever depth or maximum these files state
 GREY_MODES = ("1", "L", "La", "LA", "I", "F")
 SAMPLE_FORMATS = {1: "unsigned integers", 2: "signed integers", 3: "floats"}  # of TIFF
-SIGNED = 2
 # Tags of TIFF: Pillow names only the first two.
 PHOTOMETRIC, SAMPLE_FORMAT = TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, TiffImagePlugin.SAMPLEFORMAT
 MIN_SAMPLE, MAX_SAMPLE, S_MIN_SAMPLE, S_MAX_SAMPLE = 280, 281, 340, 341
@@ -60,10 +59,9 @@ def open_picture(cell: Mapping[str, Any] | None, num_channels: int) -> Image.Ima
         return _flatten(stored_picture(cell), "RGB" if num_channels == 3 else "L")
     except UnidentifiedImageError as error:
         raise ValueError(_unknown_format(encoded_bytes(cell))) from error
-    except UnreadableError as error:
-        raise ValueError(str(error)) from error
     except Exception as error:  # PIL's decoders raise nearly any type on broken bytes
-        raise ValueError(f"{type(error).__name__}: {first_line(error)}") from error
+        name = "" if isinstance(error, UnreadableError) else f"{type(error).__name__}: "
+        raise ValueError(f"{name}{first_line(error)}") from error
 
 
 def first_line(error: BaseException) -> str:
@@ -137,7 +135,7 @@ def encoded_bytes(cell: Mapping[str, Any]) -> bytes:
 def _flatten(picture: Image.Image, mode: str) -> Image.Image:
     """The picture upright, in 8 bits a channel and without transparency."""
     stored, picture = picture, ImageOps.exif_transpose(picture)
-    if picture.mode[0] in "IF" or _tag(stored, SAMPLE_FORMAT) == SIGNED:
+    if picture.mode[0] in "IF" or _tag(stored, SAMPLE_FORMAT) == 2:  # signed
         picture = _in_8_bits(np.asarray(picture), stored)
     if picture.has_transparency_data:
         picture = picture.convert("LA") if picture.mode == "La" else picture  # the only way of PIL from "La"

@@ -34,16 +34,8 @@ SYSTEM_FOLDERS = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Informati
 # Why something is left out
 HIDDEN = "hidden, or of the operating system"
 NO_PICTURE = "no picture by its ending"
-ARCHIVE = "an archive, which is not read beside pictures: unpack it"
-BAD_NAME = "a name that is no UTF-8"
-DEAD_LINK = "a link that leads nowhere"
-NO_FILE = "neither a file nor a folder"
-LOOP = "a link back to a folder that holds it"
-CLOSED = "a folder that cannot be opened"
-NO_PICTURES_INSIDE = "a folder without pictures"
-BESIDE_CLASSES = "a picture beside the class folders"
-BESIDE_SPLITS = "beside the splits"
-REPEATS_CLASSES = "a folder whose sub-folders are called like the class folders beside it"
+
+SUB_FOLDERS = "sub-folders"
 
 
 @dataclass(eq=False)
@@ -129,11 +121,12 @@ class Listing:
 
 
 @dataclass(eq=False)
-class Classes:
-    """The pictures of one split, and the class folder of each."""
+class Rows:
+    """The pictures of one split, and what says their labels."""
 
     paths: list[str]  # relative, sorted
-    names: list[str]  # of the class folder of each; empty without class folders
+    labels: list[Any]  # of each picture, as the source has them; empty without labels
+    source: str = SUB_FOLDERS  # in words
     left_out: dict[str, list[str]] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
 
@@ -198,46 +191,33 @@ def _list(place: str, folder: Folder, above: frozenset[tuple[int, int]]) -> None
 
 
 def _add_entry(entry: "os.DirEntry[str]", folder: Folder, above: frozenset[tuple[int, int]]) -> None:
-    name = entry.name
-    if not _is_utf8(name):
-        folder.leave_out(BAD_NAME, name.encode(errors="surrogateescape").decode(errors="backslashreplace"))
+    name, is_link = entry.name, entry.is_symlink()
+    if re.search("[\ud800-\udfff]", name):
+        folder.leave_out(
+            "a name that is no UTF-8", name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+        )
     elif _is_hidden(name):
         folder.leave_out(HIDDEN, name)
-    elif _leads_to_folder(entry):
+    elif os.path.isdir(entry.path) if is_link else entry.is_dir():
         status = entry.stat()
         if (status.st_dev, status.st_ino) in above:
-            folder.leave_out(LOOP, name)
+            folder.leave_out("a link back to a folder that holds it", name)
             return
         inner = Folder(folder.inside(name), folder)
         try:
             _list(entry.path, inner, above)
         except OSError:
-            folder.leave_out(CLOSED, name)
+            folder.leave_out("a folder that cannot be opened", name)
         else:
             folder.folders[name] = inner
-    elif not os.path.isfile(entry.path) if entry.is_symlink() else not entry.is_file():
-        folder.leave_out(DEAD_LINK if entry.is_symlink() else NO_FILE, name)
+    elif not os.path.isfile(entry.path) if is_link else not entry.is_file():
+        folder.leave_out("a link that leads nowhere" if is_link else "neither a file nor a folder", name)
     else:
         folder.add_file(name)
 
 
-def _leads_to_folder(entry: "os.DirEntry[str]") -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
-
-
 def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name in SYSTEM_FOLDERS
-
-
-def _is_utf8(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def list_zip(archive: Path) -> Listing:
@@ -250,12 +230,10 @@ def list_zips(place: Path, archives: list[str]) -> Listing:
     Lists zips, whose paths are relative to a folder, as if each was a folder called as it is: as a split, if their
     names have words of splits. Zips that hold folders of the same names are parts of one folder.
     """
-    splits = {archive: split_in(os.path.basename(os.path.splitext(archive)[0])) for archive in archives}
-    groups: dict[str, list[str]] = {}
-    if all(splits.values()):
-        for archive, split in splits.items():
-            groups.setdefault(str(split), []).append(archive)
-        return _list_zips(place, groups)
+    splits = [split_in(os.path.basename(os.path.splitext(archive)[0])) for archive in archives]
+    if all(splits):
+        pairs = [*zip(map(str, splits), archives, strict=True)]
+        return _list_zips(place, {split: [path for name, path in pairs if name == split] for split, _ in pairs})
     if len(archives) == 1 or _are_parts(archives, [_seen_in(place / archive) for archive in archives]):
         return _list_zips(place, {"": archives})
     return _list_zips(place, {os.path.splitext(archive)[0]: [archive] for archive in archives})
@@ -368,7 +346,7 @@ def empty_splits(top: Folder) -> list[str]:
     return [split for split, folder in called.items() if split and not folder.number]
 
 
-def find_classes(split: Folder) -> Classes:
+def find_classes(split: Folder) -> Rows:
     """
     The pictures of a split, by class: sub-folders with pictures are classes, and deeper pictures are of the class
     above.
@@ -377,19 +355,19 @@ def find_classes(split: Folder) -> Classes:
         ValueError: It cannot be told which folders are the classes.
     """
     folder = unwrapped(split, through_splits=True)
-    found = Classes([], [])
+    found = Rows([], [])
     if not folder.filled:
         found.paths = folder.paths()
-        found.names = [folder.path.rpartition("/")[2]] * len(found.paths) if folder is not split else []
+        found.labels = [folder.path.rpartition("/")[2]] * len(found.paths) if folder is not split else []
         return found
     if folder is not split:
         found.remarks.append(f"The class folders lie in {folder.path!r}.")
     classes = _without_repeats(folder, found)
     _refuse_unclear(folder, classes)
     rows = sorted((path, name) for name, inner in classes.items() for path in inner.paths())
-    found.paths, found.names = [path for path, _ in rows], [name for _, name in rows]
+    found.paths, found.labels = [path for path, _ in rows], [name for _, name in rows]
     if folder.pictures:
-        found.left_out[BESIDE_CLASSES] = [folder.inside(name) for name in folder.pictures]
+        found.left_out["a picture beside the class folders"] = [folder.inside(name) for name in folder.pictures]
     if deeper := [inner.path for outer in classes.values() for inner in outer.filled.values()]:
         found.remarks.append(
             f"Pictures of deeper folders ({len(deeper)}, as {deeper[0]!r}) belong to the class folder above them."
@@ -420,7 +398,7 @@ def _doubts(classes: dict[str, Folder]) -> list[str]:
     return doubts
 
 
-def _without_repeats(folder: Folder, found: Classes) -> dict[str, Folder]:
+def _without_repeats(folder: Folder, found: Rows) -> dict[str, Folder]:
     """The class folders, without those that repeat the others, as `masks/cat` beside `cat`."""
     filled = folder.filled
     repeats = {
@@ -432,7 +410,9 @@ def _without_repeats(folder: Folder, found: Classes) -> dict[str, Folder]:
     if not classes:
         return filled
     if repeats:
-        found.left_out[REPEATS_CLASSES] = [inner.path for inner in repeats.values()]
+        found.left_out["a folder whose sub-folders are called like the class folders beside it"] = [
+            inner.path for inner in repeats.values()
+        ]
     return classes
 
 
@@ -492,13 +472,16 @@ def left_out_of(split: Folder, used: Iterable[str] = ()) -> dict[str, list[str]]
     for folder in above_and_inside(split):
         empty = [inner.path for inner in folder.folders.values() if not inner.number]
         others = [folder.inside(name) for name in folder.others]
-        kinds = [(ARCHIVE, [*filter(is_archive, others)]), (NO_PICTURE, [*filterfalse(is_archive, others)])]
-        for reason, paths in [*folder.left_out.items(), *kinds, (NO_PICTURES_INSIDE, empty)]:
+        kinds = [
+            ("an archive, which is not read beside pictures: unpack it", [*filter(is_archive, others)]),
+            (NO_PICTURE, [*filterfalse(is_archive, others)]),
+        ]
+        for reason, paths in [*folder.left_out.items(), *kinds, ("a folder without pictures", empty)]:
             left_out.setdefault(reason, []).extend(path for path in paths if path not in used)
     above = split.above
     if above is not None and split_called(split.path.rpartition("/")[2]):
         beside = [inner.path for name, inner in above.filled.items() if not split_called(name)]
-        left_out[BESIDE_SPLITS] = beside + [above.inside(name) for name in above.pictures]
+        left_out["beside the splits"] = beside + [above.inside(name) for name in above.pictures]
     return {reason: sorted(paths, key=natural_order) for reason, paths in left_out.items() if paths}
 
 

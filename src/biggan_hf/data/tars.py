@@ -60,7 +60,7 @@ def own_tars(place: Path) -> dict[str, datasets.Dataset]:
                 "at_first_dot": first_serves,
                 "numbers": tuple(field for field, value in known.items() if getattr(value, "dtype", "") == "int64"),
                 "fields": tuple(known),
-                "stamps": tuple(map(_stamp, paths)),
+                "stamps": tuple(map(stamp, paths)),
             },
         )
         for split, paths in splits.items()
@@ -250,7 +250,7 @@ def _value(name: str, field: str, data: bytes, is_number: bool) -> Any:
     return json.loads(data) if _kind(field) in JSONS else data.decode().strip()
 
 
-def _stamp(path: str) -> tuple[int, ...]:
+def stamp(path: str | Path) -> tuple[int, ...]:
     """What changes with a file: who replaces one and keeps its time of modification cannot keep that of the change."""
     status = os.stat(path)
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
