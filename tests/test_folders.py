@@ -639,7 +639,7 @@ def test_no_picture_is_opened_to_list_many(tmp_path: Path) -> None:
     start = time.process_time()
     listing = list_folder(tmp_path)
     assert listing.top.number == 6_000 and time.process_time() - start < 2
-    assert list(listing.top.folders["0"].left_out.values()) == [["0/fifo.png"]]
+    assert list(listing.top.folders["0"].left_out.values()) == [{"0/fifo.png"}]
 
 
 def test_names_that_are_no_text(tmp_path: Path) -> None:

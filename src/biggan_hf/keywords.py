@@ -50,8 +50,6 @@ _ROWS = [row.split() for row in (
     "push upload push_to_hub",
 )]  # fmt: skip
 
-_POSITIONAL = inspect.Parameter.POSITIONAL_OR_KEYWORD
-
 _NO_GUIDANCE = "a GAN has no guidance; truncation= trades variety for typical images"
 _ONE_SIZE = "a model generates one size, config.image_size"
 # What no keyword takes, and what to do.
@@ -119,8 +117,8 @@ def answers_keywords(function_name: str, **aliases: str) -> Callable[[Function],
     def decorate(function: Function) -> Function:
         parameters = inspect.signature(function).parameters
         names = [*parameters]
-        without_name = [name for name, parameter in parameters.items() if parameter.kind is _POSITIONAL]
-        keywords = [name for name, parameter in parameters.items() if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
+        keywords = [name for name, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY]
+        unnamed = names[: names.index(keywords[0])] if keywords else []
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -130,11 +128,11 @@ def answers_keywords(function_name: str, **aliases: str) -> Callable[[Function],
                     raise TypeError(f"{alias} is another name of {name}; give one of the two")
                 kwargs[name] = kwargs.pop(alias)
             check_keywords(function_name, kwargs, names)
-            if keywords and len(args) > len(without_name):
-                unnamed = [name for name in without_name if name != "self"]
+            if keywords and len(args) > len(unnamed):
+                first = " and ".join(name for name in unnamed if name != "self")
                 raise TypeError(
-                    f"{function_name} takes no more than {' and '.join(unnamed)} without a name, got "
-                    f"{args[len(without_name)]!r} too; write its name in front: {'=, '.join(keywords)}="
+                    f"{function_name} takes no more than {first} without a name, got {args[len(unnamed)]!r} too; "
+                    f"write its name in front: {'=, '.join(keywords)}="
                 )
             return function(*args, **kwargs)
 

@@ -107,11 +107,11 @@ class Stored(NamedTuple):
 
 def describe_stored(cell: Mapping[str, Any]) -> Stored:
     """Raises errors of many types where the picture cannot be decoded."""
-    picture = open_picture(cell, 3)
-    mode = stored_picture(cell).mode
+    stored = stored_picture(cell)
+    picture = _flatten(stored, "RGB")
     pixels = np.asarray(picture.resize((64, 64), Image.Resampling.BOX)).astype(int)
     is_coloured = bool((pixels.max(2) - pixels.min(2) > 8).any())
-    return Stored(mode, picture.height, picture.width, is_coloured, int(np.asarray(picture).max()))
+    return Stored(stored.mode, picture.height, picture.width, is_coloured, int(np.asarray(picture).max()))
 
 
 def stored_picture(cell: Mapping[str, Any]) -> Image.Image:

@@ -6,7 +6,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from itertools import filterfalse
 from pathlib import Path
 from typing import Any
@@ -47,9 +47,13 @@ class Folder:
     pictures: list[str] = field(default_factory=list)  # their names
     others: list[str] = field(default_factory=list)  # the names of all other files
     folders: dict[str, "Folder"] = field(default_factory=dict)
-    left_out: dict[str, list[str]] = field(default_factory=dict)  # reason → relative paths, but for `others`
-    number: int = 0  # of pictures, deeper ones too
+    left_out: dict[str, set[str]] = field(default_factory=dict)  # reason → relative paths, but for `others`
     identity: tuple[int, int] | None = None  # the device and the number there, the same through a link
+
+    @cached_property
+    def number(self) -> int:
+        """Of pictures, deeper ones too; asked for once all are listed."""
+        return len(self.pictures) + sum(folder.number for folder in self.folders.values())
 
     @property
     def filled(self) -> dict[str, "Folder"]:
@@ -60,7 +64,7 @@ class Folder:
         return f"{self.path}/{name}" if self.path else name
 
     def leave_out(self, reason: str, name: str) -> None:
-        self.left_out.setdefault(reason, []).append(self.inside(name))
+        self.left_out.setdefault(reason, set()).add(self.inside(name))
 
     def walk(self) -> Iterator["Folder"]:
         """This folder and all deeper ones."""
@@ -72,15 +76,17 @@ class Folder:
         """The relative paths of all pictures, deeper ones too, sorted."""
         return sorted(folder.inside(name) for folder in self.walk() for name in folder.pictures)
 
+    def other_paths(self) -> list[str]:
+        """Those of all other files."""
+        return [folder.inside(name) for folder in self.walk() for name in folder.others]
+
     def add(self, path: str) -> None:
         """Adds a file of a zip, with the folders that its path names."""
         *parents, name = path.split("/")
         folder = self
         for parent in parents:
             if _is_hidden(parent):
-                hidden = folder.left_out.setdefault(HIDDEN, [])
-                hidden += [folder.inside(parent)] if folder.inside(parent) not in hidden else []
-                return
+                return folder.leave_out(HIDDEN, parent)
             folder = folder.folders.setdefault(parent, Folder(folder.inside(parent), folder))
         if name:  # the path of a folder ends with a slash
             folder.add_file(name)
@@ -92,15 +98,6 @@ class Folder:
             self.pictures.append(name)
         else:
             self.others.append(name)
-
-    def finish(self) -> None:
-        """Sorts names, and counts pictures."""
-        self.pictures.sort()
-        self.others.sort()
-        self.folders = dict(sorted(self.folders.items()))
-        for folder in self.folders.values():
-            folder.finish()
-        self.number = len(self.pictures) + sum(folder.number for folder in self.folders.values())
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,10 +160,6 @@ def split_in(name: str) -> str | None:
     return next((split for word in re.split(r"[^a-zA-Z]+", name) if (split := split_called(word))), None)
 
 
-def _has_word_of_split(name: str) -> bool:
-    return bool(split_in(name) or NUMBERED_SPLIT.fullmatch(name))
-
-
 # Listing
 
 
@@ -177,7 +170,6 @@ def list_folder(place: str | Path) -> Listing:
         _list(os.path.abspath(place), top, frozenset())
     except OSError as error:
         raise ValueError(f"{str(place)!r} cannot be opened: {error.strerror}") from error
-    top.finish()
     return Listing(Path(os.path.abspath(place)), top, {})
 
 
@@ -186,7 +178,7 @@ def _list(place: str, folder: Folder, above: frozenset[tuple[int, int]]) -> None
     folder.identity = status.st_dev, status.st_ino
     above |= {folder.identity}
     with os.scandir(place) as entries:
-        for entry in entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
             _add_entry(entry, folder, above)
 
 
@@ -222,7 +214,7 @@ def _is_hidden(name: str) -> bool:
 
 def list_zip(archive: Path) -> Listing:
     """Lists a zip as if it was a folder."""
-    return _list_zips(archive.parent.absolute(), {"": [archive.name]})
+    return _list_zips(archive.parent.absolute(), [("", archive.name)])
 
 
 def list_zips(place: Path, archives: list[str]) -> Listing:
@@ -230,13 +222,13 @@ def list_zips(place: Path, archives: list[str]) -> Listing:
     Lists zips, whose paths are relative to a folder, as if each was a folder called as it is: as a split, if their
     names have words of splits. Zips that hold folders of the same names are parts of one folder.
     """
-    splits = [split_in(os.path.basename(os.path.splitext(archive)[0])) for archive in archives]
-    if all(splits):
-        pairs = [*zip(map(str, splits), archives, strict=True)]
-        return _list_zips(place, {split: [path for name, path in pairs if name == split] for split, _ in pairs})
-    if len(archives) == 1 or _are_parts(archives, [_seen_in(place / archive) for archive in archives]):
-        return _list_zips(place, {"": archives})
-    return _list_zips(place, {os.path.splitext(archive)[0]: [archive] for archive in archives})
+    folders = [os.path.splitext(archive)[0] for archive in archives]
+    splits = [split for folder in folders if (split := split_in(os.path.basename(folder)))]
+    if len(splits) == len(archives):
+        folders = splits
+    elif len(archives) == 1 or _are_parts(archives, [_seen_in(place / archive) for archive in archives]):
+        folders = [""] * len(archives)
+    return _list_zips(place, [*zip(folders, archives, strict=True)])
 
 
 def _are_parts(archives: list[str], names: list[list[str]]) -> bool:
@@ -254,19 +246,18 @@ def _are_parts(archives: list[str], names: list[list[str]]) -> bool:
     return _are_parts(archives, [[rest for name in paths if (rest := name.partition("/")[2])] for paths in names])
 
 
-def _list_zips(place: Path, archives: dict[str, list[str]]) -> Listing:
-    """Lists the zips of each folder."""
+def _list_zips(place: Path, archives: list[tuple[str, str]]) -> Listing:
+    """Lists zips, each in a folder of this name."""
     top, zipped = Folder(""), {}
-    for folder, archive in ((folder, archive) for folder, group in archives.items() for archive in group):
+    for folder, archive in archives:
         for path, item in _items_in(place / archive).items():
             path = f"{folder}/{path}" if folder else path
             if path in zipped and not path.endswith("/"):
-                raise ValueError(
-                    f"{item.filename!r} is in several zips, as {archive!r}: unpack each into a folder of its own"
-                )
+                said = f"{item.filename!r} is in several zips, as {archive!r}"
+                raise ValueError(f"{said}: unpack each into a folder of its own")
             zipped[path] = str(place / archive), item.filename, item.CRC
-            top.add(path)
-    top.finish()
+    for path in sorted(zipped, key=lambda path: path.split("/")):
+        top.add(path)
     return Listing(place, top, zipped)
 
 
@@ -320,8 +311,9 @@ def find_splits(top: Folder) -> dict[str, Folder]:
     named = {name: split for name, split in called.items() if split}
     others = [name for name, split in called.items() if not split]
     have_classes = [name for name in named if folder.filled[name].filled]
-    numbered = any(map(NUMBERED_SPLIT.fullmatch, called))
-    if others and len(called) > 1 and (named or numbered) and all(map(_has_word_of_split, called)):
+    numbered = [name for name in called if NUMBERED_SPLIT.fullmatch(name)]
+    have_words = all(split_in(name) or name in numbered for name in called)
+    if others and len(called) > 1 and (named or numbered) and have_words:
         raise ValueError(
             f"{_quoted(called)} look like splits: to read splits, rename the folders to train, validation and test, "
             f"move others away, or give one of them; to read classes, rename them so that they do not"
@@ -335,9 +327,7 @@ def find_splits(top: Folder) -> dict[str, Folder]:
         )
     if len(set(named.values())) < len(named):
         raise ValueError(f"{_quoted(named)} name the same split: leave one folder for each split")
-    return {
-        split: folder.filled[name] for name, split in sorted(named.items(), key=lambda item: [*SPLITS].index(item[1]))
-    }
+    return {split: folder.filled[name] for split in SPLITS for name in named if named[name] == split}
 
 
 def empty_splits(top: Folder) -> list[str]:

@@ -20,7 +20,7 @@ from ..class_names import match_classes
 from ..pictures import Stored, decode_picture, describe_stored, encoded_bytes
 from ..words import abbreviated
 from .labels import alike
-from .opening import Opened, open_source
+from .opening import Contents, Opened, open_source
 
 
 logger = logging.getLogger(__name__)
@@ -55,23 +55,6 @@ class ImageBatch(TypedDict):
 
 class UnreadablePictureError(ValueError):
     """A picture can't be decoded, and the caller wants an error rather than another picture."""
-
-
-@dataclass(frozen=True)
-class Contents:
-    """What was found in a source, for a person who looks whether it is what was meant."""
-
-    split: str = "train"
-    ignored_splits: dict[str, int | None] = field(default_factory=dict)  # their pictures; `None` where it is unknown
-    left_out: dict[str, list[str]] = field(default_factory=dict)  # a reason, and relative names of files or folders
-    class_counts: list[int] = field(default_factory=list)  # pictures of each class; empty if unlabelled
-    label_source: str = "none found"  # in words
-    remarks: list[str] = field(default_factory=list)  # what is unusual, a sentence each
-
-    @property
-    def filled_classes(self) -> list[int]:
-        """The classes that have pictures."""
-        return [label for label, count in enumerate(self.class_counts) if count]
 
 
 @dataclass(frozen=True, eq=False)
@@ -256,7 +239,7 @@ def load_labelled_images(
         labels=None if labels is None else labels.rows,
         class_names=[] if labels is None else labels.names,
         class_values=[] if labels is None else labels.values,
-        contents=_describe(source, split),
+        contents=_contents(source),
         image_size=image_size,
         num_channels=num_channels,
         on_unreadable_image=on_unreadable_image,
@@ -266,10 +249,12 @@ def load_labelled_images(
     return _probe(images, dataset_name)
 
 
-def _describe(source: Opened, split: str) -> Contents:
+def _contents(source: Opened) -> Contents:
+    """With the pictures of each class, and what is unusual about the classes."""
+    split = source.contents.split
     names = [] if source.labels is None else source.labels.names
     counts = [] if source.labels is None else torch.bincount(source.labels.rows, minlength=len(names)).tolist()
-    remarks = list(source.remarks)
+    remarks = [*source.contents.remarks]
     if empty := [name for name, count in zip(names, counts, strict=True) if not count]:
         have = "has" if len(empty) == 1 else "have"
         remarks.append(
@@ -277,7 +262,7 @@ def _describe(source: Opened, split: str) -> Contents:
         )
     for group in alike(names):
         remarks.append(f"Several classes are called alike: {', '.join(map(repr, group))}.")
-    return Contents(split, source.ignored_splits, source.left_out, counts, source.label_source, remarks)
+    return replace(source.contents, class_counts=counts, remarks=remarks)
 
 
 def _probe(images: LabelledImages, dataset_name: str) -> LabelledImages:
@@ -353,11 +338,9 @@ class ShuffledBatches(torch.utils.data.Sampler[list[int]]):
     def _stream(self) -> Iterator[int]:
         """The samples from `start` on."""
         first_epoch, offset = divmod(self.start, self.num_samples)
-        yield from self._permutation(first_epoch)[offset:]
-        for epoch in itertools.count(first_epoch + 1):
-            yield from self._permutation(epoch)
-
-    def _permutation(self, epoch: int) -> list[int]:
-        # SeedSequence mixes the pair: seed + epoch would make neighbouring seeds share their epochs.
-        mixed_seed = int(np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0])
-        return torch.randperm(self.num_samples, generator=torch.Generator().manual_seed(mixed_seed)).tolist()
+        for epoch in itertools.count(first_epoch):
+            # SeedSequence mixes the pair: seed + epoch would make neighbouring seeds share their epochs.
+            mixed_seed = int(np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0])
+            permutation = torch.randperm(self.num_samples, generator=torch.Generator().manual_seed(mixed_seed))
+            yield from permutation[offset:].tolist()
+            offset = 0

@@ -64,16 +64,30 @@ TABLES = (".parquet", ".arrow")
 MAY_HOLD_PICTURES = (*TABLES, ".tar", *PACKED, ".hdf5", ".h5", ".lance")  # of what `datasets` reads
 
 
+@dataclass(frozen=True)
+class Contents:
+    """What was found in a source, for a person who looks whether it is what was meant."""
+
+    split: str = "train"
+    ignored_splits: dict[str, int | None] = field(default_factory=dict)  # their pictures; `None` where it is unknown
+    left_out: dict[str, list[str]] = field(default_factory=dict)  # a reason, and relative names of files or folders
+    class_counts: list[int] = field(default_factory=list)  # pictures of each class; empty if unlabelled
+    label_source: str = UNLABELLED  # in words
+    remarks: list[str] = field(default_factory=list)  # what is unusual, a sentence each
+
+    @property
+    def filled_classes(self) -> list[int]:
+        """The classes that have pictures."""
+        return [label for label, count in enumerate(self.class_counts) if count]
+
+
 @dataclass(eq=False)
 class Opened:
     """A source of pictures."""
 
     pictures: datasets.Dataset  # with a column "image"
     labels: Labels | None
-    label_source: str  # in words
-    ignored_splits: dict[str, int | None] = field(default_factory=dict)
-    left_out: dict[str, list[str]] = field(default_factory=dict)
-    remarks: list[str] = field(default_factory=list)
+    contents: Contents
 
 
 def open_source(
@@ -98,13 +112,15 @@ def open_source(
 
 def _with_several_classes(source: Opened, label_column: str | None) -> Opened:
     """Without labels, if there is one class only: it is no label."""
+    contents = source.contents
     if source.labels is None or len(source.labels.names) > 1:
         return source
-    what = "one class folder" if source.label_source == SUB_FOLDERS else f"one class in {source.label_source}"
+    what = "one class folder" if contents.label_source == SUB_FOLDERS else f"one class in {contents.label_source}"
     remark = f"There is {what}, {source.labels.names[0]!r}, and one class is no label."
     if label_column is not None:
         raise ValueError(f"label_column {label_column!r}: {remark}")
-    return replace(source, labels=None, label_source=UNLABELLED, remarks=[*source.remarks, remark])
+    contents = replace(contents, label_source=UNLABELLED, remarks=[*contents.remarks, remark])
+    return replace(source, labels=None, contents=contents)
 
 
 # Folders of pictures
@@ -120,7 +136,7 @@ def _list_pictures(place: Path) -> Listing | None:
     if place.is_file() and place.suffix.lower() != ".zip":
         return None
     listing = list_zip(place) if place.is_file() else list_folder(place)
-    files = _other_files(listing)
+    files = listing.top.other_paths()
     card_says = _has_data_files(files) and _card_says_data(place / "README.md")
     if listing.top.number:
         return None if card_says else listing
@@ -129,14 +145,10 @@ def _list_pictures(place: Path) -> Listing | None:
         listing = list_zips(listing.place, sorted(zips))
     if listing.top.number:
         return listing
-    if not card_says and not any(path.lower().endswith(MAY_HOLD_PICTURES) for path in _other_files(listing)):
+    if not card_says and not any(path.lower().endswith(MAY_HOLD_PICTURES) for path in listing.top.other_paths()):
         left_out = [f"{', '.join(map(repr, paths[:3]))} ({why})" for why, paths in left_out_of(listing.top).items()]
         raise ValueError(f"there are no pictures in {str(place)!r}; left out: {'; '.join(left_out) or 'nothing'}")
     return None
-
-
-def _other_files(listing: Listing) -> list[str]:
-    return [folder.inside(name) for folder in listing.top.walk() for name in folder.others]
 
 
 def _card_says_data(card: Path) -> bool:
@@ -153,7 +165,9 @@ def _has_data_files(files: Sequence[str]) -> bool:
 
 def _refuse_tables(listing: Listing) -> None:
     """Pictures without labels may be no more than an ornament of tables."""
-    if tables := [path for path in _other_files(listing) if path.lower().endswith(TABLES) and "metadata" not in path]:
+    if tables := [
+        path for path in listing.top.other_paths() if path.lower().endswith(TABLES) and "metadata" not in path
+    ]:
         raise ValueError(
             f"there are {listing.top.number} pictures without labels, and tables ({tables[0]!r}): it is unclear which "
             f"are the data set; move the others away"
@@ -189,14 +203,10 @@ def _open_pictures(listing: Listing, split: str, label_column: str | None) -> Op
             left_out[reason] = list(dict.fromkeys([*left_out.get(reason, []), *names]))  # splits share what is above
     if labels is not None:
         labels = Labels(labels.rows[torch.tensor(chosen)], labels.names, labels.values)
-    return Opened(
-        _table_of(listing, [paths[row] for row in chosen], used[0] if len(used) == 1 else None),
-        labels,
-        label_source,
-        {name: number for name, number in lengths.items() if name not in used},
-        left_out,
-        [remark for name in used for remark in rows[name].remarks],
-    )
+    ignored: dict[str, int | None] = {name: number for name, number in lengths.items() if name not in used}
+    remarks = [remark for name in used for remark in rows[name].remarks]
+    table = _table_of(listing, [paths[row] for row in chosen], used[0] if len(used) == 1 else None)
+    return Opened(table, labels, Contents(split, ignored, left_out, [], label_source, remarks))
 
 
 def _named(spec: str, available: Sequence[str]) -> dict[str, str]:
@@ -357,13 +367,9 @@ def _open_table(
         others = [name for name, dtype in values.items() if dtype.startswith(kinds) and not name.startswith("__")]
         remarks += [f"No column has a usual name of labels: label_column may name one of {others}."] if others else []
         remarks += _folders_in_archives(source, Path(name).expanduser())
-    return Opened(
-        source.select_columns([image_column]).rename_columns({image_column: "image"}),
-        labels,
-        UNLABELLED if column is None else f"column {column!r}",
-        ignored,
-        remarks=remarks,
-    )
+    label_source = UNLABELLED if column is None else f"column {column!r}"
+    pictures = source.select_columns([image_column]).rename_columns({image_column: "image"})
+    return Opened(pictures, labels, Contents(split, ignored, label_source=label_source, remarks=remarks))
 
 
 def _folders_in_archives(source: datasets.Dataset, place: Path) -> list[str]:
@@ -372,7 +378,7 @@ def _folders_in_archives(source: datasets.Dataset, place: Path) -> list[str]:
     if "__key__" in source.features:
         folders = folders_of_keys(source)
         return [f"{len(folders)} folders in the tar, as {folders[-1]!r}, are {advice}."] if len(folders) > 1 else []
-    files = [str(place)] if place.is_file() else _other_files(list_folder(place)) if place.is_dir() else []
+    files = [str(place)] if place.is_file() else list_folder(place).top.other_paths() if place.is_dir() else []
     packed = [path for path in files if path.lower().endswith(PACKED)]
     return [f"Folders inside of {packed[0]!r} are {advice}."] if packed else []
 
@@ -421,8 +427,8 @@ def _all_splits(name: str, config_name: str | None, place: Path | None) -> Mappi
     if place.is_file():  # whose name says nothing about splits
         only = {"train": glob.escape(place.name)}
         return datasets.load_dataset(str(place.parent), data_files=only, cache_dir=_cache_of([place]))
-    folders = list_folder(place).top.walk()
-    files = [place / folder.inside(name) for folder in folders for name in (*folder.others, *folder.pictures)]
+    top = list_folder(place).top
+    files = [place / path for path in (*top.other_paths(), *top.paths())]
     return datasets.load_dataset(str(place), config_name, cache_dir=_cache_of(files))
 
 

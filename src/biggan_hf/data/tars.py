@@ -70,9 +70,7 @@ def own_tars(place: Path) -> dict[str, datasets.Dataset]:
 def _shards(place: Path) -> list[Path]:
     if place.is_file():
         return [place] if place.suffix == ".tar" else []
-    listing = list_folder(place)
-    files = (folder.inside(name) for folder in listing.top.walk() for name in folder.others)
-    return [place / path for path in sorted(files) if path.endswith(".tar")]
+    return [place / path for path in sorted(list_folder(place).top.other_paths()) if path.endswith(".tar")]
 
 
 def _some(shards: list[Path]) -> list[Path]:
@@ -167,10 +165,9 @@ def _share_of_usual(samples: dict[str, tuple[str, ...]]) -> float:
 
 def _samples_if_alike(names: list[str], split: Split) -> int:
     """How many samples there are, if all have the same kinds of files, one of each, and a picture; 0 otherwise."""
-    samples = _by_sample(names, split)
-    kinds = {*samples.values()}
-    fields = kinds.pop() if len(kinds) == 1 else ()
-    return len(samples) if len(set(fields)) == len(fields) and any(map(_is_picture, fields)) else 0
+    fields, number = _usual(samples := _by_sample(names, split))
+    alike = number == len(samples) and len(set(fields)) == len(fields)
+    return number if alike and any(map(_is_picture, fields)) else 0
 
 
 def _kind(field: str) -> str:
