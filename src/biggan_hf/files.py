@@ -6,6 +6,7 @@ disk. A write that fails removes it; a kill or a power cut leaves it, for `remov
 
 import itertools
 import json
+import mmap
 import os
 import shutil
 import socket
@@ -16,7 +17,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -208,15 +209,12 @@ CHECKSUM = "crc32"  # among the metadata of a safetensors file
 
 def add_checksum(path: Path) -> None:
     """Adds a checksum of its tensors to a safetensors file."""
-    with path.open("rb") as file:
-        header = _safetensors_header(file)
-        header.setdefault("__metadata__", {})[CHECKSUM] = _checksum(file, header)
-        file.seek(8 + int.from_bytes(os.pread(file.fileno(), 8, 0), "little"))
+    with _mapped(path) as (header, tensors), write_file(path) as unfinished, unfinished.open("wb") as copy:
+        header.setdefault("__metadata__", {})[CHECKSUM] = _checksum(header, tensors)
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)
-        with write_file(path) as unfinished, unfinished.open("wb") as copy:
-            copy.write(len(text).to_bytes(8, "little") + text)
-            shutil.copyfileobj(file, copy, 2**20)
+        copy.write(len(text).to_bytes(8, "little") + text)
+        copy.write(tensors)
 
 
 def check_weights(path: Path) -> str | None:
@@ -228,10 +226,9 @@ def check_weights(path: Path) -> str | None:
         ValueError: The file is damaged.
     """
     try:
-        with path.open("rb") as file:
-            header = _safetensors_header(file)
+        with _mapped(path) as (header, tensors):
             written = header.get("__metadata__", {}).get(CHECKSUM)
-            found = None if written is None else _checksum(file, header)
+            found = None if written is None else _checksum(header, tensors)
     except (ValueError, AttributeError, OverflowError, MemoryError) as error:
         raise ValueError(f"{str(path)!r} is damaged: its header can't be read ({error})") from error
     if found != written:
@@ -239,20 +236,25 @@ def check_weights(path: Path) -> str | None:
     return written
 
 
-def _safetensors_header(file: BinaryIO) -> dict[str, Any]:
-    """Reads the header; the file then stands at the first tensor."""
-    length = int.from_bytes(file.read(8), "little")
-    if length > os.fstat(file.fileno()).st_size - 8:
-        raise ValueError("it is cut off")
-    return json.loads(file.read(length))
+@contextmanager
+def _mapped(path: Path) -> Iterator[tuple[dict[str, Any], memoryview]]:
+    """
+    The header of a safetensors file, and the bytes of its tensors. They are mapped, as safetensors itself maps them
+    into the weights that it loads: the two share the memory, and the disk is read once.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > os.fstat(file.fileno()).st_size - 8:
+            raise ValueError("it is cut off")
+        header = json.loads(file.read(length))
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            with memoryview(content)[8 + length :] as tensors:
+                yield header, tensors
 
 
-def _checksum(file: BinaryIO, header: Mapping[str, Any]) -> str:
-    tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
-    crc = zlib.crc32(json.dumps(tensors, sort_keys=True).encode())
-    while part := file.read(2**20):
-        crc = zlib.crc32(part, crc)
-    return f"{crc:08x}"
+def _checksum(header: Mapping[str, Any], tensors: memoryview) -> str:
+    entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    return f"{zlib.crc32(tensors, zlib.crc32(json.dumps(entries, sort_keys=True).encode())):08x}"
 
 
 # One program in a folder
