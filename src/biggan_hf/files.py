@@ -204,13 +204,15 @@ def check_archive(path: Path) -> bool:
     return True
 
 
-CHECKSUM = "crc32"  # among the metadata of a safetensors file
+CHECKSUM, STEP = "crc32", "global_step"  # among the metadata of a safetensors file
 
 
-def add_checksum(path: Path) -> None:
-    """Adds a checksum of its tensors to a safetensors file."""
+def add_checksum(path: Path, global_step: int | None = None) -> None:
+    """Adds to a safetensors file at which step of the training it was saved, and a checksum of all."""
     with _mapped(path) as (header, tensors), write_file(path) as unfinished, unfinished.open("wb") as copy:
-        header.setdefault("__metadata__", {})[CHECKSUM] = _checksum(header, tensors)
+        metadata = header.setdefault("__metadata__", {})
+        metadata |= {} if global_step is None else {STEP: str(global_step)}
+        metadata[CHECKSUM] = _checksum(header, tensors)
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)
         copy.write(len(text).to_bytes(8, "little") + text)
@@ -236,6 +238,13 @@ def check_weights(path: Path) -> str | None:
     return written
 
 
+def step_of_weights(path: Path) -> int | None:
+    """At which step of the training a whole safetensors file was saved; `None` if it does not say."""
+    with _mapped(path) as (header, _):
+        step = header.get("__metadata__", {}).get(STEP)
+    return None if step is None else int(step)
+
+
 @contextmanager
 def _mapped(path: Path) -> Iterator[tuple[dict[str, Any], memoryview]]:
     """
@@ -254,6 +263,8 @@ def _mapped(path: Path) -> Iterator[tuple[dict[str, Any], memoryview]]:
 
 def _checksum(header: Mapping[str, Any], tensors: memoryview) -> str:
     entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    if STEP in header.get("__metadata__", {}):
+        entries[STEP] = header["__metadata__"][STEP]
     return f"{zlib.crc32(tensors, zlib.crc32(json.dumps(entries, sort_keys=True).encode())):08x}"
 
 

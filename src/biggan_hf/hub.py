@@ -93,11 +93,13 @@ class PublishingMixin(LoadingMixin):
         is_main_process: bool = True,
         push_to_hub: bool = False,
         include_code: bool = False,
+        global_step: int | None = None,
         **kwargs: Any,
     ) -> None:
         """
         As in transformers. If a save fails, the folder stays as it was. If it succeeds, no shards of an earlier save
-        remain. With `include_code=True` the folder also holds the code, for machines without this package. With
+        remain. With `include_code=True` the folder also holds the code, for machines without this package. The weights
+        say at which `global_step` of the training they were saved, which an evaluation then reports. With
         `push_to_hub=True`, `repo_id` and the other arguments go to [`push_to_hub`].
         """
         if kwargs.get("safe_serialization") is True:  # as always
@@ -109,7 +111,7 @@ class PublishingMixin(LoadingMixin):
         with staged_folder(save_directory) as staging:
             super().save_pretrained(staging, **kwargs)
             for path in staging.glob("*.safetensors"):
-                add_checksum(path)
+                add_checksum(path, global_step)
             if include_code:
                 add_code(staging)
             elif not any(staging.glob("*.py")):
