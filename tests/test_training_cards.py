@@ -102,6 +102,15 @@ def test_a_card_that_is_no_text_stays_and_is_told(pictures: Path, tmp_path: Path
     assert "README.md' stays as it is: it is no text in UTF-8" in capsys.readouterr().err
 
 
+def test_a_card_by_hand_tells_of_code_that_comes_later(pictures: Path, tmp_path: Path) -> None:
+    output = tmp_path / "model"
+    main(arguments(pictures, output))
+    (output / "README.md").write_text(BY_HAND)
+    for steps in (3, 4):
+        main(arguments(pictures, output, *AGAIN, "--include_code", "--hub_model_id", "user/cats", steps=steps))
+        assert keeps(card_of(output)) and card_of(output).count("'user/cats', trust_remote_code=True") == 1
+
+
 def test_all_weights_of_a_run_say_their_step(pictures: Path, tmp_path: Path, fake_hub: FakeHub) -> None:
     output = tmp_path / "model"
     main(arguments(pictures, output, *PUSH))

@@ -4,7 +4,7 @@ import re
 
 from ..cards import is_by_hand, is_path, is_text, settings_table, with_metadata, with_part
 from ..files import read_text, write_text
-from ..hub import CARD, create_repo, model_card, published_card, upload_folder
+from ..hub import CARD, model_card, published_card, upload_folder, with_code
 from .checkpoints import warn
 from .run import Run
 from .settings import public_settings
@@ -21,14 +21,15 @@ def write_card(run: Run) -> None:
         warn(f"{str(path)!r} stays as it is: it is no text in UTF-8")
         return
     card = with_metadata(old, new) if is_by_hand(old) else new
+    card = with_code(card, run.args.hub_model_id) if run.args.include_code else card
     write_text(path, with_part(card, part_of_run(run)))
 
 
 def publish(run: Run) -> None:
     """Uploads the finished model. The folder gets the card of the Hub unless somebody has written into its own."""
-    path, repo_id = run.output_dir / CARD, create_repo(run.args.hub_model_id or "")
-    upload_folder(run.output_dir, repo_id, include_code=run.args.include_code)
-    card = published_card(repo_id)
+    path = run.output_dir / CARD
+    commit = upload_folder(run.output_dir, run.args.hub_model_id or "", include_code=run.args.include_code)
+    card = published_card(commit.repo_url.repo_id)
     if is_text(card) and not is_by_hand(read_text(path)):
         write_text(path, card)
 
