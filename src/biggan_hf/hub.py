@@ -2,11 +2,9 @@
 
 import inspect
 import json
-import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -39,9 +37,8 @@ logger = logging.get_logger(__name__)
 
 # What is published of a folder: the model and its card. All else stays here unless it is asked for.
 CARD, SAMPLES = "README.md", "samples.png"
-_NETWORK = ("config.json", *WEIGHT_GLOBS)
-PUBLISHED: tuple[str, ...] = (CARD, SAMPLES, "LICENSE", "LICENSE.txt", "LICENSE.md")
-PUBLISHED += (*_NETWORK, *(f"discriminator/{name}" for name in _NETWORK))
+PUBLISHED = [CARD, SAMPLES, "LICENSE", "LICENSE.txt", "LICENSE.md"]
+PUBLISHED += [f"{folder}{name}" for folder in ("", "discriminator/") for name in ("config.json", *WEIGHT_GLOBS)]
 _MODELING = "modeling_biggan.py"
 CODE = tuple(path.name for path in Path(__file__).parent.glob("*.py") if not path.name.startswith("_"))
 
@@ -211,10 +208,9 @@ def model_card(
 
 
 def _summary(config: PreTrainedConfig) -> str:
-    name = {"biggan": "BigGAN", "biggan-deep": "BigGAN-deep"}[config.architecture]
-    size = f"{config.image_size}×{config.image_size}"
+    name, size = {"biggan": "BigGAN", "biggan-deep": "BigGAN-deep"}[config.architecture], config.image_size
     classes = f"in {config.num_labels} classes" if config.num_labels else "without classes"
-    return f"A {name} generator of {size} images {classes} ([Brock et al. 2018](https://arxiv.org/abs/1809.11096))."
+    return f"A {name} generator of {size}×{size} images {classes} ([Brock et al. 2018](https://arxiv.org/abs/1809.11096))."
 
 
 def _usage(config: PreTrainedConfig, source: str) -> str:
@@ -367,7 +363,11 @@ def upload_folder(
     repo_id = create_repo(repo_id, token, private)
     if revision and not create_pr:
         api.create_branch(repo_id, branch=revision, exist_ok=True)
-    with _linked(files) as staging:
+    with tempfile.TemporaryDirectory() as directory:
+        staging = Path(directory)
+        for name, file in files.items():
+            (staging / name).parent.mkdir(parents=True, exist_ok=True)
+            (staging / name).symlink_to(file.resolve())
         if include_code or (not has_code and api.file_exists(repo_id, _MODELING, revision=revision)):
             add_code(staging)
         there = published_card(repo_id, token, revision)
@@ -396,17 +396,6 @@ def _files_to_upload(folder: Path, settings: Mapping[str, Any], also: Sequence[s
     allowed = [*PUBLISHED, *(CODE if "auto_map" in settings else ()), *(inner + glob for glob in also)]
     chosen = filter_repo_objects(files, allow_patterns=allowed, ignore_patterns=LEFTOVERS)
     return {name: files[name] for name in chosen}
-
-
-@contextmanager
-def _linked(files: Mapping[str, Path]) -> Iterator[Path]:
-    """A folder with links to files, by their names there."""
-    with tempfile.TemporaryDirectory() as directory:
-        for name, file in files.items():
-            link = Path(directory) / name
-            link.parent.mkdir(parents=True, exist_ok=True)
-            os.symlink(file.resolve(), link)
-        yield Path(directory)
 
 
 # Code, for machines without this package
