@@ -184,14 +184,13 @@ def model_card(
         sample_image: File name, within the repo, of a grid of samples.
         has_code: Whether the repo holds the code of the model.
     """
-    conditional = bool(config.num_labels)
+    own_tags = ["biggan", "gan", "image-generation"]
+    own_tags += ["class-conditional-image-generation"] if config.num_labels else []
     data = ModelCardData(
         license=license,
         library_name="biggan_hf",
         pipeline_tag="unconditional-image-generation",
-        tags=["biggan", "gan", "image-generation"]
-        + ["class-conditional-image-generation"] * conditional
-        + (tags or []),
+        tags=own_tags + (tags or []),
         datasets=datasets,
     )
     sections = [
@@ -214,8 +213,10 @@ def _summary(config: PreTrainedConfig) -> str:
 
 
 def _usage(config: PreTrainedConfig, source: str) -> str:
-    prompt = f"{_class_prompt(config)!r}, " if config.num_labels else ""
-    label = "class_labels=[0], " if config.num_labels else ""
+    prompt = label = ""
+    for name in list((config.id2label or {}).values())[:1]:
+        first = name.split(",")[0]  # as the pipeline takes it, if it is a name
+        prompt, label = f"{0 if first == 'LABEL_0' else first!r}, ", "class_labels=[0], "
     return f"""\
 The model needs the package `biggan_hf` (Python ≥ 3.11, torch, transformers). {INSTALL}
 
@@ -249,12 +250,6 @@ model = AutoModel.from_pretrained({repo_id or _NO_PLACE_YET!r}, trust_remote_cod
 def with_code(card: str, repo_id: str | None) -> str:
     """The card with a section on the code that its repository holds, unless it tells of that."""
     return card if "trust_remote_code" in card else f"{card.rstrip()}\n\n{_on_code(repo_id)}\n"
-
-
-def _class_prompt(config: PreTrainedConfig) -> str | int:
-    """The first class as the pipeline takes it: its name where it has one, else its number."""
-    name = list((config.id2label or {}).values())[0].split(",")[0]
-    return 0 if name == "LABEL_0" else name
 
 
 def published_card(repo_id: str, token: bool | str | None = None, revision: str | None = None) -> str:

@@ -72,20 +72,22 @@ class Report:
 def describe(run: "Run", data_args: DataArguments, resumed: Path | None) -> Report:
     """What the run is about to do, with what it found."""
     args, size, images = run.args, run.config.image_size, run.batches.images
-    name, processes = data_args.dataset_name, run.accelerator.num_processes
+    data, processes = data_args.dataset_name, run.accelerator.num_processes
     batch = run.accumulation_steps * args.per_device_batch_size * processes
     product = f"{args.per_device_batch_size} × {counted(processes, 'process')} × {run.accumulation_steps} accumulated"
+    networks = {"generator": run.players.bare_generator, "discriminator": run.players.bare_discriminator}
+    sizes = [f"{name} {sum(w.numel() for w in n.parameters()):,} parameters" for name, n in networks.items()]
     rows = [
-        *found_rows(images, name, data_args.held_out_split),
+        *found_rows(images, data, data_args.held_out_split),
         Row("trained as", f"{size}×{size}, {'RGB' if run.config.num_channels == 3 else 'grey'}"),
-        Row("networks", f"preset {run.settings['preset']}, {_parameters(run)}"),
+        Row("networks", ", ".join([f"preset {run.settings['preset']}", *sizes])),
         _origin(run, resumed),
         Row("device", _device(run)),
         Row("batch", f"{batch:,} = {product}"),
         Row("training", _length(run, args.max_train_steps - run.global_step, batch * args.num_discriminator_steps)),
         Row("written to", "nothing: this is a dry run" if args.dry_run else args.output_dir, ""),
     ]
-    paths = [path for path in (run.settings["dataset_name"], name) if is_path(path) and "/" in path]
+    paths = [path for path in (run.settings["dataset_name"], data) if is_path(path) and "/" in path]
     shown = [Row(row.title, printable(row.text), row.public and printable(row.public)) for row in rows if row.text]
     unusual = [printable(text) for text in _unusual(run, data_args)]
     return Report(shown, unusual, {path: public_name(path) for path in paths})
@@ -101,12 +103,6 @@ def write_report(run: "Run") -> None:
 
 
 # The rows
-
-
-def _parameters(run: "Run") -> str:
-    networks = {"generator": run.players.bare_generator, "discriminator": run.players.bare_discriminator}
-    numbers = {name: sum(weight.numel() for weight in network.parameters()) for name, network in networks.items()}
-    return ", ".join(f"{name} {number:,} parameters" for name, number in numbers.items())
 
 
 def _origin(run: "Run", resumed: Path | None) -> Row:
