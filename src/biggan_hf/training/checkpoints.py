@@ -52,7 +52,7 @@ def save_checkpoint(folder: Path, networks: Mapping[str, Any], training_state: d
     """
     with replaced_folder(folder) as unfinished:
         for name, network in networks.items():
-            network.save_pretrained(unfinished / name)
+            network.save_pretrained(unfinished / name, global_step=training_state["global_step"])
         # Last, with the checksums of the weights that belong to it.
         weights = {name: check_weights(unfinished / name) for name in _WEIGHTS if (unfinished / name).is_file()}
         save_archive({**training_state, "weights": weights}, unfinished / TRAINING_STATE)
