@@ -42,12 +42,13 @@ class NotFound(Exception):
 class FakeHub:
     """
     Within a `with` block, the server runs at `endpoint`. `repos` is what it stores, by (type, id), where the type is
-    `"models"` or `"datasets"`; `downloads` are the paths of the files that were fetched, `tokens` what the requests
-    to repos showed.
+    `"models"` or `"datasets"`; `asked` are the methods and paths of all requests, `downloads` the paths of the files
+    that were fetched, `tokens` what the requests to repos showed.
     """
 
     def __init__(self) -> None:
         self.repos: dict[tuple[str, str], Repo] = {}
+        self.asked: list[str] = []
         self.downloads: list[str] = []
         self.tokens: set[str] = set()
 
@@ -96,6 +97,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self) -> None:
         url = urlsplit(self.path)
+        self.hub.asked.append(f"{self.command} {url.path}")
         self.query = parse_qs(url.query)
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         try:

@@ -125,11 +125,16 @@ def test_code_on_the_hub_is_kept_and_renewed(way: str, folder: Path, fake_hub: F
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_the_card_tells_of_code_that_comes(way: str, folder: Path, fake_hub: FakeHub) -> None:
-    (folder / "README.md").write_text(GENERATED)
+@pytest.mark.parametrize(("here", "there"), [(GENERATED, ""), (BY_HAND, ""), (GENERATED, BY_HAND), (BY_HAND, BY_HAND)])
+def test_the_card_tells_of_code_that_comes(way: str, here: str, there: str, folder: Path, fake_hub: FakeHub) -> None:
+    (folder / "README.md").write_text(here)
+    on_the_hub(fake_hub, README=there.encode())
     push(way, folder, include_code=True)
     card = fake_hub.files("user/x")["README.md"].decode()
-    assert "AutoModel.from_pretrained('user/x', trust_remote_code=True)" in card and "path/to" not in card
+    assert card.count("AutoModel.from_pretrained('user/x', trust_remote_code=True)") == 1
+    assert ("# Pets" in card) == (BY_HAND == there or (BY_HAND == here and way in WITH_A_FOLDER))
+    push(way, folder, include_code=True)
+    assert fake_hub.files("user/x")["README.md"].decode() == card
 
 
 def test_code_in_the_folder_is_published_as_it_is(folder: Path, fake_hub: FakeHub) -> None:

@@ -3,6 +3,7 @@
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from biggan_hf.files import save_archive
 from biggan_hf.training import main, parse_arguments, set_up
 from biggan_hf.training.arguments import TrainingArguments
 from biggan_hf.training.checkpoints import (
+    WITHOUT_WEIGHTS,
     check_same_architecture,
     find_checkpoint,
     list_checkpoints,
@@ -22,6 +24,7 @@ from biggan_hf.training.checkpoints import (
     step_of,
 )
 from biggan_hf.training.logs import cut_logs, last_lines, read_lines
+from biggan_hf.training.players import load_networks
 from biggan_hf.training.quality import keep_if_best, set_best_aside
 from biggan_hf.training.set_up import warn_of_other_settings
 from biggan_hf.training.stability import WINDOW
@@ -73,6 +76,19 @@ def test_checkpoint_of_another_architecture_is_named(tmp_path: Path) -> None:
     check_same_architecture(folder, tiny())
     with pytest.raises(ValueError, match="has generator_base_channels=4, this run generator_base_channels=8"):
         check_same_architecture(folder, tiny(generator_base_channels=8))
+
+
+def test_what_has_no_weights_may_change(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path, 1)
+    changes: dict[str, Any] = dict.fromkeys(["batch_norm_eps", "output_batch_norm_eps", "spectral_norm_eps"], 1e-5)
+    changes |= {"discriminator_shortcut_relu": True, "discriminator_dropout": 0.5, "initializer": "normal"}
+    changes["truncation_mode"] = "scale"
+    assert changes.keys() == WITHOUT_WEIGHTS
+    config = tiny(**changes)
+    told = check_same_architecture(folder, config)
+    assert told.keys() == changes.keys() and told["discriminator_dropout"] == "discriminator_dropout=0.5 (was 0.0)"
+    for network in load_networks(folder, config):
+        assert {name: getattr(network.config, name) for name in changes} == changes
 
 
 # Going back

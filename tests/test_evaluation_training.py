@@ -65,6 +65,7 @@ def test_the_best_model_is_kept_whole(tmp_path: Path) -> None:
     assert note(tmp_path) == {"step": 3, "label": "FID", "value": 4.0}
     best = tmp_path / "best"
     generator = BigGANModel.from_pretrained(best)
+    assert generator.saved_step == 3
     discriminator = BigGANDiscriminator.from_pretrained(best / "discriminator")
     assert torch.equal(generator.output_conv.weight, tiny_generator().output_conv.weight)
     expected = tiny_discriminator().state_dict()

@@ -29,6 +29,7 @@ from biggan_hf.files import (
     restore_replaced,
     save_archive,
     staged_folder,
+    step_of_weights,
     write_file,
     write_text,
 )
@@ -279,6 +280,17 @@ def test_damage_to_weights_is_found(tmp_path: Path, share: float) -> None:
     assert all(torch.equal(tensor, load_file(path)[name]) for name, tensor in tensors.items())
     damage(path, int(share * path.stat().st_size))
     with pytest.raises(ValueError, match=f"'{path}' is damaged: its (tensors are not what was written|header)"):
+        check_weights(path)
+
+
+def test_the_step_of_weights_is_part_of_their_checksum(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({"a": torch.randn(3)}, path, {"format": "pt"})
+    assert step_of_weights(path) is None
+    add_checksum(path, 1234)
+    assert check_weights(path) and step_of_weights(path) == 1234
+    path.write_bytes(path.read_bytes().replace(b"1234", b"1235", 1))
+    with pytest.raises(ValueError, match="is damaged: its tensors are not what was written"):
         check_weights(path)
 
 

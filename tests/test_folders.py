@@ -307,6 +307,32 @@ def test_a_zip_that_is_written_anew_is_read_anew(tmp_path: Path) -> None:
     assert again.contents.left_out == {"a picture beside the class folders": ["0.png"]}
 
 
+@pytest.mark.parametrize("kind", ["zip", "tar", "parquet"])
+def test_an_archive_that_is_replaced_is_read_anew(tmp_path: Path, kind: str) -> None:
+    """Also under the same size and time of modification."""
+    archive, shown = tmp_path / "place" / f"pictures.{kind}", []
+    archive.parent.mkdir()
+    for grey in (0, 200):
+        folder = tmp_path / f"{grey:03}"
+        for name in ("a.1.bmp", "a.2.bmp"):
+            folder.mkdir(exist_ok=True)
+            Image.new("L", (8, 8), grey).save(folder / name)
+        if kind == "zip":
+            zipped(folder, archive)
+        elif kind == "parquet":
+            paths = [str(folder / "a.1.bmp")] * 2
+            features = datasets.Features(image=datasets.Image())
+            datasets.Dataset.from_dict({"image": paths}, features).to_parquet(str(archive))
+        else:
+            with tarfile.open(archive, "w") as file:
+                file.add(folder, "pictures")
+        os.utime(archive, (1_000_000_000, 1_000_000_000))
+        sources = [load(place) for place in (archive, tmp_path / "place")]
+        values = [int(source.__getitems__([0])["pixel_values"].max()) for source in sources]
+        shown.append((archive.stat().st_size, *values))
+    assert shown == [(shown[0][0], 0, 0), (shown[0][0], 200, 200)]
+
+
 # Files that say the labels
 
 ROWS = [("cat/1.png", "red", 7), ("cat/2.png", "blue", 3), ("dog/3.png", "red", 3)]
@@ -554,11 +580,14 @@ def test_folders_in_a_tar_are_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "message", "has_dots"),
     [
-        (["a.1.png", "a.1.cls", "a.2.png", "b.2.txt"], "'a.2' has the files ..png.., most have", True),
+        (["a.1.png", "a.1.cls", "a.2.png", "b.2.txt"], "'a.2' has the files ..png.., most have", False),
+        (DOTTED[:-1], "^Each sample needs .* 1 of 4 samples differs, as 'a.3' has the files ..png.., most", False),
+        (DOTTED[:3] + DOTTED[4:], "^Each sample needs .*'a.1' has the files ..png.., most have ..cls', 'png", False),
+        ([*DOTTED, "a.3.jpg"], "^Each sample needs .*'a.3' has the files ..cls', 'jpg', 'png.., most have", False),
         (
-            DOTTED[:-1],
-            "several columns of images.*rename them.*'a.3' has the files ..png.., most have ..cls', 'png",
-            True,
+            [f"{row}.{kind}" for row in range(4) for kind in ("left.png", "right.png", "cls")][1:],
+            "needs the same kinds of files: 1 of 4 samples differs, as '0' has the files ..cls', 'right.png'",
+            False,
         ),
         ([f"{folder}/a.{row}.png" for folder in "bc" for row in range(3)], "columns of images.*rename them", True),
         (PLAIN[:-1], "'3' has the files ..png.., most have ..cls', 'png", False),
@@ -610,7 +639,7 @@ def test_no_picture_is_opened_to_list_many(tmp_path: Path) -> None:
     start = time.process_time()
     listing = list_folder(tmp_path)
     assert listing.top.number == 6_000 and time.process_time() - start < 2
-    assert list(listing.top.folders["0"].left_out.values()) == [["0/fifo.png"]]
+    assert list(listing.top.folders["0"].left_out.values()) == [{"0/fifo.png"}]
 
 
 def test_names_that_are_no_text(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Calls as people of other libraries guess them: they work, or the right one is named."""
 
+import copy
 import os
 import subprocess
 import sys
@@ -120,6 +121,17 @@ def test_did_you_mean(name: str, accepted: list[str], answer: str) -> None:
         (lambda: DISCRIMINATOR([1], 1), TypeError, "pixel_values must be a tensor, got list"),
         (lambda: MODEL(LATENTS, [1, 2], 0.5), TypeError, "class_embeddings must be a tensor, got float; a truncation"),
         (lambda: MODEL(LATENTS, 1, latents=LATENTS), TypeError, "multiple values"),
+        (lambda: cast(Any, PIPE)("1", 2), TypeError, "than class_labels without a name, got 2 too.* num_images_per_p"),
+        (lambda: cast(Any, MODEL).sample("1", 2, 0.5), TypeError, "and num_images_per_prompt without a name, got 0.5"),
+        (lambda: MODEL.sample(latents=LATENTS), ValueError, r"\(2, 16\); num_images.* model\(latents, class_labels\)"),
+        (
+            lambda: PIPE(latents=LATENTS),
+            ValueError,
+            r"be \(1, 16\), got \(2, 16\); num_images.* model\(latents, class",
+        ),
+        (lambda: MODEL.sample(1, latents=LATENTS[:, :3]), ValueError, r"be \(1, 16\), got \(2, 3\)$"),
+        (lambda: MODEL.sample(latents=cast(Any, LATENTS.numpy())), TypeError, "must be a tensor, got ndarray"),
+        (lambda: PIPE.progress_bar(total=1, desk="x"), TypeError, "did you mean desc="),
     ],
 )
 def test_what_is_given_in_place_of_the_right_thing(call: Any, error: type[Exception], answer: str) -> None:
@@ -218,7 +230,7 @@ def test_labels_of_any_kind(given: Any, labels: list[int]) -> None:
         ([1.5, 2], "class_labels must be 2 integers .*torch.float32"),
         (True, "class_labels must be 2 integers .*torch.bool"),
         ({1: 2}, "class_labels must be integers or names, got"),
-        ([10, 0], "class label 10 is outside 0 to 9"),
+        ([10, 0], "class label 10 is outside 0 to 9, of '0', '1', '2'"),
     ],
 )
 def test_labels_of_no_kind(given: Any, message: str) -> None:
@@ -234,6 +246,16 @@ def test_many_classes_are_not_listed() -> None:
     ) as told:
         many.sample("clas 7")
     assert len(str(told.value)) < 120
+    with pytest.raises(ValueError, match="^class label 30 is outside 0 to 29$"):
+        many.sample([30])
+
+
+@pytest.mark.parametrize("call", [PIPE, PIPE.embed_classes, MODEL.sample])
+@pytest.mark.parametrize("label", [10, -1])
+def test_a_label_out_of_range_lists_few_classes(call: Callable[[Any], Any], label: int) -> None:
+    for given in (label, [0, label]):
+        with pytest.raises(ValueError, match=f"class label {label} is outside 0 to 9, of '0', '1'.*'9'$"):
+            call(given)
 
 
 # Networks that are looked for in the folder of the other
@@ -259,7 +281,35 @@ def test_the_discriminator_is_found(place: str, tmp_path: Path, fake_hub: FakeHu
             loader.from_pretrained(source, subfolder="discriminator")
 
 
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("cuda", r"no attribute 'cuda': write pipe.to\(.cuda.\)$"),
+        ("cpu", r'write pipe.to\("cpu"\)$'),
+        ("half", r"write pipe.to\(torch.float16\)$"),
+        ("float", r"write pipe.to\(torch.float32\)$"),
+        ("bfloat16", r"write pipe.to\(torch.bfloat16\)$"),
+        ("eval", r"its model has: pipe.model.eval$"),
+        ("config", r"its model has: pipe.model.config$"),
+        ("progres_bar", r"did you mean 'progress_bar'\?$"),
+        ("unet", r"has no attribute 'unet'$"),
+    ],
+)
+def test_an_attribute_that_others_have(name: str, answer: str) -> None:
+    with pytest.raises(AttributeError, match=answer):
+        getattr(PIPE, name)
+
+
+def test_a_pipeline_is_copied() -> None:
+    assert copy.deepcopy(PIPE).id2label == PIPE.id2label
+
+
 # Bars
+
+
+def test_a_bar_has_the_keywords_of_tqdm(capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(PIPE.progress_bar([1, 2], desc="drawing", unit="sheet")) == [1, 2]
+    assert "drawing: 100%" in capsys.readouterr().err
 
 
 def all_bars(capsys: pytest.CaptureFixture[str]) -> str:

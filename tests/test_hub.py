@@ -196,6 +196,16 @@ def test_no_network_without_the_fake_hub() -> None:
         TinyModel.from_pretrained("user/not-in-any-cache")
 
 
+def test_a_push_asks_once_for_the_card(fake_hub: FakeHub) -> None:
+    tiny_generator().push_to_hub("user/x")
+    fake_hub.downloads.clear()
+    fake_hub.asked.clear()
+    tiny_generator().push_to_hub("user/x")
+    assert fake_hub.downloads == ["README.md"]
+    assert fake_hub.asked.count("HEAD /user/x/resolve/main/README.md") == 2  # is it there, and which one
+    assert fake_hub.asked.count("POST /api/repos/create") == 1
+
+
 def test_push_of_a_pipeline(fake_hub: FakeHub, tmp_path: Path) -> None:
     pipe = BigGANPipeline(tiny_generator(id2label={0: "cat", 1: "dog"}))
     push: dict[str, Any] = {"private": True, "token": "hf_other", "revision": "next", "commit_message": "cats"}

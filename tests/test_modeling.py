@@ -321,7 +321,7 @@ def test_sample_leaves_the_model_as_it_was(training: bool) -> None:
         ({"class_labels": "dog"}, "unknown class name 'dog'; the ids are 0 to 4, of 'LABEL_0', "),
         ({"class_labels": [None]}, r"class_labels must be integers or names, got \[None\]"),
         ({"num_images_per_prompt": 0}, "num_images_per_prompt must be at least 1, got 0"),
-        ({"class_labels": [0, 1], "latents": torch.zeros(2, 15)}, r"latents must be \(N, 16\), got \(2, 15\)"),
+        ({"class_labels": [0, 1], "latents": torch.zeros(2, 15)}, r"latents must be \(2, 16\), got \(2, 15\)"),
         ({"class_labels": [0, 1], "latents": torch.zeros(3, 16)}, r"latents must be \(2, 16\), got \(3, 16\)"),
         ({"class_labels": [0, 1], "truncation": 0}, "truncation must be a positive number or None, got 0"),
         ({"class_labels": [0], "truncation_mode": "cut"}, "must be one of resample, scale, .* got 'cut'"),

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -33,22 +34,29 @@ def saved(array: np.ndarray, file_format: str = "PNG") -> bytes:
     return file.getvalue()
 
 
-def tiff(dtype: str, white: float, tags: dict[int, float] | None = None, photometric: int = 1) -> bytes:
-    """An uncompressed TIFF whose ramp goes from 0 to `white`; "12" is the dtype of packed 12 bits."""
+def tiff(
+    dtype: str,
+    white: float,
+    tags: dict[int, float] | None = None,
+    photometric: int = 1,
+    compressed: bool = False,
+) -> bytes:
+    """A TIFF whose ramp goes from 0 to `white`; "12" is the dtype of packed 12 bits."""
     order = ">" if dtype[0] == ">" else "<"
     values = RAMP * white if "f" in dtype else np.round(RAMP * white)
-    if dtype == "12":
+    if dtype.endswith("12"):
         left, right = values.astype(int)[:, ::2], values.astype(int)[:, 1::2]
         bits, sample_format = 12, 1
         content = np.stack([left >> 4, (left & 15) << 4 | right >> 8, right & 255], -1).astype(np.uint8).tobytes()
     else:
         kind = np.dtype(dtype)
         bits, sample_format, content = kind.itemsize * 8, "uif".index(kind.kind) + 1, values.astype(kind).tobytes()
+    content = zlib.compress(content) if compressed else content
     entries: dict[int, float] = {
         256: 256,
         257: 256,
         258: bits,
-        259: 1,
+        259: 8 if compressed else 1,
         262: photometric,
         273: 0,
         277: 1,
@@ -81,6 +89,13 @@ def tiff(dtype: str, white: float, tags: dict[int, float] | None = None, photome
         *(tiff(order + "f4", white, {340: 0.0, 341: white}) for order in "<>" for white in (1.0, 255.0, 65535.0)),
         tiff("<u2", 65535, photometric=0),
         tiff("<f4", 1.0, {341: 1.0}, photometric=0),
+        *(tiff(order + "12", 4095, photometric=photometric) for order in "<>" for photometric in (0, 1)),
+        *(tiff(order + "f8", 1.0, {341: 1.0}) for order in "<>"),
+        tiff("<f8", 1.0, {341: 1.0}, photometric=0),
+        tiff(">u2", 65535, compressed=True),
+        *(tiff("<" + kind, 1.0, {341: 1.0}, compressed=True) for kind in ("f4", "f8")),
+        tiff("<i4", 65535, {341: 65535}, compressed=True),
+        tiff(">12", 4095, compressed=True),
     ],
 )
 def test_a_ramp_from_black_to_white_is_one_in_every_depth(content: bytes) -> None:
@@ -107,6 +122,13 @@ def test_white_is_zero_where_a_tiff_says_so() -> None:
         (tiff("<u2", 65535, {280: 100, 281: 65535}), "values from 100 to 65535, perhaps"),
         (tiff("<u2", 4000, {281: 255}), "it has values from 0 to 4000, and white is 255"),
         (tiff("<i2", -5000, {281: 65535}), "it has values from -5000 to 0, and white is 65535"),
+        (tiff("<f2", 1.0), "1 × 16-bit floats in a TIFF file with compression 1 and colours 1, which Pillow does not"),
+        (tiff(">u8", 255), "1 × 64-bit unsigned integers in a TIFF file .* save it as grey or RGB of 8 or 16 bits"),
+        (tiff("<f2", 1.0, compressed=True), "1 × 16-bit floats in a TIFF file with compression 8 and"),
+        (tiff("<f8", 1.0), "float grey values in a TIFF file without the tag SMaxSampleValue"),
+        (tiff(">f4", 1.0, {341: 1.0}, compressed=True), "compressed big-endian TIFF file, of which Pillow mixes up"),
+        (tiff(">i2", 32767, {341: 32767}, compressed=True), "compressed big-endian TIFF file, of which"),
+        (tiff("<f2", 1.0)[:40], "unknown image format"),
         (b"Pf\n256 256\n-1.0\n" + RAMP.astype("<f4").tobytes(), "float grey values in a PPM file, which does not"),
         (b"P5\n8001 8000\n255\n", "8001×8000 pixels are more than 64,000,000"),
     ],

@@ -222,16 +222,25 @@ def test_held_out_classes_are_the_training_datas(tmp_path: Path, capsys: Capture
     assert "held_out_split 'test': class '3' is not in the training data, whose classes are 0, 1, 2" in line
 
 
-def test_curves_are_a_picture(tmp_path: Path) -> None:
+def test_curves_are_a_picture_of_the_panels_that_have_points(tmp_path: Path) -> None:
     draw_curves(tmp_path)  # of a run that has logged nothing yet
-    spectra = {"generator": {"a": [2.0, 1.0]}, "discriminator": {"b": [1.0]}}
-    logs = {"log": line(0, real_accuracy=0.5), "spectra": spectra, "evaluations": {"eval_FID": 10.0}}
-    for name, values in logs.items():
-        lines = [json.dumps({**values, "step": i}) + "\n" for i in range(5)]
+    assert not (tmp_path / "curves.png").exists()
+    losses = {"discriminator_loss": 1.0, "generator_loss": 0.5}
+    logs: dict[str, dict[str, Any]] = {
+        "log": losses,
+        "spectra": {"generator": {"a": [2.0, 1.0]}, "discriminator": {"b": [1.0]}},
+        "evaluations": {"eval_FID": 10.0},
+    }
+    for name, rows in zip(logs, (1, 2, 2), strict=True):  # 1, 3 and 4 panels
+        lines = [json.dumps({**logs[name], "step": i}) + "\n" for i in range(5)]
         (tmp_path / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+        draw_curves(tmp_path)
+        with Image.open(tmp_path / "curves.png") as image:
+            assert image.size == (1320, 330 * rows) and len(image.convert("L").getcolors() or []) > 10
+    (tmp_path / "spectra.jsonl").unlink()  # as in a run that ends before it measures them
     draw_curves(tmp_path)
     with Image.open(tmp_path / "curves.png") as image:
-        assert image.width > 1000 and len(image.convert("L").getcolors() or []) > 10
+        assert image.height == 330
 
 
 # Runs driven to collapse on purpose: a discriminator that learns so fast that its loss falls to nothing

@@ -8,7 +8,7 @@ import pytest
 from fake_hub import FakeHub
 from training_runs import Capture, arguments
 
-from biggan_hf import BigGANModel
+from biggan_hf import BigGANDiscriminator, BigGANModel
 from biggan_hf.cards import settings_table, without_part
 from biggan_hf.evaluation import Measure, Report, add_to_card
 from biggan_hf.training import main
@@ -100,6 +100,25 @@ def test_a_card_that_is_no_text_stays_and_is_told(pictures: Path, tmp_path: Path
     main(arguments(pictures, output, *AGAIN, steps=3))
     assert (output / "README.md").read_bytes() == b"caf\xe9"
     assert "README.md' stays as it is: it is no text in UTF-8" in capsys.readouterr().err
+
+
+def test_a_card_by_hand_tells_of_code_that_comes_later(pictures: Path, tmp_path: Path) -> None:
+    output = tmp_path / "model"
+    main(arguments(pictures, output))
+    (output / "README.md").write_text(BY_HAND)
+    for steps in (3, 4):
+        main(arguments(pictures, output, *AGAIN, "--include_code", "--hub_model_id", "user/cats", steps=steps))
+        assert keeps(card_of(output)) and card_of(output).count("'user/cats', trust_remote_code=True") == 1
+
+
+def test_all_weights_of_a_run_say_their_step(pictures: Path, tmp_path: Path, fake_hub: FakeHub) -> None:
+    output = tmp_path / "model"
+    main(arguments(pictures, output, *PUSH))
+    main(arguments(pictures, output, *AGAIN, steps=3))
+    folders: dict[str | Path, int] = {"user/cats": 3, output: 3, output / "checkpoint-2": 2}
+    folders[output / "checkpoint-2" / "generator"] = 2
+    assert {folder: BigGANModel.from_pretrained(folder).saved_step for folder in folders} == folders
+    assert BigGANDiscriminator.from_pretrained(output).saved_step == 3
 
 
 # The Hub

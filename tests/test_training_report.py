@@ -140,6 +140,7 @@ def test_unreadable_pictures_are_left_out(pictures: Path, tmp_path: Path) -> Non
         path.write_bytes(path.read_bytes()[:100])
     said = found(folder, tmp_path / "model")
     rows = {row.title: row.text for row in said.rows}
+    assert rows["pictures"].startswith("19 of split 'train'") and "19 pictures are few" in " ".join(said.unusual)
     assert rows["left out"].startswith("11 × unreadable, OSError: image file is truncated: bee/1.png, ")
     assert "ant (10), bee (0), cat (9)" in rows["classes"] and "No picture can be read of class bee." in said.unusual
     assert str(tmp_path) not in str(said.public_rows())

@@ -184,7 +184,11 @@ def test_overrides_change_single_fields_of_the_run_s(output: Path, capsys: Captu
     flags = ["--config_overrides", "discriminator_dropout=0.5", "discriminator_base_channels=8"]
     model, _, _ = parse_arguments(resume(output, *flags))
     assert model.config_overrides == ["generator_base_channels=4", "discriminator_base_channels=8", flags[1]]
-    assert "has discriminator_dropout=0.0, this run" in error_line(resume(output, *flags[:2]), capsys)
+    assert "has discriminator_base_channels=4, this run" in error_line(resume(output, *flags), capsys)
+    main(resume(output, *flags[:2], "--max_train_steps", "3"))
+    assert "warning: the networks go on with discriminator_dropout=0.5 (was 0.0)" in warnings(capsys)
+    for folder in (output, output / "discriminator", output / "checkpoint-3" / "generator"):
+        assert json.loads((folder / "config.json").read_text())["discriminator_dropout"] == 0.5
 
 
 def test_the_folder_of_a_run_is_no_checkpoint(output: Path, capsys: Capture) -> None:

@@ -13,9 +13,8 @@ import yaml
 from huggingface_hub.utils import yaml_dump
 
 
-BEGIN = "<!-- biggan_hf: begin; a training run writes this part anew, and nothing else -->"
-END = "<!-- biggan_hf: end -->"
-_BEGIN = "<!-- biggan_hf: begin"
+_BEGIN, END = "<!-- biggan_hf: begin", "<!-- biggan_hf: end -->"
+BEGIN = f"{_BEGIN}; a training run writes this part anew, and nothing else -->"
 _PART = re.compile(rf"{_BEGIN}[^>]*-->((?:(?!{_BEGIN}).)*?){END}", re.DOTALL)
 _SIGNATURE = re.compile(r"<!-- biggan_hf: generated (\w+) -->")
 _METADATA = re.compile(r"\A\ufeff?\s*---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE)
@@ -52,15 +51,14 @@ def with_part(card: str, part: str) -> str:
     marked, limits = f"{BEGIN}\n{part.strip()}\n{END}", "## Intended use and limits"
     if _PART.search(card):
         return _PART.sub(lambda _: marked, card, count=1)
-    if limits in card:
-        return card.replace(limits, f"{marked}\n\n{limits}", 1)
-    return f"{card.rstrip()}\n\n{marked}\n"
+    before, found, after = card.partition(limits)
+    return f"{before}{marked}\n\n{found}{after}" if found else f"{card.rstrip()}\n\n{marked}\n"
 
 
 def part_of(card: str) -> str:
     """The program's part; empty if the card has none."""
     part = _PART.search(card)
-    return "" if part is None else part[1]
+    return part[1] if part else ""
 
 
 def without_part(card: str) -> str:
@@ -84,7 +82,7 @@ def settings_table(settings: Mapping[str, object], title: str = "setting") -> st
 def metadata(card: str) -> dict[str, Any]:
     """The card's metadata; empty if it has none. Raises `ValueError` for what is no mapping in YAML."""
     block = _METADATA.match(card)
-    return {} if block is None else _mapping(block[1])
+    return _mapping(block[1]) if block else {}
 
 
 def _mapping(text: str) -> dict[str, Any]:

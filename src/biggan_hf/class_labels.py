@@ -44,10 +44,14 @@ def label_of(name: str, id2label: Mapping[Any, str] | None) -> int:
     close = difflib.get_close_matches(normalized(name), index, n=3)
     hint = f"; the closest are {', '.join(map(repr, close))}" if close else ""
     if not close or len(names) <= FEW_CLASSES:
-        hint += f"; the ids are 0 to {len(names) - 1}"
-    if len(names) <= FEW_CLASSES:
-        hint += f", of {', '.join(map(repr, names.values()))}"
+        hint += f"; the ids are {_ids_of(names)}"
     raise ValueError(f"unknown class name {name!r}{hint}")
+
+
+def _ids_of(id2label: Mapping[Any, str]) -> str:
+    """All ids; with the names, where they are few."""
+    few = f", of {', '.join(map(repr, id2label.values()))}" if len(id2label) <= FEW_CLASSES else ""
+    return f"0 to {len(id2label) - 1}{few}"
 
 
 @functools.lru_cache(maxsize=8)
@@ -87,30 +91,30 @@ def widened(labels: Tensor) -> Tensor:
     return labels.long() if labels.dtype in _OTHER_INTEGERS else labels
 
 
-def check_label_range(labels: Sequence[int], num_labels: int) -> None:
-    """Raises `ValueError` for the first label outside 0 … num_labels - 1."""
+def check_label_range(labels: Sequence[int], id2label: Mapping[Any, str]) -> None:
+    """Raises `ValueError` for the first label that no class has."""
     for label in labels:
-        if not 0 <= label < num_labels:
-            raise ValueError(f"class label {label} is outside 0 to {num_labels - 1}")
+        if not 0 <= label < len(id2label):
+            raise ValueError(f"class label {label} is outside {_ids_of(id2label)}")
 
 
-def check_class_labels(class_labels: Tensor | None, num_samples: int, num_labels: int | None) -> None:
+def check_class_labels(class_labels: Tensor | None, num_samples: int, id2label: Mapping[Any, str] | None) -> None:
     """
-    Raises `ValueError` unless there is one integer label per sample, from 0 to num_labels - 1, or no labels for a
-    network without classes. The range of labels on a GPU is not checked, which would wait for the GPU.
+    Raises `ValueError` unless there is one integer label of a class per sample, or no labels for a network without
+    classes. The range of labels on a GPU is not checked, which would wait for the GPU.
     """
-    if not num_labels:
+    if not id2label:
         if class_labels is not None:
             raise ValueError("this model is unconditional (num_labels=0): class_labels must be None")
         return
     if class_labels is None:
-        raise ValueError(f"this model has {num_labels} classes: class_labels must be given")
+        raise ValueError(f"this model has {len(id2label)} classes: class_labels must be given")
     shape, dtype = tuple(class_labels.shape), class_labels.dtype
     if shape != (num_samples,) or dtype not in (torch.int64, torch.int32):
         hint = "; one-hot vectors are given as labels, class_labels.argmax(1), and mixtures as class_embeddings="
         raise ValueError(
             f"class_labels must be {num_samples} integers (int64), one a sample, got {shape} of {dtype}"
-            f"{hint if dtype.is_floating_point or shape == (num_samples, num_labels) else ''}"
+            f"{hint if dtype.is_floating_point or shape == (num_samples, len(id2label)) else ''}"
         )
     if class_labels.device.type == "cpu" and not torch.compiler.is_compiling():
-        check_label_range(class_labels.tolist(), num_labels)
+        check_label_range(class_labels.tolist(), id2label)

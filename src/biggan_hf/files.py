@@ -6,6 +6,7 @@ disk. A write that fails removes it; a kill or a power cut leaves it, for `remov
 
 import itertools
 import json
+import mmap
 import os
 import shutil
 import socket
@@ -16,7 +17,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -203,20 +204,19 @@ def check_archive(path: Path) -> bool:
     return True
 
 
-CHECKSUM = "crc32"  # among the metadata of a safetensors file
+CHECKSUM, STEP = "crc32", "global_step"  # among the metadata of a safetensors file
 
 
-def add_checksum(path: Path) -> None:
-    """Adds a checksum of its tensors to a safetensors file."""
-    with path.open("rb") as file:
-        header = _safetensors_header(file)
-        header.setdefault("__metadata__", {})[CHECKSUM] = _checksum(file, header)
-        file.seek(8 + int.from_bytes(os.pread(file.fileno(), 8, 0), "little"))
+def add_checksum(path: Path, global_step: int | None = None) -> None:
+    """Adds to a safetensors file at which step of the training it was saved, and a checksum of all."""
+    with _mapped(path) as (header, tensors), write_file(path) as unfinished, unfinished.open("wb") as copy:
+        metadata = header.setdefault("__metadata__", {})
+        metadata |= {} if global_step is None else {STEP: str(global_step)}
+        metadata[CHECKSUM] = _checksum(header, tensors)
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)
-        with write_file(path) as unfinished, unfinished.open("wb") as copy:
-            copy.write(len(text).to_bytes(8, "little") + text)
-            shutil.copyfileobj(file, copy, 2**20)
+        copy.write(len(text).to_bytes(8, "little") + text)
+        copy.write(tensors)
 
 
 def check_weights(path: Path) -> str | None:
@@ -228,10 +228,9 @@ def check_weights(path: Path) -> str | None:
         ValueError: The file is damaged.
     """
     try:
-        with path.open("rb") as file:
-            header = _safetensors_header(file)
+        with _mapped(path) as (header, tensors):
             written = header.get("__metadata__", {}).get(CHECKSUM)
-            found = None if written is None else _checksum(file, header)
+            found = None if written is None else _checksum(header, tensors)
     except (ValueError, AttributeError, OverflowError, MemoryError) as error:
         raise ValueError(f"{str(path)!r} is damaged: its header can't be read ({error})") from error
     if found != written:
@@ -247,26 +246,39 @@ def checksum_of_weights(folder: Path) -> str | None:
     sums = []
     for path in sorted(itertools.chain.from_iterable(folder.glob(pattern) for pattern in WEIGHT_GLOBS)):
         if path.suffix == ".safetensors":
-            with path.open("rb") as file:
-                header = _safetensors_header(file)
-                sums.append(header.get("__metadata__", {}).get(CHECKSUM) or _checksum(file, header))
+            with _mapped(path) as (header, tensors):
+                sums.append(header.get("__metadata__", {}).get(CHECKSUM) or _checksum(header, tensors))
     return "-".join(sums) or None
 
 
-def _safetensors_header(file: BinaryIO) -> dict[str, Any]:
-    """Reads the header; the file then stands at the first tensor."""
-    length = int.from_bytes(file.read(8), "little")
-    if length > os.fstat(file.fileno()).st_size - 8:
-        raise ValueError("it is cut off")
-    return json.loads(file.read(length))
+def step_of_weights(path: Path) -> int | None:
+    """At which step of the training a whole safetensors file was saved; `None` if it does not say."""
+    with _mapped(path) as (header, _):
+        step = header.get("__metadata__", {}).get(STEP)
+    return None if step is None else int(step)
 
 
-def _checksum(file: BinaryIO, header: Mapping[str, Any]) -> str:
-    tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
-    crc = zlib.crc32(json.dumps(tensors, sort_keys=True).encode())
-    while part := file.read(2**20):
-        crc = zlib.crc32(part, crc)
-    return f"{crc:08x}"
+@contextmanager
+def _mapped(path: Path) -> Iterator[tuple[dict[str, Any], memoryview]]:
+    """
+    The header of a safetensors file, and the bytes of its tensors. They are mapped, as safetensors itself maps them
+    into the weights that it loads: the two share the memory, and the disk is read once.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > os.fstat(file.fileno()).st_size - 8:
+            raise ValueError("it is cut off")
+        header = json.loads(file.read(length))
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            with memoryview(content)[8 + length :] as tensors:
+                yield header, tensors
+
+
+def _checksum(header: Mapping[str, Any], tensors: memoryview) -> str:
+    entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    if STEP in header.get("__metadata__", {}):
+        entries[STEP] = header["__metadata__"][STEP]
+    return f"{zlib.crc32(tensors, zlib.crc32(json.dumps(entries, sort_keys=True).encode())):08x}"
 
 
 # One program in a folder

@@ -2,11 +2,9 @@
 
 import inspect
 import json
-import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -39,14 +37,13 @@ logger = logging.get_logger(__name__)
 
 # What is published of a folder: the model and its card. All else stays here unless it is asked for.
 CARD, SAMPLES = "README.md", "samples.png"
-_NETWORK = ("config.json", *WEIGHT_GLOBS)
-PUBLISHED: tuple[str, ...] = (CARD, SAMPLES, "LICENSE", "LICENSE.txt", "LICENSE.md")
-PUBLISHED += (*_NETWORK, *(f"discriminator/{name}" for name in _NETWORK))
+PUBLISHED = [CARD, SAMPLES, "LICENSE", "LICENSE.txt", "LICENSE.md"]
+PUBLISHED += [f"{folder}{name}" for folder in ("", "discriminator/") for name in ("config.json", *WEIGHT_GLOBS)]
 _MODELING = "modeling_biggan.py"
 CODE = tuple(path.name for path in Path(__file__).parent.glob("*.py") if not path.name.startswith("_"))
 
-# How a reader of a card gets the package. It has no address yet: `pip install .` becomes the command once it has one.
-INSTALL = "Install it from its repository: `pip install .` in a clone."
+# How a reader of a card gets the package. It has no address yet. A reader must not take a stranger's of the same name.
+INSTALL = "It is not on PyPI: `pip install .` in a clone of its repository installs it."
 # What a card names before it is known where the model will be.
 _NO_PLACE_YET = "path/to/this/folder"
 
@@ -67,19 +64,8 @@ variety, the gaps and the biases of its training pictures, and may come close to
 not photographs: do not present them as such. A low truncation gives typical pictures, a high one varied pictures with
 more failures."""
 
-CARD_SETTINGS = (
-    "architecture",
-    "image_size",
-    "num_channels",
-    "num_labels",
-    "z_dim",
-    "class_embedding_dim",
-    "truncation_mode",
-    "generator_base_channels",
-    "discriminator_base_channels",
-)
-
-
+CARD_SETTINGS = "architecture image_size num_channels num_labels z_dim class_embedding_dim truncation_mode".split()
+CARD_SETTINGS += ["generator_base_channels", "discriminator_base_channels"]
 PUSH_ARGUMENTS = "repo_id commit_message commit_description private token revision create_pr tags".split()
 SAVE_ARGUMENTS = [*inspect.signature(PreTrainedModel.save_pretrained).parameters, *PUSH_ARGUMENTS]
 
@@ -93,11 +79,13 @@ class PublishingMixin(LoadingMixin):
         is_main_process: bool = True,
         push_to_hub: bool = False,
         include_code: bool = False,
+        global_step: int | None = None,
         **kwargs: Any,
     ) -> None:
         """
         As in transformers. If a save fails, the folder stays as it was. If it succeeds, no shards of an earlier save
-        remain. With `include_code=True` the folder also holds the code, for machines without this package. With
+        remain. With `include_code=True` the folder also holds the code, for machines without this package. The weights
+        say at which `global_step` of the training they were saved, which an evaluation then reports. With
         `push_to_hub=True`, `repo_id` and the other arguments go to [`push_to_hub`].
         """
         if kwargs.get("safe_serialization") is True:  # as always
@@ -109,7 +97,7 @@ class PublishingMixin(LoadingMixin):
         with staged_folder(save_directory) as staging:
             super().save_pretrained(staging, **kwargs)
             for path in staging.glob("*.safetensors"):
-                add_checksum(path)
+                add_checksum(path, global_step)
             if include_code:
                 add_code(staging)
             elif not any(staging.glob("*.py")):
@@ -137,13 +125,13 @@ class PublishingMixin(LoadingMixin):
         card on the Hub that somebody has written stays. Nothing else is uploaded.
 
         Args:
-            repo_id: `"user/name"`; created if it does not exist.
+            repo_id: `"user/name"`, or `"name"` in the token's own namespace; created if it does not exist.
             commit_message: First line of the commit.
             commit_description: The rest of it.
             private: Whether a repository that is created is private.
             token: Access token; by default the one stored on this machine.
-            revision: Branch to commit to.
-            create_pr: Opens a pull request instead.
+            revision: Branch to commit to; created if it does not exist.
+            create_pr: Opens a pull request against the main branch instead.
             max_shard_size: As for `save_pretrained`.
             tags: Tags to add to the card, if it is a generated one.
             include_code: Uploads the code too: `AutoModel.from_pretrained(repo_id, trust_remote_code=True)` then needs
@@ -152,14 +140,12 @@ class PublishingMixin(LoadingMixin):
         Returns:
             The commit's address.
         """
-        repo_id = create_repo(repo_id, token, private)
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(Path(folder) / self._path_in_repo, max_shard_size=max_shard_size)
-            if not self._path_in_repo and not is_by_hand(published_card(repo_id, token, revision)):
-                sample_sheet(self, rows=8, columns=4).save(Path(folder) / SAMPLES)
             commit = upload_folder(
                 folder,
                 repo_id,
+                sampled=None if self._path_in_repo else self,
                 tags=tags,
                 include_code=include_code,
                 token=token,
@@ -198,21 +184,21 @@ def model_card(
         sample_image: File name, within the repo, of a grid of samples.
         has_code: Whether the repo holds the code of the model.
     """
-    conditional = bool(config.num_labels)
+    own_tags = ["biggan", "gan", "image-generation"]
+    own_tags += ["class-conditional-image-generation"] if config.num_labels else []
     data = ModelCardData(
         license=license,
         library_name="biggan_hf",
         pipeline_tag="unconditional-image-generation",
-        tags=["biggan", "gan", "image-generation"]
-        + ["class-conditional-image-generation"] * conditional
-        + (tags or []),
+        tags=own_tags + (tags or []),
         datasets=datasets,
     )
     sections = [
         f"# {repo_id.split('/')[-1] if repo_id else 'BigGAN'}",
         _summary(config),
         f"![samples]({sample_image})" if sample_image else "",
-        f"## Usage\n\n{_usage(config, repo_id or _NO_PLACE_YET, has_code)}",
+        f"## Usage\n\n{_usage(config, repo_id or _NO_PLACE_YET)}",
+        _on_code(repo_id) if has_code else "",
         f"## Architecture\n\n{settings_table({name: getattr(config, name) for name in CARD_SETTINGS})}",
         f"## Intended use and limits\n\n{LIMITS}",
         f"## Citation\n\n{CITATION}",
@@ -221,24 +207,16 @@ def model_card(
 
 
 def _summary(config: PreTrainedConfig) -> str:
-    name = {"biggan": "BigGAN", "biggan-deep": "BigGAN-deep"}[config.architecture]
-    size = f"{config.image_size}×{config.image_size}"
+    name, size = {"biggan": "BigGAN", "biggan-deep": "BigGAN-deep"}[config.architecture], config.image_size
     classes = f"in {config.num_labels} classes" if config.num_labels else "without classes"
-    return f"A {name} generator of {size} images {classes} ([Brock et al. 2018](https://arxiv.org/abs/1809.11096))."
+    return f"A {name} generator of {size}×{size} images {classes} ([Brock et al. 2018](https://arxiv.org/abs/1809.11096))."
 
 
-def _usage(config: PreTrainedConfig, source: str, has_code: bool) -> str:
-    prompt = f"{_class_prompt(config)!r}, " if config.num_labels else ""
-    label = "class_labels=[0], " if config.num_labels else ""
-    without = f"""
-
-Without the package, the generator alone, from the code in this repository:
-
-```python
-from transformers import AutoModel
-
-model = AutoModel.from_pretrained({source!r}, trust_remote_code=True)
-```"""
+def _usage(config: PreTrainedConfig, source: str) -> str:
+    prompt = label = ""
+    for name in list((config.id2label or {}).values())[:1]:
+        first = name.split(",")[0]  # as the pipeline takes it, if it is a name
+        prompt, label = f"{0 if first == 'LABEL_0' else first!r}, ", "class_labels=[0], "
     return f"""\
 The model needs the package `biggan_hf` (Python ≥ 3.11, torch, transformers). {INSTALL}
 
@@ -253,13 +231,25 @@ images = pipe({prompt}truncation=0.5, num_images_per_prompt=4, generator=generat
 
 model = BigGANModel.from_pretrained({source!r})
 images = model.sample({label}num_images_per_prompt=4, truncation=0.5, generator=generator)  # tensor in [-1, 1]
-```{without if has_code else ""}"""
+```"""
 
 
-def _class_prompt(config: PreTrainedConfig) -> str | int:
-    """The first class as the pipeline takes it: its name where it has one, else its number."""
-    name = list((config.id2label or {}).values())[0].split(",")[0]
-    return 0 if name == "LABEL_0" else name
+def _on_code(repo_id: str | None) -> str:
+    return f"""\
+## Without the package
+
+The generator alone, from the code in this repository:
+
+```python
+from transformers import AutoModel
+
+model = AutoModel.from_pretrained({repo_id or _NO_PLACE_YET!r}, trust_remote_code=True)
+```"""
+
+
+def with_code(card: str, repo_id: str | None) -> str:
+    """The card with a section on the code that its repository holds, unless it tells of that."""
+    return card if "trust_remote_code" in card else f"{card.rstrip()}\n\n{_on_code(repo_id)}\n"
 
 
 def published_card(repo_id: str, token: bool | str | None = None, revision: str | None = None) -> str:
@@ -271,13 +261,16 @@ def published_card(repo_id: str, token: bool | str | None = None, revision: str 
     return ""
 
 
-def card_to_upload(folder: Path, repo_id: str, there: str, tags: list[str] | None, name: str) -> str:
+def card_to_upload(
+    folder: Path, repo_id: str, there: str, tags: list[str] | None, brings_code: bool, name: str
+) -> str:
     """
     The one place that decides on a card: the text to upload; empty if the one on the Hub (`there`) does not change.
 
-    A card by hand on the Hub keeps its text: only the part of a run changes, where the folder's card has one, and with
-    it comes metadata that is missing. A card by hand in the folder goes to a repository that has none by hand. Any
-    other card is generated anew, and keeps what it says of the training. `name` is the folder's name in a warning.
+    A card by hand on the Hub keeps its text. It gets the part of a run from the folder's card, with metadata that is
+    missing, and the section on code that is uploaded. A card by hand in the folder goes to a repository that has none
+    by hand. Any other card is generated anew, and keeps what it says of the training. `name` is the folder's name in
+    a warning.
     """
     here = read_text(folder / CARD)
     for card, place in ((there, repo_id), (here, name)):
@@ -286,15 +279,19 @@ def card_to_upload(folder: Path, repo_id: str, there: str, tags: list[str] | Non
     here = here if is_text(here) else ""
     old = next((card for card in (here, there) if not is_by_hand(card) and card.strip()), "")
     new = _generated_card(folder, repo_id, old, tags)
-    mine = here.replace(f"({_NO_PLACE_YET!r}", f"({repo_id!r}") if is_by_hand(here) else ""
+    mine, theirs = here.replace(f"({_NO_PLACE_YET!r}", f"({repo_id!r}") if is_by_hand(here) else "", there
+    if brings_code and new:
+        mine, theirs = (card and with_code(card, repo_id) for card in (mine, theirs))
     if not is_by_hand(there):
         return mine or new or here
     if not is_text(there):
         return ""
-    if mine and without_part(with_metadata(mine, new)) != without_part(with_metadata(there, new)):
+    if mine and without_part(with_metadata(mine, new)) != without_part(with_metadata(theirs, new)):
         way = f"`hf upload {repo_id} {Path(name) / CARD} {CARD}` uploads yours"
         logger.warning(f"the card of {name!r} differs from that of {repo_id!r}: each keeps its own text; {way}")
-    return with_part(with_metadata(there, new), part_of(here)) if part_of(here) else ""
+    if part_of(here):
+        theirs = with_part(with_metadata(theirs, new), part_of(here))
+    return "" if theirs == there else theirs
 
 
 def _generated_card(folder: Path, repo_id: str, old: str, tags: list[str] | None) -> str:
@@ -328,6 +325,7 @@ def upload_folder(
     repo_id: str,
     *,
     also: Sequence[str] = (),
+    sampled: PreTrainedModel | None = None,
     include_code: bool = False,
     tags: list[str] | None = None,
     token: bool | str | None = None,
@@ -339,22 +337,14 @@ def upload_folder(
 ) -> CommitInfo:
     """
     Uploads the model in a folder: the files of `PUBLISHED` and no others, with the card of [`card_to_upload`]. A
-    discriminator's go to `discriminator/`. Creates the repo and the branch where they are missing. Weights of an
-    earlier upload, which the new ones replace, are deleted from the repo; its other files stay.
+    discriminator's go to `discriminator/`. Weights of an earlier upload, which the new ones replace, are deleted from
+    the repo; its other files stay.
 
     Args:
         folder: The folder of a model.
-        repo_id: `"user/name"`, or `"name"` in the token's own namespace.
+        repo_id: As the arguments from `include_code` on, those of [`~PublishingMixin.push_to_hub`].
         also: Globs, relative to `folder`, of what else to upload.
-        include_code: Adds the code of the networks, and to `config.json` the names by which `AutoModel` finds it. A
-            repository that has the code gets it in any case: a configuration without these names would hide it.
-        tags: Tags to add to a generated card.
-        token: Access token; by default the one stored on this machine.
-        private: Whether a repo that is created is private.
-        revision: Branch to commit to; default the main branch.
-        create_pr: Opens a pull request against the main branch instead.
-        commit_message: First line of the commit.
-        commit_description: The rest of it.
+        sampled: The generator in the folder: a generated card then shows a sheet of its samples.
 
     Raises:
         FileNotFoundError: There is no such folder, or no model in it.
@@ -364,14 +354,21 @@ def upload_folder(
     files = _files_to_upload(folder, settings, also)
     if not files:
         raise FileNotFoundError(f"expected a folder with a model to upload, got {str(folder)!r}")
-    api = HfApi(token=token)
+    api, has_code = HfApi(token=token), _names_code(settings)
     repo_id = create_repo(repo_id, token, private)
     if revision and not create_pr:
         api.create_branch(repo_id, branch=revision, exist_ok=True)
-    with _linked(files) as staging:
-        if include_code or (not _names_code(settings) and api.file_exists(repo_id, _MODELING, revision=revision)):
+    with tempfile.TemporaryDirectory() as directory:
+        staging = Path(directory)
+        for name, file in files.items():
+            (staging / name).parent.mkdir(parents=True, exist_ok=True)
+            (staging / name).symlink_to(file.resolve())
+        if include_code or (not has_code and api.file_exists(repo_id, _MODELING, revision=revision)):
             add_code(staging)
-        card = card_to_upload(staging, repo_id, published_card(repo_id, token, revision), tags, str(folder))
+        there = published_card(repo_id, token, revision)
+        if sampled is not None and not is_by_hand(there):
+            sample_sheet(sampled, rows=8, columns=4).save(staging / SAMPLES)
+        card = card_to_upload(staging, repo_id, there, tags, include_code or has_code, str(folder))
         (staging / CARD).unlink(missing_ok=True)
         if card:
             (staging / CARD).write_bytes(card.encode())
@@ -394,17 +391,6 @@ def _files_to_upload(folder: Path, settings: Mapping[str, Any], also: Sequence[s
     allowed = [*PUBLISHED, *(CODE if "auto_map" in settings else ()), *(inner + glob for glob in also)]
     chosen = filter_repo_objects(files, allow_patterns=allowed, ignore_patterns=LEFTOVERS)
     return {name: files[name] for name in chosen}
-
-
-@contextmanager
-def _linked(files: Mapping[str, Path]) -> Iterator[Path]:
-    """A folder with links to files, by their names there."""
-    with tempfile.TemporaryDirectory() as directory:
-        for name, file in files.items():
-            link = Path(directory) / name
-            link.parent.mkdir(parents=True, exist_ok=True)
-            os.symlink(file.resolve(), link)
-        yield Path(directory)
 
 
 # Code, for machines without this package

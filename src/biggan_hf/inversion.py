@@ -114,7 +114,7 @@ def _check(
     if not images.abs().max() <= 1:  # NaN fails this test
         raise ValueError(f"images must lie in [-1, 1], got {images.min():.3g} to {images.max():.3g}")
     if class_labels is not None:
-        check_class_labels(class_labels, len(images), model.config.num_labels)
+        check_class_labels(class_labels, len(images), model.config.id2label)
     if num_steps < 0 or num_candidates < 1 or batch_size < 1:
         raise ValueError(
             f"expected num_steps ≥ 0, num_candidates ≥ 1 and batch_size ≥ 1, got {num_steps}, {num_candidates} and "

@@ -115,7 +115,10 @@ def answers_keywords(function_name: str, **aliases: str) -> Callable[[Function],
     """
 
     def decorate(function: Function) -> Function:
-        names = [*inspect.signature(function).parameters]
+        parameters = inspect.signature(function).parameters
+        names = [*parameters]
+        keywords = [name for name, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY]
+        unnamed = names[: names.index(keywords[0])] if keywords else []
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -125,6 +128,12 @@ def answers_keywords(function_name: str, **aliases: str) -> Callable[[Function],
                     raise TypeError(f"{alias} is another name of {name}; give one of the two")
                 kwargs[name] = kwargs.pop(alias)
             check_keywords(function_name, kwargs, names)
+            if keywords and len(args) > len(unnamed):
+                first = " and ".join(name for name in unnamed if name != "self")
+                raise TypeError(
+                    f"{function_name} takes no more than {first} without a name, got {args[len(unnamed)]!r} too; "
+                    f"write its name in front: {'=, '.join(keywords)}="
+                )
             return function(*args, **kwargs)
 
         return cast(Function, call)

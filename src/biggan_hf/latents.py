@@ -88,6 +88,19 @@ def check_generators(generator: torch.Generator | Sequence[torch.Generator] | No
             raise TypeError(f"generator must be a torch.Generator or one a sample, got {one!r}")
 
 
+def check_latents(latents: Tensor | None, number: int, z_dim: int) -> None:
+    """Raises unless there are none, or a latent vector for each image."""
+    if latents is None:
+        return
+    if not isinstance(latents, Tensor):
+        raise TypeError(f"latents must be a tensor, got {type(latents).__name__}")
+    shape = tuple(latents.shape)
+    if shape != (number, z_dim):
+        hint = "; num_images_per_prompt= says how many images each label has, and model(latents, class_labels) takes"
+        hint += " a label for each of the latents"
+        raise ValueError(f"latents must be ({number}, {z_dim}), got {shape}{hint if shape[1:] == (z_dim,) else ''}")
+
+
 def _draw(
     num_samples: int, z_dim: int, uniform: bool, generator: torch.Generator | None, device: torch.device | str | None
 ) -> Tensor:

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from transformers.utils import cached_file, logging
 
 from .devices import check_device
-from .files import check_weights
+from .files import check_weights, step_of_weights
 from .keywords import unknown_keyword
 
 
@@ -42,6 +42,7 @@ class LoadingMixin(PreTrainedModel):
     """A load that is complete or refused: a mixin in front of `PreTrainedModel`."""
 
     _path_in_repo = ""
+    saved_step: int | None = None  # the step of the training at which the file was saved that was loaded
 
     @classmethod
     def from_pretrained(
@@ -68,6 +69,7 @@ class LoadingMixin(PreTrainedModel):
         network, report = loaded
         for path in sorted(folder.glob("*.safetensors")) if folder is not None else []:
             check_weights(path)
+            network.saved_step = step_of_weights(path)
         _check_report(network_class.__name__, where, report, may_miss="state_dict" in kwargs, may_differ=may_differ)
         if (wrong := wrong_tensor(network)) is not None:
             raise ValueError(f"{where} cannot be used: {wrong}")

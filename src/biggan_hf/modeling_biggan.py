@@ -369,7 +369,7 @@ class BigGANModel(SamplingMixin, BigGANPreTrainedModel):
     def _class_vectors(self, latents: Tensor, labels: Tensor | None, embeddings: Tensor | None) -> Tensor | None:
         # (N, class_embedding_dim), or (N, num_labels) without a shared embedding, or `None` without classes.
         if embeddings is None:
-            check_class_labels(labels, latents.shape[0], self.config.num_labels)
+            check_class_labels(labels, latents.shape[0], self.config.id2label)
             return self.class_embedding(labels).to(latents.dtype) if self.config.num_labels else None
         if not self.config.num_labels:
             raise ValueError("this model is unconditional (num_labels=0): class_embeddings must be None")
@@ -438,7 +438,7 @@ class BigGANDiscriminator(BigGANPreTrainedModel):
         if len(shape) != 4 or shape[1:] != expected or not dtype.is_floating_point:
             wanted = f"(N, {', '.join(map(str, expected))}) floats in [-1, 1]"
             raise ValueError(f"pixel_values must be {wanted}, got {shape} of {dtype}")
-        check_class_labels(class_labels, pixel_values.shape[0], self.config.num_labels)
+        check_class_labels(class_labels, pixel_values.shape[0], self.config.id2label)
         pixel_values = pixel_values.to(self.dtype)
         if self.training and self.is_activation_checkpointing and not torch.compiler.is_compiling():
             # Reentrant checkpointing gives a stage's weights no gradient unless its input requires one.

@@ -15,10 +15,17 @@ from torch import Tensor
 MAX_PIXELS = 64_000_000
 SCALED_TO_16_BITS = ("PNG", "PPM", "JPEG2000")  # by Pillow, whatever depth or maximum these files state
 GREY_MODES = ("1", "L", "La", "LA", "I", "F")
-SIGNED = 2  # a sample format of TIFF
+SAMPLE_FORMATS = {1: "unsigned integers", 2: "signed integers", 3: "floats"}  # of TIFF
 # Tags of TIFF: Pillow names only the first two.
 PHOTOMETRIC, SAMPLE_FORMAT = TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, TiffImagePlugin.SAMPLEFORMAT
 MIN_SAMPLE, MAX_SAMPLE, S_MIN_SAMPLE, S_MAX_SAMPLE = 280, 281, 340, 341
+
+# Pillow reads these depths, but knows only one of the kinds of TIFF that have them. 12 bits are packed in the same way
+# in both orders of bytes. Where white is zero, `_in_8_bits` turns the values.
+for _order, _floats in {b"II": "F;64F", b"MM": "F;64BF"}.items():
+    for _photometric in (0, 1):
+        TiffImagePlugin.OPEN_INFO.setdefault((_order, _photometric, (1,), 1, (12,), ()), ("I;16", "I;12"))
+        TiffImagePlugin.OPEN_INFO.setdefault((_order, _photometric, (3,), 1, (64,), ()), ("F", _floats))
 
 
 def decode_picture(cell: Mapping[str, Any] | None, image_size: int, num_channels: int) -> Tensor:
@@ -51,17 +58,33 @@ def open_picture(cell: Mapping[str, Any] | None, num_channels: int) -> Image.Ima
     try:
         return _flatten(stored_picture(cell), "RGB" if num_channels == 3 else "L")
     except UnidentifiedImageError as error:
-        raise ValueError("unknown image format") from error
-    except UnreadableError as error:
-        raise ValueError(str(error)) from error
+        raise ValueError(_unknown_format(encoded_bytes(cell))) from error
     except Exception as error:  # PIL's decoders raise nearly any type on broken bytes
-        raise ValueError(f"{type(error).__name__}: {first_line(error)}") from error
+        name = "" if isinstance(error, UnreadableError) else f"{type(error).__name__}: "
+        raise ValueError(f"{name}{first_line(error)}") from error
 
 
 def first_line(error: BaseException) -> str:
     """What an error says, without the path, which is not for others to read; its name if it says nothing."""
     text = getattr(error, "strerror", None) or str(error)
     return (text.splitlines() or [type(error).__name__])[0]
+
+
+def _unknown_format(data: bytes) -> str:
+    """Why Pillow does not know a picture's format: of a TIFF, its depth or compression is none that it reads."""
+    try:
+        file, tags = io.BytesIO(data), TiffImagePlugin.ImageFileDirectory_v2(data[: 16 if 43 in data[2:4] else 8])
+        file.seek(tags.next)
+        tags.load(file)
+        depths, colours = tags[TiffImagePlugin.BITSPERSAMPLE], tags[PHOTOMETRIC]
+        kind = SAMPLE_FORMATS.get(tags.get(SAMPLE_FORMAT, (1,))[0], "values")
+        how = f"compression {tags[TiffImagePlugin.COMPRESSION]} and colours {colours}"
+    except Exception:  # no TIFF, or a broken one
+        return "unknown image format"
+    return (
+        f"{len(depths)} × {depths[0]}-bit {kind} in a TIFF file with {how}, which Pillow does not read: save it as "
+        f"grey or RGB of 8 or 16 bits, or as grey floats of 32 bits, uncompressed"
+    )
 
 
 class UnreadableError(ValueError):
@@ -84,11 +107,11 @@ class Stored(NamedTuple):
 
 def describe_stored(cell: Mapping[str, Any]) -> Stored:
     """Raises errors of many types where the picture cannot be decoded."""
-    picture = open_picture(cell, 3)
-    mode = stored_picture(cell).mode
+    stored = stored_picture(cell)
+    picture = _flatten(stored, "RGB")
     pixels = np.asarray(picture.resize((64, 64), Image.Resampling.BOX)).astype(int)
     is_coloured = bool((pixels.max(2) - pixels.min(2) > 8).any())
-    return Stored(mode, picture.height, picture.width, is_coloured, int(np.asarray(picture).max()))
+    return Stored(stored.mode, picture.height, picture.width, is_coloured, int(np.asarray(picture).max()))
 
 
 def stored_picture(cell: Mapping[str, Any]) -> Image.Image:
@@ -112,7 +135,7 @@ def encoded_bytes(cell: Mapping[str, Any]) -> bytes:
 def _flatten(picture: Image.Image, mode: str) -> Image.Image:
     """The picture upright, in 8 bits a channel and without transparency."""
     stored, picture = picture, ImageOps.exif_transpose(picture)
-    if picture.mode[0] in "IF" or _tag(stored, SAMPLE_FORMAT) == SIGNED:
+    if picture.mode[0] in "IF" or _tag(stored, SAMPLE_FORMAT) == 2:  # signed
         picture = _in_8_bits(np.asarray(picture), stored)
     if picture.has_transparency_data:
         picture = picture.convert("LA") if picture.mode == "La" else picture  # the only way of PIL from "La"
@@ -130,6 +153,12 @@ def _in_8_bits(values: np.ndarray, picture: Image.Image) -> Image.Image:
         values: Of the picture, upright.
         picture: As PIL decoded it, which knows its format and its tags.
     """
+    tags = getattr(picture, "tag_v2", None)
+    if tags is not None and tags.prefix == b"MM" and picture.mode in "IF" and picture.info["compression"] != "raw":
+        raise UnreadableError(
+            "signed, float or 32-bit values in a compressed big-endian TIFF file, of which Pillow mixes up the bytes: "
+            "save it uncompressed or little-endian"
+        )
     if picture.mode == "F" and not np.isfinite(values).all():
         raise UnreadableError("it has values that are NaN or infinite")
     if picture.mode == "I" and _tag(picture, SAMPLE_FORMAT) == 1:

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from .devices import check_device, device_or_best
 from .engines import Engine, EngineModel, Precision, best_engine, check_engine, load_engine
 from .images import to_pil, to_uint8
 from .keywords import answers_keywords, check_keywords, did_you_mean
-from .latents import TruncationMode, check_generators, sample_latents
+from .latents import TruncationMode, check_generators, check_latents, sample_latents
 from .loading import check_images, check_not_offloaded
 from .memory import is_out_of_memory
 from .modeling_biggan import BigGANModel
@@ -46,6 +46,12 @@ PIXELS_AT_A_TIME = {"cpu": 2**16, "cuda": 2**22}
 # A fork copies the lock of all progress bars as it is: held, if another thread draws its bar. The child makes its own.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=lambda: tqdm.set_lock(threading.RLock()))
+
+_BAR_KEYWORDS = inspect.signature(PlainBar.__init__).parameters
+
+# Methods of a network that people call on a pipeline, and what to write.
+_MOVES = {"cuda": '"cuda"', "cpu": '"cpu"'}
+_MOVES |= {"float": "torch.float32", "half": "torch.float16", "bfloat16": "torch.bfloat16", "double": "torch.float64"}
 
 
 @dataclass
@@ -197,15 +203,16 @@ class BigGANPipeline:
         unfold(self._network("renew_weights"))
         return self
 
-    def progress_bar(self, iterable: Iterable[Any] | None = None, total: int | None = None) -> tqdm:
-        """A bar over an iterable or of a total, with the settings of `set_progress_bar_config`."""
+    def progress_bar(self, iterable: Iterable[Any] | None = None, total: int | None = None, **kwargs: Any) -> tqdm:
+        """A bar over an iterable or of a total; other keywords are tqdm's, before `set_progress_bar_config`'s."""
         if iterable is None and total is None:
             raise ValueError("a progress bar needs an iterable or a total")
-        return open_bar(iterable, **{"total": total, **self._bar_settings})
+        check_keywords("progress_bar", kwargs, _BAR_KEYWORDS)
+        return open_bar(iterable, **{"total": total, **self._bar_settings, **kwargs})
 
     def set_progress_bar_config(self, **kwargs: Any) -> None:
         """Settings of the bars, tqdm's keywords: `disable=True` for none."""
-        check_keywords("set_progress_bar_config", kwargs, inspect.signature(PlainBar.__init__).parameters)
+        check_keywords("set_progress_bar_config", kwargs, _BAR_KEYWORDS)
         self._bar_settings = kwargs
 
     @property
@@ -215,6 +222,16 @@ class BigGANPipeline:
     @property
     def dtype(self) -> torch.dtype:
         return self.model.dtype
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            what = f"{type(self).__name__!r} object has no attribute {name!r}"
+            if name in _MOVES:
+                raise AttributeError(f"{what}: write pipe.to({_MOVES[name]})")
+            if not name.startswith("_") and hasattr(vars(self).get("model"), name):
+                raise AttributeError(f"{what}, but its model has: pipe.model.{name}")
+            raise AttributeError(f"{what}{did_you_mean(name, dir(type(self)))}")
 
     # Names of classes
 
@@ -264,7 +281,7 @@ class BigGANPipeline:
         rows = []
         for mixture in mixtures:
             labels = torch.tensor([*mixture])
-            check_class_labels(labels, len(labels), self.model.config.num_labels)
+            check_class_labels(labels, len(labels), self.model.config.id2label)
             weights = torch.tensor([*mixture.values()], device=self.device)
             rows.append(weights @ self.model.class_embedding(labels.to(self.device)).float())
         return torch.stack(rows)
@@ -326,8 +343,7 @@ class BigGANPipeline:
         _check_positive("num_images_per_prompt", num_images_per_prompt)
         number = num_images_per_prompt * next((len(x) for x in (label_ids, embeddings) if x is not None), 1)
         mode = self._check_options(batch_size, truncation, truncation_mode, output_type)
-        if latents is not None and latents.shape != (number, self.model.config.z_dim):
-            raise ValueError(f"latents must be ({number}, {self.model.config.z_dim}), got {tuple(latents.shape)}")
+        check_latents(latents, number, self.model.config.z_dim)
         check_generators(generator, number)
 
         # Draws as `model.sample` does: the same generator gives the same images.
@@ -434,8 +450,8 @@ class BigGANPipeline:
     def _to_id(self, label: Any) -> int:
         if not isinstance(label, Integral) or isinstance(label, bool):
             return label_of(label, self.model.config.id2label)
-        if self.model.config.num_labels:
-            check_label_range([int(label)], self.model.config.num_labels)
+        if self.model.config.id2label:
+            check_label_range([int(label)], self.model.config.id2label)
         return int(label)
 
     def _check_options(

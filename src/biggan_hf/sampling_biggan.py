@@ -14,6 +14,7 @@ from .latents import (
     StandingRow,
     TruncationMode,
     check_generators,
+    check_latents,
     check_truncation,
     check_truncation_mode,
     sample_latents,
@@ -77,10 +78,9 @@ class SamplingMixin(_Network):
         labels = self._labels_to_sample(class_labels, num_images_per_prompt, generator)
         number = num_images_per_prompt if labels is None else len(labels)
         mode = self._truncation_mode(truncation, truncation_mode)
+        check_latents(latents, number, self.config.z_dim)
         if latents is None:
             latents = sample_latents(number, self.config.z_dim, truncation, mode, generator, self.device)
-        elif len(latents) != number:
-            raise ValueError(f"latents must be ({number}, {self.config.z_dim}), got {tuple(latents.shape)}")
         return self._generate(latents, labels, None, truncation)
 
     @torch.no_grad()
@@ -102,7 +102,7 @@ class SamplingMixin(_Network):
             raise ValueError(f"num_images_per_prompt must be at least 1, got {repeats}")
         if labels is not None:
             labels = as_labels(labels, self.config.id2label).reshape(-1)
-            check_class_labels(labels, len(labels), self.config.num_labels)
+            check_class_labels(labels, len(labels), self.config.id2label)
             return labels.repeat_interleave(repeats).to(self.device)
         if not self.config.num_labels:
             return None

@@ -113,6 +113,7 @@ def _samples(args: argparse.Namespace) -> list[ImageSource]:
     folder = args.model if args.weights == "ema" else str(Path(args.model) / "generator")
     model = common.load_pipeline(args, folder).model
     options = {"name": args.model, "weights": args.weights, "truncation_mode": args.truncation_mode}
+    options["global_step"] = model.saved_step
     return [GeneratedImages(model, args.num_images, args.seed, t, **options) for t in args.truncations]
 
 

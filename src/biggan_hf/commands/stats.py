@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
         collect_standing_statistics(model, args.truncations, **numbers, generator=generator)
         if not is_main_process():
             return
-    model.save_pretrained(args.output)
+    model.save_pretrained(args.output, global_step=model.saved_step)
     print(args.output)
     option = f" --truncation {args.truncations[0]}" if args.truncations else ""
     print(f"Use them: biggan-hf sample {shlex.quote(str(args.output))}{option} --output samples.png")

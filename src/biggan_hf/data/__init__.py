@@ -1,7 +1,6 @@
 """From a folder, a file or a data set on the Hub to batches of uint8 pictures and class labels."""
 
 from .labelled_images import (
-    Contents,
     ImageBatch,
     LabelledImages,
     ShuffledBatches,
@@ -9,6 +8,7 @@ from .labelled_images import (
     UnreadablePictureError,
     load_labelled_images,
 )
+from .opening import Contents
 
 
 __all__ = [

@@ -29,7 +29,7 @@ def found_rows(images: LabelledImages, name: str, held_out: str | None = None) -
     """
     contents = images.contents
     watched, unused = splits_beside(images, held_out)
-    pictures = f"{len(images):,} of split {contents.split!r} of"
+    pictures = f"{images.num_readable:,} of split {contents.split!r} of"
     asked = held_out and (splits_in_words(watched) or f"split {held_out!r}")
     return [
         Row("pictures", f"{pictures} {name}", f"{pictures} {public_name(name)}"),

@@ -6,7 +6,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from itertools import filterfalse
 from pathlib import Path
 from typing import Any
@@ -34,16 +34,8 @@ SYSTEM_FOLDERS = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Informati
 # Why something is left out
 HIDDEN = "hidden, or of the operating system"
 NO_PICTURE = "no picture by its ending"
-ARCHIVE = "an archive, which is not read beside pictures: unpack it"
-BAD_NAME = "a name that is no UTF-8"
-DEAD_LINK = "a link that leads nowhere"
-NO_FILE = "neither a file nor a folder"
-LOOP = "a link back to a folder that holds it"
-CLOSED = "a folder that cannot be opened"
-NO_PICTURES_INSIDE = "a folder without pictures"
-BESIDE_CLASSES = "a picture beside the class folders"
-BESIDE_SPLITS = "beside the splits"
-REPEATS_CLASSES = "a folder whose sub-folders are called like the class folders beside it"
+
+SUB_FOLDERS = "sub-folders"
 
 
 @dataclass(eq=False)
@@ -55,9 +47,13 @@ class Folder:
     pictures: list[str] = field(default_factory=list)  # their names
     others: list[str] = field(default_factory=list)  # the names of all other files
     folders: dict[str, "Folder"] = field(default_factory=dict)
-    left_out: dict[str, list[str]] = field(default_factory=dict)  # reason → relative paths, but for `others`
-    number: int = 0  # of pictures, deeper ones too
+    left_out: dict[str, set[str]] = field(default_factory=dict)  # reason → relative paths, but for `others`
     identity: tuple[int, int] | None = None  # the device and the number there, the same through a link
+
+    @cached_property
+    def number(self) -> int:
+        """Of pictures, deeper ones too; asked for once all are listed."""
+        return len(self.pictures) + sum(folder.number for folder in self.folders.values())
 
     @property
     def filled(self) -> dict[str, "Folder"]:
@@ -68,7 +64,7 @@ class Folder:
         return f"{self.path}/{name}" if self.path else name
 
     def leave_out(self, reason: str, name: str) -> None:
-        self.left_out.setdefault(reason, []).append(self.inside(name))
+        self.left_out.setdefault(reason, set()).add(self.inside(name))
 
     def walk(self) -> Iterator["Folder"]:
         """This folder and all deeper ones."""
@@ -80,15 +76,17 @@ class Folder:
         """The relative paths of all pictures, deeper ones too, sorted."""
         return sorted(folder.inside(name) for folder in self.walk() for name in folder.pictures)
 
+    def other_paths(self) -> list[str]:
+        """Those of all other files."""
+        return [folder.inside(name) for folder in self.walk() for name in folder.others]
+
     def add(self, path: str) -> None:
         """Adds a file of a zip, with the folders that its path names."""
         *parents, name = path.split("/")
         folder = self
         for parent in parents:
             if _is_hidden(parent):
-                hidden = folder.left_out.setdefault(HIDDEN, [])
-                hidden += [folder.inside(parent)] if folder.inside(parent) not in hidden else []
-                return
+                return folder.leave_out(HIDDEN, parent)
             folder = folder.folders.setdefault(parent, Folder(folder.inside(parent), folder))
         if name:  # the path of a folder ends with a slash
             folder.add_file(name)
@@ -101,15 +99,6 @@ class Folder:
         else:
             self.others.append(name)
 
-    def finish(self) -> None:
-        """Sorts names, and counts pictures."""
-        self.pictures.sort()
-        self.others.sort()
-        self.folders = dict(sorted(self.folders.items()))
-        for folder in self.folders.values():
-            folder.finish()
-        self.number = len(self.pictures) + sum(folder.number for folder in self.folders.values())
-
 
 @dataclass(frozen=True, eq=False)
 class Listing:
@@ -117,22 +106,24 @@ class Listing:
 
     place: Path  # the folder that was listed
     top: Folder
-    zipped: dict[str, tuple[str, str]]  # relative path → a zip and the name inside it; empty for plain files
+    # Relative path → a zip, the name inside it, and the checksum there. Empty for plain files.
+    zipped: dict[str, tuple[str, str, int]]
 
     def read(self, path: str) -> bytes:
         if path not in self.zipped:
             return (self.place / path).read_bytes()
-        archive, name = self.zipped[path]
+        archive, name, _ = self.zipped[path]
         with zipfile.ZipFile(archive) as file:
             return file.read(name)
 
 
 @dataclass(eq=False)
-class Classes:
-    """The pictures of one split, and the class folder of each."""
+class Rows:
+    """The pictures of one split, and what says their labels."""
 
     paths: list[str]  # relative, sorted
-    names: list[str]  # of the class folder of each; empty without class folders
+    labels: list[Any]  # of each picture, as the source has them; empty without labels
+    source: str = SUB_FOLDERS  # in words
     left_out: dict[str, list[str]] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
 
@@ -169,10 +160,6 @@ def split_in(name: str) -> str | None:
     return next((split for word in re.split(r"[^a-zA-Z]+", name) if (split := split_called(word))), None)
 
 
-def _has_word_of_split(name: str) -> bool:
-    return bool(split_in(name) or NUMBERED_SPLIT.fullmatch(name))
-
-
 # Listing
 
 
@@ -183,7 +170,6 @@ def list_folder(place: str | Path) -> Listing:
         _list(os.path.abspath(place), top, frozenset())
     except OSError as error:
         raise ValueError(f"{str(place)!r} cannot be opened: {error.strerror}") from error
-    top.finish()
     return Listing(Path(os.path.abspath(place)), top, {})
 
 
@@ -192,56 +178,43 @@ def _list(place: str, folder: Folder, above: frozenset[tuple[int, int]]) -> None
     folder.identity = status.st_dev, status.st_ino
     above |= {folder.identity}
     with os.scandir(place) as entries:
-        for entry in entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
             _add_entry(entry, folder, above)
 
 
 def _add_entry(entry: "os.DirEntry[str]", folder: Folder, above: frozenset[tuple[int, int]]) -> None:
-    name = entry.name
-    if not _is_utf8(name):
-        folder.leave_out(BAD_NAME, name.encode(errors="surrogateescape").decode(errors="backslashreplace"))
+    name, is_link = entry.name, entry.is_symlink()
+    if re.search("[\ud800-\udfff]", name):
+        folder.leave_out(
+            "a name that is no UTF-8", name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+        )
     elif _is_hidden(name):
         folder.leave_out(HIDDEN, name)
-    elif _leads_to_folder(entry):
+    elif os.path.isdir(entry.path) if is_link else entry.is_dir():
         status = entry.stat()
         if (status.st_dev, status.st_ino) in above:
-            folder.leave_out(LOOP, name)
+            folder.leave_out("a link back to a folder that holds it", name)
             return
         inner = Folder(folder.inside(name), folder)
         try:
             _list(entry.path, inner, above)
         except OSError:
-            folder.leave_out(CLOSED, name)
+            folder.leave_out("a folder that cannot be opened", name)
         else:
             folder.folders[name] = inner
-    elif not os.path.isfile(entry.path) if entry.is_symlink() else not entry.is_file():
-        folder.leave_out(DEAD_LINK if entry.is_symlink() else NO_FILE, name)
+    elif not os.path.isfile(entry.path) if is_link else not entry.is_file():
+        folder.leave_out("a link that leads nowhere" if is_link else "neither a file nor a folder", name)
     else:
         folder.add_file(name)
-
-
-def _leads_to_folder(entry: "os.DirEntry[str]") -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
 
 
 def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name in SYSTEM_FOLDERS
 
 
-def _is_utf8(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def list_zip(archive: Path) -> Listing:
     """Lists a zip as if it was a folder."""
-    return _list_zips(archive.parent.absolute(), {"": [archive.name]})
+    return _list_zips(archive.parent.absolute(), [("", archive.name)])
 
 
 def list_zips(place: Path, archives: list[str]) -> Listing:
@@ -249,15 +222,13 @@ def list_zips(place: Path, archives: list[str]) -> Listing:
     Lists zips, whose paths are relative to a folder, as if each was a folder called as it is: as a split, if their
     names have words of splits. Zips that hold folders of the same names are parts of one folder.
     """
-    splits = {archive: split_in(os.path.basename(os.path.splitext(archive)[0])) for archive in archives}
-    groups: dict[str, list[str]] = {}
-    if all(splits.values()):
-        for archive, split in splits.items():
-            groups.setdefault(str(split), []).append(archive)
-        return _list_zips(place, groups)
-    if len(archives) == 1 or _are_parts(archives, [_seen_in(place / archive) for archive in archives]):
-        return _list_zips(place, {"": archives})
-    return _list_zips(place, {os.path.splitext(archive)[0]: [archive] for archive in archives})
+    folders = [os.path.splitext(archive)[0] for archive in archives]
+    splits = [split for folder in folders if (split := split_in(os.path.basename(folder)))]
+    if len(splits) == len(archives):
+        folders = splits
+    elif len(archives) == 1 or _are_parts(archives, [_seen_in(place / archive) for archive in archives]):
+        folders = [""] * len(archives)
+    return _list_zips(place, [*zip(folders, archives, strict=True)])
 
 
 def _are_parts(archives: list[str], names: list[list[str]]) -> bool:
@@ -275,33 +246,34 @@ def _are_parts(archives: list[str], names: list[list[str]]) -> bool:
     return _are_parts(archives, [[rest for name in paths if (rest := name.partition("/")[2])] for paths in names])
 
 
-def _list_zips(place: Path, archives: dict[str, list[str]]) -> Listing:
-    """Lists the zips of each folder."""
+def _list_zips(place: Path, archives: list[tuple[str, str]]) -> Listing:
+    """Lists zips, each in a folder of this name."""
     top, zipped = Folder(""), {}
-    for folder, archive in ((folder, archive) for folder, group in archives.items() for archive in group):
-        for path, name in _names_in(place / archive).items():
+    for folder, archive in archives:
+        for path, item in _items_in(place / archive).items():
             path = f"{folder}/{path}" if folder else path
             if path in zipped and not path.endswith("/"):
-                raise ValueError(f"{name!r} is in several zips, as {archive!r}: unpack each into a folder of its own")
-            zipped[path] = (str(place / archive), name)
-            top.add(path)
-    top.finish()
+                said = f"{item.filename!r} is in several zips, as {archive!r}"
+                raise ValueError(f"{said}: unpack each into a folder of its own")
+            zipped[path] = str(place / archive), item.filename, item.CRC
+    for path in sorted(zipped, key=lambda path: path.split("/")):
+        top.add(path)
     return Listing(place, top, zipped)
 
 
-def _names_in(archive: Path) -> dict[str, str]:
-    """The paths in a zip, and the names that it has for them."""
+def _items_in(archive: Path) -> dict[str, zipfile.ZipInfo]:
+    """By their paths."""
     try:
         with zipfile.ZipFile(archive) as file:
             if any(item.flag_bits & 1 for item in file.infolist()):
                 raise ValueError(f"{str(archive)!r} is encrypted: unpack it, and give the folder")
-            return {_plain(name): name for name in file.namelist()}
+            return {_plain(item.filename): item for item in file.infolist()}
     except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
         raise ValueError(f"{str(archive)!r} is no zip that can be read: {error}") from error
 
 
 def _seen_in(archive: Path) -> list[str]:
-    return [path for path in _names_in(archive) if not any(map(_is_hidden, path.split("/")))]
+    return [path for path in _items_in(archive) if not any(map(_is_hidden, path.split("/")))]
 
 
 def _plain(name: str) -> str:
@@ -339,8 +311,9 @@ def find_splits(top: Folder) -> dict[str, Folder]:
     named = {name: split for name, split in called.items() if split}
     others = [name for name, split in called.items() if not split]
     have_classes = [name for name in named if folder.filled[name].filled]
-    numbered = any(map(NUMBERED_SPLIT.fullmatch, called))
-    if others and len(called) > 1 and (named or numbered) and all(map(_has_word_of_split, called)):
+    numbered = [name for name in called if NUMBERED_SPLIT.fullmatch(name)]
+    have_words = all(split_in(name) or name in numbered for name in called)
+    if others and len(called) > 1 and (named or numbered) and have_words:
         raise ValueError(
             f"{_quoted(called)} look like splits: to read splits, rename the folders to train, validation and test, "
             f"move others away, or give one of them; to read classes, rename them so that they do not"
@@ -354,9 +327,7 @@ def find_splits(top: Folder) -> dict[str, Folder]:
         )
     if len(set(named.values())) < len(named):
         raise ValueError(f"{_quoted(named)} name the same split: leave one folder for each split")
-    return {
-        split: folder.filled[name] for name, split in sorted(named.items(), key=lambda item: [*SPLITS].index(item[1]))
-    }
+    return {split: folder.filled[name] for split in SPLITS for name in named if named[name] == split}
 
 
 def empty_splits(top: Folder) -> list[str]:
@@ -365,7 +336,7 @@ def empty_splits(top: Folder) -> list[str]:
     return [split for split, folder in called.items() if split and not folder.number]
 
 
-def find_classes(split: Folder) -> Classes:
+def find_classes(split: Folder) -> Rows:
     """
     The pictures of a split, by class: sub-folders with pictures are classes, and deeper pictures are of the class
     above.
@@ -374,19 +345,19 @@ def find_classes(split: Folder) -> Classes:
         ValueError: It cannot be told which folders are the classes.
     """
     folder = unwrapped(split, through_splits=True)
-    found = Classes([], [])
+    found = Rows([], [])
     if not folder.filled:
         found.paths = folder.paths()
-        found.names = [folder.path.rpartition("/")[2]] * len(found.paths) if folder is not split else []
+        found.labels = [folder.path.rpartition("/")[2]] * len(found.paths) if folder is not split else []
         return found
     if folder is not split:
         found.remarks.append(f"The class folders lie in {folder.path!r}.")
     classes = _without_repeats(folder, found)
     _refuse_unclear(folder, classes)
     rows = sorted((path, name) for name, inner in classes.items() for path in inner.paths())
-    found.paths, found.names = [path for path, _ in rows], [name for _, name in rows]
+    found.paths, found.labels = [path for path, _ in rows], [name for _, name in rows]
     if folder.pictures:
-        found.left_out[BESIDE_CLASSES] = [folder.inside(name) for name in folder.pictures]
+        found.left_out["a picture beside the class folders"] = [folder.inside(name) for name in folder.pictures]
     if deeper := [inner.path for outer in classes.values() for inner in outer.filled.values()]:
         found.remarks.append(
             f"Pictures of deeper folders ({len(deeper)}, as {deeper[0]!r}) belong to the class folder above them."
@@ -417,7 +388,7 @@ def _doubts(classes: dict[str, Folder]) -> list[str]:
     return doubts
 
 
-def _without_repeats(folder: Folder, found: Classes) -> dict[str, Folder]:
+def _without_repeats(folder: Folder, found: Rows) -> dict[str, Folder]:
     """The class folders, without those that repeat the others, as `masks/cat` beside `cat`."""
     filled = folder.filled
     repeats = {
@@ -429,7 +400,9 @@ def _without_repeats(folder: Folder, found: Classes) -> dict[str, Folder]:
     if not classes:
         return filled
     if repeats:
-        found.left_out[REPEATS_CLASSES] = [inner.path for inner in repeats.values()]
+        found.left_out["a folder whose sub-folders are called like the class folders beside it"] = [
+            inner.path for inner in repeats.values()
+        ]
     return classes
 
 
@@ -489,13 +462,16 @@ def left_out_of(split: Folder, used: Iterable[str] = ()) -> dict[str, list[str]]
     for folder in above_and_inside(split):
         empty = [inner.path for inner in folder.folders.values() if not inner.number]
         others = [folder.inside(name) for name in folder.others]
-        kinds = [(ARCHIVE, [*filter(is_archive, others)]), (NO_PICTURE, [*filterfalse(is_archive, others)])]
-        for reason, paths in [*folder.left_out.items(), *kinds, (NO_PICTURES_INSIDE, empty)]:
+        kinds = [
+            ("an archive, which is not read beside pictures: unpack it", [*filter(is_archive, others)]),
+            (NO_PICTURE, [*filterfalse(is_archive, others)]),
+        ]
+        for reason, paths in [*folder.left_out.items(), *kinds, ("a folder without pictures", empty)]:
             left_out.setdefault(reason, []).extend(path for path in paths if path not in used)
     above = split.above
     if above is not None and split_called(split.path.rpartition("/")[2]):
         beside = [inner.path for name, inner in above.filled.items() if not split_called(name)]
-        left_out[BESIDE_SPLITS] = beside + [above.inside(name) for name in above.pictures]
+        left_out["beside the splits"] = beside + [above.inside(name) for name in above.pictures]
     return {reason: sorted(paths, key=natural_order) for reason, paths in left_out.items() if paths}
 
 

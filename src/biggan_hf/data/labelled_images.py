@@ -20,7 +20,7 @@ from ..class_names import match_classes
 from ..pictures import Stored, decode_picture, describe_stored, encoded_bytes
 from ..words import abbreviated
 from .labels import alike
-from .opening import Opened, open_source
+from .opening import Contents, Opened, open_source
 
 
 logger = logging.getLogger(__name__)
@@ -57,23 +57,6 @@ class UnreadablePictureError(ValueError):
     """A picture can't be decoded, and the caller wants an error rather than another picture."""
 
 
-@dataclass(frozen=True)
-class Contents:
-    """What was found in a source, for a person who looks whether it is what was meant."""
-
-    split: str = "train"
-    ignored_splits: dict[str, int | None] = field(default_factory=dict)  # their pictures; `None` where it is unknown
-    left_out: dict[str, list[str]] = field(default_factory=dict)  # a reason, and relative names of files or folders
-    class_counts: list[int] = field(default_factory=list)  # pictures of each class; empty if unlabelled
-    label_source: str = "none found"  # in words
-    remarks: list[str] = field(default_factory=list)  # what is unusual, a sentence each
-
-    @property
-    def filled_classes(self) -> list[int]:
-        """The classes that have pictures."""
-        return [label for label, count in enumerate(self.class_counts) if count]
-
-
 @dataclass(frozen=True, eq=False)
 class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
     """
@@ -98,6 +81,11 @@ class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
 
     def __len__(self) -> int:
         return len(self.pictures)
+
+    @property
+    def num_readable(self) -> int:
+        """Pictures but for those known to be unreadable."""
+        return len(self) - len(self.unreadable)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -164,10 +152,8 @@ class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
         rows = [self._readable(index) for index in indices]
         while missing := [row for row in dict.fromkeys(rows) if row not in decoded and row not in self.cached_rows]:
             for row, cell in zip(missing, self.pictures[missing]["image"], strict=True):
-                try:
-                    decoded[row] = decode_picture(cell, self.image_size, self.num_channels)
-                except ValueError as error:
-                    self._note_unreadable(row, cell, error)
+                if (picture := self._decode(row, cell)) is not None:
+                    decoded[row] = picture
             if len(self.unreadable) == len(self):
                 last = next(reversed(self.unreadable.values()))
                 raise UnreadablePictureError(f"none of the {len(self)} pictures can be read; the last: {last}")
@@ -190,24 +176,20 @@ class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
         return row
 
     def is_readable(self, row: int) -> bool:
-        """Decodes the picture; notes it if it can't be read."""
-        if row in self.unreadable:
-            return False
-        cell = self.pictures[row]["image"]
-        try:
-            decode_picture(cell, self.image_size, self.num_channels)
-        except ValueError as error:
-            self._note_unreadable(row, cell, error)
-            return False
-        return True
+        return row not in self.unreadable and self._decode(row, self.pictures[row]["image"]) is not None
 
-    def _note_unreadable(self, row: int, cell: Mapping[str, Any] | None, error: ValueError) -> None:
-        picture = Unreadable(cell["path"] if cell else None, row, str(error))
-        if self.on_unreadable_image == "error":
-            raise UnreadablePictureError(str(picture)) from error
+    def _decode(self, row: int, cell: Mapping[str, Any] | None) -> Tensor | None:
+        """`None` for a picture that can't be read, which is noted."""
+        try:
+            return decode_picture(cell, self.image_size, self.num_channels)
+        except ValueError as error:
+            picture = Unreadable(cell["path"] if cell else None, row, str(error))
+            if self.on_unreadable_image == "error":
+                raise UnreadablePictureError(str(picture)) from error
         self.unreadable[row] = picture
         if torch.utils.data.get_worker_info() is None:  # or else each worker would log it
             logger.warning("%s; the next readable one takes its place", picture)
+        return None
 
 
 def load_labelled_images(
@@ -257,7 +239,7 @@ def load_labelled_images(
         labels=None if labels is None else labels.rows,
         class_names=[] if labels is None else labels.names,
         class_values=[] if labels is None else labels.values,
-        contents=_describe(source, split),
+        contents=_contents(source),
         image_size=image_size,
         num_channels=num_channels,
         on_unreadable_image=on_unreadable_image,
@@ -267,10 +249,12 @@ def load_labelled_images(
     return _probe(images, dataset_name)
 
 
-def _describe(source: Opened, split: str) -> Contents:
+def _contents(source: Opened) -> Contents:
+    """With the pictures of each class, and what is unusual about the classes."""
+    split = source.contents.split
     names = [] if source.labels is None else source.labels.names
     counts = [] if source.labels is None else torch.bincount(source.labels.rows, minlength=len(names)).tolist()
-    remarks = list(source.remarks)
+    remarks = [*source.contents.remarks]
     if empty := [name for name, count in zip(names, counts, strict=True) if not count]:
         have = "has" if len(empty) == 1 else "have"
         remarks.append(
@@ -278,7 +262,7 @@ def _describe(source: Opened, split: str) -> Contents:
         )
     for group in alike(names):
         remarks.append(f"Several classes are called alike: {', '.join(map(repr, group))}.")
-    return Contents(split, source.ignored_splits, source.left_out, counts, source.label_source, remarks)
+    return replace(source.contents, class_counts=counts, remarks=remarks)
 
 
 def _probe(images: LabelledImages, dataset_name: str) -> LabelledImages:
@@ -354,11 +338,9 @@ class ShuffledBatches(torch.utils.data.Sampler[list[int]]):
     def _stream(self) -> Iterator[int]:
         """The samples from `start` on."""
         first_epoch, offset = divmod(self.start, self.num_samples)
-        yield from self._permutation(first_epoch)[offset:]
-        for epoch in itertools.count(first_epoch + 1):
-            yield from self._permutation(epoch)
-
-    def _permutation(self, epoch: int) -> list[int]:
-        # SeedSequence mixes the pair: seed + epoch would make neighbouring seeds share their epochs.
-        mixed_seed = int(np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0])
-        return torch.randperm(self.num_samples, generator=torch.Generator().manual_seed(mixed_seed)).tolist()
+        for epoch in itertools.count(first_epoch):
+            # SeedSequence mixes the pair: seed + epoch would make neighbouring seeds share their epochs.
+            mixed_seed = int(np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0])
+            permutation = torch.randperm(self.num_samples, generator=torch.Generator().manual_seed(mixed_seed))
+            yield from permutation[offset:].tolist()
+            offset = 0

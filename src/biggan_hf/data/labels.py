@@ -163,17 +163,7 @@ def _as_classes(values: pa.ChunkedArray, where: str) -> pa.ChunkedArray:
         values = values.cast(pa.string())
         if empty := sum(not text.strip() for text in values.to_pylist()):
             raise ValueError(f"{where} has {empty} empty labels")
-    elif not any(
-        is_type(values.type)
-        for is_type in (
-            types.is_boolean,
-            types.is_date,
-            types.is_timestamp,
-            types.is_time,
-            types.is_duration,
-            types.is_decimal,
-        )
-    ):
+    elif not any(is_type(values.type) for is_type in (types.is_boolean, types.is_temporal, types.is_decimal)):
         raise ValueError(f"{where} is {values.type}, expected one value for each picture: integers, strings, …")
     return values
 
@@ -251,7 +241,9 @@ class Metadata:
 
 def read_metadata(listing: Listing, split: Folder) -> list[Metadata]:
     """The tables in the split's folder, deeper, or above."""
-    return [Metadata(folder, path, _read_table(path, listing.read(path))) for folder, path in _metadata_files(split)]
+    folders = above_and_inside(split)
+    there = [(folder, folder.inside(name)) for folder in folders for name in METADATA_FILES if name in folder.others]
+    return [Metadata(folder, path, _read_table(path, listing.read(path))) for folder, path in there]
 
 
 def labels_of_metadata(tables: Sequence[Metadata], requested: str | None) -> LabelFiles | None:
@@ -298,12 +290,6 @@ def _without_names(table: Metadata) -> str:
 
 def _relative(folder: Folder, name: str) -> str:
     return posixpath.normpath(folder.inside(name.replace("\\", "/")))
-
-
-def _metadata_files(split: Folder) -> list[tuple[Folder, str]]:
-    """With the folders in which they lie: that of the split, deeper ones, and those above."""
-    folders = [*above_and_inside(split)]
-    return [(folder, folder.inside(name)) for folder in folders for name in METADATA_FILES if name in folder.others]
 
 
 def _read_table(path: str, data: bytes) -> pa.Table:

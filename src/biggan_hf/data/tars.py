@@ -14,6 +14,7 @@ from typing import Any
 
 import datasets
 
+from ..words import counted
 from .folders import is_picture, list_folder, natural_order, split_in
 
 
@@ -21,6 +22,7 @@ DOTS = (
     "WebDataset splits a name at its first dot, so a.b.jpg and a.c.jpg are two kinds of files of one sample: if names "
     "have more, rename them (a_b.jpg), or download the shards and give their folder, which is read by the last dot"
 )
+UNEQUAL = "Each sample needs the same kinds of files"
 TEXT_IN_CLS = "a .cls file holds text: download the shards and give their folder, of which texts are read as labels"
 NUMBERS, TEXTS, JSONS = {"cls", "cls2", "index", "id"}, {"txt", "text", "caption", "label", "class"}, {"json", "jsn"}
 LOOKED_AT = 8  # shards, of which the names are read each time
@@ -58,7 +60,7 @@ def own_tars(place: Path) -> dict[str, datasets.Dataset]:
                 "at_first_dot": first_serves,
                 "numbers": tuple(field for field, value in known.items() if getattr(value, "dtype", "") == "int64"),
                 "fields": tuple(known),
-                "stamps": tuple(map(_stamp, paths)),
+                "stamps": tuple(map(stamp, paths)),
             },
         )
         for split, paths in splits.items()
@@ -68,9 +70,7 @@ def own_tars(place: Path) -> dict[str, datasets.Dataset]:
 def _shards(place: Path) -> list[Path]:
     if place.is_file():
         return [place] if place.suffix == ".tar" else []
-    listing = list_folder(place)
-    files = (folder.inside(name) for folder in listing.top.walk() for name in folder.others)
-    return [place / path for path in sorted(files) if path.endswith(".tar")]
+    return [place / path for path in sorted(list_folder(place).top.other_paths()) if path.endswith(".tar")]
 
 
 def _some(shards: list[Path]) -> list[Path]:
@@ -91,15 +91,16 @@ def folders_of_keys(source: datasets.Dataset) -> list[str]:
     return sorted({os.path.dirname(os.path.normpath(key)) for key in source["__key__"]}, key=natural_order)
 
 
-def advice_on_dots(source: datasets.Dataset, place: Path) -> str:
-    """What helps, if the columns of pictures show that `datasets` has split names at the wrong dot."""
+def with_advice_on_dots(error: str, source: datasets.Dataset, place: Path) -> str:
+    """The error and what helps, if the columns of pictures show that `datasets` has split names at the wrong dot."""
     pictures = [name for name, feature in source.features.items() if isinstance(feature, datasets.Image)]
     if "__url__" not in source.features or not pictures:
-        return ""
+        return error
     # Of samples that are pictures of one sample there is no plain "jpg", and several shards leave holes.
     if not (all("." in name for name in pictures) if pictures[1:] else source.data.column(pictures[0]).null_count):
-        return ""
-    return f". {_odd_sample(place) if place.exists() else DOTS}"
+        return error
+    advice = _odd_sample(place) if place.exists() else DOTS
+    return advice if advice.startswith(UNEQUAL) else f"{error}. {advice}"
 
 
 def advice_on_error(reason: str, place: Path | None) -> str:
@@ -116,19 +117,18 @@ def advice_on_error(reason: str, place: Path | None) -> str:
 
 
 def _odd_sample(place: Path) -> str:
-    """A sample that has other kinds of files than most."""
+    """A sample that has other kinds of files than most; what to rename, if there is none."""
     names = [[name for name, _ in _files(shard)] for shard in _some(_shards(place))]
-    has_dots = any(os.path.basename(name).count(".") > 1 for part in names for name in part)
-    samples = _by_sample(_together(names), by_last_dot if has_dots else by_first_dot)
-    kinds = Counter(map(tuple, samples.values())).most_common()
-    odd = [key for key, fields in samples.items() if tuple(fields) != kinds[0][0]]
-    differ = f"{odd[0].partition('/')[2]!r} has the files {samples[odd[0]]}, most have {[*kinds[0][0]]}" if odd else ""
-    if not has_dots:
-        return f"Each sample needs the same kinds of files: {differ}" if odd else ""
-    return (
-        "WebDataset splits a name at its first dot, and names here have more: rename them (a.b.jpg to a_b.jpg)"
-        + f". They are split at the last dot if all samples have the same kinds of files, but {differ}" * bool(odd)
-    )
+    by_dot = [_by_sample(_together(names), split) for split in (by_last_dot, by_first_dot)]
+    samples = max(by_dot, key=_share_of_usual)
+    usual = _usual(samples)[0]
+    odd = {key.partition("/")[2]: kinds for key, kinds in samples.items() if kinds != usual}
+    for key, kinds in odd.items():
+        differ = f"{len(odd)} of {counted(len(samples), 'sample')} {'differs' if len(odd) == 1 else 'differ'}"
+        return f"{UNEQUAL}: {differ}, as {key!r} has the files {[*kinds]}, most have {[*usual]}"
+    if any(os.path.basename(name).count(".") > 1 for part in names for name in part):
+        return "WebDataset splits a name at its first dot, and names here have more: rename them (a.b.jpg to a_b.jpg)"
+    return ""
 
 
 # Names
@@ -145,20 +145,29 @@ def by_last_dot(name: str) -> tuple[str, str]:
     return key, field.lower()
 
 
-def _by_sample(names: list[str], split: Split) -> dict[str, list[str]]:
+def _by_sample(names: list[str], split: Split) -> dict[str, tuple[str, ...]]:
     """The kinds of files that each sample has, sorted."""
     samples: dict[str, list[str]] = {}
     for key, field in map(split, names):
         samples.setdefault(key, []).append(field)
-    return {key: sorted(fields) for key, fields in samples.items()}
+    return {key: tuple(sorted(fields)) for key, fields in samples.items()}
+
+
+def _usual(samples: dict[str, tuple[str, ...]]) -> tuple[tuple[str, ...], int]:
+    """The kinds of files that most samples have, and how many these are."""
+    return (Counter(samples.values()).most_common(1) or [((), 0)])[0]
+
+
+def _share_of_usual(samples: dict[str, tuple[str, ...]]) -> float:
+    number = _usual(samples)[1]
+    return number / len(samples) if number > 1 else 0
 
 
 def _samples_if_alike(names: list[str], split: Split) -> int:
     """How many samples there are, if all have the same kinds of files, one of each, and a picture; 0 otherwise."""
-    samples = _by_sample(names, split)
-    kinds = {tuple(fields) for fields in samples.values()}
-    fields = kinds.pop() if len(kinds) == 1 else ()
-    return len(samples) if len(set(fields)) == len(fields) and any(map(_is_picture, fields)) else 0
+    fields, number = _usual(samples := _by_sample(names, split))
+    alike = number == len(samples) and len(set(fields)) == len(fields)
+    return number if alike and any(map(_is_picture, fields)) else 0
 
 
 def _kind(field: str) -> str:
@@ -238,6 +247,7 @@ def _value(name: str, field: str, data: bytes, is_number: bool) -> Any:
     return json.loads(data) if _kind(field) in JSONS else data.decode().strip()
 
 
-def _stamp(path: str) -> tuple[int, int]:
+def stamp(path: str | Path) -> tuple[int, ...]:
+    """What changes with a file: who replaces one and keeps its time of modification cannot keep that of the change."""
     status = os.stat(path)
-    return status.st_size, status.st_mtime_ns
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino

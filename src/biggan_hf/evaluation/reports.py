@@ -19,8 +19,11 @@ from ..files import write_text
 
 
 TASK = "unconditional-image-generation"  # the Hub's name, with classes or without
-# Two runs of one protocol may differ in these: the probe by the device's rounding, the source since models move.
-OF_THE_RUN = ("software.", "device", "processes", "date", "samples.source", "extractor.probe")
+# Two runs of one protocol may differ in these: the probe by the device's rounding, the source since models move, the
+# step and the weights since models are trained further.
+OF_THE_RUN = ("software.", "device", "processes", "date", "samples.source", "samples.global_step", "samples.checksum",
+              "extractor.probe")  # fmt: skip
+LOCAL = "imagefolder"  # the Hub's word for pictures that are no data set there
 OF_REAL_IMAGES = ("floor_", "reference_")  # how the keys of measures begin that are none of the model
 REAL_IN_WORDS = re.compile(r", real against real| of the (real images|floor) \(")
 BEGIN, END = "<!-- evaluation: begin -->", "<!-- evaluation: end -->"
@@ -97,38 +100,49 @@ def write_json(reports: list[Report], path: Path) -> None:
 # The model's card
 
 
-def eval_results(report: Report) -> list[EvalResult]:
+def _eval_results(report: Report) -> list[EvalResult]:
     """The model's numbers and their protocol as the Hub shows them beside it."""
-    reference = report.protocol["reference"]
+    reference, when = report.protocol["reference"], _when(report.protocol)
+    source = public_name(reference["source"])
     return [
         EvalResult(
             task_type=TASK,
-            dataset_type=reference["source"],
-            dataset_name=reference["source"],
+            dataset_type=LOCAL if source != reference["source"] else source,
+            dataset_name=source,
             dataset_split=reference.get("split"),
             metric_type=measure.label.lower().replace(" ", "-"),
-            metric_name=measure.label,
+            metric_name=f"{measure.label} {when}".strip(),
             metric_value=measure.value,
-            metric_args=flatten(report.protocol),
+            metric_args=flatten(_public(report.protocol)),
         )
         for measure in report.measures
         if not measure.key.startswith(OF_REAL_IMAGES)
     ]
 
 
+def _when(protocol: Mapping[str, Any]) -> str:
+    """At which step of its training the model was measured, else with which weights; empty if it is no model."""
+    samples = protocol.get("samples", {})
+    if samples.get("global_step") is not None:
+        return f"at step {samples['global_step']:,}"
+    return f"with the weights {samples['checksum']}" if "checksum" in samples else ""
+
+
 def add_to_card(report: Report, path: Path, model_name: str) -> None:
     """
     Puts the numbers into a `README.md`: as a section, which a later report replaces, and into its metadata
-    (`model-index`), where they replace numbers of the same data set, measure and protocol; all others stay. The
-    metadata never holds numbers of real images; those that an earlier version wrote there go.
+    (`model-index`), where they replace numbers of the same data set, measure and protocol; all others stay. Both say
+    at which step, or with which weights, they were measured: the model may be trained further. The metadata never
+    holds numbers of real images; those that an earlier version wrote there go.
     """
     data, text = read_card(path)
+    ours: dict[str, Any] = eval_results_to_model_index(model_name, _eval_results(report))[0]
     report = replace(report, protocol=_public(report.protocol))
-    ours: dict[str, Any] = eval_results_to_model_index(model_name, eval_results(report))[0]
+    measured = f"Measured {_when(report.protocol)}.\n\n" if _when(report.protocol) else ""
     data["model-index"] = _merged(data.get("model-index") or [], ours)
     before, _, rest = text.partition(BEGIN)
     after = rest.partition(END)[2]
-    section = f"{BEGIN}\n## Evaluation\n\n{report.table()}\n{END}"
+    section = f"{BEGIN}\n## Evaluation\n\n{measured}{report.table()}\n{END}"
     text = f"{before.rstrip()}\n\n{section}\n{after}"
     write_text(path, f"---\n{yaml_dump(data, sort_keys=False).strip()}\n---\n\n{text.lstrip()}")
 

@@ -63,6 +63,7 @@ class GeneratedImages:
     classes: list[int] | None = None  # only images of these classes; default of all
     name: str = "model"  # for the report
     weights: str = "ema"  # or "live", for the report
+    global_step: int | None = None  # of the training, for the report
     num_workers: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
@@ -119,8 +120,12 @@ class GeneratedImages:
 
     @cached_property
     def fingerprint(self) -> str:
-        state = [part for item in sorted(self.model.state_dict().items()) for part in item]
-        return digest_of(json.dumps(self.description, sort_keys=True), self.model.config.to_json_string(), *state)
+        description = json.dumps(self.description, sort_keys=True)
+        return digest_of(description, self.model.config.to_json_string(), self._checksum)
+
+    @cached_property
+    def _checksum(self) -> str:
+        return digest_of(*(part for item in sorted(self.model.state_dict().items()) for part in item))
 
     @property
     def description(self) -> dict[str, Any]:
@@ -135,6 +140,8 @@ class GeneratedImages:
             "source": self.name,
             "num_images": self.num_images,
             "weights": self.weights,
+            "global_step": self.global_step,
+            "checksum": self._checksum[:8],
             "statistics": f"standing, at truncation {self.truncation}" if standing else "running",
             "truncation": self.truncation,
             "truncation_mode": None if self.truncation is None else self.truncation_mode,

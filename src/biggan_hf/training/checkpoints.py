@@ -36,6 +36,9 @@ SETTINGS = "training_settings.json"
 _FILES = [f"{network}{file}" for network in ("", "generator/", "discriminator/")
           for file in ("config.json", "model.safetensors")]  # fmt: skip
 _WEIGHTS = [name for name in _FILES if name.endswith(".safetensors")]
+# Fields of the configuration that change no weight.
+WITHOUT_WEIGHTS = {"discriminator_dropout", "discriminator_shortcut_relu", "initializer", "spectral_norm_eps"}
+WITHOUT_WEIGHTS |= {"batch_norm_eps", "output_batch_norm_eps", "truncation_mode"}
 _STATE = ("global_step", "samples_seen", "rollbacks", "num_pictures", "generator_optimizer", "discriminator_optimizer")
 
 
@@ -49,7 +52,7 @@ def save_checkpoint(folder: Path, networks: Mapping[str, Any], training_state: d
     """
     with replaced_folder(folder) as unfinished:
         for name, network in networks.items():
-            network.save_pretrained(unfinished / name)
+            network.save_pretrained(unfinished / name, global_step=training_state["global_step"])
         # Last, with the checksums of the weights that belong to it.
         weights = {name: check_weights(unfinished / name) for name in _WEIGHTS if (unfinished / name).is_file()}
         save_archive({**training_state, "weights": weights}, unfinished / TRAINING_STATE)
@@ -204,19 +207,25 @@ def _check_empty(output_dir: Path) -> None:
         raise FileExistsError(f"output_dir {str(output_dir)!r} is not empty: choose another{way}")
 
 
-def check_same_architecture(folder: Path, config: BigGANConfig) -> None:
+def check_same_architecture(folder: Path, config: BigGANConfig) -> dict[str, str]:
     """
-    Raises a `ValueError` that names the first field in which the checkpoint's networks differ from `config`. A
+    Raises a `ValueError` that names the first field in which the weights of the checkpoint differ from `config`'s. A
     converted checkpoint may have no names of classes; then it takes those of the data.
+
+    Returns:
+        The fields without weights that change, and how.
     """
-    saved = BigGANConfig.from_pretrained(folder)
-    passed_over = {"architectures", "dtype", "transformers_version", "label2id", "truncation_mode"}
+    saved, changes = BigGANConfig.from_pretrained(folder), {}
+    passed_over = {"architectures", "dtype", "transformers_version", "label2id"}
     if list((saved.id2label or {}).values()) == [f"LABEL_{label}" for label in range(config.num_labels or 0)]:
         passed_over.add("id2label")
     for name in BigGANConfig.__dataclass_fields__:
         there, here = getattr(saved, name), getattr(config, name)
-        if name not in passed_over and there != here:
+        if name in WITHOUT_WEIGHTS and there != here:
+            changes[name] = f"{name}={here!r} (was {there!r})"
+        elif name not in passed_over and there != here:
             if name == "id2label":  # the first of perhaps a thousand classes
                 label = next(label for label in {**there, **here} if there.get(label) != here.get(label))
                 name, there, here = f"id2label[{label}]", there.get(label), here.get(label)
             raise ValueError(f"the checkpoint {str(folder)!r} has {name}={there!r}, this run {name}={here!r}")
+    return changes

@@ -96,29 +96,38 @@ PANELS = {
 
 
 def draw_curves(folder: Path) -> None:
-    """Writes curves.png: the panels, what evaluations measured, and the σ0 of every weight, over the steps."""
+    """
+    Writes curves.png: the panels, what evaluations measured, and the σ0 of every weight, over the steps. A panel
+    without points is left out; a run without any has no file.
+    """
     from matplotlib.figure import Figure  # here, so that sampling needs no plotting library
 
-    log, spectra, evaluations = (read_lines(folder / name) for name in (LOG, SPECTRA, EVALUATIONS))
-    measured = {name.removeprefix("eval_"): [name] for line in evaluations for name in line if name != "step"}
-    panels = {**PANELS, **measured}
-    rows = (len(panels) + 3) // 2  # two more panels show the spectra
+    panels = _curves(folder)
+    if not panels:
+        return
+    rows = (len(panels) + 1) // 2
     figure = Figure(figsize=(12, 3 * rows), layout="constrained")
-    axes = figure.subplots(rows, 2, squeeze=False).flatten()
-    for axis, (title, names) in zip(axes, panels.items(), strict=False):
-        for name in names:
-            points = [(line["step"], line[name]) for line in [*log, *evaluations] if name in line]
-            if points:
-                axis.plot(*zip(*points, strict=True), label=name.replace("_", " "), linewidth=1)
-        axis.set(title=title, xlabel="step")
-        axis.legend(fontsize="small") if axis.lines else None
-    for axis, network in zip(axes[len(panels) :], ("generator", "discriminator"), strict=False):
-        # One line for each weight, as in the paper's figure 3.
-        for name in spectra[0][network] if spectra else ():
-            points = [(line["step"], line[network][name][0]) for line in spectra]
-            axis.plot(*zip(*points, strict=True), linewidth=0.7)
-        axis.set(title=f"σ0 of the {network}'s weights", xlabel="step")
-    for axis in axes[len(panels) + 2 :]:
-        axis.set_visible(False)
+    for number, (title, curves) in enumerate(panels.items(), 1):
+        axis = figure.add_subplot(rows, 2, number, title=title, xlabel="step")
+        for name, points in curves.items():
+            axis.plot(*zip(*points, strict=True), label=name.replace("_", " "), linewidth=1)
+        if not title.startswith("σ0"):
+            axis.legend(fontsize="small")
     with write_file(folder / CURVES) as path:
         figure.savefig(path, dpi=110)
+
+
+def _curves(folder: Path) -> dict[str, dict[str, list[tuple[int, float]]]]:
+    """For each panel, by its title, its curves: the points of each. No panel and no curve is empty."""
+    log, spectra, evaluations = (read_lines(folder / name) for name in (LOG, SPECTRA, EVALUATIONS))
+    measured = {name.removeprefix("eval_"): [name] for line in evaluations for name in line if name != "step"}
+    lines = [*log, *evaluations]
+    panels = {title: {name: [(line["step"], line[name]) for line in lines if name in line] for name in names}
+              for title, names in {**PANELS, **measured}.items()}  # fmt: skip
+    for network in ("generator", "discriminator"):  # one curve for each weight, as in the paper's figure 3
+        weights = spectra[0][network] if spectra else ()
+        panels[f"σ0 of the {network}'s weights"] = {
+            name: [(line["step"], line[network][name][0]) for line in spectra] for name in weights
+        }
+    some = {title: {name: points for name, points in curves.items() if points} for title, curves in panels.items()}
+    return {title: curves for title, curves in some.items() if curves}

@@ -241,8 +241,8 @@ def finish(run: Run, folder: Path) -> None:
     if run.args.checkpointing_steps and run.global_step % run.args.checkpointing_steps:
         run.checkpoint()  # a longer run can go on from here
     with staged_folder(folder) as staging:
-        run.ema.save_pretrained(staging)
-        run.players.bare_discriminator.save_pretrained(staging / "discriminator")
+        run.ema.save_pretrained(staging, global_step=run.global_step)
+        run.players.bare_discriminator.save_pretrained(staging / "discriminator", global_step=run.global_step)
         sample_sheet(run.ema, seed=run.args.seed).save(staging / "samples.png")
     write_card(run)
     draw_curves(folder)

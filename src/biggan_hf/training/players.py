@@ -39,9 +39,7 @@ def build_players(
     process.
     """
     if checkpoint is not None:
-        generator, discriminator, ema = load_networks(checkpoint)
-        for network in (generator, discriminator, ema):  # a converted checkpoint may not name its classes
-            network.config.id2label, network.config.label2id = config.id2label, config.label2id
+        generator, discriminator, ema = load_networks(checkpoint, config)
     elif init_from is not None:
         try:
             generator, discriminator, ema = networks_to_fine_tune(init_from, config, revision)
@@ -67,11 +65,12 @@ def build_players(
     return players, ema
 
 
-def load_networks(checkpoint: Path) -> Networks:
+def load_networks(checkpoint: Path, config: BigGANConfig | None = None) -> Networks:
+    """With their own configuration, or with another one whose weights are the same."""
     try:
-        generator = BigGANModel.from_pretrained(checkpoint / "generator")
-        discriminator = BigGANDiscriminator.from_pretrained(checkpoint / "discriminator")
-        ema = BigGANModel.from_pretrained(checkpoint)
+        generator = BigGANModel.from_pretrained(checkpoint / "generator", config=config)
+        discriminator = BigGANDiscriminator.from_pretrained(checkpoint / "discriminator", config=config)
+        ema = BigGANModel.from_pretrained(checkpoint, config=config)
     except RuntimeError as error:  # other shapes than the configuration says
         raise ValueError(f"the weights in {str(checkpoint)!r} do not fit their config.json: {error}") from error
     # Copies: loaded weights lie unaligned in a mapped file, where the CPU's kernels round differently. The resumed run

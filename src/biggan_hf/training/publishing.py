@@ -4,7 +4,7 @@ import re
 
 from ..cards import is_by_hand, is_path, is_text, settings_table, with_metadata, with_part
 from ..files import read_text, write_text
-from ..hub import CARD, create_repo, model_card, published_card, upload_folder
+from ..hub import CARD, SAMPLES, model_card, published_card, upload_folder, with_code
 from .checkpoints import warn
 from .run import Run
 from .settings import public_settings
@@ -13,40 +13,27 @@ from .settings import public_settings
 def write_card(run: Run) -> None:
     """
     Writes README.md. If somebody has written into the one that is there, only the part of the run changes, and
-    metadata that is missing is added.
+    metadata and a section on the code are added where they are missing.
     """
-    path = run.output_dir / CARD
-    old, new = read_text(path), new_card(run)
-    if not is_text(old):
+    path, repo_id, has_code = run.output_dir / CARD, run.args.hub_model_id, run.args.include_code
+    card = read_text(path)
+    if not is_text(card):
         warn(f"{str(path)!r} stays as it is: it is no text in UTF-8")
         return
-    card = with_metadata(old, new) if is_by_hand(old) else new
-    write_text(path, with_part(card, part_of_run(run)))
+    name = run.settings["dataset_name"]
+    datasets = [name] if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not is_path(name) else None
+    new = model_card(run.config, repo_id=repo_id, datasets=datasets, sample_image=SAMPLES, has_code=has_code)
+    card = with_metadata(card, new) if is_by_hand(card) else new
+    write_text(path, with_part(with_code(card, repo_id) if has_code else card, part_of_run(run)))
 
 
 def publish(run: Run) -> None:
     """Uploads the finished model. The folder gets the card of the Hub unless somebody has written into its own."""
-    path, repo_id = run.output_dir / CARD, create_repo(run.args.hub_model_id or "")
-    upload_folder(run.output_dir, repo_id, include_code=run.args.include_code)
-    card = published_card(repo_id)
+    path = run.output_dir / CARD
+    commit = upload_folder(run.output_dir, run.args.hub_model_id or "", include_code=run.args.include_code)
+    card = published_card(commit.repo_url.repo_id)
     if is_text(card) and not is_by_hand(read_text(path)):
         write_text(path, card)
-
-
-# The card
-
-
-def new_card(run: Run) -> str:
-    """The card that nobody has written into. It lacks the part of the run."""
-    name = run.settings["dataset_name"]
-    is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not is_path(name)
-    return model_card(
-        run.config,
-        repo_id=run.args.hub_model_id,
-        datasets=[name] if is_hub_id else None,
-        sample_image="samples.png",
-        has_code=run.args.include_code,
-    )
 
 
 def part_of_run(run: Run) -> str:

@@ -68,8 +68,8 @@ def keep_if_best(
     if not math.isfinite(value) or (best is not None and best["label"] == label and value >= best["value"]):
         return False
     with replaced_folder(folder / BEST) as unfinished:
-        ema.save_pretrained(unfinished)
-        discriminator.save_pretrained(unfinished / "discriminator")
+        ema.save_pretrained(unfinished, global_step=step)
+        discriminator.save_pretrained(unfinished / "discriminator", global_step=step)
         (unfinished / NOTE).write_text(json.dumps({"step": step, "label": label, "value": value}), encoding="utf-8")
     return True
 

@@ -1,6 +1,7 @@
 """What a run found before its first step, on one screen, and from its first steps how long it will take."""
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -31,12 +32,9 @@ from .fine_tuning import map_classes
 if TYPE_CHECKING:
     from .run import Run
 
-REPORT = "report.txt"
-LINES = 24
+REPORT, LINES = "report.txt", 24
 FEW_PICTURES = 1_000  # below, the discriminator learns the pictures by heart (DiffAugment, Zhao et al. 2020)
-DAY, HOUR, MINUTE = 86_400.0, 3_600.0, 60.0
-# Seconds of steps, after the first one, from which the time of a run is estimated.
-MEASURED = 10.0
+MEASURED = 10.0  # seconds of steps, after the first one, from which the time of a run is estimated
 
 
 @dataclass(frozen=True)
@@ -48,19 +46,19 @@ class Report:
     def screen(self) -> str:
         """At most 24 lines of at most 100 columns. Long rows are cut first, then the last sentences are left out."""
         for most in (4, 3, 2, 1):
-            lines = self._lines(most)
+            lines = lines_of(self.rows, self.unusual, most)
             if len(lines) <= LINES:
                 return "\n".join(lines)
         shown = len(self.unusual)
         while shown and len(lines) >= LINES:
             shown -= 1
-            lines = self._lines(1, shown)
+            lines = lines_of(self.rows, self.unusual[:shown], 1)
         left = len(self.unusual) - shown + len(lines[LINES - 1 :])
         return "\n".join([*lines[: LINES - 1], *wrapped("", f"and {left} more: see {REPORT}")])
 
     def text(self) -> str:
         """All of it, for the file."""
-        return "\n".join(self._lines())
+        return "\n".join(lines_of(self.rows, self.unusual))
 
     def public_rows(self) -> list[tuple[str, str]]:
         """The rows as others may read them."""
@@ -70,31 +68,29 @@ class Report:
         rows = [(row.title, row.text if row.public is None else row.public) for row in self.rows]
         return [(title, text) for title, text in [*rows, ("unusual", unusual)] if text]
 
-    def _lines(self, most: int | None = None, shown: int | None = None) -> list[str]:
-        """Of at most so many lines a row, and so many sentences of what is unusual."""
-        return lines_of(self.rows, self.unusual[:shown], most)
-
 
 def describe(run: "Run", data_args: DataArguments, resumed: Path | None) -> Report:
     """What the run is about to do, with what it found."""
-    args, config, images = run.args, run.config, run.batches.images
-    name = data_args.dataset_name
-    batch = run.accumulation_steps * args.per_device_batch_size * run.accelerator.num_processes
+    args, size, images = run.args, run.config.image_size, run.batches.images
+    data, processes = data_args.dataset_name, run.accelerator.num_processes
+    batch = run.accumulation_steps * args.per_device_batch_size * processes
+    product = f"{args.per_device_batch_size} × {counted(processes, 'process')} × {run.accumulation_steps} accumulated"
+    networks = {"generator": run.players.bare_generator, "discriminator": run.players.bare_discriminator}
+    sizes = [f"{name} {sum(w.numel() for w in n.parameters()):,} parameters" for name, n in networks.items()]
     rows = [
-        *found_rows(images, name, data_args.held_out_split),
-        Row("trained as", f"{_size((config.image_size,) * 2)}, {'RGB' if config.num_channels == 3 else 'grey'}"),
-        Row("networks", f"preset {run.settings['preset']}, {_parameters(run)}"),
+        *found_rows(images, data, data_args.held_out_split),
+        Row("trained as", f"{size}×{size}, {'RGB' if run.config.num_channels == 3 else 'grey'}"),
+        Row("networks", ", ".join([f"preset {run.settings['preset']}", *sizes])),
         _origin(run, resumed),
         Row("device", _device(run)),
-        Row("batch", _batch(run, batch)),
+        Row("batch", f"{batch:,} = {product}"),
         Row("training", _length(run, args.max_train_steps - run.global_step, batch * args.num_discriminator_steps)),
         Row("written to", "nothing: this is a dry run" if args.dry_run else args.output_dir, ""),
     ]
-    private = {
-        path: public_name(path) for path in (run.settings["dataset_name"], name) if is_path(path) and "/" in path
-    }
+    paths = [path for path in (run.settings["dataset_name"], data) if is_path(path) and "/" in path]
     shown = [Row(row.title, printable(row.text), row.public and printable(row.public)) for row in rows if row.text]
-    return Report(shown, [printable(text) for text in _unusual(run, data_args)], private)
+    unusual = [printable(text) for text in _unusual(run, data_args)]
+    return Report(shown, unusual, {path: public_name(path) for path in paths})
 
 
 def write_report(run: "Run") -> None:
@@ -107,16 +103,6 @@ def write_report(run: "Run") -> None:
 
 
 # The rows
-
-
-def _size(size: tuple[int, ...]) -> str:
-    return "×".join(map(str, size))
-
-
-def _parameters(run: "Run") -> str:
-    networks = {"generator": run.players.bare_generator, "discriminator": run.players.bare_discriminator}
-    numbers = {name: sum(weight.numel() for weight in network.parameters()) for name, network in networks.items()}
-    return ", ".join(f"{name} {number:,} parameters" for name, number in numbers.items())
 
 
 def _origin(run: "Run", resumed: Path | None) -> Row:
@@ -140,13 +126,8 @@ def _device(run: "Run") -> str:
     return f"{device.type}{name}, {counted(processes, 'process')}, {precision}"
 
 
-def _batch(run: "Run", batch: int) -> str:
-    processes = counted(run.accelerator.num_processes, "process")
-    return f"{batch:,} = {run.args.per_device_batch_size} × {processes} × {run.accumulation_steps} accumulated"
-
-
 def _length(run: "Run", steps: int, pictures_a_step: int) -> str:
-    passes, limit = steps * pictures_a_step / len(run.batches.images), run.args.max_train_minutes
+    passes, limit = steps * pictures_a_step / run.batches.images.num_readable, run.args.max_train_minutes
     updates = counted(run.args.num_discriminator_steps, "update")
     said = f"{counted(steps, 'step')} with {updates} of the discriminator each, {steps * pictures_a_step:,} pictures, "
     return f"{said}{passes:,.1f} passes over the data{'' if limit is None else f', at most {limit:g} minutes'}"
@@ -155,34 +136,27 @@ def _length(run: "Run", steps: int, pictures_a_step: int) -> str:
 # What is unusual
 
 
-def _unusual(run: "Run", data_args: DataArguments) -> list[str]:
+def _unusual(run: "Run", data_args: DataArguments) -> Iterator[str]:
     args, config, images = run.args, run.config, run.batches.images
-    remarks = list(found_unusual(images))
+    yield from found_unusual(images)
     if not images.class_names and data_args.label_column != "none":
-        remarks.append(
-            "No labels were found, and the networks learn without classes. Labels are sub-folders or a --label_column."
-        )
+        labels = "Labels are sub-folders or a --label_column."
+        yield f"No labels were found, and the networks learn without classes. {labels}"
     are_coloured = any(picture.is_coloured for picture in images.probed)
     if are_coloured and config.num_channels == 1:
-        remarks.append("The pictures are coloured and the model is grey: --config_overrides num_channels=3.")
+        yield "The pictures are coloured and the model is grey: --config_overrides num_channels=3."
     elif not are_coloured and config.num_channels == 3:
-        remarks.append("The pictures are grey and the model is coloured: --config_overrides num_channels=1.")
-    if len(images) < FEW_PICTURES and not args.diff_augment:
-        remarks.append(
-            f"{len(images):,} pictures are few, and nothing augments them: the discriminator learns them by heart. "
-            f"--diff_augment helps."
-        )
-    smallest = min(images.stored_sizes()[0])
-    if smallest < config.image_size:
-        remarks.append(f"Pictures are smaller than the model's {config.image_size} pixels, and are enlarged.")
+        yield "The pictures are grey and the model is coloured: --config_overrides num_channels=1."
+    if images.num_readable < FEW_PICTURES and not args.diff_augment:
+        few = f"{images.num_readable:,} pictures are few, and nothing augments them"
+        yield f"{few}: the discriminator learns them by heart. --diff_augment helps."
+    if min(images.stored_sizes()[0]) < config.image_size:
+        yield f"Pictures are smaller than the model's {config.image_size} pixels, and are enlarged."
     if unused := splits_beside(images, data_args.held_out_split)[1]:
-        remarks.append(f"Not trained on: {splits_in_words(unused)}. --dataset_split names another split.")
+        yield f"Not trained on: {splits_in_words(unused)}. --dataset_split names another split."
     if 0 < args.ema_decay and args.max_train_steps <= args.ema_start_step:
-        remarks.append(
-            f"The average of the generator begins at step {args.ema_start_step:,}, after the last step: the model "
-            f"will be the generator as it is trained. --ema_start_step lowers it."
-        )
-    return remarks
+        begins = f"The average of the generator begins at step {args.ema_start_step:,}, after the last step"
+        yield f"{begins}: the model will be the generator as it is trained. --ema_start_step lowers it."
 
 
 # How long it takes
@@ -203,12 +177,12 @@ class Estimate:
         if self.start is None:
             self.start = self._now(), self.run.global_step
             return
-        if time.monotonic() - self.start[0] < MEASURED or self.run.global_step == self.start[1]:
+        begun, steps = self.start[0], self.run.global_step - self.start[1]
+        if time.monotonic() - begun < MEASURED or not steps:
             return
         self.said = True
-        seconds = (self._now() - self.start[0]) / (self.run.global_step - self.start[1])
-        args, limit = self.run.args, self.run.args.max_train_minutes
-        said = time_in_words(seconds, args.max_train_steps - self.run.global_step, limit)
+        left = self.run.args.max_train_steps - self.run.global_step
+        said = time_in_words((self._now() - begun) / steps, left, self.run.args.max_train_minutes)
         tqdm.write(said)
         path = self.run.output_dir / REPORT
         write_text(path, path.read_text(encoding="utf-8") + "\n".join(wrapped("time", said)) + "\n")
@@ -225,7 +199,7 @@ def time_in_words(seconds_a_step: float, steps: int, max_minutes: float | None =
     if max_minutes is not None and seconds > 60 * max_minutes:
         done = min(int(60 * max_minutes / seconds_a_step), steps)
         return f"about {done:,} steps in the {max_minutes:g} minutes of max_train_minutes on this device {measured}"
-    number, unit = next((n, u) for n, u in ((DAY, "days"), (HOUR, "hours"), (MINUTE, "minutes"), (1.0, "seconds"))
-                        if seconds >= n or n == 1.0)  # fmt: skip
+    units = (("days", 86_400), ("hours", 3_600), ("minutes", 60))
+    unit, length = next((unit for unit in units if seconds >= unit[1]), ("seconds", 1))
     advice = ": see docs/training.md" if unit == "days" else ""
-    return f"about {seconds / number:.1f} {unit} on this device{advice} {measured}"
+    return f"about {seconds / length:.1f} {unit} on this device{advice} {measured}"

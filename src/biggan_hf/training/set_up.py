@@ -51,8 +51,8 @@ def set_up(model_args: ModelArguments, data_args: DataArguments, args: TrainingA
     args = fit_batch(args, accelerator, config, resumed, model_args.init_from, model_args.revision, saved)
     accumulation_steps = args.accumulation_steps(accelerator.num_processes)
     batch = accumulation_steps * args.per_device_batch_size * accelerator.num_processes
-    if len(images) < batch:
-        raise ValueError(f"the data set has {len(images)} pictures, fewer than one update takes, {batch}")
+    if images.num_readable < batch:
+        raise ValueError(f"the data set has {images.num_readable} pictures, fewer than one update takes, {batch}")
 
     # The checkpoint, and the settings of its run
     settings = settings_of((model_args, data_args, args), accelerator.num_processes)
@@ -63,8 +63,11 @@ def set_up(model_args: ModelArguments, data_args: DataArguments, args: TrainingA
         )
     state = None
     if resumed is not None:
+        changes: dict[str, str] = {}
         for network in ("", "generator", "discriminator"):
-            check_same_architecture(resumed / network, config)
+            changes |= check_same_architecture(resumed / network, config)
+        if changes:
+            warn(f"the networks go on with {', '.join(changes.values())}")
         state = load_training_state(resumed)
         check_same_pictures(resumed, state, images)
         warn_of_other_settings(saved, settings)
