@@ -97,7 +97,7 @@ def check_label_range(labels: Sequence[int], num_labels: int) -> None:
 def check_class_labels(class_labels: Tensor | None, num_samples: int, num_labels: int | None) -> None:
     """
     Raises `ValueError` unless there is one integer label per sample, from 0 to num_labels - 1, or no labels for a
-    network without classes. The range of labels on a GPU is not checked, which would wait for the GPU.
+    network without classes. The range of labels is not checked on a GPU, for which it would wait, and under vmap.
     """
     if not num_labels:
         if class_labels is not None:
@@ -112,5 +112,10 @@ def check_class_labels(class_labels: Tensor | None, num_samples: int, num_labels
             f"class_labels must be {num_samples} integers (int64), one a sample, got {shape} of {dtype}"
             f"{hint if dtype.is_floating_point or shape == (num_samples, num_labels) else ''}"
         )
-    if class_labels.device.type == "cpu" and not torch.compiler.is_compiling():
-        check_label_range(class_labels.tolist(), num_labels)
+    if class_labels.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    try:
+        values = class_labels.tolist()
+    except RuntimeError:  # under `torch.vmap`, which shows no values
+        return
+    check_label_range(values, num_labels)
