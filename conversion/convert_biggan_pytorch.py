@@ -19,7 +19,7 @@ from biggan_hf.conversion.architecture import (
     number_of_blocks,
 )
 from biggan_hf.conversion.reading import State, check_folder, hint, load, load_state
-from biggan_hf.conversion.rename import class_first, fill_in_singular_values, fold_power_step, rename, scalar_gamma
+from biggan_hf.conversion.rename import class_first, fill_in_singular_values, fold_power_step, rename
 from biggan_hf.conversion.training_state import adam_state, counters
 from biggan_hf.conversion.writing import Conversion, Source, convert_and_write, parser, run
 
@@ -129,9 +129,7 @@ def rename_generator(state: State, findings: Findings) -> State:
     if "blocks.0.0.conv3.weight" in state:
         convs = [state.get(f"blocks.{block}.0.conv1.weight") for block in range(number)]
         depth = deep_blocks_per_stage([conv.shape[1] for conv in convs if conv is not None])
-    state = rename(state, generator_modules(number // depth, depth), NAMES, DROPPED, findings)
-    scalar_gamma(state)  # the program's converter from TFHub writes (1,)
-    return state
+    return rename(state, generator_modules(number // depth, depth), NAMES, DROPPED, findings)
 
 
 def rename_discriminator(state: State, findings: Findings) -> State:

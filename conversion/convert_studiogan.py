@@ -18,7 +18,7 @@ from biggan_hf.conversion.architecture import (
     number_of_blocks,
 )
 from biggan_hf.conversion.reading import State, check_folder, hint, load_state
-from biggan_hf.conversion.rename import fold_spectral_norm, keep_spectral_norm, output_gain, rename, scalar_gamma
+from biggan_hf.conversion.rename import fold_spectral_norm, keep_spectral_norm, output_gain, rename
 from biggan_hf.conversion.writing import Conversion, Source, convert_and_write, parser, run
 from biggan_hf.presets import CHANNEL_MULTIPLIERS
 
@@ -150,7 +150,6 @@ def rename_generator(state: State, findings: Findings) -> State:
         depth = deep_blocks_per_stage([state[key].shape[1] for key in _first_convolutions(state)])
     state = rename(state, _blocks(state, GENERATOR_MODULES, depth), NAMES, DROPPED, findings)
     output_gain(state)
-    scalar_gamma(state)
     return state
 
 
@@ -158,9 +157,7 @@ def rename_discriminator(state: State, image_size: int, findings: Findings) -> S
     deep = "blocks.0.0.conv2d3.weight" in state
     stages = len(CHANNEL_MULTIPLIERS[image_size][1]) - deep
     depth = max(len(_first_convolutions(state)) // stages, 1)
-    state = rename(state, _blocks(state, DISCRIMINATOR_MODULES, depth), NAMES, DROPPED, findings)
-    scalar_gamma(state)
-    return state
+    return rename(state, _blocks(state, DISCRIMINATOR_MODULES, depth), NAMES, DROPPED, findings)
 
 
 def what_ours_lacks(state: State, num_labels: int) -> str | None:

@@ -116,7 +116,7 @@ def export_state(state: State, modules: dict[str, str]) -> State:
         parts = key.split(".")
         length = next(n for n in range(len(parts) - 1, 0, -1) if ".".join(parts[:n]) in theirs)
         tail = ".".join(parts[length:]).replace("running_", "stored_")
-        exported[f"{theirs['.'.join(parts[:length])]}.{tail}"] = value
+        exported[f"{theirs['.'.join(parts[:length])]}.{tail}"] = value.reshape(()) if tail == "gamma" else value
     return exported
 
 

@@ -145,12 +145,6 @@ def output_gain(state: State) -> None:
             state[f"output_bn.{ours}"] = state.pop(f"output_bn.{theirs}")
 
 
-def scalar_gamma(state: State) -> None:
-    for name, value in state.items():
-        if name.endswith(".gamma"):
-            state[name] = value.reshape(())
-
-
 def class_first(state: State, deep: bool) -> None:
     """The columns of every map of the condition, from (latents, class) to this project's (class, latents)."""
     width = state["class_embedding.weight"].shape[1]
@@ -196,7 +190,6 @@ def deepmind_blocks(
 
 def deepmind_layouts(state: State, deep: bool) -> None:
     output_gain(state)
-    scalar_gamma(state)
     class_first(state, deep)
     # The rows of the first linear map, from (height, width, channel) to (channel, height, width).
     for name in ("linear.weight", "linear.bias", "linear.u0"):

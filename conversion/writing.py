@@ -113,6 +113,8 @@ def build(network: type[Network], config: BigGANConfig, state: State) -> Network
     Raises:
         ValueError: Tensors are missing, or left over, or have the wrong shape.
     """
+    # Some programs write the γ of self-attention as a number, some as a vector.
+    state = {name: t.reshape(1) if name.endswith(".gamma") and t.numel() == 1 else t for name, t in state.items()}
     with torch.device("meta"):
         expected = {name: tensor.shape for name, tensor in network(config).state_dict().items()}
     problems = [

@@ -38,8 +38,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 # A row a kind of spectrally normalised layer: what builds one, and what it may be called with.
 SPECTRAL: dict[str, tuple[Callable[[], SpectralNorm], Tensor]] = {
-    "conv": (lambda: SNConv2d(3, 8, 3), torch.randn(2, 3, 4, 4)),
-    "up": (lambda: SNUpsampleConv2d(3, 8, 3), torch.randn(2, 3, 4, 4)),
+    "conv": (lambda: SNConv2d(3, 8, 3, eps=1e-12), torch.randn(2, 3, 4, 4)),
+    "up": (lambda: SNUpsampleConv2d(3, 8, 3, eps=1e-12), torch.randn(2, 3, 4, 4)),
     "linear": (lambda: SNLinear(12, 7), torch.randn(2, 12)),
     "embedding": (lambda: SNEmbedding(9, 6), torch.tensor([3, 0, 3])),
 }

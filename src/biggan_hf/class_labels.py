@@ -101,7 +101,7 @@ def check_label_range(labels: Sequence[int], id2label: Mapping[Any, str]) -> Non
 def check_class_labels(class_labels: Tensor | None, num_samples: int, id2label: Mapping[Any, str] | None) -> None:
     """
     Raises `ValueError` unless there is one integer label of a class per sample, or no labels for a network without
-    classes. The range of labels on a GPU is not checked, which would wait for the GPU.
+    classes. The range of labels is not checked on a GPU, for which it would wait, and under vmap.
     """
     if not id2label:
         if class_labels is not None:
@@ -116,5 +116,10 @@ def check_class_labels(class_labels: Tensor | None, num_samples: int, id2label: 
             f"class_labels must be {num_samples} integers (int64), one a sample, got {shape} of {dtype}"
             f"{hint if dtype.is_floating_point or shape == (num_samples, len(id2label)) else ''}"
         )
-    if class_labels.device.type == "cpu" and not torch.compiler.is_compiling():
-        check_label_range(class_labels.tolist(), id2label)
+    if class_labels.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    try:
+        values = class_labels.tolist()
+    except RuntimeError:  # under `torch.vmap`, which shows no values
+        return
+    check_label_range(values, id2label)

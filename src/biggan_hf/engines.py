@@ -28,12 +28,12 @@ import numpy as np
 import torch
 from huggingface_hub.constants import HF_HOME
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers.utils import cached_file, logging
 
 from .configuration_biggan import BigGANConfig
 from .files import checksum_of_weights, write_text
 from .latents import standing_row
+from .layers import OneHotLabels
 from .loading import PLACE, NotFiniteError
 from .sampling_biggan import SamplingMixin
 
@@ -242,17 +242,8 @@ def _class_embedding(folder: Path, config: BigGANConfig) -> nn.Module | None:
     if not config.num_labels:
         return None
     if not config.shared_class_embedding:
-        return _OneHot(config.num_labels)
+        return OneHotLabels(config.num_labels)
     return nn.Embedding.from_pretrained(torch.from_numpy(np.load(folder / EMBEDDINGS)))
-
-
-class _OneHot(nn.Module):
-    def __init__(self, num_labels: int):
-        super().__init__()
-        self.num_labels = num_labels
-
-    def forward(self, labels: Tensor) -> Tensor:
-        return F.one_hot(labels.long(), self.num_labels)
 
 
 # The engines: each is made of a graph's file, and turns inputs by name into images

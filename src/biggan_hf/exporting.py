@@ -92,7 +92,8 @@ def export_model(
         folder.mkdir()
         model.config.save_pretrained(staging)
         if model.config.num_labels and model.config.shared_class_embedding:
-            np.save(folder / EMBEDDINGS, model.class_embedding.weight.float().cpu().numpy())
+            labels = torch.arange(model.config.num_labels, device=model.device)
+            np.save(folder / EMBEDDINGS, model.class_embedding(labels).float().cpu().numpy())
         path = folder / file_of(engine, precision)
         entry = {
             "file": path.name,
@@ -201,6 +202,10 @@ class Graph(nn.Module):
     All norms take their statistics from one table, whose first row holds the running ones.
     """
 
+    # Buffers (1 + num_standing, channels of all norms).
+    mean: Tensor
+    var: Tensor
+
     def __init__(self, model: BigGANModel):
         super().__init__()
         self.model = _in_eval_mode(model).fold_spectral_norm()  # a view: the model stays
@@ -224,7 +229,7 @@ class Graph(nn.Module):
             tables = [_between(table, standing_rows, standing_fraction) for table in (self.mean, self.var)]
             for norm, *chosen in zip(self.norms, *(table.split(sizes) for table in tables), strict=True):
                 norm.observer = partial(_chosen, tuple(chosen))
-        if class_labels is not None:
+        if class_labels is not None and class_embeddings is not None:
             of_labels = self.model.class_embedding(class_labels.clamp_min(0)).to(latents.dtype)
             class_embeddings = torch.where(class_labels[:, None] < 0, class_embeddings, of_labels)
         return self.model(latents, class_embeddings=class_embeddings, return_dict=False)[0]

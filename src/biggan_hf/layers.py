@@ -23,33 +23,60 @@ from .spectral_norm import Float32Buffers, FoldableWeight, SpectralNorm
 
 
 class Conv2d(FoldableWeight, nn.Conv2d):
-    """Convolution that keeps the size of the map."""
+    """
+    Convolution that keeps the size of the map. Adapters are built with the class of the layer that they adapt, so it
+    takes the arguments of `nn.Conv2d`.
+
+    Raises:
+        ValueError: Arguments with which it would not keep the size, or a kernel that is neither 1x1 nor 3x3.
+    """
 
     may_fold_in_tiles = True
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, bias: bool = True):
-        nn.Conv2d.__init__(self, in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=bias)
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | None = None,  # `None`: what keeps the size
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        **kwargs: Any,
+    ):
+        size = kernel_size if isinstance(kernel_size, int) else kernel_size[0]
+        padding = size // 2 if padding is None else padding
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, **kwargs)
+        form = self.kernel_size, self.stride, self.padding, self.dilation, groups
+        if form not in [((k, k), (1, 1), (k // 2, k // 2), (1, 1), 1) for k in (1, 3)]:
+            raise ValueError(
+                f"{type(self).__name__} keeps the size: kernel_size is 1 or 3, stride 1, padding kernel_size // 2, "
+                f"dilation 1 and groups 1, got {form}"
+            )
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         return padded_conv2d(hidden_states, self.kernel(), self.bias)
 
 
 class UpsampleConv2d(Conv2d):
-    """Nearest-neighbour upsampling by two, then a 3x3 convolution."""
+    """Nearest-neighbour upsampling by two, then a 3x3 convolution. A 1x1 one, as in adapters, does not resample."""
 
     may_fold_in_tiles = False
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        return upsample_conv2d(hidden_states, self.kernel(), self.bias)
+        operation = padded_conv2d if self.kernel_size == (1, 1) else upsample_conv2d
+        return operation(hidden_states, self.kernel(), self.bias)
 
 
 class Conv2dPool(Conv2d):
-    """A 3x3 convolution, then average pooling by two."""
+    """A 3x3 convolution, then average pooling by two. A 1x1 one, as in adapters, does not resample."""
 
     may_fold_in_tiles = False
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        return conv2d_pool(hidden_states, self.kernel(), self.bias)
+        operation = padded_conv2d if self.kernel_size == (1, 1) else conv2d_pool
+        return operation(hidden_states, self.kernel(), self.bias)
 
 
 # With spectral norm, which sees the weight as a matrix: (out, in·k·k), or (classes, features) of an embedding. The
@@ -57,9 +84,12 @@ class Conv2dPool(Conv2d):
 
 
 class SNConv2d(SpectralNorm, Conv2d):
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, bias: bool = True, eps: float = 1e-12):
-        Conv2d.__init__(self, in_channels, out_channels, kernel_size, bias)
-        self._register_spectral_norm(eps)
+    def __init__(self, *args: Any, eps: float | None = None, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        if eps is None:  # an adapter, built with the class of its layer: it is not normalised
+            self.__class__ = type(self).__bases__[1]
+        else:
+            self._register_spectral_norm(eps)
 
 
 class SNUpsampleConv2d(SNConv2d, UpsampleConv2d): ...
@@ -103,8 +133,8 @@ def conv2d(
         "down": (Conv2dPool, SNConv2dPool),
     }[resample]
     if sn_eps is None:
-        return plain(in_channels, out_channels, kernel_size, bias)
-    return normalized(in_channels, out_channels, kernel_size, bias, sn_eps)
+        return plain(in_channels, out_channels, kernel_size, bias=bias)
+    return normalized(in_channels, out_channels, kernel_size, bias=bias, eps=sn_eps)
 
 
 def linear(in_features: int, out_features: int, sn_eps: float | None, bias: bool = True) -> nn.Linear:
@@ -126,13 +156,6 @@ class OneHotLabels(nn.Module):
 
     def forward(self, labels: Tensor) -> Tensor:
         return F.one_hot(labels.long(), self.num_labels)
-
-
-class MixingEmbedding(nn.Embedding):
-    """An embedding that takes weights of the classes: (N, num_labels) to (N, features). One-hot selects one."""
-
-    def forward(self, class_weights: Tensor) -> Tensor:
-        return class_weights @ self.weight
 
 
 # Batch norm
@@ -221,20 +244,26 @@ class ConditionalBatchNorm2d(_BatchNorm):
         condition_dim: int,  # length of the condition
         eps: float,  # added to the variance
         sn_eps: float | None,  # epsilon of the spectral norm of both maps; `None`: no spectral norm
-        per_class: bool = False,  # c holds weights of the classes, and G and B are embeddings
+        per_class: bool = False,  # c is the label, or holds weights of the classes; G and B are embeddings
         num_standing: int = 0,  # rows of the table of standing statistics
     ):
         super().__init__(num_features, eps, num_standing)
+        self.per_class = per_class
         if per_class:
-            self.gain: nn.Module = MixingEmbedding(condition_dim, num_features)
-            self.bias: nn.Module = MixingEmbedding(condition_dim, num_features)
+            self.gain: nn.Module = nn.Embedding(condition_dim, num_features)
+            self.bias: nn.Module = nn.Embedding(condition_dim, num_features)
         else:
             self.gain = linear(condition_dim, num_features, sn_eps, bias=False)
             self.bias = linear(condition_dim, num_features, sn_eps, bias=False)
 
     def forward(self, hidden_states: Tensor, condition: Tensor, row: StandingRow | None = None) -> Tensor:
         # The class and the latents act here: each sample has its own gain and bias, (N, C).
-        return self.normalize(hidden_states, 1 + self.gain(condition), self.bias(condition), row)
+        if not (self.per_class and condition.is_floating_point()):
+            return self.normalize(hidden_states, 1 + self.gain(condition), self.bias(condition), row)
+        # A mixture of classes. The embeddings are called and their weights not read: they may have adapters.
+        classes = torch.arange(condition.shape[1], device=condition.device)
+        gain, bias = (condition @ embedding(classes) for embedding in (self.gain, self.bias))
+        return self.normalize(hidden_states, 1 + gain, bias, row)
 
 
 # Self-attention
@@ -246,13 +275,14 @@ class SelfAttention(nn.Module):
     The output is x + γ·o(attention). γ starts at 0.
     """
 
-    def __init__(self, channels: int, sn_eps: float | None):
+    def __init__(self, channels: int, sn_eps: float | None, config: Any = None):
         super().__init__()
+        self.config = config  # `attn_implementation="eager"` selects the form of the paper
         self.theta = conv2d(channels, channels // 8, 1, sn_eps, bias=False)
         self.phi = conv2d(channels, channels // 8, 1, sn_eps, bias=False)
         self.g = conv2d(channels, channels // 2, 1, sn_eps, bias=False)
         self.o = conv2d(channels // 2, channels, 1, sn_eps, bias=False)
-        self.gamma = nn.Parameter(torch.zeros(()))
+        self.gamma = nn.Parameter(torch.zeros(1))  # not (), which FSDP cannot shard
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         height, width = hidden_states.shape[2:]
@@ -260,7 +290,14 @@ class SelfAttention(nn.Module):
         query = self.theta(hidden_states).flatten(2).transpose(1, 2)  # (N, HW, C/8)
         key = F.max_pool2d(self.phi(hidden_states), 2).flatten(2).transpose(1, 2)  # (N, HW/4, C/8)
         value = F.max_pool2d(self.g(hidden_states), 2).flatten(2).transpose(1, 2)  # (N, HW/4, C/2)
-        attended = attention(query, key, value).transpose(1, 2).unflatten(2, (height, width))  # (N, C/2, H, W)
+        fused = self.config is None or self.config._attn_implementation != "eager"
+        attended = attention(query, key, value, fused).transpose(1, 2).unflatten(2, (height, width))  # (N, C/2, H, W)
         # x + γ·o(attention)
         out = self.o(attended).to(hidden_states.dtype)
         return torch.addcmul(hidden_states, out, self.gamma.to(out.dtype))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # In the files γ is (), as in the original's.
+        if (name := f"{prefix}gamma") in state_dict:
+            state_dict[name] = state_dict[name].reshape(1)
+        super()._load_from_state_dict(state_dict, prefix, *args)

@@ -16,6 +16,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+from transformers.core_model_loading import ConversionOps, WeightConverter
 from transformers.utils import cached_file, logging
 
 from .devices import check_device
@@ -32,6 +34,27 @@ PLACE = ("cache_dir", "force_download", "local_files_only", "token", "revision",
 # Where each network stands in a repository.
 _FOLDERS = {"BigGANModel": "", "BigGANDiscriminator": "discriminator"}
 _KEYWORDS = (*PLACE, "config", "dtype", "device_map", "ignore_mismatched_sizes", "use_safetensors", "state_dict")
+
+
+class _Reshape(ConversionOps):
+    # The γ of self-attention is () in the files, as in the original's, and (1,) in a network: FSDP shards no scalars.
+    def __init__(self, shape: tuple[int, ...] = (1,)):
+        self.shape = shape
+
+    def convert(
+        self, input_dict: dict[str, Any], source_patterns: list[str], target_patterns: list[str], **_: Any
+    ) -> dict[str, Any]:
+        tensor = input_dict[source_patterns[0]]
+        return {target_patterns[0]: (tensor[0] if isinstance(tensor, list) else tensor).reshape(self.shape)}
+
+    @property
+    def reverse_op(self) -> ConversionOps:
+        return _Reshape(() if self.shape else (1,))
+
+
+_GAMMA = WeightConverter("attention.gamma", "attention.gamma", [_Reshape()])
+for _name in ("BigGANModel", "BigGANDiscriminator"):
+    register_checkpoint_conversion_mapping(_name, [_GAMMA], overwrite=True)
 
 
 class NotFiniteError(ValueError):

@@ -200,7 +200,8 @@ class BigGANGeneratorStage(GradientCheckpointingLayer):
             blocks = [BigGANGeneratorBlock(config, in_channels, out_channels)]
         self.blocks = nn.ModuleList(blocks)
         has_attention = config.generator_resolutions[index] in config.generator_attention_resolutions
-        self.attention = SelfAttention(out_channels, config.generator_sn_eps) if has_attention else nn.Identity()
+        attention = out_channels, config.generator_sn_eps, config
+        self.attention = SelfAttention(*attention) if has_attention else nn.Identity()
 
     def forward(self, hidden_states: Tensor, condition: Tensor | None, row: StandingRow | None) -> Tensor:
         for block in self.blocks:
@@ -225,8 +226,8 @@ class BigGANDiscriminatorStage(GradientCheckpointingLayer):
         else:
             blocks = [BigGANDiscriminatorBlock(config, in_channels, out_channels, downsample, first=index == 0)]
         self.blocks = nn.ModuleList(blocks)
-        has_attention = config.discriminator_attention[index]
-        self.attention = SelfAttention(out_channels, config.discriminator_sn_eps) if has_attention else nn.Identity()
+        attention = out_channels, config.discriminator_sn_eps, config
+        self.attention = SelfAttention(*attention) if config.discriminator_attention[index] else nn.Identity()
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         for block in self.blocks:
@@ -283,8 +284,11 @@ class BigGANPreTrainedModel(PublishingMixin, PreTrainedModel):
         for name, layer in [*self.named_modules()]:
             if isinstance(layer, SpectralNorm):
                 self.set_submodule(name, layer.plain())
-        self.config = copy.deepcopy(self.config)  # the other network may share it
-        setattr(self.config, self._spectral_norm_field, False)
+        shared, own = self.config, copy.deepcopy(self.config)  # the other network may share it
+        for module in self.modules():
+            if getattr(module, "config", None) is shared:
+                module.config = own  # type: ignore[assignment]
+        setattr(own, self._spectral_norm_field, False)
         return self
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -367,10 +371,13 @@ class BigGANModel(SamplingMixin, BigGANPreTrainedModel):
         return torch.tanh(self.output_conv(hidden_states)).contiguous()
 
     def _class_vectors(self, latents: Tensor, labels: Tensor | None, embeddings: Tensor | None) -> Tensor | None:
-        # (N, class_embedding_dim), or (N, num_labels) without a shared embedding, or `None` without classes.
+        # (N, class_embedding_dim); without a shared embedding, labels (N,) or weights of the classes (N, num_labels);
+        # `None` without classes.
         if embeddings is None:
             check_class_labels(labels, latents.shape[0], self.config.id2label)
-            return self.class_embedding(labels).to(latents.dtype) if self.config.num_labels else None
+            if labels is None or not self.config.shared_class_embedding:
+                return labels
+            return self.class_embedding(labels).to(latents.dtype)
         if not self.config.num_labels:
             raise ValueError("this model is unconditional (num_labels=0): class_embeddings must be None")
         if labels is not None:

@@ -364,10 +364,10 @@ def _as_map(values: Tensor, x: Tensor) -> Tensor:
 # Self-attention (Zhang et al. 2018, arXiv:1805.08318, equation 1)
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def attention(query: Tensor, key: Tensor, value: Tensor, fused: bool = True) -> Tensor:
     """softmax(Q Kᵀ) V, not divided by √d: (N, positions, d), (N, keys, d), (N, keys, C) to (N, positions, C)."""
     # An exported graph has the plain form, which engines know. No network has queries wider than its values.
-    if _plain or torch.compiler.is_exporting() or query.shape[-1] > value.shape[-1]:
+    if _plain or not fused or torch.compiler.is_exporting() or query.shape[-1] > value.shape[-1]:
         return torch.softmax(query @ key.mT, dim=-1) @ value
     # The fused kernel does not store the matrix of all pairs. It needs contiguous tensors. On a CPU it also needs
     # query, key and value of one width, so query and key are padded with zeros.

@@ -98,7 +98,7 @@ class BigGANPipeline:
         if not is_network and not isinstance(model, EngineModel):
             loader = "BigGANPipeline.from_pretrained loads a folder or a repository"
             raise TypeError(f"the model of a BigGANPipeline is a BigGANModel, got {type(model).__name__}; {loader}")
-        self.model = model
+        self.model = cast(BigGANModel, model)
         self.id2label = {int(label_id): label for label_id, label in (model.config.id2label or {}).items()}
         self._bar_settings: dict[str, Any] = {}
         self._is_compiled = False
@@ -143,7 +143,6 @@ class BigGANPipeline:
             kwargs["dtype"] = torch.bfloat16
         return cls(BigGANModel.from_pretrained(source, **kwargs))
 
-    @answers_keywords("export")
     def export(
         self,
         output: str | os.PathLike[str],

@@ -122,6 +122,8 @@ class Run:
         self.global_step, self.rollbacks = state["global_step"], state["rollbacks"]
         for name, optimizer in self.players.optimizers.items():
             optimizer.load_state_dict(state[f"{name}_optimizer"])
+            for parameter, moments in optimizer.state.items():  # older checkpoints: () for the γ of self-attention
+                moments |= {key: moments[key].view_as(parameter) for key in ("exp_avg", "exp_avg_sq")}
         set_adam(self.players, self.args, stability.ROLLBACK_LEARNING_RATE_FACTOR**self.rollbacks)
         if self.accelerator.scaler is not None and "scaler" in state:
             self.accelerator.scaler.load_state_dict(state["scaler"])
