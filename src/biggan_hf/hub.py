@@ -259,7 +259,7 @@ images = model.sample({label}num_images_per_prompt=4, truncation=0.5, generator=
 def _class_prompt(config: PreTrainedConfig) -> str | int:
     """The first class as the pipeline takes it: its name where it has one, else its number."""
     name = list((config.id2label or {}).values())[0].split(",")[0]
-    return 0 if name == "LABEL_0" else name
+    return 0 if name.strip() in ("LABEL_0", "") else name
 
 
 def published_card(repo_id: str, token: bool | str | None = None, revision: str | None = None) -> str:
