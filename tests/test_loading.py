@@ -79,6 +79,13 @@ def test_weights_that_make_no_image_are_refused(
         assert not (folder.parent / output).exists()
 
 
+def test_weights_that_cannot_be_opened_are_named(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").mkdir()  # no right to read it would stop anyone but root
+    with pytest.raises(IsADirectoryError, match="model.safetensors"):
+        BigGANModel.from_pretrained(folder)
+
+
 def test_a_refused_load_draws_no_initial_values(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[str] = []
 

@@ -113,15 +113,17 @@ class LoadingMixin(PreTrainedModel):
         config_file = cached_file(source, "config.json", **place)
         folder = None if config_file is None else Path(config_file).parent
         if folder is not None:
-            _check_shards(folder)
+            _check_files(folder)
         return network_class, kwargs, folder
 
 
 # What may be wrong with the files
 
 
-def _check_shards(folder: Path) -> None:
-    """Raises `ValueError` if the index of a folder names files outside it."""
+def _check_files(folder: Path) -> None:
+    """Raises `OSError` for weights that can't be opened, `ValueError` if an index names files outside the folder."""
+    for file in folder.glob("*.safetensors"):
+        file.open("rb").close()  # safetensors says of any failure that there is no such file
     for index in folder.glob("*.index.json"):
         try:
             content = json.loads(index.read_text(encoding="utf-8"))
