@@ -184,6 +184,7 @@ def explain(error: BaseException, run: Run | None) -> tuple[str, int]:
     """The line, and the exit status: 2 for what the user can mend."""
     words = str(error).strip() or type(error).__name__
     first, *_, last = [*words.splitlines()] * 2
+    last = last.removeprefix(f"{type(error).__module__}.{type(error).__qualname__}: ")  # a traceback ends so
     if isinstance(error, KeyboardInterrupt):
         return f"aborted after step {run.global_step}" if run else "aborted", ABORTED
     if is_out_of_memory(error):
