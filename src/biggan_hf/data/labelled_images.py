@@ -169,8 +169,6 @@ class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
                 try:
                     decoded[row] = decode_picture(cell, self.image_size, self.num_channels)
                 except ValueError as error:
-                    if self._came_back(error):
-                        break  # and again
                     self._note_unreadable(row, cell, error)
             if len(self.unreadable) == len(self):
                 last = next(reversed(self.unreadable.values()))
@@ -218,10 +216,12 @@ class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
             decode_picture(cell, self.image_size, self.num_channels)
         except ValueError as error:
             self._note_unreadable(row, cell, error)
-            return False
+            return self.is_readable(row)
         return True
 
     def _note_unreadable(self, row: int, cell: Mapping[str, Any] | None, error: ValueError) -> None:
+        if self._came_back(error):  # the caller tries again
+            return
         picture = Unreadable(cell["path"] if cell else None, row, str(error))
         if self.on_unreadable_image == "error":
             raise UnreadablePictureError(str(picture)) from error
