@@ -101,27 +101,18 @@ class Interruption:
         return self._reason
 
     def _handle(self, number: int, _: FrameType | None) -> None:
-        now = time.monotonic()
+        now, launched = time.monotonic(), "TORCHELASTIC_RUN_ID" in os.environ
+        # The launcher of several processes passes on a second Ctrl-C as SIGTERM.
+        again = SIGNALS[:2] if launched and self._first[0] == signal.SIGINT else SIGNALS[:1]
         if not self.reason():
             self._reason, self._first = Stop(128 + number), (number, now)
-            again = "; press Ctrl-C again to abort" if number == signal.SIGINT else ""
-            say(f"stopping after this step{again}{time_of_launcher()}")
-        elif now - self._first[1] > SAME_PRESS and number in again_to_abort(self._first[0]):
+            line = "stopping after this step" + "; press Ctrl-C again to abort" * (number == signal.SIGINT)
+            if launched:
+                limit = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
+                line += f"; a launcher that is stopped kills this run after {os.environ.get(limit, '30')} s ({limit})"
+            say(line)
+        elif now - self._first[1] > SAME_PRESS and number in again:
             raise KeyboardInterrupt(number)
-
-
-def again_to_abort(first: int) -> list[int]:
-    """The signals of a second Ctrl-C. The launcher of several processes passes on SIGINT first, then SIGTERM."""
-    by_launcher = first == signal.SIGINT and "TORCHELASTIC_RUN_ID" in os.environ
-    return [signal.SIGINT, signal.SIGTERM] if by_launcher else [signal.SIGINT]
-
-
-def time_of_launcher() -> str:
-    """What to say of the launcher of several processes: once it is stopped, they have so much time."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        return ""
-    seconds = os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "30")
-    return f"; a launcher that is stopped kills this run after {seconds} s (TORCH_ELASTIC_SHUTDOWN_TIMEOUT)"
 
 
 def exit_status(stop: int) -> int:
