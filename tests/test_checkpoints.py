@@ -241,7 +241,10 @@ def test_moments_of_other_networks_are_refused(pictures: Path, tmp_path: Path, c
     assert "checkpoint-1' has moments of another generator" in line
 
 
-@pytest.mark.parametrize("note", [b"", b"\0" * 40, b"[]", b'{"step": 1}', b"\xff"])
+INFINITE = b'{"step": Infinity, "label": "FID", "value": 1}'
+
+
+@pytest.mark.parametrize("note", [b"", b"\0" * 40, b"[]", b'{"step": 1}', b"\xff", INFINITE])
 def test_a_damaged_note_of_the_best(tmp_path: Path, capsys: Capture, note: bytes) -> None:
     (tmp_path / "best").mkdir()
     (tmp_path / "best" / "best.json").write_bytes(note)

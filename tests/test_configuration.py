@@ -114,6 +114,7 @@ def test_labels_from_names() -> None:
     config = tiny_config(id2label={"1": "crane", "0": "cat", "2": "crane"})  # as in JSON; ImageNet has two cranes
     assert config.id2label == {0: "cat", 1: "crane", 2: "crane"}
     assert (config.num_labels, config.label2id) == (3, {"cat": 0, "crane": 2})
+    assert tiny_config(id2label={0: 7, 1: 0.5}).id2label == {0: "7", 1: "0.5"}
 
 
 @pytest.mark.parametrize("loader", [BigGANConfig, AutoConfig])
@@ -275,6 +276,8 @@ DEEP = {"architecture": "biggan-deep"}
         ({"num_labels": 3, "id2label": {0: "a"}}, "num_labels=3, but id2label has 1 names"),
         ({"id2label": {0: "a", 2: "b"}}, r"id2label must name the labels 0 to 1, got the keys \[0, 2\]"),
         ({"id2label": {"first": "a"}}, r"id2label must name the labels 0 to 0, got the keys \['first'\]"),
+        ({"id2label": {0: "a", 1: None}}, "id2label must name each label with text or a number, got None for 1"),
+        ({"id2label": {"0": ["a", "b"]}}, r"with text or a number, got \['a', 'b'\] for '0'"),
         ({"label2id": {"a": 0}}, "label2id follows from id2label"),
         ({"id2label": ["a", "b"]}, r"id2label must be a dictionary .* got \['a', 'b'\]"),
     ],

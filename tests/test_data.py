@@ -6,6 +6,7 @@ import io
 import itertools
 import logging
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from fake_hub import FakeHub
 from PIL import Image
 
-from biggan_hf.data import ImageBatch, ShuffledBatches, load_labelled_images
+from biggan_hf.data import ImageBatch, ShuffledBatches, UnreadablePictureError, labelled_images, load_labelled_images
 from biggan_hf.data.labels import to_classes
 from biggan_hf.pictures import decode_picture
 
@@ -499,9 +500,33 @@ def test_pictures_lost_after_opening(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "set")
     images = load_labelled_images(str(folder), image_size=8)
     for file in folder.glob("*/*.png"):
-        file.unlink()
+        file.write_bytes(b"not a picture")
     with pytest.raises(ValueError, match="none of the 8 pictures can be read"):
         images.__getitems__([0])
+
+
+@pytest.mark.parametrize("on_unreadable_image", ["skip", "error"])
+def test_pictures_that_are_away_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_unreadable_image: str
+) -> None:
+    folder = write_folder(tmp_path / "set")
+    options: dict[str, Any] = {"on_unreadable_image": on_unreadable_image, "max_cache_bytes": 0}
+    images = load_labelled_images(str(folder), image_size=8, **options)
+    away = folder.rename(tmp_path / "away")
+    threading.Timer(0.5, away.rename, [folder]).start()
+    assert torch.equal(images.__getitems__([5, 2])["pixel_values"], expected([5, 2])) and not images.unreadable
+    monkeypatch.setattr(labelled_images, "SECONDS_AWAY", 1)
+    folder.rename(away)
+    with pytest.raises(UnreadablePictureError, match=r"have been away for 1 s: .*No such file") as error:
+        images.__getitems__([0])
+    assert "\n" not in str(error.value) and not images.unreadable
+
+
+def test_a_file_that_alone_is_missing_is_an_unreadable_picture(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "set")
+    images = load_labelled_images(str(folder), image_size=8)
+    (folder / "ant" / "1.png").unlink()
+    assert torch.equal(images.__getitems__([1])["pixel_values"], expected([2])) and [*images.unreadable] == [1]
 
 
 def test_a_few_readable_pictures_are_enough_to_open(tmp_path: Path) -> None:

@@ -12,13 +12,19 @@ from typing import Any
 
 import pytest
 import torch
-from common import SPECTRAL, VARIANTS, tiny_discriminator, tiny_generator, tiny_inputs, tiny_latents
+from accelerate import Accelerator
+from common import SPECTRAL, VARIANTS, seeded, tiny_discriminator, tiny_generator, tiny_inputs, tiny_latents
+from evaluation_common import tiny_extractor
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from biggan_hf import BigGANDiscriminator, BigGANModel, BigGANPipeline, ops
+from biggan_hf import BigGANDiscriminator, BigGANModel, BigGANPipeline, collect_standing_statistics, ops
+from biggan_hf.evaluation import GeneratedImages, measure
+from biggan_hf.inversion import invert
 from biggan_hf.layers import Conv2d, SNConv2d, SNConv2dPool, SNLinear, SNUpsampleConv2d
-from biggan_hf.spectral_norm import FoldableWeight, SpectralNorm, fold, folded_weights, power_iteration
+from biggan_hf.spectral_norm import FoldableWeight, SpectralNorm, fold, folded_weights, in_eval_mode, power_iteration
+from biggan_hf.training.stability import share_taken_for_real
+from biggan_hf.training.steps import Pictures
 
 
 Network = BigGANModel | BigGANDiscriminator
@@ -333,23 +339,57 @@ def test_threads_with_and_without_gradients_share_a_model() -> None:
             torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_threads_sample_from_a_model_in_training() -> None:
-    model = tiny_generator()
-    latents, labels = tiny_inputs(model)
-    expected = output(model, latents, labels).detach()
+def inversion_of(model: Any) -> list[Tensor]:
+    images = torch.zeros(1, model.config.num_channels, 32, 32)
+    return [invert(model, images, num_steps=2, generator=seeded(0), progress_bar=False).errors]
+
+
+def share_of(discriminator: Any) -> list[Tensor]:
+    pixels, labels = tiny_inputs(discriminator)
+    return [torch.tensor(share_taken_for_real(discriminator, Pictures(pixels, labels)))]
+
+
+def standing_of(model: Any) -> list[Tensor]:
+    images = model.sample([1], generator=seeded(0))  # while another thread measures
+    collect_standing_statistics(model, 0.5, num_batches=2, batch_size=2, generator=seeded(0), progress_bar=False)
+    return [images, model.output_bn.standing_var.clone()]
+
+
+USES_IN_EVAL_MODE: dict[str, Callable[[Any], list[Tensor]]] = {
+    "sample": lambda model: [model.sample([1, 2], generator=seeded(0))],
+    "invert": inversion_of,
+    "evaluate": lambda model: [measure(GeneratedImages(model, 6), tiny_extractor()).mean],
+    "measure standing statistics": standing_of,
+    "watch for memorisation": share_of,
+}
+
+
+@pytest.mark.parametrize("use", USES_IN_EVAL_MODE)
+def test_threads_use_a_model_in_training(use: str) -> None:
+    work = USES_IN_EVAL_MODE[use]
+    model: Any = tiny_discriminator() if work is share_of else tiny_generator()
+    expected = work(model.eval())
     model.train().stages[0].eval()  # a frozen part, whose mode differs
-    modes = [module.training for module in model.modules()]
+    modes, seen = [module.training for module in model.modules()], list[list[bool]]()
+    model.register_forward_pre_hook(lambda *_: seen.append([module.training for module in model.modules()]))
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-
-    def work(index: int) -> Tensor:
-        images = model.sample(labels, latents=latents)
-        return images if [module.training for module in model.modules()] == modes else images + torch.nan
-
     with ThreadPoolExecutor(4) as pool:
-        for images in pool.map(work, range(40)):
-            torch.testing.assert_close(images, expected, rtol=1e-5, atol=1e-5)
-    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
-    assert not any(folds(model))
+        for found in pool.map(work, [model] * 8):
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert seen and all(each == modes for each in seen)  # what a step of training meets meanwhile
+    assert [module.training for module in model.modules()] == modes and not any(folds(model))
+    kept = (item for item in model.named_buffers() if "standing" not in item[0])
+    assert all(torch.equal(buffer, before[name]) for name, buffer in kept)
+
+
+@torch.no_grad()
+def test_a_view_in_eval_mode_keeps_the_precision_of_a_run() -> None:
+    discriminator = tiny_discriminator().train()
+    inputs, seen = tiny_inputs(discriminator), list[torch.dtype]()
+    discriminator.linear.register_forward_hook(lambda _, __, logits: seen.append(logits.dtype))
+    prepared: Any = Accelerator(mixed_precision="bf16", cpu=True).prepare_model(discriminator)
+    assert in_eval_mode(prepared)(*inputs).logits.dtype == torch.float32  # accelerate's wrapper converts outputs
+    assert seen == [torch.bfloat16] and prepared.training
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

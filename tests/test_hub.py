@@ -80,7 +80,13 @@ def test_card_body() -> None:
 
 
 @pytest.mark.parametrize(
-    "labels", [{"num_labels": 0}, {"num_labels": 2}, {"id2label": {0: "tench, Tinca tinca", 1: "hen"}}]
+    "labels",
+    [
+        {"num_labels": 0},
+        {"num_labels": 2},
+        {"id2label": {0: "tench, Tinca tinca", 1: "hen"}},
+        {"id2label": {0: "", 1: 7}},
+    ],
 )
 def test_usage_example_of_the_card_runs(labels: dict, tmp_path: Path) -> None:
     config = BigGANConfig.preset("cifar10", generator_base_channels=4, discriminator_base_channels=4, **labels)

@@ -12,10 +12,11 @@ import pytest
 import torch
 from common import seeded, tiny_generator
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from biggan_hf import BigGANModel, BigGANPipeline
+from biggan_hf import BigGANModel, BigGANPipeline, modeling_biggan
 from biggan_hf.cli import main
+from biggan_hf.initialization import init_weights
 
 
 CONV, VAR = "stages.0.blocks.0.conv1.weight", "stages.1.blocks.0.bn2.running_var"
@@ -76,6 +77,30 @@ def test_weights_that_make_no_image_are_refused(
         out, err = capsys.readouterr()
         assert stopped.value.code == 2 and out == "" and len(err.splitlines()) == 1, err
         assert not (folder.parent / output).exists()
+
+
+def test_weights_that_cannot_be_opened_are_named(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").mkdir()  # no right to read it would stop anyone but root
+    with pytest.raises(IsADirectoryError, match="model.safetensors"):
+        BigGANModel.from_pretrained(folder)
+
+
+def test_a_refused_load_draws_no_initial_values(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[str] = []
+
+    def draw(module: nn.Module, initializer: str) -> None:
+        drawn.append(initializer)
+        init_weights(module, initializer)
+
+    monkeypatch.setattr(modeling_biggan, "init_weights", draw)
+    (folder / "config.json").write_text('{"model_type": "biggan"}')  # a network that takes half a minute to draw
+    with pytest.raises(ValueError, match="lacks 69 weights, such as"):
+        BigGANModel.from_pretrained(folder)
+    assert not drawn
+    tiny = tiny_generator()
+    BigGANModel.from_pretrained(None, config=tiny.config, state_dict={CONV: tiny.state_dict()[CONV]})
+    assert drawn
 
 
 def test_weights_without_a_place_are_told(folder: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -131,6 +131,7 @@ def test_white_is_zero_where_a_tiff_says_so() -> None:
         (tiff("<f2", 1.0)[:40], "unknown image format"),
         (b"Pf\n256 256\n-1.0\n" + RAMP.astype("<f4").tobytes(), "float grey values in a PPM file, which does not"),
         (b"P5\n8001 8000\n255\n", "8001×8000 pixels are more than 64,000,000"),
+        (b"P5\n20000 20000\n255\n", "its pixels are more than 64,000,000"),  # Pillow's limit comes first
     ],
 )  # fmt: skip
 def test_a_depth_that_is_not_known_is_unreadable(content: bytes, reason: str, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -13,10 +14,12 @@ import torch
 from fake_hub import FakeHub
 from PIL import Image
 from safetensors.torch import load_file
-from training_runs import EVALUATION, REPO, Capture, Patch, arguments, error_line, read_log
+from training_runs import EVALUATION, REPO, Capture, Patch, arguments, error_line, read_log, write_pictures
 
 from biggan_hf import BigGANDiscriminator, BigGANModel
+from biggan_hf.data import UnreadablePictureError, load_labelled_images
 from biggan_hf.training import main
+from biggan_hf.training.ending import explain
 from biggan_hf.training.quality import Quality
 
 
@@ -77,6 +80,18 @@ def test_unreadable_picture_in_the_middle_is_skipped_or_stops(pictures: Path, tm
         assert read_log(output)[-1]["unreadable_pictures"] == 1
     line = error_line(arguments(folder, tmp_path / "stopped", "--on_unreadable_image", "error", steps=4), capsys)
     assert "unreadable picture" in line and "4.png" in line
+
+
+def test_the_error_of_a_worker_is_told_in_one_line(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "pictures")
+    images = load_labelled_images(str(folder), image_size=8, max_cache_bytes=0, on_unreadable_image="error")
+    (folder / "cat" / "0.png").write_bytes(b"no picture")
+    loader = torch.utils.data.DataLoader(images, batch_sampler=[[0]], num_workers=1)
+    with pytest.raises(UnreadablePictureError, match="Original Traceback") as caught:
+        next(iter(loader))
+    run: Any = object()  # it has begun
+    line, status = explain(caught.value, run)
+    assert line.startswith("error: unreadable picture /") and status == 2
 
 
 @pytest.mark.parametrize(

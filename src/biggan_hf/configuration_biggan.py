@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Sequence
+from numbers import Real
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -51,8 +52,8 @@ class BigGANConfig(PreTrainedConfig):
     multipliers that were left out are filled in.
 
     Beside the fields there are `num_labels` (also called `num_classes`), the number of classes, and `id2label`, their
-    names by label; commas separate synonyms, as in ImageNet's list. 0 classes make both networks unconditional. The
-    default is 1000 classes, or as many as there are names.
+    names by label (a number becomes text); commas separate synonyms, as in ImageNet's list. 0 classes make both
+    networks unconditional. The default is 1000 classes, or as many as there are names.
 
     Raises:
         ValueError: A value is not allowed; the message names it and what was expected.
@@ -189,8 +190,6 @@ class BigGANConfig(PreTrainedConfig):
         type(self).from_dict(json.loads(text))
         write_text(json_file_path, text)
 
-    # Classes by their names
-
     # What the networks are built from
 
     @property
@@ -267,6 +266,9 @@ class BigGANConfig(PreTrainedConfig):
         elif number is not None and number != len(self.id2label):
             raise ValueError(f"num_labels={number}, but id2label has {len(self.id2label)} names; give one of the two")
         names = (self.id2label or {}).items()
+        for key, name in names:
+            if not isinstance(name, str | Real):
+                raise ValueError(f"id2label must name each label with text or a number, got {name!r} for {key!r}")
         labels: dict[Any, str] = {int(key) if str(key).isdecimal() else key: str(name) for key, name in names}
         if labels.keys() != set(range(len(labels))):
             raise ValueError(f"id2label must name the labels 0 to {len(labels) - 1}, got the keys {[*labels]}")

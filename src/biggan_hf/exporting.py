@@ -39,7 +39,7 @@ from .latents import sample_latents
 from .layers import BatchNorm2d, ConditionalBatchNorm2d
 from .modeling_biggan import BigGANModel
 from .ops import plain_operations
-from .sampling_biggan import _in_eval_mode
+from .spectral_norm import eval_view
 
 
 OPSET = 22
@@ -208,7 +208,7 @@ class Graph(nn.Module):
 
     def __init__(self, model: BigGANModel):
         super().__init__()
-        self.model = _in_eval_mode(model).fold_spectral_norm()  # a view: the model stays
+        self.model = eval_view(model).fold_spectral_norm()  # a view: the model stays
         self.norms: list[Any] = []
         if model.config.standing_truncations:
             self.norms = [m for m in self.model.modules() if isinstance(m, BatchNorm2d | ConditionalBatchNorm2d)]

@@ -216,7 +216,7 @@ def _usage(config: PreTrainedConfig, source: str) -> str:
     prompt = label = ""
     for name in list((config.id2label or {}).values())[:1]:
         first = name.split(",")[0]  # as the pipeline takes it, if it is a name
-        prompt, label = f"{0 if first == 'LABEL_0' else first!r}, ", "class_labels=[0], "
+        prompt, label = f"{0 if first in ('LABEL_0', '') else first!r}, ", "class_labels=[0], "
     return f"""\
 The model needs the package `biggan_hf` (Python ≥ 3.11, torch, transformers). {INSTALL}
 

@@ -12,6 +12,7 @@ from .bars import open_bar
 from .class_labels import check_class_labels
 from .latents import sample_latents
 from .modeling_biggan import BigGANModel
+from .spectral_norm import in_eval_mode
 
 
 @dataclass
@@ -74,19 +75,15 @@ def invert(
     _check(model, images, class_labels, num_steps, num_candidates, batch_size)
     images = images.to(model.device, torch.float32)
     number_of_batches = math.ceil(len(images) / batch_size)
-    was_training = model.training
-    model.eval()
-    try:
-        starts = _best_candidates(model, images, class_labels, num_candidates, truncation, generator, batch_size)
-        with open_bar(total=number_of_batches * num_steps, disable=not progress_bar, unit="step") as bar:
-            ends = [
-                _descend(model, own, batch, num_steps, learning_rate, path_weight, truncation, bar)
-                for own, *batch in _batches([images, *starts], batch_size)
-            ]
-        points = [torch.cat(each) for each in zip(*ends, strict=True)]
-        first, last = (_generate_all(model, x, truncation, batch_size) for x in (starts, points))
-    finally:
-        model.train(was_training)
+    model = in_eval_mode(model)
+    starts = _best_candidates(model, images, class_labels, num_candidates, truncation, generator, batch_size)
+    with open_bar(total=number_of_batches * num_steps, disable=not progress_bar, unit="step") as bar:
+        ends = [
+            _descend(model, own, batch, num_steps, learning_rate, path_weight, truncation, bar)
+            for own, *batch in _batches([images, *starts], batch_size)
+        ]
+    points = [torch.cat(each) for each in zip(*ends, strict=True)]
+    first, last = (_generate_all(model, x, truncation, batch_size) for x in (starts, points))
     return Inversion(
         latents=points[0],
         class_embeddings=points[1] if len(points) > 1 else None,

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from logging import Filter, LogRecord
 from os import PathLike
 from pathlib import Path
@@ -34,6 +35,8 @@ PLACE = ("cache_dir", "force_download", "local_files_only", "token", "revision",
 # Where each network stands in a repository.
 _FOLDERS = {"BigGANModel": "", "BigGANDiscriminator": "discriminator"}
 _KEYWORDS = (*PLACE, "config", "dtype", "device_map", "ignore_mismatched_sizes", "use_safetensors", "state_dict")
+# Whether weights that a load does not find get initial values. Each thread has its own answer.
+_DRAWS_VALUES = ContextVar("draws_values", default=True)
 
 
 class _Reshape(ConversionOps):
@@ -85,7 +88,8 @@ class LoadingMixin(PreTrainedModel):
         if source is not None:
             network_class, kwargs, folder = cls._located(str(source), kwargs)
         where = "the given weights" if source is None else repr(str(source))
-        with _told_in_one_line(network_class, where, folder), _no_table():
+        may_miss = "state_dict" in kwargs
+        with _told_in_one_line(network_class, where, folder), _no_table(draws_values=may_miss or may_differ):
             loaded: Any = super(LoadingMixin, network_class).from_pretrained(
                 source, *model_args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
             )
@@ -93,10 +97,16 @@ class LoadingMixin(PreTrainedModel):
         for path in sorted(folder.glob("*.safetensors")) if folder is not None else []:
             check_weights(path)
             network.saved_step = step_of_weights(path)
-        _check_report(network_class.__name__, where, report, may_miss="state_dict" in kwargs, may_differ=may_differ)
+        _check_report(network_class.__name__, where, report, may_miss, may_differ)
         if (wrong := wrong_tensor(network)) is not None:
             raise ValueError(f"{where} cannot be used: {wrong}")
         return loaded if wants_report else network
+
+    def initialize_weights(self) -> None:
+        """As in transformers, but a load that will be refused for its missing weights does not wait for values."""
+        weights = self.state_dict(keep_vars=True).values()
+        if _DRAWS_VALUES.get() or all(getattr(weight, "_is_hf_initialized", False) for weight in weights):
+            super().initialize_weights()
 
     @classmethod
     def _located(cls, source: str, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any], Path | None]:
@@ -128,15 +138,17 @@ class LoadingMixin(PreTrainedModel):
         config_file = cached_file(source, "config.json", **place)
         folder = None if config_file is None else Path(config_file).parent
         if folder is not None:
-            _check_shards(folder)
+            _check_files(folder)
         return network_class, kwargs, folder
 
 
 # What may be wrong with the files
 
 
-def _check_shards(folder: Path) -> None:
-    """Raises `ValueError` if the index of a folder names files outside it."""
+def _check_files(folder: Path) -> None:
+    """Raises `OSError` for weights that can't be opened, `ValueError` if an index names files outside the folder."""
+    for file in folder.glob("*.safetensors"):
+        file.open("rb").close()  # safetensors says of any failure that there is no such file
     for index in folder.glob("*.index.json"):
         try:
             content = json.loads(index.read_text(encoding="utf-8"))
@@ -214,13 +226,14 @@ class _Table(Filter):
 
 
 @contextmanager
-def _no_table() -> Iterator[None]:
-    table = _Table()
+def _no_table(draws_values: bool) -> Iterator[None]:
+    table, before = _Table(), _DRAWS_VALUES.set(draws_values)
     _TABLE.addFilter(table)
     try:
         yield
     finally:
         _TABLE.removeFilter(table)
+        _DRAWS_VALUES.reset(before)
 
 
 def _check_report(network: str, where: str, report: Mapping[str, Any], may_miss: bool, may_differ: bool) -> None:

@@ -59,6 +59,8 @@ def open_picture(cell: Mapping[str, Any] | None, num_channels: int) -> Image.Ima
         return _flatten(stored_picture(cell), "RGB" if num_channels == 3 else "L")
     except UnidentifiedImageError as error:
         raise ValueError(_unknown_format(encoded_bytes(cell))) from error
+    except Image.DecompressionBombError as error:  # Pillow has a limit, too, and no words for a list of reasons
+        raise ValueError(f"its pixels are more than {MAX_PIXELS:,}") from error
     except Exception as error:  # PIL's decoders raise nearly any type on broken bytes
         name = "" if isinstance(error, UnreadableError) else f"{type(error).__name__}: "
         raise ValueError(f"{name}{first_line(error)}") from error

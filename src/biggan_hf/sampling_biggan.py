@@ -1,11 +1,10 @@
 """Draws labels and latents, and generates images: a mixin of the generator."""
 
-import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.utils import logging
 
 from .class_labels import as_labels, check_class_labels
@@ -21,7 +20,7 @@ from .latents import (
     standing_row,
 )
 from .loading import check_images, check_not_offloaded
-from .spectral_norm import folded_weights
+from .spectral_norm import folded_weights, in_eval_mode
 
 
 if TYPE_CHECKING:
@@ -32,15 +31,6 @@ else:  # a model that an engine runs samples as well, and is no module of torch
 logger = logging.get_logger(__name__)
 
 Generators = torch.Generator | Sequence[torch.Generator]
-
-
-def _in_eval_mode(module: nn.Module) -> Any:
-    # The same parameters and buffers, in modules of their own that are in eval mode.
-    view = copy.copy(module)
-    view._modules = {name: child and _in_eval_mode(child) for name, child in module._modules.items()}
-    view.training = False
-    vars(view).pop("forward", None)  # accelerate's wrapper, which is bound to the module in training
-    return view
 
 
 class SamplingMixin(_Network):
@@ -88,7 +78,7 @@ class SamplingMixin(_Network):
         self, latents: Tensor, labels: Tensor | None, embeddings: Tensor | None, truncation: float | None
     ) -> Tensor:
         # In eval mode. A model in training stays in training: other threads may use it.
-        model = _in_eval_mode(self) if self.training else self
+        model: Any = in_eval_mode(self)
         with folded_weights(model):
             images = model(latents.to(self.device), labels, embeddings, truncation=truncation).images
         # A copy: the next replay of a CUDA graph overwrites the output of a compiled model.

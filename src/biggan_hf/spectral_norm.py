@@ -10,7 +10,8 @@ import copy
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any, NamedTuple, Self
+from types import MethodType
+from typing import Any, NamedTuple, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,9 @@ from torch.nn import functional as F
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .ops import is_plain, pays_in_tiles, weight_in_tiles
+
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 # Folding: the kernel of eval mode, W / σ(W), is made once for many forwards
@@ -157,6 +161,28 @@ def folded_weights(network: nn.Module) -> Iterator[None]:
     finally:
         for layer in folded:
             layer._folded = None
+
+
+# A network in eval mode, while other threads may use it in training
+
+
+def eval_view(network: Network) -> Network:
+    """
+    The parameters and buffers of a network in modules of their own, which are in eval mode and are not compiled. The
+    modes of the network stay: other threads may use it.
+    """
+    view = copy.copy(network)
+    view._modules = {name: child and eval_view(child) for name, child in network._modules.items()}
+    view.training = False
+    forward = vars(view).pop("forward", None)  # accelerate's wrapper, which sets the precision
+    if isinstance(forward, MethodType):
+        view.forward = MethodType(forward.__func__, view)
+    return view
+
+
+def in_eval_mode(network: Network) -> Network:
+    """The network itself if all of it is in eval mode, or else a view."""
+    return eval_view(network) if any(module.training for module in network.modules()) else network
 
 
 # The normalised layers

@@ -9,8 +9,7 @@ inputs. Spectral norm works as in eval mode: it takes a step and does not store 
 """
 
 import copy
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from functools import partial
 
 import numpy as np
@@ -23,6 +22,7 @@ from .latents import check_truncation, sample_latents
 from .layers import BatchNorm2d, ConditionalBatchNorm2d
 from .modeling_biggan import BigGANModel
 from .processes import add_up, from_main, num_processes, process_rank
+from .spectral_norm import eval_view
 
 
 SUMMED_AT_A_TIME = 2**18  # on a CPU: 2 MiB of float64, which the cache holds
@@ -73,17 +73,18 @@ def collect_standing_statistics(
     """
     _check(model, num_batches, batch_size)
     table = _table(truncations)
-    layers: Layers = [m for m in model.modules() if isinstance(m, BatchNorm2d | ConditionalBatchNorm2d)]
+    layers, view = _batch_norms(model), eval_view(model)
     seed = _draw_seed(generator)
     own_batches = range(process_rank(), num_batches, num_processes())
 
     rows = []
     total, silent = max(len(table), 1) * len(own_batches), not progress_bar or process_rank() > 0
-    with _batch_statistics(model, layers) as observed, open_bar(total=total, disable=silent, unit="batch") as bar:
+    observed = _observe_batches(view)
+    with view.folded_weights(), open_bar(total=total, disable=silent, unit="batch") as bar:
         for truncation in table or (None,):
             moments = _Moments(sum(layer.num_features for layer in layers), model.device)
             for batch in own_batches:
-                _forward(model, truncation, batch_size, _seed_of_batch(seed, batch))
+                _forward(view, truncation, batch_size, _seed_of_batch(seed, batch))
                 moments.add(*(torch.cat(each) for each in zip(*observed, strict=True)))
                 bar.update()
             mean, var = moments.pooled(average_batches)
@@ -118,6 +119,10 @@ def _table(truncations: float | Iterable[float] | None) -> list[float]:
     return sorted({float(truncation) for truncation in given})
 
 
+def _batch_norms(model: BigGANModel) -> Layers:
+    return [m for m in model.modules() if isinstance(m, BatchNorm2d | ConditionalBatchNorm2d)]
+
+
 def _draw_seed(generator: torch.Generator | None) -> int:
     """The same seed for all processes."""
     drawn_on = "cpu" if generator is None else generator.device
@@ -136,22 +141,13 @@ def _forward(model: BigGANModel, truncation: float | None, batch_size: int, seed
     model(sample_latents(batch_size, model.config.z_dim, truncation, mode, generator, model.device), labels)
 
 
-@contextmanager
-def _batch_statistics(model: BigGANModel, layers: Layers) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Sets eval mode, but batch norms use the statistics of their batch. Yields the last statistics of each layer."""
+def _observe_batches(view: BigGANModel) -> list[tuple[Tensor, Tensor]]:
+    """Lets batch norms use the statistics of their batch. Returns where the last ones of each layer are put."""
+    layers = _batch_norms(view)
     observed: list[tuple[Tensor, Tensor]] = [(torch.empty(0), torch.empty(0))] * len(layers)
-    modes = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        for index, layer in enumerate(layers):
-            layer.observer = partial(_observe, observed, index)
-        with model.folded_weights():
-            yield observed
-    finally:
-        for layer in layers:
-            layer.observer = None
-        for module, training in modes.items():
-            module.training = training
+    for index, layer in enumerate(layers):
+        layer.observer = partial(_observe, observed, index)
+    return observed
 
 
 def _observe(observed: list[tuple[Tensor, Tensor]], index: int, hidden_states: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import logging
 import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -26,6 +27,7 @@ from .opening import Contents, Opened, open_source
 logger = logging.getLogger(__name__)
 
 NUM_PROBES = 16  # pictures from all over a set that say what its pictures are
+SECONDS_AWAY = 5  # a disk of the network may be away for a while
 MOST_PROBED_CLASSES = 1_000  # of each of which a picture is read beforehand
 
 
@@ -169,6 +171,22 @@ class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
         unreadable = {row: self.unreadable[row] for row in indices if row in self.unreadable}
         return {"pixel_values": pixel_values, "class_labels": labels, "unreadable": unreadable}
 
+    def _came_back(self, error: ValueError) -> bool:
+        """
+        Whether pictures all over the set were away, as those on a disk of the network may be, and are there again.
+        Raises `UnreadablePictureError` after `SECONDS_AWAY`. A file that alone is missing is an unreadable picture.
+        """
+        if not isinstance(error.__cause__, OSError) or error.__cause__.errno is None:
+            return False
+        samples = [cell for cell in self.pictures[_spread_rows(len(self))]["image"] if cell is not None]
+        for waited in range(SECONDS_AWAY + 1):
+            if any(map(_is_there, samples)):
+                return waited > 0
+            if waited == 0:
+                logger.warning("the pictures are away (%s): waiting %s s at most", error, SECONDS_AWAY)
+            time.sleep(1)
+        raise UnreadablePictureError(f"the pictures have been away for {SECONDS_AWAY} s: {error}") from error
+
     def _readable(self, row: int) -> int:
         """The row, or the next one not known to be unreadable."""
         while row in self.unreadable:
@@ -183,6 +201,8 @@ class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
         try:
             return decode_picture(cell, self.image_size, self.num_channels)
         except ValueError as error:
+            if self._came_back(error):
+                return self._decode(row, cell)
             picture = Unreadable(cell["path"] if cell else None, row, str(error))
             if self.on_unreadable_image == "error":
                 raise UnreadablePictureError(str(picture)) from error
@@ -294,6 +314,12 @@ def _probe(images: LabelledImages, dataset_name: str) -> LabelledImages:
     remark = f"No picture can be read of {'class' if len(lost) == 1 else 'the classes'} {abbreviated(lost)}."
     remarks = contents.remarks + [remark] * bool(lost)
     return replace(images, contents=replace(contents, class_counts=counts, remarks=remarks))
+
+
+def _is_there(cell: Mapping[str, Any]) -> bool:
+    with suppress(OSError):
+        return encoded_bytes(cell) is not None
+    return False
 
 
 def _spread_rows(number: int) -> list[int]:

@@ -1,5 +1,6 @@
 """What is measured: sets of images in a fixed order, generated, real or from another program's file."""
 
+import copy
 import hashlib
 import json
 import zipfile
@@ -20,6 +21,7 @@ from tqdm.auto import tqdm
 from ..images import to_uint8
 from ..latents import TruncationMode, sample_latents
 from ..pictures import encoded_bytes
+from ..spectral_norm import in_eval_mode
 
 
 if TYPE_CHECKING:  # `datasets` is slow to import, and samples do not need it
@@ -89,15 +91,12 @@ class GeneratedImages:
         return replace(self, num_images=num_images, seed=seed, class_label=label)
 
     @contextmanager
-    def generating(self) -> Iterator[None]:
-        """A block in which the generator stays in eval mode, and all batches share its normalised weights."""
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            with self.model.folded_weights():
-                yield
-        finally:
-            self.model.train(was_training)
+    def generating(self) -> Iterator["GeneratedImages"]:
+        """Yields the same images of a generator in eval mode, whose normalised weights all batches share."""
+        images = copy.copy(self)
+        images.model = in_eval_mode(self.model)
+        with images.model.folded_weights():
+            yield images
 
     def __len__(self) -> int:
         return self.num_images

@@ -201,18 +201,18 @@ def _extract(
     batches = [indices[start : start + batch_size] for start in indices[rank * batch_size :: world * batch_size]]
     done = statistics.count
     remaining = batches[-(-done // batch_size) :]
-    loader: torch.utils.data.DataLoader[Any] = torch.utils.data.DataLoader(
-        source,  # type: ignore[arg-type]  # a DataLoader needs no more than __getitems__ and __len__
-        batch_sampler=remaining,  # type: ignore[arg-type]
-        collate_fn=_unchanged,
-        num_workers=source.num_workers,
-        pin_memory=source.num_workers > 0 and extractor.device.type == "cuda",
-        generator=torch.Generator(),  # leaves the global generator to whoever is training with it
-    )
     saved = time.monotonic()
     total = sum(map(len, batches))
     progress = open_bar(total=total, initial=done, desc=title, unit="img", disable=rank > 0, dynamic_ncols=True)
-    with progress, source.generating() if isinstance(source, GeneratedImages) else nullcontext():
+    with progress, source.generating() if isinstance(source, GeneratedImages) else nullcontext(source) as images:
+        loader: torch.utils.data.DataLoader[Any] = torch.utils.data.DataLoader(
+            images,  # type: ignore[arg-type]  # a DataLoader needs no more than __getitems__ and __len__
+            batch_sampler=remaining,  # type: ignore[arg-type]
+            collate_fn=_unchanged,
+            num_workers=source.num_workers,
+            pin_memory=source.num_workers > 0 and extractor.device.type == "cuda",
+            generator=torch.Generator(),  # leaves the global generator to whoever is training with it
+        )
         for rows, batch in zip(remaining, loader, strict=True):
             statistics.update(*extractor(batch["pixel_values"]), rows)
             progress.update(len(rows))

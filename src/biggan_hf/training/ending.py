@@ -86,7 +86,8 @@ class Interruption:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if error is not None and is_of_other_process(error):  # now: the launcher ends this process, too
-            say(f"another process of this run has ended; its line or the launcher's says why: {first_line(error)}")
+            first_line = str(error).strip().partition("\n")[0]
+            say(f"another process of this run has ended; its line or the launcher's says why: {first_line}")
             raise SystemExit(1) from error
         if self._handlers and self._launcher is not None:
             signal_at_end_of_parent(0)
@@ -100,27 +101,18 @@ class Interruption:
         return self._reason
 
     def _handle(self, number: int, _: FrameType | None) -> None:
-        now = time.monotonic()
+        now, launched = time.monotonic(), "TORCHELASTIC_RUN_ID" in os.environ
+        # The launcher of several processes passes on a second Ctrl-C as SIGTERM.
+        again = SIGNALS[:2] if launched and self._first[0] == signal.SIGINT else SIGNALS[:1]
         if not self.reason():
             self._reason, self._first = Stop(128 + number), (number, now)
-            again = "; press Ctrl-C again to abort" if number == signal.SIGINT else ""
-            say(f"stopping after this step{again}{time_of_launcher()}")
-        elif now - self._first[1] > SAME_PRESS and number in again_to_abort(self._first[0]):
+            line = "stopping after this step" + "; press Ctrl-C again to abort" * (number == signal.SIGINT)
+            if launched:
+                limit = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
+                line += f"; a launcher that is stopped kills this run after {os.environ.get(limit, '30')} s ({limit})"
+            say(line)
+        elif now - self._first[1] > SAME_PRESS and number in again:
             raise KeyboardInterrupt(number)
-
-
-def again_to_abort(first: int) -> list[int]:
-    """The signals of a second Ctrl-C. The launcher of several processes passes on SIGINT first, then SIGTERM."""
-    by_launcher = first == signal.SIGINT and "TORCHELASTIC_RUN_ID" in os.environ
-    return [signal.SIGINT, signal.SIGTERM] if by_launcher else [signal.SIGINT]
-
-
-def time_of_launcher() -> str:
-    """What to say of the launcher of several processes: once it is stopped, they have so much time."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        return ""
-    seconds = os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "30")
-    return f"; a launcher that is stopped kills this run after {seconds} s (TORCH_ELASTIC_SHUTDOWN_TIMEOUT)"
 
 
 def exit_status(stop: int) -> int:
@@ -182,35 +174,35 @@ def tell(error: BaseException, run: Run | None) -> int:
 def explain(error: BaseException, run: Run | None) -> tuple[str, int]:
     """The line, and the exit status: 2 for what the user can mend."""
     words = str(error).strip() or type(error).__name__
+    first, *_, last = [*words.splitlines()] * 2
+    last = last.removeprefix(f"{type(error).__module__}.{type(error).__qualname__}: ")  # a traceback ends so
     if isinstance(error, KeyboardInterrupt):
         return f"aborted after step {run.global_step}" if run else "aborted", ABORTED
     if is_out_of_memory(error):
         return f"error: out of memory {what_to_lower(run)}", 2
     if is_of_other_process(error):
-        return f"error: another process of this run has ended: {first_line(error)}", 1
+        return f"error: another process of this run has ended: {first}", 1
     if run is None and isinstance(error, MISTAKES):
         return f"error: {' '.join(words.split())}", 2
     # torch tells of a lost worker, or else its pipe breaks first.
     breaks = isinstance(error, ConnectionError | EOFError) and run is not None and run.batches.num_workers > 0
     if breaks or ("DataLoader worker" in words and "Caught" not in words):
-        return f"error: a process that reads pictures (dataloader_num_workers) has ended: {words.splitlines()[0]}", 1
+        return f"error: a process that reads pictures (dataloader_num_workers) has ended: {first}", 1
     if isinstance(error, BAD_FILES):  # that of a process which reads pictures begins with its traceback
-        return f"error: {words.splitlines()[-1]}", 2
-    unexpected = f"error: {type(error).__name__}: {words.splitlines()[-1 if 'Caught' in words else 0]}"
-    return f"{unexpected}; {keep_traceback(error, run)}", 1
+        return f"error: {last}", 2
+    unexpected = last if "Caught" in words else first
+    return f"error: {type(error).__name__}: {unexpected}; {keep_traceback(error, run)}", 1
 
 
 def keep_traceback(error: BaseException, run: Run | None) -> str:
     """Where the traceback of an error that is no user's went."""
     lines = "".join(traceback.format_exception(error))
-    try:
-        if run is None:
-            raise FileNotFoundError
-        write_text(run.output_dir / TRACEBACK, lines)
-    except OSError:
-        print(lines, file=sys.stderr)
-        return "the traceback is above"
-    return f"the traceback is in {run.output_dir / TRACEBACK}"
+    with contextlib.suppress(OSError):
+        if run is not None:
+            write_text(run.output_dir / TRACEBACK, lines)
+            return f"the traceback is in {run.output_dir / TRACEBACK}"
+    print(lines, file=sys.stderr)
+    return "the traceback is above"
 
 
 def what_to_lower(run: Run | None) -> str:
@@ -231,10 +223,6 @@ def what_to_lower(run: Run | None) -> str:
     ways += ["--mixed_precision bf16"] * (run.accelerator.mixed_precision == "no")
     ways += [f"an image_size below {run.config.image_size} (another --preset)"]
     return f"at step {run.global_step + 1} with per_device_batch_size={size}: try {', '.join(ways)}"
-
-
-def first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0]
 
 
 def is_of_other_process(error: BaseException) -> bool:

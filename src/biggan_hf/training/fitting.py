@@ -16,7 +16,8 @@ from ..processes import add_up
 from .arguments import TrainingArguments
 from .ema import update_ema
 from .players import build_players
-from .steps import Latents, Objective, Pictures, Players, discriminator_step, generator_step
+from .run import objective_at
+from .steps import Latents, Pictures, Players, discriminator_step, generator_step
 
 
 def fit_batch(
@@ -57,7 +58,7 @@ def fit_batch(
     for size in sizes(batch // number, known):
         fitted = dataclasses.replace(args, per_device_batch_size=size, global_batch_size=batch)
         with refused_before_it_is_gone(number) if on_cpu else nullcontext():
-            does_fit = fits(fitted, accelerator, config, build)
+            does_fit = fits(fitted, accelerator, build)
         failures = torch.tensor([not does_fit], device=accelerator.device).float()
         add_up([failures])  # over all processes: they agree on what the smallest of them holds
         if not failures.item():
@@ -74,19 +75,14 @@ def sizes(share: int, known: int | None) -> Iterator[int]:
     return (size for size in range(most, 0, -1) if share % size == 0)
 
 
-def fits(
-    args: TrainingArguments,
-    accelerator: Accelerator,
-    config: BigGANConfig,
-    build: Callable[[], tuple[Players, BigGANModel]],
-) -> bool:
+def fits(args: TrainingArguments, accelerator: Accelerator, build: Callable[[], tuple[Players, BigGANModel]]) -> bool:
     """Whether two updates fit: only the second one meets the moments of Adam. No process waits for another."""
     scaler = accelerator.scaler
     before = scaler.state_dict() if scaler is not None else {}
     try:
         players, ema = build()
         for _ in range(2):
-            update(args, accelerator, config, players, ema)
+            update(args, players, ema)
         does_fit = True
     except Exception as error:
         if not is_out_of_memory(error):
@@ -99,23 +95,16 @@ def fits(
     return does_fit
 
 
-def update(
-    args: TrainingArguments, accelerator: Accelerator, config: BigGANConfig, players: Players, ema: BigGANModel
-) -> None:
+def update(args: TrainingArguments, players: Players, ema: BigGANModel) -> None:
     """An update, with R1, of all that a process holds in memory; on grey pictures."""
-    device, size = accelerator.device, args.per_device_batch_size
+    accelerator, config, size = players.accelerator, ema.config, args.per_device_batch_size
+    device = accelerator.device
     labels = torch.zeros(size, dtype=torch.int64, device=device) if config.num_labels else None
     shape = (size, config.num_channels, config.image_size, config.image_size)
     number = args.accumulation_steps(accelerator.num_processes)
     latents = [Latents(torch.zeros(size, config.z_dim, device=device), labels) for _ in range(number)]
     pairs = [(z, Pictures(torch.zeros(shape, device=device), labels)) for z in latents]
-    objective = Objective(
-        loss=args.loss,
-        generator_orthogonality=args.generator_orthogonality,
-        r1_gamma=args.r1_gamma,
-        diff_augment=args.diff_augment,
-        iterate_every_forward=args.power_iteration == "every_forward",
-    )
+    objective = objective_at(args, 0)
     # Several processes hold every gradient twice: once more to exchange it.
     networks = players.networks.values() if accelerator.num_processes > 1 else ()
     exchanged = [torch.empty_like(weight) for network in networks for weight in network.parameters()]

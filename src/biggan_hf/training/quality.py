@@ -88,6 +88,6 @@ def _read_note(folder: Path) -> dict[str, Any] | None:
     try:
         note = json.loads(path.read_text(encoding="utf-8"))
         return {"step": int(note["step"]), "label": str(note["label"]), "value": float(note["value"])}
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError):
         warn(f"{str(path)!r} is damaged: the next evaluation replaces the best model")
         return {"step": math.inf, "label": None, "value": math.inf}

@@ -79,15 +79,7 @@ class Run:
         return steps > 0 and self.global_step % steps == 0
 
     def objective(self) -> Objective:
-        """What this step minimises. R1 comes every `r1_interval` steps, and weighs as many times more."""
-        args = self.args
-        return Objective(
-            loss=args.loss,
-            generator_orthogonality=args.generator_orthogonality,
-            r1_gamma=0.0 if self.global_step % args.r1_interval else args.r1_gamma * args.r1_interval,
-            diff_augment=args.diff_augment,
-            iterate_every_forward=args.power_iteration == "every_forward",
-        )
+        return objective_at(self.args, self.global_step)
 
     # Checkpoints
 
@@ -154,6 +146,17 @@ class Run:
             set_aside(self.output_dir, self.global_step, "before-collapse")
             cut_logs(self.output_dir, self.global_step)
             self.save(good)  # so that a resumed run knows of the rollback
+
+
+def objective_at(args: TrainingArguments, step: int) -> Objective:
+    """What a step minimises. R1 comes every `r1_interval` steps, and weighs as many times more."""
+    return Objective(
+        loss=args.loss,
+        generator_orthogonality=args.generator_orthogonality,
+        r1_gamma=0.0 if step % args.r1_interval else args.r1_gamma * args.r1_interval,
+        diff_augment=args.diff_augment,
+        iterate_every_forward=args.power_iteration == "every_forward",
+    )
 
 
 def is_good(checkpoint: Path) -> bool:

@@ -187,30 +187,26 @@ def build_quality(images: LabelledImages, args: TrainingArguments, accelerator: 
 
 def check_same_pictures(checkpoint: Path, state: dict[str, Any], images: LabelledImages) -> None:
     """The data set may have another name, but no other pictures. A converted checkpoint knows none."""
-    other = None
+    there = f"the checkpoint {str(checkpoint)!r} is of a run on"
     if state["num_pictures"] not in (None, len(images)):
-        other = f"{state['num_pictures']} pictures, this data set has {len(images)}"
-    elif state.get("pictures", images.fingerprint) != images.fingerprint:
-        other = "other pictures, labels or class names than this data set's"
-    if other is not None:
-        raise ValueError(f"the checkpoint {str(checkpoint)!r} is of a run on {other}")
+        raise ValueError(f"{there} {state['num_pictures']} pictures, this data set has {len(images)}")
+    if state.get("pictures", images.fingerprint) != images.fingerprint:
+        raise ValueError(f"{there} other pictures, labels or class names than this data set's")
 
 
 def check_same_weights(checkpoint: Path, state: dict[str, Any], players: Players) -> None:
     """Raises `ValueError` where the run of the checkpoint froze other weights."""
     for name, optimizer in players.optimizers.items():
-        groups = (state[f"{name}_optimizer"]["param_groups"], optimizer.param_groups)
-        saved, now = (sum(len(group["params"]) for group in both) for both in groups)
-        if saved != now:
+        saved = state[f"{name}_optimizer"]
+        indices = [index for group in saved["param_groups"] for index in group["params"]]
+        learning = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        if len(indices) != len(learning):
             raise ValueError(
-                f"the run of the checkpoint {str(checkpoint)!r} trained {saved} tensors of the {name}, this one would "
-                f"train {now}: freeze_discriminator_stages and train_only must stay as they were"
+                f"the run of the checkpoint {str(checkpoint)!r} trained {len(indices)} tensors of the {name}, this "
+                f"one would train {len(learning)}: freeze_discriminator_stages and train_only must stay as they were"
             )
-        moments = state[f"{name}_optimizer"]["state"]
-        indices = [index for group in groups[0] for index in group["params"]]
-        learning = [parameter for group in groups[1] for parameter in group["params"]]
         for index, parameter in zip(indices, learning, strict=True):
-            if moments.get(index, {}).get("exp_avg", parameter).shape != parameter.shape:
+            if saved["state"].get(index, {}).get("exp_avg", parameter).shape != parameter.shape:
                 raise ValueError(f"the training_state.pt of {str(checkpoint)!r} has moments of another {name}")
 
 
@@ -241,19 +237,18 @@ def told_as(what: str) -> Iterator[None]:
 
 
 def open_all(run: Run) -> None:
-    """Opens the repository on the Hub, the trackers and the folder: the run writes from here on."""
+    """
+    Opens the repository on the Hub, the trackers and the folder: the run writes from here on. In a resumed run's
+    folder, moves aside what came after the step where it goes on.
+    """
     if run.is_main and run.args.push_to_hub:
         # Now: if that fails, the run fails before it trains.
         with told_as(f"can't create the repository {run.args.hub_model_id!r}"):
             create_repo(run.args.hub_model_id or "")
     with told_as(f"a tracker of report_to ({', '.join(run.args.report_to)}) can't start"):
         run.accelerator.init_trackers("biggan_hf")
-    if run.is_main:
-        open_output(run)
-
-
-def open_output(run: Run) -> None:
-    """Writes the settings. In a resumed run's folder, moves aside what came after the step where it goes on."""
+    if not run.is_main:
+        return
     folder, step = run.output_dir, run.global_step
     folder.mkdir(parents=True, exist_ok=True)
     remove_unfinished(folder)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..spectral_norm import SpectralNorm
+from ..spectral_norm import SpectralNorm, in_eval_mode
 from .steps import Pictures
 
 
@@ -116,10 +116,7 @@ def share_taken_for_real(discriminator: nn.Module, pictures: Pictures) -> float:
     The share of pictures that the discriminator, in eval mode, takes for real. If it is larger of training pictures
     than of held-out ones, the discriminator remembers pictures (paper, section 4.2).
     """
-    was_training = discriminator.training
-    discriminator.eval()
-    logits = discriminator(pictures.pixel_values, pictures.class_labels).logits
-    discriminator.train(was_training)
+    logits = in_eval_mode(discriminator)(pictures.pixel_values, pictures.class_labels).logits
     return float((logits > 0).double().mean())
 
 
