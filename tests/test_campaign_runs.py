@@ -5,26 +5,33 @@ campaign.py says what a trial may end in; docs/guarantees.md shows the table of 
 """
 
 import json
+import os
 import random
+import re
 import shutil
+import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from campaign import campaign, equal
-from forked_runs import DiskChanges, ForkedRun
+from campaign import SEED, campaign, equal
+from conversion_common import ORIGINALS
+from fake_hub import FakeHub
+from forked_runs import DiskChanges, ForkedRun, command, may_mount, small_disk
 from training_runs import EVALUATION, arguments, read_log
 
+from biggan_hf import BigGANDiscriminator, BigGANModel
 from biggan_hf.training.settings import OF_THE_START
 
 
 # On pictures of noise the discriminator wins soon, which the rule for collapses would call.
 FLAGS = ["--checkpointing_steps", "1", "--checkpoints_total_limit", "2", "--watch_steps", "2", "--horizontal_flip"]
-FLAGS += ["--on_collapse", "ignore", "--sample_steps", "3", *EVALUATION, "--evaluation_steps", "2"]
+FLAGS += ["--on_collapse", "ignore", "--sample_steps", "2", *EVALUATION, "--evaluation_steps", "2"]
 FLAGS += ["--evaluation_allow_few_images"]
-STEPS = 6
+STEPS = 4
 LATEST = ["--resume_from_checkpoint", "latest"]
 
 A_RUN = 120.0  # seconds at most
@@ -70,6 +77,19 @@ def goes_on(argv: list[str], printed: Path, processes: int, expected: Content) -
     return "silent" if names else "same"
 
 
+@pytest.fixture(scope="module")
+def run_folder(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, and in `next` what becomes of it after more steps."""
+    folder = tmp_path_factory.mktemp("runs")
+    for steps in (STEPS, STEPS + 1):
+        argv = arguments(pictures, folder / "model", *FLAGS, *LATEST, steps=steps)
+        assert ForkedRun(argv, folder / "printed").end(A_RUN) == [0], (folder / "printed").read_text()
+        if steps == STEPS:
+            shutil.copytree(folder / "model", folder / "whole")
+    (folder / "model").rename(folder / "next")
+    return folder
+
+
 # Kills
 
 KILLS = ["1 process, at a change on the disk", "1 process, at any time"]
@@ -103,3 +123,172 @@ def test_kills(trials: int, pictures: Path, tmp_path: Path) -> None:
         return goes_on(argv, printed, processes, expected)
 
     campaign("kills", KILLS, trial, trials, 4 * A_RUN)
+
+
+# Full disks
+
+# What each program writes to the disk, which is `{}`. `more` is written once, by a program with room.
+PROGRAMS: dict[str, list[str]] = {
+    "train": [],
+    "convert": ["convert", str(ORIGINALS / "biggan_thin"), "--output", "{}/out", "--overwrite"],
+    "sample": ["sample", "{model}", "--output", "{}/out.png", "--overwrite"],
+    "npz": ["npz", "{model}", "--num_images", "40", "--output", "{}/out.npz", "--overwrite"],
+    "interpolate": ["interpolate", "{model}", "--output", "{}/out.gif", "--overwrite"],
+    "evaluate": [
+        "evaluate",
+        "{model}",
+        *"--metrics fid kid --cache_dir {}/cache --save_moments {}/moments.npz".split(),
+    ],
+    "push": ["push", "{model}", "user/model"],
+}
+PROGRAMS["evaluate"] += ["--output", "{}/out.json", "--overwrite"]
+
+
+@part(tenth=7, whole=140)
+def test_full_disks(trials: int, run_folder: Path, pictures: Path, tmp_path: Path, fake_hub: FakeHub) -> None:
+    if (why_not := may_mount()) is not None:
+        pytest.skip(why_not)
+    disk, printed, programs = tmp_path / "disk", tmp_path / "printed", list(PROGRAMS)
+    expected = content_of(run_folder / "whole")
+    measured = ["--dataset_name", str(pictures), "--num_images", "8", "--reference_images", "8", "--allow_few_images"]
+    measured += ["--extractor", "training_runs:features"]
+    model = tmp_path / "model"
+    BigGANModel.from_pretrained(run_folder / "whole").save_pretrained(model)
+
+    def run(program: str) -> int:
+        if program == "train":
+            return ForkedRun(arguments(pictures, disk / "out", *FLAGS, *LATEST, steps=STEPS), printed).end(A_RUN)[0]
+        argv = [word.format(disk, model=model) for word in PROGRAMS[program]]
+        argv += measured if program == "evaluate" else []
+        printed.unlink(missing_ok=True)
+        return command(argv, printed, partial(setattr, tempfile, "tempdir", str(disk)))
+
+    def trial(row: int, dice: random.Random) -> str:
+        program = programs[row]
+        with small_disk(disk, 2**24):
+            if program != "train":
+                assert run(program) == 0, printed.read_text()
+                if program == "evaluate":
+                    shutil.rmtree(disk / "cache")
+            before = content_of(disk)
+            most = {"train": 2**21, "push": 2**14}.get(program, 2**17)
+            leave_free(disk, 4096 * dice.randrange(most // 4096))
+            status = run(program)
+            (disk / "ballast").unlink()
+            if program == "train":
+                result = "clear" if status == 0 else ending(status, printed, str(disk))
+                went_on = goes_on(arguments(pictures, disk / "out", *FLAGS, steps=STEPS), printed, 1, expected)
+                return result if went_on == "same" else went_on
+            if status == 0:
+                return "same"
+            after = content_of(disk)
+            whole = all(equal(after.get(name), content) for name, content in before.items())
+            left = [name for name in after.keys() - before.keys() if not name.startswith("cache/")]
+            result = ending(status, printed, str(disk)) if whole and not left else "silent"
+            if result != "clear":
+                print(f"{program}: {result}, left {left}\n{printed.read_text()}")
+            return result
+
+    campaign("full disks", programs, trial, trials, 2 * A_RUN)
+
+
+def leave_free(disk: Path, num_bytes: int) -> None:
+    usage = os.statvfs(disk)
+    with (disk / "ballast").open("wb") as file:
+        file.write(bytes(usage.f_bavail * usage.f_bsize - num_bytes))
+
+
+# Power cuts: each file that a run leaves is empty, holds zeros, is cut in half or missing
+
+DAMAGES = ("empty", "zeros", "half", "missing")
+A_MODEL = ("config.json", "model.safetensors")
+
+
+def cut(path: Path, damage: str) -> None:
+    size = path.stat().st_size
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes({"empty": b"", "zeros": bytes(size), "half": path.read_bytes()[: size // 2]}[damage])
+
+
+def power_cuts(whole: Path) -> list[tuple[str, str, str]]:
+    """The row, the file and the damage, in an order that the seed chooses."""
+    cases = []
+    for path in sorted(path for path in whole.rglob("*") if path.is_file()):
+        name = path.relative_to(whole).as_posix()
+        readers = ["resume", *(["load"] if path.name in A_MODEL else [])]
+        readers += ["sample", "evaluate"] if name in A_MODEL else []
+        cases += [(reader, name, damage) for reader in readers for damage in DAMAGES]
+    random.Random(SEED).shuffle(cases)
+    return cases
+
+
+@pytest.mark.parametrize("share", [pytest.param(20, id="tenth"), pytest.param(1, marks=pytest.mark.slow, id="whole")])
+def test_power_cuts(share: int, run_folder: Path, pictures: Path, tmp_path: Path) -> None:
+    cases, printed, output = power_cuts(run_folder / "whole"), tmp_path / "printed", tmp_path / "model"
+    expected = content_of(run_folder / "next")
+    more = ["--dataset_name", str(pictures), "--num_images", "8", "--reference_images", "8", "--allow_few_images"]
+    more += ["--extractor", "training_runs:features", "--metrics", "fid", "--cache_dir", str(tmp_path / "cache")]
+    commands = {
+        "sample": ["sample", str(output), "--output", str(tmp_path / "sheet.png"), "--overwrite"],
+        "evaluate": ["evaluate", str(output), *more],
+    }
+
+    def trial(case: int, dice: random.Random) -> str:
+        reader, name, damage = cases[case]
+        shutil.rmtree(output, ignore_errors=True)
+        shutil.copytree(run_folder / "whole", output)
+        cut(output / name, damage)
+        if reader == "resume":
+            argv = arguments(pictures, output, *FLAGS, *LATEST, steps=STEPS + 1)
+            result = after_a_cut(argv, printed, name, expected)
+        elif reader == "load":
+            result = load((output / name).parent)
+        else:
+            printed.unlink(missing_ok=True)
+            result = ending(command(commands[reader], printed), printed, str(output))
+        if result not in ("same", "clear"):
+            print(f"{reader}, {name} {damage}: {result}\n{printed.read_text() if printed.exists() else ''}")
+        return result
+
+    campaign("power cuts", [case[0] for case in cases], trial, len(cases) // share, A_RUN)
+
+
+def load(folder: Path) -> str:
+    network = BigGANDiscriminator if folder.name == "discriminator" else BigGANModel
+    try:
+        network.from_pretrained(folder)
+    except (ValueError, OSError) as error:
+        return "clear" if str(folder) in str(error) else "other"
+    return "silent"
+
+
+def ending(status: int, printed: Path, word: str) -> str:
+    """Whether a program that has failed says why in one line, which holds this word."""
+    lines = [line for line in re.split("[\r\n]+", printed.read_text()) if line.startswith(("error: ", "biggan-hf: "))]
+    if status == 0:
+        return "silent"
+    return "clear" if status == 2 and len(lines) == 1 and word in lines[0] else "other"
+
+
+def after_a_cut(argv: list[str], printed: Path, name: str, expected: Content) -> str:
+    """What is lost for good is told, now or by who reads it; all else is as it would have been."""
+    status = ForkedRun(argv, printed).end(A_RUN)[0]
+    if status:
+        return ending(status, printed, name.split("/")[-1])
+    output = Path(argv[argv.index("--output_dir") + 1])
+    # Sheets and curves are pictures of the rest; what was set aside is told.
+    passed_over = ("samples/", "curves.png", "abandoned-")
+    lost = [other for other in differing(content_of(output), expected) if not other.startswith(passed_over)]
+    if not lost:
+        return "same"
+    print(f"lost: {lost}")
+    if lost == [name] and output.joinpath(name).name in A_MODEL:
+        return load(output.joinpath(name).parent)
+    told = f"{name}'" in printed.read_text()
+    return "clear" if lost == [name] and told else "unseen" if lost == [name] and name in UNCHECKED else "silent"
+
+
+# Nothing tells how many lines these had.
+UNCHECKED = ("evaluations.jsonl", "spectra.jsonl")
