@@ -9,21 +9,27 @@ import os
 import random
 import re
 import shutil
+import signal
 import tempfile
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from campaign import SEED, campaign, equal
+from common import VARIANTS, tiny_generator, tiny_latents
 from conversion_common import ORIGINALS
 from fake_hub import FakeHub
 from forked_runs import DiskChanges, ForkedRun, command, may_mount, small_disk
-from training_runs import EVALUATION, arguments, read_log
+from training_runs import EVALUATION, arguments, read_log, write_pictures
 
-from biggan_hf import BigGANDiscriminator, BigGANModel
+from biggan_hf import BigGANDiscriminator, BigGANModel, BigGANPipeline
 from biggan_hf.training.settings import OF_THE_START
 
 
@@ -55,7 +61,8 @@ def _content(path: Path) -> Any:
     if path.suffix == ".jsonl":
         return [{**line, "time": None} for line in read_log(path.parent, path.name)]
     if path.suffix == ".pt":
-        return torch.load(path, weights_only=True)
+        with suppress(Exception):  # it is damaged
+            return torch.load(path, weights_only=True)
     if path.name == "training_settings.json":
         return {**json.loads(path.read_text()), **dict.fromkeys(OF_THE_START)}
     return path.read_bytes()
@@ -81,7 +88,7 @@ def goes_on(argv: list[str], printed: Path, processes: int, expected: Content) -
 def run_folder(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run, and in `next` what becomes of it after more steps."""
     folder = tmp_path_factory.mktemp("runs")
-    for steps in (STEPS, STEPS + 1):
+    for steps in (STEPS, STEPS + 2):
         argv = arguments(pictures, folder / "model", *FLAGS, *LATEST, steps=steps)
         assert ForkedRun(argv, folder / "printed").end(A_RUN) == [0], (folder / "printed").read_text()
         if steps == STEPS:
@@ -241,7 +248,7 @@ def test_power_cuts(share: int, run_folder: Path, pictures: Path, tmp_path: Path
         shutil.copytree(run_folder / "whole", output)
         cut(output / name, damage)
         if reader == "resume":
-            argv = arguments(pictures, output, *FLAGS, *LATEST, steps=STEPS + 1)
+            argv = arguments(pictures, output, *FLAGS, *LATEST, steps=STEPS + 2)
             result = after_a_cut(argv, printed, name, expected)
         elif reader == "load":
             result = load((output / name).parent)
@@ -292,3 +299,66 @@ def after_a_cut(argv: list[str], printed: Path, name: str, expected: Content) ->
 
 # Nothing tells how many lines these had.
 UNCHECKED = ("evaluations.jsonl", "spectra.jsonl")
+
+
+# Lost processes, threads and forks
+
+
+@part(tenth=2, whole=20)
+def test_lost_workers(trials: int, tmp_path: Path) -> None:
+    pictures, output, printed = write_pictures(tmp_path / "pictures", number=200), tmp_path / "model", tmp_path / "out"
+    flags = ["--checkpointing_steps", "1000000", "--sample_steps", "0", "--on_collapse", "ignore"]
+
+    def trial(row: int, dice: random.Random) -> str:
+        shutil.rmtree(output, ignore_errors=True)
+        workers = ["--dataloader_num_workers", str(row + 1)]
+        run = ForkedRun(arguments(pictures, output, *flags, *workers, steps=10**6), printed)
+        while not (output / "log.jsonl").exists():
+            time.sleep(0.02)
+        time.sleep(dice.uniform(0, 1))
+        dice.choice(psutil.Process(run.pids[0]).children()).kill()
+        (status,) = run.end(20)  # a quiet machine needs three
+        return ending(status and 2, printed, "(dataloader_num_workers) has ended: ")
+
+    campaign("a killed reader of pictures", ["one of 1", "one of 2"], trial, trials, A_RUN)
+
+
+@part(tenth=20, whole=200)
+def test_threads_and_forks(trials: int) -> None:
+    pipe = BigGANPipeline(tiny_generator(**VARIANTS["attention"]).train())
+    latents = tiny_latents(16, pipe.model.config)
+
+    def draw(index: int) -> torch.Tensor:
+        return pipe(index % 5, latents=latents[index, None], output_type="pt", progress_bar=False).images
+
+    expected = [draw(index) for index in range(16)]
+
+    def in_a_fork(index: int) -> int:
+        """The status of a child that samples while other threads of its parent do."""
+        done = threading.Event()
+
+        def work() -> None:
+            while not done.is_set():
+                draw(0)
+
+        with ThreadPoolExecutor(2) as pool:
+            working = [pool.submit(work) for _ in range(2)]
+            if (child := os.fork()) == 0:
+                signal.alarm(20)  # ends a child that waits for a lock
+                torch.set_num_threads(1)  # a fork does not inherit the threads of OpenMP
+                os._exit(not torch.equal(draw(index), expected[index]))
+            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            done.set()
+        assert not any(one.exception() for one in working)
+        return status
+
+    def trial(row: int, dice: random.Random) -> str:
+        pipe.renew_weights()
+        if row:
+            return {0: "same", 1: "silent"}.get(in_a_fork(dice.randrange(16)), "crash or hang")
+        indices = [dice.randrange(16) for _ in range(40)]
+        with ThreadPoolExecutor(8) as pool:
+            images = list(pool.map(draw, indices))
+        return "same" if equal(images, [expected[index] for index in indices]) else "silent"
+
+    campaign("sampling", ["8 threads on one pipeline", "a fork while threads sample"], trial, trials, 60)
