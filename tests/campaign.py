@@ -88,7 +88,7 @@ def equal(one: Any, other: Any) -> bool:
     if isinstance(one, Mapping):
         return isinstance(other, Mapping) and one.keys() == other.keys() and all(equal(one[k], other[k]) for k in one)
     if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(equal, one, other))
+        return isinstance(other, list | tuple) and len(one) == len(other) and all(map(equal, one, other))
     return type(one) is type(other) and (one == other or one != one)
 
 
