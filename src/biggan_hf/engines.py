@@ -34,9 +34,10 @@ from transformers.utils import cached_file, logging
 
 from .configuration_biggan import BigGANConfig
 from .files import checksum_of_weights, write_text
+from .finite import NotFiniteError
+from .keywords import PLACE
 from .latents import standing_row
 from .layers import OneHotLabels
-from .loading import PLACE, NotFiniteError
 from .sampling_biggan import SamplingMixin
 
 

@@ -12,8 +12,8 @@ from tqdm.auto import tqdm
 
 from ..bars import open_bar
 from ..files import append_line, staged_folder, write_file
+from ..finite import NotFiniteError
 from ..images import sample_sheet
-from ..loading import NotFiniteError
 from ..processes import Vote, from_main
 from . import stability
 from .arguments import TrainingArguments
