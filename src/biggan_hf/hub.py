@@ -94,6 +94,11 @@ class PublishingMixin(LoadingMixin):
         push = {name: kwargs.pop(name) for name in PUSH_ARGUMENTS if name in kwargs}
         if not is_main_process:
             return
+        if any(hasattr(tensor, "full_tensor") for tensor in (kwargs.get("state_dict") or self.state_dict()).values()):
+            raise ValueError(
+                "the weights are sharded (DTensor): give whole ones, state_dict=get_model_state_dict(model, options="
+                "StateDictOptions(full_state_dict=True)) of torch.distributed.checkpoint.state_dict"
+            )
         with staged_folder(save_directory) as staging:
             super().save_pretrained(staging, **kwargs)
             for path in staging.glob("*.safetensors"):
