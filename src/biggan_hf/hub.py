@@ -317,7 +317,7 @@ def _generated_card(folder: Path, repo_id: str, old: str, tags: list[str] | None
         license=told.get("license"),
         tags=[*told.get("tags", []), *(tags or [])],
         datasets=told.get("datasets"),
-        base_model=told.get("base_model"),
+        base_model=told.get("base_model") if told.get("base_model_relation") == "finetune" else None,
         sample_image=SAMPLES if (folder / SAMPLES).exists() else None,
         has_code="auto_map" in settings,
     )
