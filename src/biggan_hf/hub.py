@@ -48,6 +48,8 @@ logger = logging.get_logger(__name__)
 CARD, SAMPLES = "README.md", "samples.png"
 PUBLISHED = [CARD, SAMPLES, "LICENSE", "LICENSE.txt", "LICENSE.md"]
 PUBLISHED += [f"{folder}{name}" for folder in ("", "discriminator/") for name in ("config.json", *WEIGHT_GLOBS)]
+PUBLISHED += [f"adapter/{folder}{name}" for folder in ("", "discriminator/")
+              for name in (CARD, "adapter_config.json", "adapter_model.safetensors")]  # fmt: skip
 _MODELING = "modeling_biggan.py"
 CODE = tuple(path.name for path in Path(__file__).parent.glob("*.py") if not path.name.startswith("_"))
 
@@ -182,6 +184,7 @@ def model_card(
     license: str | None = None,
     tags: list[str] | None = None,
     datasets: list[str] | None = None,
+    base_model: str | None = None,
     sample_image: str | None = None,
     has_code: bool = False,
 ) -> str:
@@ -195,6 +198,7 @@ def model_card(
             on the pictures they were trained on.
         tags: Added to the card's own.
         datasets: Ids of the training data sets on the Hub.
+        base_model: Id on the Hub of the model that was fine-tuned.
         sample_image: File name, within the repo, of a grid of samples.
         has_code: Whether the repo holds the code of the model.
     """
@@ -206,6 +210,8 @@ def model_card(
         pipeline_tag="unconditional-image-generation",
         tags=own_tags + (tags or []),
         datasets=datasets,
+        base_model=base_model,
+        base_model_relation="finetune" if base_model else None,
     )
     sections = [
         f"# {repo_id.split('/')[-1] if repo_id else 'BigGAN'}",
@@ -320,6 +326,7 @@ def _generated_card(folder: Path, repo_id: str, old: str, tags: list[str] | None
         license=told.get("license"),
         tags=[*told.get("tags", []), *(tags or [])],
         datasets=told.get("datasets"),
+        base_model=told.get("base_model") if told.get("base_model_relation") == "finetune" else None,
         sample_image=SAMPLES if (folder / SAMPLES).exists() else None,
         has_code="auto_map" in settings,
     )

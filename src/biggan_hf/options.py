@@ -18,6 +18,7 @@ EXTRAS = {
     **dict.fromkeys(["h5py", "yaml"], "convert"),
     "av": "video",
     "mlxtend": "demo",
+    "peft": "adapters",
 }
 
 

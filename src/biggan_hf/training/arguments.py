@@ -85,7 +85,7 @@ _RANGES: Ranges = [
     ("max_train_steps per_device_batch_size num_discriminator_steps logging_steps r1_interval evaluation_images",
      lambda value: value >= 1, "be at least 1"),
     ("seed ema_start_step sample_steps checkpointing_steps watch_steps evaluation_steps generator_orthogonality "
-     "r1_gamma freeze_discriminator_stages", lambda value: value >= 0, "be at least 0"),
+     "r1_gamma freeze_discriminator_stages lora_rank", lambda value: value >= 0, "be at least 0"),
     ("generator_learning_rate discriminator_learning_rate adam_epsilon", lambda value: value > 0, "be positive"),
     ("adam_beta1 adam_beta2 ema_decay", lambda value: 0 <= value < 1, "be in [0, 1)"),
     ("max_train_minutes global_batch_size checkpoints_total_limit sigma_clamp sigma_clamp_ratio",
@@ -137,6 +137,7 @@ class TrainingArguments:
     diff_augment: bool = _help("Augment all pictures that the discriminator sees, for small data sets.", False)
     freeze_discriminator_stages: int = _help("FreezeD: the number of first stages that do not learn.", 0)
     train_only: Literal["all", "class_embeddings"] = _help("The weights that learn.", "all")
+    lora_rank: int = _help("Train adapters of this rank on the frozen networks of init_from. 0: none.", 0)
 
     # Speed and memory
     mixed_precision: Literal["no", "bf16", "fp16"] | None = _help("Default: as accelerate is configured.", None)
@@ -169,6 +170,7 @@ class TrainingArguments:
         check_ranges(self, [(name, math.isfinite, "be finite") for name, value in floats if isinstance(value, float)])
         check_ranges(self, _RANGES)
         recomputes = self.gradient_checkpointing and self.power_iteration == "every_forward"
+        clamps = self.sigma_clamp is not None or self.sigma_clamp_ratio is not None
         for is_wrong, why in (
             (recomputes and self.r1_gamma,
              "gradient_checkpointing with r1_gamma needs power_iteration=once_per_update: activations are computed "
@@ -179,6 +181,9 @@ class TrainingArguments:
              "on_collapse=rollback needs checkpoints to go back to, got checkpointing_steps=0"),
             (self.sigma_clamp is not None and self.sigma_clamp_ratio is not None,
              "sigma_clamp and sigma_clamp_ratio are two ways to clamp; give one of them"),
+            (self.lora_rank and (clamps or self.freeze_discriminator_stages or self.train_only != "all"),
+             "lora_rank freezes all weights but the adapters and those of the classes: leave out sigma_clamp, "
+             "sigma_clamp_ratio, freeze_discriminator_stages and train_only"),
             (self.push_to_hub and not self.hub_model_id,
              "push_to_hub needs hub_model_id, the repository 'user/name' to upload to"),
         ):  # fmt: skip

@@ -2,7 +2,8 @@
 
 `checkpoint-{step}/` holds the averaged generator at its root and the discriminator beside it, as a finished model
 does. It also holds the generator as trained in `generator/`, and `training_state.pt`: the optimisers and the counters,
-which are tensors and numbers only.
+which are tensors and numbers only. Beside adapters, these networks have them merged; then `base/` holds the frozen
+networks, without adapters, and `training_state.pt` the adapters.
 """
 
 import json
@@ -35,7 +36,9 @@ TRAINING_STATE = "training_state.pt"
 SETTINGS = "training_settings.json"
 _FILES = [f"{network}{file}" for network in ("", "generator/", "discriminator/")
           for file in ("config.json", "model.safetensors")]  # fmt: skip
-_WEIGHTS = [name for name in _FILES if name.endswith(".safetensors")]
+BASE = "base"
+_BASE_FILES = [f"{BASE}/{name}" for name in _FILES if not name.startswith("generator/")]
+_WEIGHTS = [name for name in [*_FILES, *_BASE_FILES] if name.endswith(".safetensors")]
 # Fields of the configuration that change no weight.
 WITHOUT_WEIGHTS = {"discriminator_dropout", "discriminator_shortcut_relu", "initializer", "spectral_norm_eps"}
 WITHOUT_WEIGHTS |= {"batch_norm_eps", "output_batch_norm_eps", "truncation_mode"}
@@ -128,7 +131,7 @@ def _checkpoint_folders(output_dir: Path) -> list[Path]:
 def why_unreadable(folder: Path) -> str | None:
     """The first file of a checkpoint that is missing, damaged or not what it should be; `None` if all are right."""
     checksums = {}
-    for name in _FILES:
+    for name in [*_FILES, *(_BASE_FILES if (folder / BASE).exists() else [])]:
         try:
             if name.endswith(".json"):
                 json.loads((folder / name).read_text(encoding="utf-8"))

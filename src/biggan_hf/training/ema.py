@@ -12,8 +12,10 @@ def update_ema(ema: BigGANModel, model: BigGANModel, decay: float) -> None:
 
     Buffers are averaged as the parameters are, as in BigGAN-PyTorch: averaged weights need averaged statistics.
     """
-    averaged, current = ema.state_dict(), model.state_dict()
+    averaged, current = ema.state_dict(keep_vars=True), model.state_dict(keep_vars=True)
+    moving = [name for name in averaged if averaged[name] is not current[name]]  # beside adapters, both share the rest
+    pairs = [averaged[name] for name in moving], [current[name] for name in moving]
     if decay == 0:
-        torch._foreach_copy_(list(averaged.values()), [current[name] for name in averaged])
+        torch._foreach_copy_(*pairs)
     else:
-        torch._foreach_lerp_(list(averaged.values()), [current[name] for name in averaged], 1 - decay)
+        torch._foreach_lerp_(*pairs, 1 - decay)

@@ -16,6 +16,7 @@ from ..finite import NotFiniteError
 from ..images import sample_sheet
 from ..processes import Vote, from_main
 from . import stability
+from .adapters import FOLDER, bound_adapters, merged, save_adapter, write_adapter_card
 from .arguments import TrainingArguments
 from .batches import counter_seed
 from .checkpoints import step_of
@@ -80,6 +81,8 @@ def train_step(run: Run) -> dict[str, Tensor]:
     metrics |= generator_step(run.players, latents, objective)
     if run.clamp is not None:
         run.clamp.apply()
+    if run.args.lora_rank:
+        bound_adapters(run.players.networks.values())
     run.global_step += 1
 
     average_running_statistics(run.players.bare_generator)
@@ -261,8 +264,13 @@ def finish(run: Run, folder: Path) -> None:
     if run.args.checkpointing_steps and run.global_step % run.args.checkpointing_steps:
         run.checkpoint()  # a longer run can go on from here
     with staged_folder(folder) as staging:
-        run.ema.save_pretrained(staging, global_step=run.global_step)
-        run.players.bare_discriminator.save_pretrained(staging / "discriminator", global_step=run.global_step)
+        merged(run.ema).save_pretrained(staging, global_step=run.global_step)
+        discriminator = run.players.bare_discriminator
+        merged(discriminator).save_pretrained(staging / "discriminator", global_step=run.global_step)
+        if run.args.lora_rank:
+            save_adapter(run.ema, staging / FOLDER, run.base_model)
+            save_adapter(discriminator, staging / FOLDER / "discriminator", run.base_model)
+            write_adapter_card(staging / FOLDER, run.base_model)
         sample_sheet(run.ema, seed=run.args.seed).save(staging / "samples.png")
     write_card(run)
     draw_curves(folder)

@@ -13,7 +13,9 @@ from torch.nn.utils import convert_conv2d_weight_memory_format
 from ..class_names import names_of
 from ..configuration_biggan import BigGANConfig
 from ..modeling_biggan import BigGANDiscriminator, BigGANModel
+from .adapters import add_adapters, average_of, stand_still
 from .arguments import TrainingArguments
+from .checkpoints import BASE
 from .fine_tuning import is_of_classes, map_classes, take_classes
 from .replicas import join_batch_norms
 from .steps import Players
@@ -39,7 +41,7 @@ def build_players(
     process.
     """
     if checkpoint is not None:
-        generator, discriminator, ema = load_networks(checkpoint, config)
+        generator, discriminator, ema = load_networks(checkpoint, config, bool(args.lora_rank))
     elif init_from is not None:
         try:
             generator, discriminator, ema = networks_to_fine_tune(init_from, config, revision)
@@ -49,10 +51,16 @@ def build_players(
     else:
         generator, discriminator = BigGANModel(config), BigGANDiscriminator(config)
         ema = copy.deepcopy(generator)
-    ema = ema.to(accelerator.device).eval().requires_grad_(False)
     freeze(generator, discriminator, args)
+    if args.lora_rank:
+        add_adapters(generator, args.lora_rank)
+        add_adapters(discriminator, args.lora_rank)
+        ema = average_of(generator)
+    ema = ema.to(accelerator.device).eval().requires_grad_(False)
     for network in (generator, discriminator):
         _arrange(network.to(accelerator.device).train(), args)
+        if args.lora_rank:
+            stand_still(network)
     optimizers = [
         adam(generator, args.generator_learning_rate, args),
         adam(discriminator, args.discriminator_learning_rate, args),
@@ -61,16 +69,20 @@ def build_players(
         wrapped = [accelerator.prepare_model(network, evaluation_mode=True) for network in (generator, discriminator)]
         return Players(accelerator, *wrapped, *map(accelerator.prepare_optimizer, optimizers)), ema
     players = Players(accelerator, *accelerator.prepare(generator, discriminator, *optimizers))
-    join_batch_norms(players.bare_generator, args.cross_replica_batch_norm)
+    join_batch_norms(players.bare_generator, args.cross_replica_batch_norm if not args.lora_rank else "off")
     return players, ema
 
 
-def load_networks(checkpoint: Path, config: BigGANConfig | None = None) -> Networks:
-    """With their own configuration, or with another one whose weights are the same."""
+def load_networks(checkpoint: Path, config: BigGANConfig | None = None, has_adapters: bool = False) -> Networks:
+    """
+    With their own configuration, or with another one whose weights are the same. Those to which a run adds its
+    adapters are frozen ones; the generator then stands in the place of the average.
+    """
     try:
-        generator = BigGANModel.from_pretrained(checkpoint / "generator", config=config)
-        discriminator = BigGANDiscriminator.from_pretrained(checkpoint / "discriminator", config=config)
-        ema = BigGANModel.from_pretrained(checkpoint, config=config)
+        folder = checkpoint / BASE if has_adapters else checkpoint
+        generator = BigGANModel.from_pretrained(folder if has_adapters else folder / "generator", config=config)
+        discriminator = BigGANDiscriminator.from_pretrained(folder / "discriminator", config=config)
+        ema = generator if has_adapters else BigGANModel.from_pretrained(folder, config=config)
     except RuntimeError as error:  # other shapes than the configuration says
         raise ValueError(f"the weights in {str(checkpoint)!r} do not fit their config.json: {error}") from error
     # Copies: loaded weights lie unaligned in a mapped file, where the CPU's kernels round differently. The resumed run

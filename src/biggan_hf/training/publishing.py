@@ -22,7 +22,14 @@ def write_card(run: Run) -> None:
         return
     name = run.settings["dataset_name"]
     datasets = [name] if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not is_path(name) else None
-    new = model_card(run.config, repo_id=repo_id, datasets=datasets, sample_image=SAMPLES, has_code=has_code)
+    new = model_card(
+        run.config,
+        repo_id=repo_id,
+        datasets=datasets,
+        sample_image=SAMPLES,
+        base_model=run.base_model,
+        has_code=has_code,
+    )
     card = with_metadata(card, new) if is_by_hand(card) else new
     write_text(path, with_part(with_code(card, repo_id) if has_code else card, part_of_run(run)))
 

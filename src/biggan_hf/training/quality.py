@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..data import LabelledImages
 from ..files import free_name, replaced_folder, restore_replaced
 from ..modeling_biggan import BigGANDiscriminator, BigGANModel
+from .adapters import merged
 from .checkpoints import warn
 
 
@@ -68,8 +69,8 @@ def keep_if_best(
     if not math.isfinite(value) or (best is not None and best["label"] == label and value >= best["value"]):
         return False
     with replaced_folder(folder / BEST) as unfinished:
-        ema.save_pretrained(unfinished, global_step=step)
-        discriminator.save_pretrained(unfinished / "discriminator", global_step=step)
+        merged(ema).save_pretrained(unfinished, global_step=step)
+        merged(discriminator).save_pretrained(unfinished / "discriminator", global_step=step)
         (unfinished / NOTE).write_text(json.dumps({"step": step, "label": label, "value": value}), encoding="utf-8")
     return True
 

@@ -39,7 +39,7 @@ def average_running_statistics(generator: BigGANModel) -> None:
     """
     processes, norms = num_processes(), batch_norms(generator)
     joined = 1 if norms[0].process_group is None else dist.get_world_size(norms[0].process_group)
-    if joined == processes:
+    if joined == processes or not norms[0].training:  # beside adapters they stand still
         return
     statistics = [statistic for norm in norms for statistic in (norm.running_mean, norm.running_var)]
     mean = torch.cat(statistics)

@@ -25,6 +25,7 @@ from ..data.describing import (
 )
 from ..files import write_text
 from ..words import counted
+from .adapters import said_of
 from .arguments import DataArguments
 from .fine_tuning import map_classes
 
@@ -75,13 +76,14 @@ def describe(run: "Run", data_args: DataArguments, resumed: Path | None) -> Repo
     data, processes = data_args.dataset_name, run.accelerator.num_processes
     batch = run.accumulation_steps * args.per_device_batch_size * processes
     product = f"{args.per_device_batch_size} × {counted(processes, 'process')} × {run.accumulation_steps} accumulated"
-    networks = {"generator": run.players.bare_generator, "discriminator": run.players.bare_discriminator}
+    networks = run.players.networks
     sizes = [f"{name} {sum(w.numel() for w in n.parameters()):,} parameters" for name, n in networks.items()]
     rows = [
         *found_rows(images, data, data_args.held_out_split),
         Row("trained as", f"{size}×{size}, {'RGB' if run.config.num_channels == 3 else 'grey'}"),
         Row("networks", ", ".join([f"preset {run.settings['preset']}", *sizes])),
         _origin(run, resumed),
+        Row("trained", said_of(networks.values(), args.lora_rank) if args.lora_rank else ""),
         Row("device", _device(run)),
         Row("batch", f"{batch:,} = {product}"),
         Row("training", _length(run, args.max_train_steps - run.global_step, batch * args.num_discriminator_steps)),

@@ -8,12 +8,15 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 from torch import Tensor
 
+from ..cards import is_path
 from ..configuration_biggan import BigGANConfig
 from ..modeling_biggan import BigGANDiscriminator, BigGANModel
 from . import stability
+from .adapters import base_of, learned, load_learned, merged
 from .arguments import TrainingArguments
 from .batches import BatchSource
 from .checkpoints import (
+    BASE,
     list_checkpoints,
     load_training_state,
     rotate_checkpoints,
@@ -65,6 +68,12 @@ class Run:
         return self.players.bare_generator, self.players.bare_discriminator, self.ema
 
     @property
+    def base_model(self) -> str | None:
+        """The id on the Hub of the model that is fine-tuned."""
+        model = self.settings["init_from"]
+        return None if is_path(model) else model
+
+    @property
     def batch_seed(self) -> int:
         """After a rollback the run sees other latents and another order of pictures, or it would collapse again."""
         return self.args.seed + 1_000_003 * self.rollbacks
@@ -92,7 +101,11 @@ class Run:
         return folder
 
     def save(self, folder: Path) -> None:
-        save_checkpoint(folder, {"": self.ema, **self.players.networks}, self.state())
+        generator, discriminator, ema = self.networks
+        networks = {"": merged(ema), "generator": merged(generator), "discriminator": merged(discriminator)}
+        if self.args.lora_rank:
+            networks |= {BASE: base_of(generator), f"{BASE}/discriminator": base_of(discriminator)}
+        save_checkpoint(folder, networks, self.state())
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds beside the networks. It needs no random state: batches follow from the counters."""
@@ -105,6 +118,9 @@ class Run:
             "spectra": {name: spectra.bases for name, spectra in self.spectra.items()},
         }
         state |= {f"{name}_optimizer": optimizer.state_dict() for name, optimizer in self.players.optimizers.items()}
+        if self.args.lora_rank:
+            adapters = [learned(network) for network in self.networks]
+            state |= {"lora_rank": self.args.lora_rank, "adapters": adapters}
         if self.accelerator.scaler is not None:
             state |= {"scaler": self.accelerator.scaler.state_dict(), "overflows": float(self.overflows)}
         return state
@@ -112,6 +128,10 @@ class Run:
     def restore(self, state: dict[str, Any]) -> None:
         """Goes on from the state of a checkpoint."""
         self.global_step, self.rollbacks = state["global_step"], state["rollbacks"]
+        if self.args.lora_rank:
+            networks: Any = self.networks
+            for network, saved in zip(networks, state["adapters"], strict=True):
+                load_learned(network, saved)
         for name, optimizer in self.players.optimizers.items():
             optimizer.load_state_dict(state[f"{name}_optimizer"])
             for parameter, moments in optimizer.state.items():  # older checkpoints: () for the γ of self-attention
@@ -138,8 +158,9 @@ class Run:
         Brings back the networks, the average, the optimisers, the counters and the watch. Learning rates are lower
         from here on, and latents and pictures are others.
         """
-        for network, saved in zip(self.networks, load_networks(good), strict=True):
-            network.load_state_dict(saved.state_dict())
+        if not self.args.lora_rank:  # else only the adapters change, which the state brings back
+            for network, saved in zip(self.networks, load_networks(good), strict=True):
+                network.load_state_dict(saved.state_dict())
         self.restore({**load_training_state(good), "rollbacks": self.rollbacks + 1})
         self.accelerator.wait_for_everyone()  # until all have read the checkpoint, which is replaced now
         if self.is_main:
@@ -152,7 +173,7 @@ def objective_at(args: TrainingArguments, step: int) -> Objective:
     """What a step minimises. R1 comes every `r1_interval` steps, and weighs as many times more."""
     return Objective(
         loss=args.loss,
-        generator_orthogonality=args.generator_orthogonality,
+        generator_orthogonality=0.0 if args.lora_rank else args.generator_orthogonality,  # it is of whole weights
         r1_gamma=0.0 if step % args.r1_interval else args.r1_gamma * args.r1_interval,
         diff_augment=args.diff_augment,
         iterate_every_forward=args.power_iteration == "every_forward",

@@ -18,7 +18,7 @@ from ..files import remove_unfinished, write_text
 from ..hub import create_repo
 from .arguments import DataArguments, ModelArguments, TrainingArguments, resumed_arguments
 from .batches import BatchSource, counter_generator, to_pixel_values
-from .checkpoints import SETTINGS, check_same_architecture, find_checkpoint, load_training_state, set_aside, warn
+from .checkpoints import BASE, SETTINGS, check_same_architecture, find_checkpoint, load_training_state, set_aside, warn
 from .fitting import fit_batch
 from .logs import LOG, cut_logs, read_lines
 from .players import build_players
@@ -37,13 +37,17 @@ def set_up(model_args: ModelArguments, data_args: DataArguments, args: TrainingA
     """
     if args.resume_from_checkpoint and not data_args.dataset_name:
         model_args, data_args, args = resumed_arguments(model_args, data_args, args)
+    if args.lora_rank and model_args.init_from is None:
+        raise ValueError(f"lora_rank={args.lora_rank} needs init_from: adapters change a model that is there")
     # The processes, the pictures, the configuration
     resumed = find_checkpoint(Path(args.output_dir), args.resume_from_checkpoint)
+    state = None if resumed is None else load_training_state(resumed)
+    check_same_rank(state, args)
     accelerator = build_accelerator(args)
     saved = read_settings(run_folder(args.output_dir, args.resume_from_checkpoint or "latest"))
     networks = model_args
     if resumed is not None and model_args.init_from is not None:  # the checkpoint has its architecture
-        networks = dataclasses.replace(model_args, init_from=str(resumed))
+        networks = dataclasses.replace(model_args, init_from=str(resumed / BASE if args.lora_rank else resumed))
     blank = networks.config([])
     with accelerator.main_process_first(), told_where_pictures_were(saved, data_args.dataset_name):
         images = load_images(data_args, blank)
@@ -61,14 +65,12 @@ def set_up(model_args: ModelArguments, data_args: DataArguments, args: TrainingA
             f"the run in {args.output_dir!r} has seed={seed!r}, this one seed={args.seed!r}: the order of the "
             "pictures and the latents follow from it, so that it can't change"
         )
-    state = None
-    if resumed is not None:
+    if resumed is not None and state is not None:
         changes: dict[str, str] = {}
-        for network in ("", "generator", "discriminator"):
+        for network in (BASE, f"{BASE}/discriminator") if args.lora_rank else ("", "generator", "discriminator"):
             changes |= check_same_architecture(resumed / network, config)
         if changes:
             warn(f"the networks go on with {', '.join(changes.values())}")
-        state = load_training_state(resumed)
         check_same_pictures(resumed, state, images)
         warn_of_other_settings(saved, settings)
 
@@ -183,6 +185,13 @@ def build_quality(images: LabelledImages, args: TrainingArguments, accelerator: 
 
 
 # Checks
+
+
+def check_same_rank(state: dict[str, Any] | None, args: TrainingArguments) -> None:
+    if state is not None and (rank := state.get("lora_rank", 0)) != args.lora_rank:
+        raise ValueError(
+            f"the run that goes on has lora_rank={rank!r}, this one lora_rank={args.lora_rank}: it can't change"
+        )
 
 
 def check_same_pictures(checkpoint: Path, state: dict[str, Any], images: LabelledImages) -> None:
