@@ -122,8 +122,8 @@ def _weights_beside(model: BigGANModel, folder: Path) -> str | None:
     for path in (path for pattern in WEIGHT_GLOBS for path in folder.glob(pattern) if path.suffix == ".safetensors"):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118  # no mapping
-                there = file.get_tensor(name)
-                if name not in own or not torch.equal(there.to(own[name].dtype), own[name].cpu()):
+                there = file.get_tensor(name).flatten()  # a γ is () in files, and (1,) in networks
+                if name not in own or not torch.equal(there.to(own[name].dtype), own[name].cpu().flatten()):
                     raise ValueError(
                         f"{str(folder)!r} holds the weights of another model; export to a folder of its own"
                     )
@@ -307,8 +307,8 @@ def _silence() -> Iterator[None]:
 
 
 def _name_nodes(graph: Any) -> None:
-    # stages.0.blocks.0.conv1/Conv, …/Conv_1: what to quantise is chosen by module. The exporter's notes go: they hold
-    # lines of source with the folders of this machine.
+    # stages.0.blocks.0.conv1/Conv, …/Conv_1: what to quantise is chosen by module. The exporter's notes go: in torch 2.13
+    # they are half of a small file, and hold lines of source with the folders of this machine.
     seen: Counter[str] = Counter()
     for node in graph:
         scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "['']"))

@@ -27,7 +27,16 @@ from .cards import (
     without_part,
 )
 from .configuration_biggan import BigGANConfig
-from .files import LEFTOVERS, WEIGHT_GLOBS, add_checksum, read_text, staged_folder, weight_patterns
+from .files import (
+    LEFTOVERS,
+    WEIGHT_GLOBS,
+    add_checksum,
+    read_text,
+    staged_folder,
+    weight_patterns,
+    write_file,
+    write_text,
+)
 from .images import sample_sheet
 from .keywords import answers_keywords, check_keywords
 from .loading import LoadingMixin
@@ -94,6 +103,11 @@ class PublishingMixin(LoadingMixin):
         push = {name: kwargs.pop(name) for name in PUSH_ARGUMENTS if name in kwargs}
         if not is_main_process:
             return
+        if any(hasattr(tensor, "full_tensor") for tensor in (kwargs.get("state_dict") or self.state_dict()).values()):
+            raise ValueError(
+                "the weights are sharded (DTensor): give whole ones, state_dict=get_model_state_dict(model, options="
+                "StateDictOptions(full_state_dict=True)) of torch.distributed.checkpoint.state_dict"
+            )
         with staged_folder(save_directory) as staging:
             super().save_pretrained(staging, **kwargs)
             for path in staging.glob("*.safetensors"):
@@ -371,7 +385,8 @@ def upload_folder(
         card = card_to_upload(staging, repo_id, there, tags, include_code or has_code, str(folder))
         (staging / CARD).unlink(missing_ok=True)
         if card:
-            (staging / CARD).write_bytes(card.encode())
+            with write_file(staging / CARD) as unfinished:
+                unfinished.write_bytes(card.encode())
         return api.upload_folder(
             repo_id=repo_id,
             folder_path=staging,
@@ -429,5 +444,4 @@ def _settings(path: Path) -> dict[str, Any]:
 
 
 def _write_settings(path: Path, settings: Mapping[str, Any]) -> None:
-    path.unlink()  # it may be a link to somebody's file
-    path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(settings, indent=2, sort_keys=True) + "\n")  # a link to somebody's file is replaced
