@@ -1,9 +1,10 @@
 """Sampling in ONNX Runtime and OpenVINO, beside the original programs in torch and their graphs in the same engines.
 
-    python benchmarks/engines.py --biggan_pytorch BigGAN-PyTorch --work FOLDER --threads 2 --busy 4
+    python benchmarks/engines.py --biggan_pytorch BigGAN-PyTorch --work FOLDER --threads 2 --repeats 5 --busy 4
 
 Each program runs in a process of its own, by turns with the others. All have the same random weights. Weights and
-graphs are made once, into the folder, and stay there: after a change of the package, remove the folder.
+graphs are made once, into the folder, and stay there: after a change of the package remove `ours/onnx` and
+`ours/openvino`.
 """
 
 import argparse
@@ -13,7 +14,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -53,19 +53,18 @@ def work(program: Program, folder: Path, args: argparse.Namespace) -> None:
     sample = load(program, folder, args)
     config = BigGANConfig.from_pretrained(folder / "ours")
     for line in sys.stdin:
-        number, _, file = line.strip().partition(" ")
+        number, file = line.split()
         torch.manual_seed(0)
         inputs = peers.draw(config, int(number))
         start = time.perf_counter()
         images = sample(*inputs)
         seconds = time.perf_counter() - start
-        if file:
-            torch.save(images, file)
+        torch.save(images, file)
         print(seconds, flush=True)
 
 
 def start(program: Program, folder: Path, args: argparse.Namespace) -> Worker:
-    command = [sys.executable, str(HERE), "--worker", str(program), "--work", str(folder), "--device", "cpu"]
+    command = [sys.executable, str(HERE), "--worker", str(program), "--work", str(folder)]
     command += ["--threads", str(torch.get_num_threads()), "--biggan_pytorch", str(args.biggan_pytorch)]
     return Worker(str(program), command)
 
@@ -124,29 +123,24 @@ def results_of(
     what: str, unit: str, programs: Sequence[Program], found: Sequence[float], measured: Measured
 ) -> list[Result]:
     """A result a program."""
-    return [
-        {
-            "what": what,
-            "unit": unit,
-            "program": str(program),
-            "first": str(programs[0]),
-            "largest_difference": difference,
-            **{condition: _laid_beside(program, programs, values) for condition, values in measured.items()},
-        }
-        for program, difference in zip(programs, found, strict=True)
-    ]
+    results = []
+    for program, difference in zip(programs, found, strict=True):
+        result = {"what": what, "unit": unit, "program": str(program), "largest_difference": difference}
+        conditions = {name: _laid_beside(program, programs, values) for name, values in measured.items()}
+        results.append(result | conditions)
+    return results
 
 
 def _laid_beside(program: Program, programs: Sequence[Program], values: Sequence[list[float]]) -> dict[str, Any]:
     """The program's values, and what the first program and the original's same graph have of them."""
-    by_program = dict(zip(programs, values, strict=True))
-    own, same = by_program[program], by_program.get(program._replace(side="theirs"))
-    is_graph = program.side == "ours" and program.engine != "torch" and same is not None
+    own, by_program = values[programs.index(program)], dict(zip(programs, values, strict=True))
+    is_graph = program.side == "ours" and program.engine != "torch"
+    same = by_program.get(program._replace(side="theirs")) if is_graph else None
     return {
         "values": own,
         "median": median(own),
         "beside_first": ratio(own, values[0]),
-        "beside_same_graph": ratio(own, same or []) if is_graph else None,
+        "beside_same_graph": ratio(own, same) if same else None,
     }
 
 
@@ -155,17 +149,15 @@ def measure_speed(rows: Sequence[str], architecture: str, args: argparse.Namespa
     with ExitStack() as stack:
         temporary = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         workers = [stack.enter_context(start(program, folder, args)) for program in programs]
+        files = [temporary / f"{index}.pt" for index in range(len(programs))]
         for row in rows:
             number = SPEED[row][1]
-            files = [temporary / f"{index}.pt" for index in range(len(programs))]
-            for worker, file in zip(workers, files, strict=True):
-                worker.ask(f"{number} {file}")
+            sides = zip(workers, files, strict=True)
+            runs = [lambda w=w, f=f, n=number: float(w.ask(f"{n} {f}")) / n for w, f in sides]
+            for run_once in runs:
+                run_once()
             found = differences(programs, [torch.load(file) for file in files])
-
-            def run_of(worker: Worker, number: int = number) -> float:
-                return float(worker.ask(str(number))) / number
-
-            measured = measure(row, [partial(run_of, worker) for worker in workers], args)
+            measured = measure(row, runs, args)
             yield results_of(f"{folder.name}, batch {number}", "s an image", programs, found, measured)
 
 
@@ -228,8 +220,11 @@ def main(argv: list[str] | None = None) -> None:
     arguments.add_argument("--image_size", type=int, default=128, help="pixels")
     arguments.add_argument("--channels", type=positive, help="base width (default: 96, and 128 in the deep model)")
     arguments.add_argument("--worker", help=argparse.SUPPRESS)
+    arguments.set_defaults(device="cpu")
     args = arguments.parse_args(argv)
     device = set_up(args)
+    if device.type != "cpu":
+        raise ValueError(f"engines compute on the CPU, got --device {args.device}")
     if args.worker:
         return work(Program(*args.worker.split()), args.work, args)
     logging.disable_progress_bar()
