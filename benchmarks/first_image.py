@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from measuring import device_name, positive, run, synchronize, tensor_float32
-from peers import draw, import_checkout, load_biggan_pytorch, sample_biggan_hf
+from peers import draw, import_checkout, load_biggan_pytorch, sample_biggan_hf, sample_biggan_pytorch
 from torch import Tensor
 
 from biggan_hf import BigGANConfig, BigGANModel
@@ -36,7 +36,7 @@ def first_image(
     start = time.perf_counter()
     if checkout is not None:
         network: Any = load_biggan_pytorch(checkout, source).to(device)
-        image = network(latents, network.shared(labels))
+        image = sample_biggan_pytorch(network, latents, labels)
     else:
         network = BigGANModel.from_pretrained(source)
         image = sample_biggan_hf(network.to(device), latents, labels)

@@ -14,12 +14,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -389,6 +389,47 @@ def check_new(path: Path | None, suffix: str) -> None:
         raise FileExistsError(f"{str(path)!r} exists already")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {str(path.parent)!r} to write {path.name!r} into")
+
+
+class Worker:
+    """
+    Another process, which is asked with a line and answers with a line.
+
+    Args:
+        what: It is, in words.
+        command: Starts it.
+        environment: Is added to this process's.
+    """
+
+    def __init__(self, what: str, command: Sequence[str], environment: Mapping[str, str] | None = None):
+        self.what = what
+        own = {**os.environ, **(environment or {})}
+        self._process = subprocess.Popen(command, env=own, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def ask(self, question: str) -> str:
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):  # a process that has ended answers nothing
+            print(question, file=self._process.stdin, flush=True)
+        return self.answer(question)
+
+    def answer(self, question: str = "its start") -> str:
+        """The next line; raises `ValueError` if the process has ended."""
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise ValueError(f"{self.what} ended without an answer to {question}")
+        return line.strip()
+
+    def close(self) -> None:
+        """Lets the process end, which it does at the end of the questions."""
+        with suppress(BrokenPipeError):
+            self._process.communicate()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def output_of(what: str, command: Sequence[str], environment: Mapping[str, str] | None = None) -> str:

@@ -168,11 +168,11 @@ def biggan_pytorch_pair(checkout: Path | None, config: BigGANConfig, folder: Pat
     write_biggan_pytorch(checkout, config, folder, discriminator=False)
     theirs = load_biggan_pytorch(checkout, folder / "theirs")
     ours = BigGANModel.from_pretrained(folder / "ours")
+    return Pair(BIGGAN_PYTORCH, ours, theirs, sample_biggan_hf, sample_biggan_pytorch, folder)
 
-    def sample_theirs(network: Any, latents: Tensor, labels: Tensor) -> Tensor:
-        return network(latents, network.shared(labels))
 
-    return Pair(BIGGAN_PYTORCH, ours, theirs, sample_biggan_hf, sample_theirs, folder)
+def sample_biggan_pytorch(network: Any, latents: Tensor, labels: Tensor) -> Tensor:
+    return network(latents, network.shared(labels))
 
 
 def load_biggan_pytorch(checkout: Path | None, source: Path) -> nn.Module:
@@ -284,6 +284,11 @@ def pretrained_biggan_pair(config: BigGANConfig, folder: Path) -> Pair:
     ours = BigGANModel.from_pretrained(folder / "ours")
     sample_ours = functools.partial(sample_biggan_hf, truncation=TRUNCATION)
     return Pair(PRETRAINED_BIGGAN, ours, theirs.eval(), sample_ours, sample_pretrained_biggan, folder)
+
+
+def load_pretrained_biggan(source: Path) -> nn.Module:
+    """By the package's own method."""
+    return import_pretrained_biggan().BigGAN.from_pretrained(str(source)).eval()
 
 
 def sample_pretrained_biggan(network: Any, latents: Tensor, labels: Tensor) -> Tensor:

@@ -7,15 +7,13 @@ with random weights. The speeds say nothing unless `same_function.py` finds that
 """
 
 import argparse
-import os
-import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-from typing import IO
 
 import torch
-from measuring import Result, alternate, device_name, environment, positive, ratio, run, set_up, timed, write
+from measuring import Result, Worker, alternate, device_name, environment, positive, ratio, run, set_up, timed, write
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -115,39 +113,18 @@ MEASUREMENTS: dict[str, Callable[[torch.device, int | None], Callable[[], object
 # By turns
 
 
-class Worker:
+def start(checkout: Path, options: argparse.Namespace) -> Worker:
     """This script under a checkout's package, in a process that waits for the name of a measurement."""
-
-    def __init__(self, checkout: Path, options: argparse.Namespace):
-        if not (checkout / "src" / "biggan_hf").is_dir():
-            raise ValueError(f"expected a checkout of the project with src/biggan_hf, got {str(checkout)!r}")
-        self.checkout = checkout
-        command = [sys.executable, str(HERE), str(checkout), "--worker", "--device", options.device]
-        command += ["--threads", str(torch.get_num_threads())]
-        command += [] if options.channels is None else ["--channels", str(options.channels)]
-        environment = {**os.environ, "PYTHONPATH": str(checkout / "src")}
-        self.process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-
-    def seconds(self, name: str) -> float:
-        stdin, stdout = self.process.stdin, self.process.stdout
-        assert stdin is not None and stdout is not None
-        print(name, file=stdin, flush=True)
-        line = stdout.readline()
-        if not line:
-            raise ValueError(f"{name} failed with the package of {self.checkout}")
-        return float(line)
-
-    def close(self) -> None:
-        stdin: IO[str] | None = self.process.stdin
-        if stdin is not None and not stdin.closed:
-            stdin.close()
-        self.process.wait()
+    if not (checkout / "src" / "biggan_hf").is_dir():
+        raise ValueError(f"expected a checkout of the project with src/biggan_hf, got {str(checkout)!r}")
+    command = [sys.executable, str(HERE), str(checkout), "--worker", "--device", options.device]
+    command += ["--threads", str(torch.get_num_threads())]
+    command += [] if options.channels is None else ["--channels", str(options.channels)]
+    return Worker(f"the package of {checkout}", command, {"PYTHONPATH": str(checkout / "src")})
 
 
 def measure(before: Worker, now: Worker, name: str, rounds: int) -> Result:
-    old, new = alternate([lambda: before.seconds(name), lambda: now.seconds(name)], rounds, name)
+    old, new = alternate([lambda: float(before.ask(name)), lambda: float(now.ask(name))], rounds, name)
     middle, least, greatest = ratio(new, old)
     return {"what": name, "before": old, "now": new, "ratio": middle, "ratio_range": [least, greatest]}
 
@@ -179,15 +156,11 @@ def main(argv: list[str] | None = None) -> None:
     device = set_up(options)
     if options.worker:
         return work(options.baseline, device, options.channels)
-    workers: list[Worker] = []
-    try:
-        for checkout in (options.baseline.resolve(), HERE.parents[1]):
-            workers.append(Worker(checkout, options))
-        before, now = workers
+    with ExitStack() as stack:
+        before, now = (
+            stack.enter_context(start(checkout, options)) for checkout in (options.baseline.resolve(), HERE.parents[1])
+        )
         results = [measure(before, now, name, options.rounds) for name in options.only]
-    finally:
-        for worker in workers:
-            worker.close()
     print(table(results))
     where = environment(device)
     print(f"{where['device']}, {where['threads']} threads, {where['versions']}, {where['date']}\n{where['command']}")

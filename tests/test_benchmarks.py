@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -26,7 +27,9 @@ from biggan_hf.training.arguments import TrainingArguments
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "benchmarks"))
 
+import engines  # noqa: E402
 import first_image  # noqa: E402
+import graphs  # noqa: E402
 import measuring  # noqa: E402
 import peers  # noqa: E402
 import same_function  # noqa: E402
@@ -43,6 +46,9 @@ needs_checkout = pytest.mark.skipif(
 )
 needs_package = pytest.mark.skipif(
     find_spec("pytorch_pretrained_biggan") is None, reason="pytorch-pretrained-biggan, of the extra bench, is missing"
+)
+needs_engines = pytest.mark.skipif(
+    not all(map(find_spec, ("onnxscript", "onnxruntime", "openvino"))), reason="an engine's package is missing"
 )
 SIDE = {
     *("program", "setting", "seconds", "median_seconds", "images_per_second", "flops", "tflops_per_second"),
@@ -144,6 +150,14 @@ def test_unusable_device(device: str, capsys: pytest.CaptureFixture[str]) -> Non
     with pytest.raises(SystemExit):
         scaling.main(["--device", device])
     assert f"error: argument --device: expected cpu or cuda, got '{device}'" in capsys.readouterr().err
+
+
+def test_a_process_that_has_ended_is_named() -> None:
+    code = "print('ready', flush=True); print(int(input()) + 1)"
+    with measuring.Worker("a counter", [sys.executable, "-c", code]) as worker:
+        assert worker.answer() == "ready" and worker.ask("3") == "4"
+        with pytest.raises(ValueError, match="a counter ended without an answer to 5"):
+            worker.ask("5")
 
 
 # Two checkouts of the project
@@ -290,6 +304,79 @@ def test_pretrained_biggan(tmp_path: Path) -> None:
     (result,) = json.loads((tmp_path / "x.json").read_text())["results"]
     assert result["largest_difference"] < measuring.TOLERANCE
     assert result["theirs"]["program"] == "pytorch-pretrained-biggan"
+
+
+# Engines
+
+
+def test_programs_are_laid_beside_the_first_and_their_own_graph() -> None:
+    programs = [graphs.Program(*name.split()) for name in ("theirs torch fp32", "theirs onnx fp32", "ours onnx fp32")]
+    measured = {"idle": [[8.0], [6.0], [2.0]], "busy": [[16.0], [12.0], [8.0]]}
+    results = engines.results_of("x", "s", programs, [0.0, 1e-6, 1e-5], measured)
+    assert [result["idle"]["beside_first"][0] for result in results] == [1, 8 / 6, 4]
+    assert [result["idle"]["beside_same_graph"] for result in results] == [None, None, (3, 3, 3)]
+    lines = engines.table(results).splitlines()
+    assert {line.count("|") for line in lines} == {11}
+    assert lines[-1].endswith("| 8000 ms | **2.00** (2.00–2.00) | **1.50** (1.50–1.50) | 4.00 | 1.0e-05 |")
+    assert engines.table(engines.results_of("x", "bytes", programs, [0.0] * 3, {"idle": [[2**21]] * 3})).count("2 MiB")
+
+
+def test_an_engine_that_computes_something_else_is_refused() -> None:
+    programs = [
+        graphs.Program(*name.split()) for name in ("theirs torch fp32", "ours onnx fp32", "ours openvino bf16")
+    ]
+    images = torch.linspace(-1, 1, 48).view(1, 3, 4, 4)
+    assert engines.differences(programs, [images, images, images + 2e-3])[2] == pytest.approx(2e-3, rel=1e-3)
+    with pytest.raises(ValueError, match="images of ours onnx fp32 and theirs torch fp32 differ by 0.002"):
+        engines.differences(programs, [images, images + 2e-3, images])
+
+
+def test_what_a_user_waits_for_and_pays(tmp_path: Path) -> None:
+    model = tiny_generator(num_labels=3)
+    model.save_pretrained(tmp_path / "ours")
+    latents = torch.randn(2, model.config.z_dim)
+    np.save(tmp_path / "z.npy", latents.numpy())
+    program = graphs.Program("ours", "torch", "fp32")
+    seconds, since_start, sampling = engines.from_start(
+        program, tmp_path, tmp_path / "z.npy", tmp_path / "x.npy", asks=True
+    )
+    assert seconds > 0.1 and since_start > 2**26 and sampling > 2**26
+    images = 2 * torch.from_numpy(np.load(tmp_path / "x.npy")) - 1
+    expected = model(latents, torch.arange(2)).images.permute(0, 2, 3, 1)
+    measuring.require_same(images, expected, "the images")
+
+
+@needs_engines
+@needs_package
+@pytest.mark.slow  # makes seven graphs, and starts eight processes
+def test_engines_beside_pretrained_biggan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--channels", "4", "--repeats", "1", "--busy", "1", "--busy_repeats", "1", "--threads", "1"]
+    flags += ["--device", "cpu", "--rows", "deep-8", "--work", str(tmp_path / "graphs")]
+    engines.main([*flags, "--json", str(tmp_path / "x.json")])
+    results = json.loads((tmp_path / "x.json").read_text())["results"]
+    told = capsys.readouterr()
+    left_out = [line.partition(" is left out")[0] for line in told.err.splitlines() if " is left out: " in line]
+    programs = [str(program) for program in graphs.PROGRAMS["biggan-deep"] if str(program) not in left_out]
+    assert [result["program"] for result in results] == programs
+    assert all(name.endswith("int8") for name in left_out)
+    exact = [result["largest_difference"] for result in results if result["program"].endswith("fp32")]
+    assert max(exact) < measuring.TOLERANCE
+    assert results[-1]["busy"]["median"] > 0 and "| ours openvino bf16 |" in told.out
+    engines.main(flags)  # with the same graphs
+    assert "was exported" not in capsys.readouterr().err
+
+
+@needs_engines
+@needs_checkout
+@pytest.mark.slow  # makes eight graphs, and starts more processes than that
+def test_engines_beside_biggan_pytorch(tmp_path: Path) -> None:
+    flags = ["--channels", "8", "--image_size", "32", "--repeats", "1", "--threads", "1", "--device", "cpu"]
+    flags += ["--rows", "batch-1", "first-image", "memory", "--biggan_pytorch", str(CHECKOUT)]
+    engines.main([*flags, "--work", str(tmp_path / "graphs"), "--json", str(tmp_path / "x.json")])
+    results = json.loads((tmp_path / "x.json").read_text())["results"]
+    assert {result["what"].partition(", ")[2].partition(" w")[0] for result in results} >= {"batch 1", "memory"}
+    beside = {result["program"] for result in results if result["idle"]["beside_same_graph"]}
+    assert beside >= {"ours onnx fp32", "ours openvino fp32", "ours openvino bf16"}
 
 
 # BigGAN-PyTorch
