@@ -14,15 +14,15 @@ only those that the model has a use for; N is any number of samples:
 and one output, `images`, float32 (N, num_channels, image_size, image_size) in [-1, 1].
 """
 
-import json
 import queue
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -31,7 +31,9 @@ from torch import Tensor, nn
 from transformers.utils import cached_file, logging
 
 from .configuration_biggan import BigGANConfig
-from .files import checksum_of_weights, write_text
+from .engine_files import EMBEDDINGS, INDEX, PACKAGES, files_of, of_weights, read_index, write_index
+from .files import checksum_of_weights, staged_folder
+from .keywords import check_keywords
 from .latents import standing_row
 from .layers import OneHotLabels
 from .loading import PLACE, NotFiniteError
@@ -43,17 +45,12 @@ logger = logging.get_logger(__name__)
 Engine = Literal["torch", "onnx", "openvino"]
 Precision = Literal["fp32", "bf16", "int8"]
 
-# The engines with files of their own, the fastest first, and the package that runs each.
-PACKAGES = {"openvino": "openvino", "onnx": "onnxruntime"}
 # The precisions of each engine, each in front of the one that takes its place where the processor lacks it.
 PRECISIONS: dict[str, tuple[Precision, ...]] = {
     "openvino": ("int8", "bf16", "fp32"),
     "onnx": ("int8", "fp32"),
     "torch": ("bf16", "fp32"),
 }
-# What is known of an engine's files: for each precision the file, its size, its check, and the weights it was made of.
-INDEX = "export.json"
-EMBEDDINGS = "class_embeddings.npy"  # float32 (num_labels, class_embedding_dim), to mix classes
 
 
 def check_engine(engine: str, precision: str) -> None:
@@ -82,12 +79,6 @@ def best_engine(precision: str = "fp32") -> str:
     return [*installed, "torch"][0]
 
 
-def file_of(engine: str, precision: str) -> str:
-    """The name of a graph within the folder of its engine."""
-    suffix = "" if precision == "fp32" else f"_{precision}"
-    return f"model{suffix}.onnx" if engine == "onnx" else f"openvino_model{suffix}.xml"
-
-
 def load_engine(source: str, engine: str, precision: str, **kwargs: Any) -> "EngineModel":
     """
     The graph of a folder or a Hub repository; where there is none, one that is exported now, into the cache.
@@ -99,8 +90,10 @@ def load_engine(source: str, engine: str, precision: str, **kwargs: Any) -> "Eng
     index = fetch(f"{engine}/{INDEX}")
     entry = None if index is None else read_index(index.parent).get(precision)
     if entry is not None:
-        for name in [*files_of(entry), EMBEDDINGS]:
-            fetch(f"{engine}/{name}")
+        for name in files_of(entry):
+            if fetch(f"{engine}/{name}") is None:
+                raise FileNotFoundError(f"{source!r} has no {engine}/{name}, which its {engine}/{INDEX} names")
+        fetch(f"{engine}/{EMBEDDINGS}")
         config = fetch("config.json")
         if config is None:
             raise FileNotFoundError(f"{source!r} has no config.json")
@@ -138,12 +131,6 @@ def _fetched(source: str, place: Mapping[str, Any], name: str) -> Path | None:
     return None if found is None else Path(found)
 
 
-def files_of(entry: Mapping[str, Any]) -> list[str]:
-    """The names of a graph's files, within the folder of its engine."""
-    name = entry["file"]
-    return [name, f"{Path(name).stem}.bin"] if name.endswith(".xml") else [name]
-
-
 class EngineModel(SamplingMixin):
     """
     The generator as an engine computes it. It samples as `BigGANModel` does, from several threads at once, on the CPU.
@@ -163,15 +150,17 @@ class EngineModel(SamplingMixin):
     device = torch.device("cpu")
     dtype = torch.float32
     training = False
+    _path_in_repo = ""
 
     def __init__(self, folder: str | PathLike[str], engine: str, precision: str):
         check_engine(engine, precision)
         check_installed(engine)
         self.folder, self.engine, self.precision = Path(folder), engine, precision
         self.config = BigGANConfig.from_pretrained(self.folder)
-        self.entry = read_index(self.folder / engine).get(precision)
-        if self.entry is None:
+        index = read_index(self.folder / engine)
+        if precision not in index:
             raise FileNotFoundError(f"{str(self.folder / engine)!r} holds no graph in {precision}")
+        self.entry = index[precision]
         weights = checksum_of_weights(self.folder)
         if weights not in (None, self.entry["weights"]):
             raise ValueError(
@@ -197,6 +186,41 @@ class EngineModel(SamplingMixin):
             raise NotFiniteError("the images hold numbers that are not finite")
         return images
 
+    def save_pretrained(  # type: ignore[override]  # for a type checker the mixin is a network
+        self, save_directory: str | PathLike[str], push_to_hub: bool = False, repo_id: str | None = None, **kwargs: Any
+    ) -> None:
+        """
+        Writes the graph to the folder of its engine, and `config.json` unless the model's weights lie there. Other
+        graphs of the same weights stay. With `push_to_hub=True`, `repo_id` and the keywords go to `push_to_hub`.
+
+        Raises:
+            ValueError: The folder holds other weights than those that the graph was exported from.
+        """
+        from .hub import PUSH_ARGUMENTS  # here: a graph runs without the parts of transformers that this loads
+
+        check_keywords("save_pretrained", kwargs, [*PUSH_ARGUMENTS, "max_shard_size"])
+        folder = Path(save_directory)
+        weights = checksum_of_weights(folder)
+        if weights not in (None, self.entry["weights"]):
+            raise ValueError(f"{str(folder)!r} holds other weights than those of {self}; save to a folder of its own")
+        with staged_folder(folder) as staging:
+            (staging / self.engine).mkdir()
+            for name in [*files_of(self.entry), EMBEDDINGS]:
+                if (path := self.folder / self.engine / name).is_file():
+                    shutil.copyfile(path, staging / self.engine / name)
+            same = of_weights(read_index(folder / self.engine), self.entry["weights"])
+            write_index(staging / self.engine, {**same, self.precision: self.entry})
+            if weights is None:
+                self.config.save_pretrained(staging)
+        if push_to_hub:
+            self.push_to_hub(repo_id or folder.name, **kwargs)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:  # type: ignore[override]
+        """Uploads what `save_pretrained` writes, and a card; keywords and answer as `BigGANModel.push_to_hub`."""
+        from .hub import PublishingMixin
+
+        return PublishingMixin.push_to_hub(cast(Any, self), repo_id, **kwargs)
+
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
         """None: the engine holds the weights."""
         return iter(())
@@ -217,24 +241,6 @@ def standing_inputs(config: BigGANConfig, truncation: float | None) -> tuple[np.
         mirrored = config.standing_interpolation == "mirrored"
         lower, upper, fraction = standing_row(list(config.standing_truncations), truncation, mirrored)
     return np.array([lower + 1, upper + 1]), np.array(fraction, np.float32)
-
-
-def read_index(folder: Path) -> dict[str, dict[str, Any]]:
-    """What is known of the graphs in an engine's folder, by precision; empty if there is no such folder."""
-    path = folder / INDEX
-    if not path.is_file():
-        return {}
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-        if all(Path(entry["file"]).name == entry["file"] and "weights" in entry for entry in index.values()):
-            return index
-    except (ValueError, KeyError, TypeError, AttributeError):
-        pass
-    raise ValueError(f"{str(path)!r} is no index of exported graphs; export the model anew")
-
-
-def write_index(folder: Path, index: Mapping[str, Mapping[str, Any]]) -> None:
-    write_text(folder / INDEX, json.dumps(index, indent=2) + "\n")
 
 
 def _class_embedding(folder: Path, config: BigGANConfig) -> nn.Module | None:

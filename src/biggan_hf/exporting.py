@@ -22,18 +22,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from .configuration_biggan import BigGANConfig
-from .engines import (
-    EMBEDDINGS,
-    PACKAGES,
-    EngineModel,
-    check_engine,
-    check_installed,
-    class_width,
-    file_of,
-    read_index,
-    standing_inputs,
-    write_index,
-)
+from .engine_files import EMBEDDINGS, PACKAGES, file_of, of_weights, read_index, write_index
+from .engines import EngineModel, check_engine, check_installed, class_width, standing_inputs
 from .files import WEIGHT_GLOBS, checksum_of_weights, staged_folder
 from .latents import sample_latents
 from .layers import BatchNorm2d, ConditionalBatchNorm2d
@@ -67,7 +57,8 @@ def export_model(
         engine: "onnx" or "openvino".
         precision: "fp32", "bf16" (OpenVINO alone) or "int8".
         overwrite: Replaces a graph in the same precision.
-        weights: The checksum of the weights, for a folder that does not hold them.
+        weights: The checksum of the weights, for a folder that does not hold them; by default that of the model if it
+            were saved.
 
     Returns:
         The exported model.
@@ -97,14 +88,14 @@ def export_model(
         path = folder / file_of(engine, precision)
         entry = {
             "file": path.name,
-            "weights": beside or weights,
+            "weights": beside or weights or _checksum(model),
+            **({"source": model.hub_id} if model.hub_id else {}),  # for the card; no folder of this machine
             **_write_graph(model, path, engine, precision),
             "bytes": sum(part.stat().st_size for part in folder.glob(f"{path.stem}.*")),
             "versions": {name: version(name) for name in ("biggan_hf", "torch", PACKAGES[engine])},
             "date": datetime.now(UTC).date().isoformat(),
         }
-        # Graphs of other weights are no longer named.
-        same = {name: other for name, other in known.items() if other["weights"] == entry["weights"]}
+        same = of_weights(known, entry["weights"])  # graphs of other weights are no longer named
         write_index(folder, {**same, precision: entry})
         if precision != "int8":
             entry["largest_difference"] = check_export(model, EngineModel(staging, engine, precision))
@@ -128,6 +119,12 @@ def _weights_beside(model: BigGANModel, folder: Path) -> str | None:
                         f"{str(folder)!r} holds the weights of another model; export to a folder of its own"
                     )
     return checksum
+
+
+def _checksum(model: BigGANModel) -> str | None:
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder, global_step=model.saved_step)
+        return checksum_of_weights(Path(folder))
 
 
 def _write_graph(model: BigGANModel, path: Path, engine: str, precision: str) -> dict[str, Any]:

@@ -166,7 +166,7 @@ class BigGANPipeline:
         return self.model
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
-        """Writes `config.json` and the weights; keywords as `BigGANModel.save_pretrained`."""
+        """Writes `config.json` and the weights, or an engine's graph; keywords as `BigGANModel.save_pretrained`."""
         self.model.save_pretrained(save_directory, **kwargs)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
