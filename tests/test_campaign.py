@@ -1,22 +1,17 @@
 """
-The campaign: a thousand damaged files of each kind, each read as a user's program would read it.
+The campaign of files: a thousand damaged ones of each kind, and hostile ones, each read as a user's program would.
 
-Every trial ends in one of: `same` (it was read as it had been written), `clear` (an error of one line that names the
-file or the field), `unseen` (other values, in a format without checksums), `silent` (other values, where a checksum or
-a check could have told), `other` (another error), `hang`. docs/guarantees.md shows the table of the whole campaign.
-
-    CAMPAIGN_SEED=7 pytest -s -m slow tests/test_campaign.py      # another thousand
+campaign.py says what a trial may end in; docs/guarantees.md shows the table of the whole campaign.
 """
 
 import io
 import json
 import os
+import pickle
 import random
 import shutil
-import signal
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import subprocess
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from campaign import SEED, Watch, campaign, equal
 from common import tiny_generator
 from conversion_common import FIXTURES, ORIGINALS
 from huggingface_hub.errors import StrictDataclassError
@@ -32,12 +28,11 @@ from training_runs import write_checkpoint
 
 from biggan_hf import BigGANConfig, BigGANModel
 from biggan_hf.conversion import convert_tfhub, reading
+from biggan_hf.evaluation.sources import load_npz
 from biggan_hf.pictures import decode_picture
 from biggan_hf.training.checkpoints import load_training_state
 
 
-SEED = int(os.environ.get("CAMPAIGN_SEED", "0"))
-SECONDS = 20  # after which a trial hangs
 # The formats that hold no checksum of their values, or whose decoder does not look at it.
 WITHOUT_CHECKSUMS = {"G.pth of torch 1.5", "HDF5", "graph of a TFHub module"}
 PICTURES = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
@@ -48,21 +43,16 @@ CLEAR = (ValueError, OSError, StrictDataclassError, TypeError)
 Read = Callable[[], Any]
 
 
-class HangError(BaseException): ...
+@pytest.fixture
+def watch(tmp_path: Path) -> Watch:
+    """Allows trials to write to `tmp_path / "trials"`, which is made."""
+    (tmp_path / "trials").mkdir()
+    return Watch(tmp_path / "trials")
 
 
-@contextmanager
-def limited() -> Iterator[None]:
-    def stop(*_: object) -> None:
-        raise HangError
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(SECONDS)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+@pytest.fixture(params=[pytest.param(100, id="tenth"), pytest.param(1000, marks=pytest.mark.slow, id="whole")])
+def trials(request: pytest.FixtureRequest) -> int:
+    return request.param
 
 
 def mutated(content: bytes, dice: random.Random) -> bytes:
@@ -81,61 +71,41 @@ def mutated(content: bytes, dice: random.Random) -> bytes:
     return content[:at] + content[at + length :]
 
 
-def outcome(read: Read, expected: Any, word: str, has_checksums: bool) -> str:
+def outcome(watch: Watch, read: Read, expected: Any, word: str, has_checksums: bool) -> str:
+    watch.start()
     try:
-        with limited():
-            found = read()
-    except HangError:
-        return "hang"
-    except Exception as error:
-        if isinstance(error, CLEAR) and word in str(error):
-            return "clear"
+        found, error = read(), None
+    except Exception as failure:
+        error = failure
+    if watch.seen:
+        print(watch.seen)
+        return "executed"
+    if isinstance(error, CLEAR) and word in str(error):
+        return "clear"
+    if error is not None:
         print(f"{type(error).__name__}: {error}, expected {word}")
         return "other"
     return "same" if equal(found, expected) else "silent" if has_checksums else "unseen"
-
-
-def equal(one: Any, other: Any) -> bool:
-    if isinstance(one, torch.Tensor | np.ndarray):
-        both = np.asarray(one), np.asarray(other)
-        return both[0].shape == both[1].shape and both[0].tobytes() == both[1].tobytes()
-    if isinstance(one, Mapping):
-        return isinstance(other, Mapping) and one.keys() == other.keys() and all(equal(one[k], other[k]) for k in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(equal, one, other))
-    return type(one) is type(other) and (one == other or one != one)
-
-
-def check(name: str, table: dict[str, Counter[str]]) -> None:
-    """Prints the table, and fails where something was silent, unclear or without end."""
-    for row, counts in table.items():
-        cells = (counts[key] for key in ("same", "clear", "unseen", "silent", "other", "hang"))
-        print(f"| {name}: {row} | {sum(counts.values())} | {' | '.join(map(str, cells))} |")
-    wrong = {row: dict(counts) for row, counts in table.items() if counts["silent"] + counts["other"] + counts["hang"]}
-    assert wrong == {}
-
-
-@pytest.fixture(params=[pytest.param(100, id="tenth"), pytest.param(1000, marks=pytest.mark.slow, id="whole")])
-def trials(request: pytest.FixtureRequest) -> int:
-    return request.param
 
 
 # Pictures
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_pictures(trials: int) -> None:
-    dice, table = random.Random(SEED), {name: Counter[str]() for name in PICTURES}
+def test_pictures(trials: int, watch: Watch) -> None:
     pixels = np.random.default_rng(SEED).integers(0, 256, (24, 20, 3), np.uint8)
-    for trial in range(trials):
-        kind = PICTURES[trial % len(PICTURES)]
+    files = []
+    for kind in PICTURES:
         file = io.BytesIO()
         Image.fromarray(pixels).save(file, kind)
-        whole = file.getvalue()
-        expected, damaged = decoded(whole), mutated(whole, dice)
+        files.append(file.getvalue())
+
+    def trial(row: int, dice: random.Random) -> str:
+        damaged, expected = mutated(files[row], dice), decoded(files[row])
         # An error of one picture is said with the picture's name by the data set.
-        table[kind][outcome(partial(decoded, damaged), expected, "", kind == "PNG")] += 1
-    check("pictures", table)
+        return outcome(watch, partial(decoded, damaged), expected, "", PICTURES[row] == "PNG")
+
+    campaign("pictures", PICTURES, trial, trials)
 
 
 def decoded(content: bytes) -> torch.Tensor:
@@ -148,25 +118,25 @@ WRONG: list[Any] = [-1, 0, 1.5, 7, 10**12, -(10**30), "x", "", None, [], [-1], [
 WRONG += [float("inf"), [10**9], "64", 1e-300, [[1]]]
 
 
-def test_configurations(trials: int, tmp_path: Path) -> None:
-    dice, table = random.Random(SEED), {"one wrong value": Counter[str](), "damaged bytes": Counter[str]()}
+def test_configurations(trials: int, watch: Watch, tmp_path: Path) -> None:
     whole = json.loads(tiny_generator().config.to_json_string(use_diff=False))
     # `label2id` follows from `id2label`, whatever a file says.
     fields = [name for name in BigGANConfig.__dataclass_fields__ if name in whole and name != "label2id"]
-    for trial in range(trials):
-        if trial % 2:
-            text = mutated(json.dumps(whole).encode(), dice)
-            (tmp_path / "config.json").write_bytes(text)
-            result = outcome(partial(built, tmp_path, None), None, "", has_checksums=False)
-            table["damaged bytes"]["same" if result == "unseen" else result] += 1
-        else:
-            name, value = dice.choice(fields), dice.choice(WRONG)
-            (tmp_path / "config.json").write_text(json.dumps({**whole, name: value}))
-            result = outcome(partial(built, tmp_path, name), value, "", has_checksums=True)
-            table["one wrong value"][result] += 1
-            if result in ("other", "silent", "hang"):
-                print(name, value, result)
-    check("configurations", table)
+    folder = tmp_path / "trials"
+
+    def trial(row: int, dice: random.Random) -> str:
+        if row:
+            (folder / "config.json").write_bytes(mutated(json.dumps(whole).encode(), dice))
+            result = outcome(watch, partial(built, folder, None), None, "", has_checksums=False)
+            return "same" if result == "unseen" else result
+        name, value = dice.choice(fields), dice.choice(WRONG)
+        (folder / "config.json").write_text(json.dumps({**whole, name: value}))
+        result = outcome(watch, partial(built, folder, name), value, "", has_checksums=True)
+        if result not in ("same", "clear"):
+            print(name, value, result)
+        return result
+
+    campaign("configurations", ["one wrong value", "damaged bytes"], trial, trials)
 
 
 def built(folder: Path, name: str | None) -> Any:
@@ -212,14 +182,82 @@ def checkpoints(folder: Path) -> Iterator[tuple[str, Path, Read]]:
     yield "HDF5", folder / "x.h5", lambda: convert_tfhub.read_variables(folder / "x.h5")
 
 
-def test_checkpoints(trials: int, tmp_path: Path) -> None:
-    dice, table = random.Random(SEED), dict[str, Counter[str]]()
-    cases = [(kind, path, read, path.read_bytes(), read()) for kind, path, read in checkpoints(tmp_path)]
-    for trial in range(trials):
-        kind, path, read, whole, expected = cases[trial % len(cases)]
+def test_checkpoints(trials: int, watch: Watch, tmp_path: Path) -> None:
+    cases = [(kind, path, read, path.read_bytes(), read()) for kind, path, read in checkpoints(tmp_path / "trials")]
+
+    def trial(row: int, dice: random.Random) -> str:
+        kind, path, read, whole, expected = cases[row]
         path.write_bytes(mutated(whole, dice))
-        word = path.name.split(".")[0]
-        result = outcome(read, expected, word, kind not in WITHOUT_CHECKSUMS)
-        table.setdefault(kind, Counter())[result] += 1
-        path.write_bytes(whole)
-    check("checkpoints", table)
+        try:
+            return outcome(watch, read, expected, path.name.split(".")[0], kind not in WITHOUT_CHECKSUMS)
+        finally:
+            path.write_bytes(whole)
+
+    campaign("checkpoints", [kind for kind, *_ in cases], trial, trials)
+
+
+# Hostile files: each would make a folder beside that of the trials
+
+
+class Payload:
+    """Unpickling it does one of the things that a stranger's file may try, with this path."""
+
+    def __init__(self, way: int, path: Path) -> None:
+        self.way, self.path = way, str(path)
+
+    def __reduce__(self) -> Any:
+        ways: list[Any] = [
+            (os.mkdir, (self.path,)),
+            (open, (self.path, "w")),
+            (os.system, (f"mkdir {self.path}",)),
+            (subprocess.call, (["mkdir", self.path],)),
+            (exec, (f"import os; os.mkdir({self.path!r})",)),
+            (eval, (f"__import__('os').mkdir({self.path!r})",)),
+        ]
+        return ways[self.way]
+
+
+WAYS = range(6)
+
+
+def hostile_files(folder: Path) -> Iterator[tuple[str, Path, Callable[[Any], None], Read]]:
+    """The format, the file, what writes a payload into it, and what reads it."""
+    state = write_checkpoint(folder, 1)
+    model = Path(shutil.copytree(state, folder / "model", ignore=shutil.ignore_patterns("model.safetensors")))
+    readers: list[tuple[str, Path, Read]] = [
+        ("G.pth", folder / "G.pth", lambda: reading.load(folder / "G.pth")),
+        ("pytorch_model.bin", model / "pytorch_model.bin", partial(loaded, model)),
+        ("training_state.pt", state / "training_state.pt", lambda: load_training_state(state)),
+    ]
+    for kind, path, read in readers:
+        yield kind, path, lambda payload, path=path: torch.save({"x": payload}, path), read  # type: ignore[misc]
+    old, array = folder / "old.pth", folder / "samples.npz"
+    as_before = partial(torch.save, f=old, _use_new_zipfile_serialization=False)
+    yield "G.pth of torch 1.5", old, lambda payload: as_before({"x": payload}), lambda: reading.load(old)
+    yield "npz", array, lambda payload: np.savez(array, x=np.array([payload])), lambda: load_npz(array)
+
+
+def test_hostile_files(trials: int, watch: Watch, tmp_path: Path) -> None:
+    marker, cases = tmp_path / "executed", list(hostile_files(tmp_path / "trials"))
+
+    def trial(row: int, dice: random.Random) -> str:
+        _, path, write, read = cases[row]
+        write(Payload(dice.choice(WAYS), marker))
+        if dice.random() < 0.5:
+            path.write_bytes(mutated(path.read_bytes(), dice))
+        result = outcome(watch, read, None, "", has_checksums=True)
+        return "executed" if marker.exists() else result
+
+    campaign("hostile", [kind for kind, *_ in cases], trial, trials)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_watch_sees_what_a_file_executes(way: int, watch: Watch, tmp_path: Path) -> None:
+    content = pickle.dumps(Payload(way, tmp_path / "executed"))
+
+    def trial(row: int, dice: random.Random) -> str:
+        return outcome(watch, lambda: pickle.loads(content), None, "", has_checksums=True)
+
+    with pytest.raises(AssertionError, match="'executed': 1"):
+        campaign("watch", ["plain pickle"], trial, 1)
+    assert (tmp_path / "executed").exists()

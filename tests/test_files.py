@@ -210,9 +210,11 @@ def test_a_kill_while_a_folder_is_removed(tmp_path: Path, monkeypatch: pytest.Mo
         patch.setattr("shutil.rmtree", kill)
         remove_folder(tmp_path / "checkpoint-1")
     assert [path.match(".unfinished-*-checkpoint-1") for path in tmp_path.iterdir()] == [True]
-    (tmp_path / ".unfinished-0123abcd-log.txt").touch()
+    (tmp_path / "samples").mkdir()
+    for name in (".unfinished-0123abcd-log.txt", "samples/.unfinished-0123abcd-step-3.png"):
+        (tmp_path / name).touch()
     remove_unfinished(tmp_path)
-    assert names(tmp_path) == []
+    assert names(tmp_path) == ["samples"]
 
 
 def test_free_name(tmp_path: Path) -> None:

@@ -2,9 +2,6 @@
 
 import copy
 import io
-import os
-import signal
-import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -312,20 +309,6 @@ def test_compiled_inside_and_outside_of_a_scope(network: Network) -> None:
 # Threads
 
 
-def test_eight_threads_on_one_pipeline_give_what_one_gives() -> None:
-    pipe = BigGANPipeline(tiny_generator(**VARIANTS["attention"]))
-    latents = tiny_latents(16, pipe.model.config)
-
-    def draw(index: int) -> Tensor:
-        return pipe(index % 5, latents=latents[index % 16, None], output_type="pt", progress_bar=False).images
-
-    expected = [draw(index) for index in range(80)]
-    pipe.renew_weights()
-    with ThreadPoolExecutor(8) as pool:
-        for images, own in zip(pool.map(draw, range(80)), expected, strict=True):
-            torch.testing.assert_close(images, own, rtol=1e-5, atol=1e-5)
-
-
 def test_threads_with_and_without_gradients_share_a_model() -> None:
     model = tiny_generator()
     latents, labels = tiny_inputs(model)
@@ -390,27 +373,6 @@ def test_a_view_in_eval_mode_keeps_the_precision_of_a_run() -> None:
     prepared: Any = Accelerator(mixed_precision="bf16", cpu=True).prepare_model(discriminator)
     assert in_eval_mode(prepared)(*inputs).logits.dtype == torch.float32  # accelerate's wrapper converts outputs
     assert seen == [torch.bfloat16] and prepared.training
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_fork_samples_while_other_threads_do() -> None:
-    pipe, done = BigGANPipeline(tiny_generator().train()), threading.Event()
-
-    def work() -> None:
-        while not done.is_set():
-            pipe([0, 1], output_type="pt")
-
-    with ThreadPoolExecutor(2) as pool:
-        for _ in range(2):
-            pool.submit(work)
-        for _ in range(20):
-            if (child := os.fork()) == 0:
-                signal.alarm(20)  # ends a child that waits for a lock
-                torch.set_num_threads(1)  # a fork does not inherit the threads of OpenMP
-                pipe(0, output_type="pt")
-                os._exit(0)
-            assert os.waitpid(child, 0)[1] == 0
-        done.set()
 
 
 # What ends a fold, and what must not be left behind

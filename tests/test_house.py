@@ -94,7 +94,6 @@ WRITES = {
     "hub.py": {
         "tempfile": "a folder to upload",
         "write_bytes": "the card, into this folder",
-        "write_text": "a configuration, into this folder",
     },
     "media.py": {"open": "a film, and the parts of an archive, at the path that write_file gives"},
     "evaluation/statistics.py": {"open": "at the path that write_file gives"},

@@ -119,7 +119,10 @@ class BigGANConfig(PreTrainedConfig):
         unknown = set(kwargs) - _BASE_KEYWORDS
         if unknown:
             raise TypeError(_unknown_keyword(sorted(unknown)[0]))
-        self.architectures = self.architectures or []  # `AutoModel.from_config` looks through them
+        names = [] if self.architectures is None else self.architectures  # `AutoModel.from_config` looks through them
+        if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"architectures must be a list of names, got {names!r}")
+        self.architectures = list(names)
         self._fill_in_defaults()
         self.validate_architecture()
         self._check_dtype()

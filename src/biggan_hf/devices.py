@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from torch import nn
 
 
 def device_or_best(device: str | None) -> str:
@@ -18,3 +19,12 @@ def check_device(device: Any) -> None:
     there_are = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     if kind in there_are and int(index or 0) >= there_are[kind]:
         raise ValueError(f"device {name}: this machine has no such device that torch can use")
+
+
+def check_not_offloaded(network: nn.Module) -> None:
+    """Raises `ValueError` if the weights are offloaded layer by layer."""
+    if any(weight.is_meta for weight in network.parameters()):
+        raise ValueError(
+            "the model's weights are offloaded layer by layer (device 'meta'); it cannot generate with them. "
+            "Move the whole model with accelerate.cpu_offload_with_hook(model, device)"
+        )

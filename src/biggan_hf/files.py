@@ -154,9 +154,10 @@ def remove_folder(folder: Path) -> None:
 
 
 def remove_unfinished(parent: Path) -> None:
-    """Removes the unfinished files and folders in `parent` that killed programs have left."""
-    for path in parent.glob(f"{UNFINISHED}*"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    """Removes the unfinished files and folders, in `parent` and in its folders, that killed programs have left."""
+    for pattern in (f"{UNFINISHED}*", f"*/{UNFINISHED}*"):
+        for path in list(parent.glob(pattern)):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def free_name(path: Path) -> Path:

@@ -40,6 +40,8 @@ from .files import (
     read_text,
     staged_folder,
     weight_patterns,
+    write_file,
+    write_text,
 )
 from .images import sample_sheet
 from .keywords import answers_keywords, check_keywords
@@ -108,6 +110,11 @@ class PublishingMixin(LoadingMixin):
         push = {name: kwargs.pop(name) for name in PUSH_ARGUMENTS if name in kwargs}
         if not is_main_process:
             return
+        if any(hasattr(tensor, "full_tensor") for tensor in (kwargs.get("state_dict") or self.state_dict()).values()):
+            raise ValueError(
+                "the weights are sharded (DTensor): give whole ones, state_dict=get_model_state_dict(model, options="
+                "StateDictOptions(full_state_dict=True)) of torch.distributed.checkpoint.state_dict"
+            )
         with staged_folder(save_directory) as staging:
             super().save_pretrained(staging, **kwargs)
             for path in staging.glob("*.safetensors"):
@@ -470,7 +477,8 @@ def upload_folder(
         card = card_to_upload(staging, repo_id, there, tags, brings_code, str(folder), engines, has_weights)
         (staging / CARD).unlink(missing_ok=True)
         if card:
-            (staging / CARD).write_bytes(card.encode())
+            with write_file(staging / CARD) as unfinished:
+                unfinished.write_bytes(card.encode())
         return api.upload_folder(
             repo_id=repo_id,
             folder_path=staging,
@@ -605,5 +613,4 @@ def _settings(path: Path) -> dict[str, Any]:
 
 
 def _write_settings(path: Path, settings: Mapping[str, Any]) -> None:
-    path.unlink()  # it may be a link to somebody's file
-    path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(settings, indent=2, sort_keys=True) + "\n")  # a link to somebody's file is replaced

@@ -11,6 +11,10 @@ from torch import Tensor
 from .class_labels import as_labels, widened
 
 
+# Arguments of `from_pretrained` that say where the files are.
+PLACE = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 # A row holds the names of one thing: first ours, then those of people who come from another library or command.

@@ -1,7 +1,6 @@
 """Loading a network: it is loaded whole, with weights that are numbers, or one line says why not."""
 
 import json
-import math
 import pickle
 import re
 import sys
@@ -13,9 +12,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import ConversionOps, WeightConverter
@@ -23,15 +20,14 @@ from transformers.utils import cached_file, logging
 
 from .devices import check_device
 from .files import check_weights, step_of_weights
-from .keywords import unknown_keyword
+from .finite import wrong_tensor
+from .keywords import PLACE, unknown_keyword
 
 
 logger = logging.get_logger(__name__)
 # transformers' table of missing, surplus and mismatched weights comes from here; a line of ours takes its place.
 _TABLE = logging.get_logger("transformers.modeling_utils")
 
-# Arguments of `from_pretrained` that say where the files are.
-PLACE = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 # Where each network stands in a repository.
 _FOLDERS = {"BigGANModel": "", "BigGANDiscriminator": "discriminator"}
 _KEYWORDS = (*PLACE, "config", "dtype", "device_map", "ignore_mismatched_sizes", "use_safetensors", "state_dict")
@@ -58,10 +54,6 @@ class _Reshape(ConversionOps):
 _GAMMA = WeightConverter("attention.gamma", "attention.gamma", [_Reshape()])
 for _name in ("BigGANModel", "BigGANDiscriminator"):
     register_checkpoint_conversion_mapping(_name, [_GAMMA], overwrite=True)
-
-
-class NotFiniteError(ValueError):
-    """Pixels that are no numbers."""
 
 
 class LoadingMixin(PreTrainedModel):
@@ -261,34 +253,3 @@ def _check_report(network: str, where: str, report: Mapping[str, Any], may_miss:
 
 def _counted(names: list[str]) -> str:
     return f"{len(names)} weights, such as {names[0]!r}," if len(names) > 1 else f"the weight {names[0]!r}"
-
-
-@torch.no_grad()
-def wrong_tensor(network: nn.Module) -> str | None:
-    """What is wrong with the first weight or statistic that no image can be made of; `None` if all are right."""
-    for name, tensor in network.state_dict().items():
-        if tensor.is_meta or not tensor.is_floating_point() or not tensor.numel():
-            continue
-        least, most = (value.item() for value in tensor.aminmax())
-        if not (math.isfinite(least) and math.isfinite(most)):
-            return f"{name!r} holds numbers that are not finite"
-        if name.endswith("_var") and least < 0:
-            return f"{name!r} holds negative variances"
-    return None
-
-
-def check_images(images: Tensor, network: nn.Module, waits: bool = False) -> Tensor:
-    """The images; raises `NotFiniteError` if a pixel is not finite. On a GPU it looks only if it may wait."""
-    if (waits or images.device.type == "cpu") and not images.isfinite().all():
-        reason = wrong_tensor(network) or f"the numbers leave the range of {images.dtype}"
-        raise NotFiniteError(f"the images hold numbers that are not finite: {reason}")
-    return images
-
-
-def check_not_offloaded(network: nn.Module) -> None:
-    """Raises `ValueError` if the weights are offloaded layer by layer."""
-    if any(weight.is_meta for weight in network.parameters()):
-        raise ValueError(
-            "the model's weights are offloaded layer by layer (device 'meta'); it cannot generate with them. "
-            "Move the whole model with accelerate.cpu_offload_with_hook(model, device)"
-        )

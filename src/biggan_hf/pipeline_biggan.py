@@ -20,14 +20,13 @@ from transformers.utils import ModelOutput, logging
 
 from .bars import open_bar
 from .class_labels import check_class_labels, check_label_range, label_of, labels_by_name, normalized
-from .devices import check_device, device_or_best
+from .devices import check_device, check_not_offloaded, device_or_best
 from .engines import Engine, EngineModel, Precision, best_engine, check_engine, load_engine
+from .finite import check_images
 from .images import to_pil, to_uint8
 from .keywords import answers_keywords, check_keywords, did_you_mean
 from .latents import TruncationMode, check_generators, check_latents, sample_latents
-from .loading import check_images, check_not_offloaded
 from .memory import is_out_of_memory
-from .modeling_biggan import BigGANModel
 from .spectral_norm import fold, unfold
 
 
@@ -35,6 +34,9 @@ ClassMixture = Mapping[int | str, float]
 ClassLabels = int | str | ClassMixture | Sequence[int | str | ClassMixture] | Tensor
 Generators = torch.Generator | Sequence[torch.Generator]
 OutputType = Literal["pil", "np", "pt", "uint8"]
+
+if TYPE_CHECKING:
+    from .modeling_biggan import BigGANModel
 
 logger = logging.get_logger(__name__)
 
@@ -93,12 +95,12 @@ class BigGANPipeline:
     """
 
     @answers_keywords("BigGANPipeline")
-    def __init__(self, model: BigGANModel | EngineModel):
+    def __init__(self, model: "BigGANModel | EngineModel"):
         is_network = isinstance(model, nn.Module) and hasattr(model, "sample")  # the class may be that of remote code
         if not is_network and not isinstance(model, EngineModel):
             loader = "BigGANPipeline.from_pretrained loads a folder or a repository"
             raise TypeError(f"the model of a BigGANPipeline is a BigGANModel, got {type(model).__name__}; {loader}")
-        self.model = cast(BigGANModel, model)
+        self.model = cast("BigGANModel", model)
         self.id2label = {int(label_id): label for label_id, label in (model.config.id2label or {}).items()}
         self._bar_settings: dict[str, Any] = {}
         self._is_compiled = False
@@ -141,6 +143,8 @@ class BigGANPipeline:
             return cls(load_engine(source, chosen, precision or "fp32", **kwargs))
         if precision == "bf16":
             kwargs["dtype"] = torch.bfloat16
+        from .modeling_biggan import BigGANModel  # here: an engine does without, and starts in half of the time
+
         return cls(BigGANModel.from_pretrained(source, **kwargs))
 
     def export(
@@ -160,7 +164,7 @@ class BigGANPipeline:
 
         return type(self)(export_model(self._network("export"), output, engine, precision, overwrite=overwrite))
 
-    def _network(self, doing: str) -> BigGANModel:
+    def _network(self, doing: str) -> "BigGANModel":
         if isinstance(self.model, EngineModel):
             raise ValueError(f"{doing} is for a model in torch; this pipeline runs {self.model.engine}")
         return self.model

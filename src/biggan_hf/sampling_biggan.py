@@ -8,6 +8,8 @@ from torch import Tensor
 from transformers.utils import logging
 
 from .class_labels import as_labels, check_class_labels
+from .devices import check_not_offloaded
+from .finite import check_images
 from .keywords import answers_keywords
 from .latents import (
     StandingRow,
@@ -19,7 +21,6 @@ from .latents import (
     sample_latents,
     standing_row,
 )
-from .loading import check_images, check_not_offloaded
 from .spectral_norm import folded_weights, in_eval_mode
 
 

@@ -315,6 +315,11 @@ def power_iteration(layers: Sequence[SpectralNorm]) -> None:
 
 def estimates(layers: Sequence[SpectralNorm], iterate: bool) -> list[Estimate]:
     """One step of each layer from its stored u, or with `iterate=False` from its stored v. Stores nothing."""
+    if any(hasattr(layer.weight, "full_tensor") for layer in layers):
+        raise ValueError(
+            "spectral norm needs whole weights, and these are sharded (DTensor): call fully_shard once, for the whole "
+            "network, and fold_spectral_norm before it"
+        )
     # Small layers of one shape share two matrix products.
     groups: dict[Any, list[int]] = defaultdict(list)
     for index, layer in enumerate(layers):

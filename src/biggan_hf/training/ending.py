@@ -1,7 +1,6 @@
 """How a run ends before its last step: by a signal, because its launcher is gone, or by an error."""
 
 import contextlib
-import ctypes
 import enum
 import os
 import signal
@@ -30,17 +29,15 @@ ABORTED = 130  # as a shell reports a program that an interrupt has ended
 
 # Seconds. Where several processes meet the same error, the first one tells it, and the launcher ends the others within
 # this time.
-PATIENCE = 5.0
+PATIENCE = 6.0
 
 # Seconds after which a program that has failed is ended, whatever it still waits for.
-LAST_MOMENTS = 4.0
+LAST_MOMENTS = 2.0
 
 # Seconds. Two interrupts within this time are one: some wrappers pass on what the terminal has sent already.
 SAME_PRESS = 0.3
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
-
-PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 # What a user can mend: before the first step, and later.
 MISTAKES = (ValueError, TypeError, OSError, ImportError, StrictDataclassError)
@@ -66,8 +63,8 @@ class Stop(enum.IntEnum):
 class Interruption:
     """
     Inside `with Interruption() as interruption`, SIGINT, SIGTERM, SIGHUP and a launcher that is gone ask the run to
-    stop after its step. This says so at once. A second Ctrl-C raises `KeyboardInterrupt`: it is SIGINT again, or, from
-    torchrun's launcher, SIGTERM.
+    stop after its step. It says so: on a signal at once, of a launcher before the next step. A second Ctrl-C raises
+    `KeyboardInterrupt`: it is SIGINT again, or, from torchrun's launcher, SIGTERM.
     """
 
     def __init__(self) -> None:
@@ -80,8 +77,6 @@ class Interruption:
         for number in SIGNALS if threading.current_thread() is threading.main_thread() else ():
             if number in SIGNALS[:2] or signal.getsignal(number) is not signal.SIG_IGN:  # `nohup` ignores SIGHUP
                 self._handlers[number] = signal.signal(number, self._handle)
-        if self._handlers and self._launcher is not None:
-            signal_at_end_of_parent(SIGNALS[-1])
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
@@ -89,8 +84,6 @@ class Interruption:
             first_line = str(error).strip().partition("\n")[0]
             say(f"another process of this run has ended; its line or the launcher's says why: {first_line}")
             raise SystemExit(1) from error
-        if self._handlers and self._launcher is not None:
-            signal_at_end_of_parent(0)
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
@@ -125,12 +118,6 @@ def exit_status(stop: int) -> int:
         return 1
     restarts = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
     return stop if is_first_of_machine() and not restarts else 0
-
-
-def signal_at_end_of_parent(number: int) -> None:
-    """Asks Linux for a signal as soon as the parent ends (0: for none). Elsewhere a run looks before each step."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
 
 
 def launcher() -> int | None:

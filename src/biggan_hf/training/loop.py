@@ -12,8 +12,8 @@ from tqdm.auto import tqdm
 
 from ..bars import open_bar
 from ..files import append_line, staged_folder, write_file
+from ..finite import NotFiniteError
 from ..images import sample_sheet
-from ..loading import NotFiniteError
 from ..processes import Vote, from_main
 from . import stability
 from .arguments import TrainingArguments
@@ -21,7 +21,7 @@ from .batches import counter_seed
 from .checkpoints import step_of
 from .ema import update_ema
 from .ending import Interruption, Stop, exit_status
-from .logs import COLLAPSES, EVALUATIONS, LOG, SPECTRA, draw_curves, fetch, last_lines, track_sheet
+from .logs import COLLAPSES, EVALUATIONS, LOG, SPECTRA, draw_curves, fetch, last_lines, read_lines, track_sheet
 from .publishing import publish, write_card
 from .quality import keep_if_best
 from .replicas import average_running_statistics
@@ -47,6 +47,7 @@ def train(run: Run) -> Path | None:
     bar: Any = {"desc": "training", "disable": not run.is_main, "dynamic_ncols": True}
     progress = open_bar(total=run.args.max_train_steps, initial=run.global_step, **bar)
     with Interruption() as interruption, progress:
+        make_up(run)
         while not stop:
             stop = why_stop(run, vote, deadline, interruption)
             collapse = None
@@ -184,17 +185,35 @@ def periodically(run: Run) -> None:
     if run.is_due(run.args.evaluation_steps):
         evaluate(run)
     if run.is_main and run.is_due(run.args.sample_steps):
-        folder = run.output_dir / "samples"
-        folder.mkdir(exist_ok=True)
-        try:
-            sheet = sample_sheet(run.ema, seed=run.args.seed)
-        except NotFiniteError as error:  # the watch decides what becomes of the run
-            tqdm.write(f"no sheet of samples at step {run.global_step}: {error}")
-            return
-        with write_file(folder / f"step-{run.global_step:07d}.png") as unfinished:
-            sheet.save(unfinished)
-        track_sheet(run.accelerator, sheet, run.global_step)
-        draw_curves(run.output_dir)
+        draw_samples(run)
+
+
+def make_up(run: Run) -> None:
+    """What was due at the step of the checkpoint from which a run goes on, and what a kill after it has prevented."""
+    if run.global_step and run.is_due(run.args.evaluation_steps):
+        lines = read_lines(run.output_dir / EVALUATIONS) if run.is_main else []
+        if from_main(all(line["step"] != run.global_step for line in lines)):
+            evaluate(run)
+    if run.global_step and run.is_main and run.is_due(run.args.sample_steps) and not sheet_of(run).exists():
+        draw_samples(run)
+
+
+def sheet_of(run: Run) -> Path:
+    return run.output_dir / "samples" / f"step-{run.global_step:07d}.png"
+
+
+def draw_samples(run: Run) -> None:
+    """Writes a sheet of samples of the average, and the curves."""
+    try:
+        sheet = sample_sheet(run.ema, seed=run.args.seed)
+    except NotFiniteError as error:  # the watch decides what becomes of the run
+        tqdm.write(f"no sheet of samples at step {run.global_step}: {error}")
+        return
+    sheet_of(run).parent.mkdir(exist_ok=True)
+    with write_file(sheet_of(run)) as unfinished:
+        sheet.save(unfinished)
+    track_sheet(run.accelerator, sheet, run.global_step)
+    draw_curves(run.output_dir)
 
 
 def evaluate(run: Run) -> None:
@@ -208,8 +227,9 @@ def evaluate(run: Run) -> None:
         return
     named = {f"eval_{label}": value for label, value in values.items()}
     if run.is_main:
-        append_line(run.output_dir / EVALUATIONS, {"step": run.global_step, **named})
+        # The line comes last: where there is one, the best is kept.
         keep_if_best(run.output_dir, run.global_step, values, run.ema, run.players.bare_discriminator)
+        append_line(run.output_dir / EVALUATIONS, {"step": run.global_step, **named})
     run.accelerator.log(named, run.global_step)
 
 

@@ -20,7 +20,7 @@ from .arguments import DataArguments, ModelArguments, TrainingArguments, resumed
 from .batches import BatchSource, counter_generator, to_pixel_values
 from .checkpoints import SETTINGS, check_same_architecture, find_checkpoint, load_training_state, set_aside, warn
 from .fitting import fit_batch
-from .logs import LOG, cut_logs
+from .logs import LOG, cut_logs, read_lines
 from .players import build_players
 from .quality import Quality, set_best_aside
 from .report import describe, write_report
@@ -262,3 +262,5 @@ def open_all(run: Run) -> None:
     write_text(folder / SETTINGS, json.dumps(run.settings, indent=2))
     write_report(run)
     cut_logs(folder, step)
+    if (folder / f"checkpoint-{step}").is_dir() and 0 < run.args.logging_steps <= step and not read_lines(log):
+        warn(f"{str(log)!r} has lost the lines of the steps before the checkpoint, {step}")
