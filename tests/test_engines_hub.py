@@ -19,7 +19,7 @@ from biggan_hf.engine_files import Index, read_index, write_index
 from biggan_hf.exporting import _checksum as checksum
 from biggan_hf.exporting import export_model
 from biggan_hf.files import checksum_of_weights
-from biggan_hf.hub import model_card, upload_folder
+from biggan_hf.hub import model_card, on_engines, upload_folder
 
 
 MODEL = tiny_generator(id2label={0: "cat", 1: "dog"})
@@ -157,12 +157,17 @@ def test_others_may_read_what_is_exported(exported: Path) -> None:
 
 
 def test_the_card_tells_of_the_engines(folder: Path, fake_hub: FakeHub) -> None:
+    int8: dict[str, Any] = {"extractor": "Lite0@112", "images": 512, "frechet_distance": {"float": 1.25, "int8": 1.5}}
+    int8 |= {"kernel_distance": {"float": 0.001, "int8": 0.002}}
+    section = on_engines({"openvino": {"int8": {**int8, "bytes": 5_000_000}}}, "user/x")
+    measures = "FD-Lite0@112 1.5 (the model in float32: 1.25); KD-Lite0@112 0.002 (the model in float32: 0.001)"
+    assert f"| openvino | int8 | 5.0 MB | {measures}; of 512 images each |" in section
     told = {"source": "user/other", "bytes": 12_345_678, "largest_difference": 2e-6}
     change(folder / "openvino", lambda entry: entry.update(told))
     upload_folder(folder, "user/x")
     card = card_of(fake_hub)
     section = card.partition("## Engines")[2].partition("## Intended use and limits")[0]
-    assert "| openvino | bf16 | 12.3 MB | its images differ from the model's by at most 2e-06 " in section
+    assert "| openvino | bf16 | 12.3 MB | images differ from the model's by at most 2e-06 in [-1, 1] |" in section
     assert "| onnx | fp32 | " in section
     assert not is_by_hand(card) and "base_model" not in card
     upload_folder(folder, "user/x")

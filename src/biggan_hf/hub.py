@@ -283,10 +283,16 @@ pipe = BigGANPipeline.from_pretrained({source})
 
 
 def _check_of(entry: Mapping[str, Any]) -> str:
-    # What was found when the graph was compared with the model.
+    # What was found when the graph was compared with the model: `exporting.py` and `quantizing.py` write it down.
     if "largest_difference" in entry:
-        return f"its images differ from the model's by at most {entry['largest_difference']:.0e} of the range [-1, 1]"
-    return ""
+        return f"images differ from the model's by at most {entry['largest_difference']:.0e} in [-1, 1]"
+    measures = {"FD": entry.get("frechet_distance"), "KD": entry.get("kernel_distance")}
+    found = [
+        f"{name}-{entry.get('extractor')} {measure['int8']} (the model in float32: {measure['float']})"
+        for name, measure in measures.items()
+        if measure
+    ]
+    return "; ".join([*found, f"of {entry['images']} images each"] if found else [])
 
 
 def _usage(config: PreTrainedConfig, source: str, choice: str) -> str:
