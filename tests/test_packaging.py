@@ -19,7 +19,7 @@ import biggan_hf
 
 
 ROOT = Path(__file__).parents[1]
-EXTRAS = {"train", "eval", "convert", "video", "demo", "bench", "docs", "dev"}
+EXTRAS = {"train", "eval", "onnx", "openvino", "convert", "video", "demo", "bench", "docs", "dev"}
 
 
 @pytest.fixture

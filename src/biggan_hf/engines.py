@@ -17,6 +17,7 @@ and one output, `images`, float32 (N, num_channels, image_size, image_size) in [
 import json
 import queue
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -31,7 +32,7 @@ from torch import Tensor, nn
 from transformers.utils import cached_file, logging
 
 from .configuration_biggan import BigGANConfig
-from .files import checksum_of_weights, write_text
+from .files import checksum_of_file, checksum_of_weights, write_text
 from .latents import standing_row
 from .layers import OneHotLabels
 from .loading import PLACE, NotFiniteError
@@ -65,12 +66,12 @@ def check_engine(engine: str, precision: str) -> None:
         raise ValueError(f"the engine {engine} computes in {of_engine}, got precision={precision!r}")
 
 
-def check_installed(engine: str) -> None:
-    """Raises `ImportError` if the package of an engine is not installed."""
-    if engine in PACKAGES and find_spec(PACKAGES[engine]) is None:
+def check_installed(engine: str, package: str | None = None) -> None:
+    """Raises `ImportError` if a package of an engine is not installed: by default the one that runs it."""
+    package = package or PACKAGES.get(engine)
+    if package is not None and find_spec(package) is None:
         raise ImportError(
-            f'engine {engine!r} needs the package {PACKAGES[engine]}: pip install "biggan_hf[{engine}]"',
-            name=PACKAGES[engine],
+            f'engine {engine!r} needs the package {package}: pip install "biggan_hf[{engine}]"', name=package
         )
 
 
@@ -169,27 +170,31 @@ class EngineModel(SamplingMixin):
         check_installed(engine)
         self.folder, self.engine, self.precision = Path(folder), engine, precision
         self.config = BigGANConfig.from_pretrained(self.folder)
-        self.entry = read_index(self.folder / engine).get(precision)
-        if self.entry is None:
+        index = read_index(self.folder / engine)
+        if precision not in index:
             raise FileNotFoundError(f"{str(self.folder / engine)!r} holds no graph in {precision}")
+        self.entry = index[precision]
         weights = checksum_of_weights(self.folder)
         if weights not in (None, self.entry["weights"]):
             raise ValueError(
                 f"{str(self.folder / engine)!r} was exported from other weights than those in {str(self.folder)!r}; "
                 f"`biggan-hf export {self.folder} --engine {engine} --precision {precision}` makes it anew"
             )
+        self.saved_step: int | None = self.entry.get("global_step")
+        _check_files(self.folder / engine, self.entry)
         self._run = _RUNNERS[engine](self.folder / engine / self.entry["file"], precision)
         self.class_embedding = _class_embedding(self.folder / engine, self.config)
 
     def _generate(
         self, latents: Tensor, labels: Tensor | None, embeddings: Tensor | None, truncation: float | None
     ) -> Tensor:
-        feed = {"latents": latents.float().numpy()}
+        feed = {"latents": _array(latents)}
         if self.config.num_labels:
             number, width = len(latents), class_width(self.config)
-            feed["class_labels"] = np.full(number, -1) if labels is None else labels.long().numpy()
-            given = np.zeros((number, width), np.float32) if embeddings is None else embeddings.float().numpy()
-            feed["class_embeddings"] = given
+            feed["class_labels"] = np.full(number, -1) if labels is None else labels.long().cpu().numpy()
+            feed["class_embeddings"] = (
+                np.zeros((number, width), np.float32) if embeddings is None else _array(embeddings)
+            )
         if self.config.standing_truncations:
             feed["standing_rows"], feed["standing_fraction"] = standing_inputs(self.config, truncation)
         images = torch.from_numpy(self._run({name: np.asarray(x, order="C") for name, x in feed.items()}))
@@ -201,8 +206,22 @@ class EngineModel(SamplingMixin):
         """None: the engine holds the weights."""
         return iter(())
 
+    @contextmanager
+    def folded_weights(self) -> Iterator[None]:
+        """Nothing to do: the graph holds folded weights."""
+        yield
+
+    @property
+    def computes(self) -> str:
+        """What the images depend on besides weights and latents: "bf16 in openvino 2026.4.1"."""
+        return f"{self._run.computes} in {self.engine} {version(PACKAGES[self.engine])}"
+
     def __repr__(self) -> str:
         return f"EngineModel({str(self.folder)!r}, engine={self.engine!r}, precision={self.precision!r})"
+
+
+def _array(given: Tensor) -> np.ndarray:
+    return given.detach().float().cpu().numpy()
 
 
 def class_width(config: BigGANConfig) -> int:
@@ -226,11 +245,25 @@ def read_index(folder: Path) -> dict[str, dict[str, Any]]:
         return {}
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
-        if all(Path(entry["file"]).name == entry["file"] and "weights" in entry for entry in index.values()):
+        if all(_is_entry(entry) for entry in index.values()):
             return index
     except (ValueError, KeyError, TypeError, AttributeError):
         pass
     raise ValueError(f"{str(path)!r} is no index of exported graphs; export the model anew")
+
+
+def _is_entry(entry: Mapping[str, Any]) -> bool:
+    are_names = all(Path(name).name == name for name in entry["crc32"])
+    return are_names and "weights" in entry and {*files_of(entry)} <= entry["crc32"].keys()
+
+
+def _check_files(folder: Path, entry: Mapping[str, Any]) -> None:
+    """Raises `ValueError` if a file of a graph is not what was written: an engine would answer with other numbers."""
+    for name, checksum in entry["crc32"].items():
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{str(folder / name)!r} is missing, which {INDEX} names; export the model anew")
+        if checksum_of_file(folder / name) != checksum:
+            raise ValueError(f"{str(folder / name)!r} is damaged: it is not what was written (CRC-32)")
 
 
 def write_index(folder: Path, index: Mapping[str, Mapping[str, Any]]) -> None:
@@ -253,8 +286,10 @@ class _OnnxRuntime:
     def __init__(self, path: Path, precision: str):
         import onnxruntime
 
+        self.computes = precision
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 4  # an error is raised, and need not be printed too
         try:
             self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         # The engine's own errors have no public type.
@@ -262,7 +297,10 @@ class _OnnxRuntime:
             raise ValueError(f"{str(path)!r} can't be read: {_first_line(error)}") from error
 
     def __call__(self, feed: Mapping[str, np.ndarray]) -> np.ndarray:
-        return self._session.run(None, dict(feed))[0]
+        try:
+            return self._session.run(None, dict(feed))[0]
+        except Exception as error:
+            raise RuntimeError(_first_line(error)) from error
 
 
 class _OpenVINO:
@@ -274,6 +312,7 @@ class _OpenVINO:
         can_halve = "BF16" in core.get_property("CPU", properties.device.capabilities())
         if precision == "bf16" and not can_halve:
             logger.warning_once("this processor has no arithmetic in bf16; OpenVINO computes in fp32")
+        self.computes = "fp32" if precision == "bf16" and not can_halve else precision
         # What int8 leaves in float is computed in bf16 where that is fast.
         number = openvino.Type.bf16 if precision != "fp32" and can_halve else openvino.Type.f32
         settings = {
@@ -293,10 +332,12 @@ class _OpenVINO:
             request = self._idle.get_nowait()
         except queue.Empty:
             request = self._compiled.create_infer_request()
-        try:
-            return request.infer(dict(feed), share_inputs=True)[0]
-        finally:
-            self._idle.put(request)
+        # `infer` does not raise where memory runs out: it gives the images of the call before. `wait` raises.
+        request.start_async(dict(feed), share_inputs=True)
+        request.wait()
+        images = request.get_output_tensor(0).data.copy()
+        self._idle.put(request)
+        return images
 
 
 _RUNNERS: dict[str, Any] = {"onnx": _OnnxRuntime, "openvino": _OpenVINO}
