@@ -23,12 +23,6 @@ def file_of(engine: str, precision: str) -> str:
     return f"model{suffix}.onnx" if engine == "onnx" else f"openvino_model{suffix}.xml"
 
 
-def files_of(entry: Mapping[str, Any]) -> list[str]:
-    """The names of a graph's files, within the folder of its engine."""
-    name = entry["file"]
-    return [name, f"{Path(name).stem}.bin"] if name.endswith(".xml") else [name]
-
-
 def read_index(folder: Path) -> Index:
     """What is known of the graphs in an engine's folder; empty if there is no such folder."""
     path = folder / INDEX
@@ -36,11 +30,18 @@ def read_index(folder: Path) -> Index:
         return {}
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
-        if all(Path(entry["file"]).name == entry["file"] and "weights" in entry for entry in index.values()):
+        if all(_is_entry(entry) for entry in index.values()):
             return index
     except (ValueError, KeyError, TypeError, AttributeError):
         pass
     raise ValueError(f"{str(path)!r} is no index of exported graphs; export the model anew")
+
+
+def _is_entry(entry: Mapping[str, Any]) -> bool:
+    # `crc32` names all files of the graph, within the folder of its engine.
+    name, names = entry["file"], entry["crc32"].keys()
+    files = {name, f"{Path(name).stem}.bin"} if name.endswith(".xml") else {name}
+    return files <= names and all(Path(name).name == name for name in names) and "weights" in entry
 
 
 def write_index(folder: Path, index: Index) -> None:

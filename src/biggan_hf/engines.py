@@ -19,6 +19,7 @@ import shutil
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -33,8 +34,8 @@ from torch import Tensor, nn
 from transformers.utils import cached_file, logging
 
 from .configuration_biggan import BigGANConfig
-from .engine_files import EMBEDDINGS, INDEX, PACKAGES, files_of, of_weights, read_index, write_index
-from .files import checksum_of_weights, staged_folder
+from .engine_files import EMBEDDINGS, INDEX, PACKAGES, of_weights, read_index, write_index
+from .files import checksum_of_file, checksum_of_weights, staged_folder
 from .finite import NotFiniteError
 from .keywords import PLACE, check_keywords
 from .latents import standing_row
@@ -66,12 +67,12 @@ def check_engine(engine: str, precision: str) -> None:
         raise ValueError(f"the engine {engine} computes in {of_engine}, got precision={precision!r}")
 
 
-def check_installed(engine: str) -> None:
-    """Raises `ImportError` if the package of an engine is not installed."""
-    if engine in PACKAGES and find_spec(PACKAGES[engine]) is None:
+def check_installed(engine: str, package: str | None = None) -> None:
+    """Raises `ImportError` if a package of an engine is not installed: by default the one that runs it."""
+    package = package or PACKAGES.get(engine)
+    if package is not None and find_spec(package) is None:
         raise ImportError(
-            f'engine {engine!r} needs the package {PACKAGES[engine]}: pip install "biggan_hf[{engine}]"',
-            name=PACKAGES[engine],
+            f'engine {engine!r} needs the package {package}: pip install "biggan_hf[{engine}]"', name=package
         )
 
 
@@ -94,10 +95,8 @@ def load_engine(source: str, engine: str, precision: str, **kwargs: Any) -> "Eng
     index = fetch(f"{engine}/{INDEX}")
     entry = None if index is None else read_index(index.parent).get(precision)
     if entry is not None:
-        for name in files_of(entry):
-            if fetch(f"{engine}/{name}") is None:
-                raise FileNotFoundError(f"{source!r} has no {engine}/{name}, which its {engine}/{INDEX} names")
-        fetch(f"{engine}/{EMBEDDINGS}")
+        for name in entry["crc32"]:
+            fetch(f"{engine}/{name}")
         config = fetch("config.json")
         if config is None:
             raise FileNotFoundError(f"{source!r} has no config.json")
@@ -171,18 +170,21 @@ class EngineModel(SamplingMixin):
                 f"{str(self.folder / engine)!r} was exported from other weights than those in {str(self.folder)!r}; "
                 f"`biggan-hf export {self.folder} --engine {engine} --precision {precision}` makes it anew"
             )
+        self.saved_step: int | None = self.entry.get("global_step")
+        _check_files(self.folder / engine, self.entry)
         self._run = _RUNNERS[engine](self.folder / engine / self.entry["file"], precision)
         self.class_embedding = _class_embedding(self.folder / engine, self.config)
 
     def _generate(
         self, latents: Tensor, labels: Tensor | None, embeddings: Tensor | None, truncation: float | None
     ) -> Tensor:
-        feed = {"latents": latents.float().numpy()}
+        feed = {"latents": _array(latents)}
         if self.config.num_labels:
             number, width = len(latents), class_width(self.config)
-            feed["class_labels"] = np.full(number, -1) if labels is None else labels.long().numpy()
-            given = np.zeros((number, width), np.float32) if embeddings is None else embeddings.float().numpy()
-            feed["class_embeddings"] = given
+            feed["class_labels"] = np.full(number, -1) if labels is None else labels.long().cpu().numpy()
+            feed["class_embeddings"] = (
+                np.zeros((number, width), np.float32) if embeddings is None else _array(embeddings)
+            )
         if self.config.standing_truncations:
             feed["standing_rows"], feed["standing_fraction"] = standing_inputs(self.config, truncation)
         images = torch.from_numpy(self._run({name: np.asarray(x, order="C") for name, x in feed.items()}))
@@ -209,9 +211,8 @@ class EngineModel(SamplingMixin):
             raise ValueError(f"{str(folder)!r} holds other weights than those of {self}; save to a folder of its own")
         with staged_folder(folder) as staging:
             (staging / self.engine).mkdir()
-            for name in [*files_of(self.entry), EMBEDDINGS]:
-                if (path := self.folder / self.engine / name).is_file():
-                    shutil.copyfile(path, staging / self.engine / name)
+            for name in self.entry["crc32"]:
+                shutil.copyfile(self.folder / self.engine / name, staging / self.engine / name)
             same = of_weights(read_index(folder / self.engine), self.entry["weights"])
             write_index(staging / self.engine, {**same, self.precision: self.entry})
             if weights is None:
@@ -229,8 +230,22 @@ class EngineModel(SamplingMixin):
         """None: the engine holds the weights."""
         return iter(())
 
+    @contextmanager
+    def folded_weights(self) -> Iterator[None]:
+        """Nothing to do: the graph holds folded weights."""
+        yield
+
+    @property
+    def computes(self) -> str:
+        """What the images depend on besides weights and latents: "bf16 in openvino 2026.4.1"."""
+        return f"{self._run.computes} in {self.engine} {version(PACKAGES[self.engine])}"
+
     def __repr__(self) -> str:
         return f"EngineModel({str(self.folder)!r}, engine={self.engine!r}, precision={self.precision!r})"
+
+
+def _array(given: Tensor) -> np.ndarray:
+    return given.detach().float().cpu().numpy()
 
 
 def class_width(config: BigGANConfig) -> int:
@@ -245,6 +260,15 @@ def standing_inputs(config: BigGANConfig, truncation: float | None) -> tuple[np.
         mirrored = config.standing_interpolation == "mirrored"
         lower, upper, fraction = standing_row(list(config.standing_truncations), truncation, mirrored)
     return np.array([lower + 1, upper + 1]), np.array(fraction, np.float32)
+
+
+def _check_files(folder: Path, entry: Mapping[str, Any]) -> None:
+    """Raises `ValueError` if a file of a graph is not what was written: an engine would answer with other numbers."""
+    for name, checksum in entry["crc32"].items():
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{str(folder / name)!r} is missing, which {INDEX} names; export the model anew")
+        if checksum_of_file(folder / name) != checksum:
+            raise ValueError(f"{str(folder / name)!r} is damaged: it is not what was written (CRC-32)")
 
 
 def _class_embedding(folder: Path, config: BigGANConfig) -> nn.Module | None:
@@ -263,8 +287,10 @@ class _OnnxRuntime:
     def __init__(self, path: Path, precision: str):
         import onnxruntime
 
+        self.computes = precision
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 4  # an error is raised, and need not be printed too
         try:
             self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         # The engine's own errors have no public type.
@@ -272,7 +298,10 @@ class _OnnxRuntime:
             raise ValueError(f"{str(path)!r} can't be read: {_first_line(error)}") from error
 
     def __call__(self, feed: Mapping[str, np.ndarray]) -> np.ndarray:
-        return self._session.run(None, dict(feed))[0]
+        try:
+            return self._session.run(None, dict(feed))[0]
+        except Exception as error:
+            raise RuntimeError(_first_line(error)) from error
 
 
 class _OpenVINO:
@@ -286,6 +315,7 @@ class _OpenVINO:
         can_halve = "BF16" in self._core.get_property("CPU", properties.device.capabilities())
         if precision == "bf16" and not can_halve:
             logger.warning_once("this processor has no arithmetic in bf16; OpenVINO computes in fp32")
+        self.computes = "fp32" if precision == "bf16" and not can_halve else precision
         # What int8 leaves in float is computed in bf16 where that is fast.
         number = openvino.Type.bf16 if precision != "fp32" and can_halve else openvino.Type.f32
         self._settings = {
@@ -318,10 +348,12 @@ class _OpenVINO:
             request = self._idle[number].get_nowait()
         except queue.Empty:
             request = self._compile(number).create_infer_request()
-        try:
-            return request.infer(dict(feed), share_inputs=True)[0]
-        finally:
-            self._idle[number].put(request)
+        # `infer` does not raise where memory runs out: it gives the images of the call before. `wait` raises.
+        request.start_async(dict(feed), share_inputs=True)
+        request.wait()
+        images = request.get_output_tensor(0).data.copy()
+        self._idle[number].put(request)
+        return images
 
     def _compile(self, number: int) -> Any:
         with self._lock:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from .configuration_biggan import BigGANConfig
 from .engine_files import EMBEDDINGS, PACKAGES, file_of, of_weights, read_index, write_index
 from .engines import EngineModel, check_engine, check_installed, class_width, standing_inputs
-from .files import WEIGHT_GLOBS, checksum_of_weights, staged_folder
+from .files import WEIGHT_GLOBS, checksum_of_file, checksum_of_weights, staged_folder
 from .latents import sample_latents
 from .layers import BatchNorm2d, ConditionalBatchNorm2d
 from .modeling_biggan import BigGANModel
@@ -66,15 +66,21 @@ def export_model(
     Raises:
         ImportError: A package is missing that runs the engine or makes its files.
         FileExistsError: There is a graph in this precision.
-        ValueError: An unknown engine or precision; a folder with the weights of another model; a graph whose images
-            differ too much from the model's.
+        ValueError: An unknown engine or precision; a folder with the weights or graphs of another model; a graph whose
+            images differ too much from the model's.
     """
     output = Path(output)
     check_engine(engine, precision)
     if engine not in PACKAGES:
         raise ValueError(f"only {' and '.join(PACKAGES)} have files of their own, got engine={engine!r}")
     check_installed(engine)
+    check_installed(engine, "onnxscript")
+    if output.exists() and not output.is_dir():
+        raise NotADirectoryError(f"the output {str(output)!r} is a file, expected a folder")
     beside = _weights_beside(model, output)
+    if beside is None:
+        weights = weights or _checksum(model)
+        _check_graphs_beside(output, weights)
     known = read_index(output / engine)
     if precision in known and not overwrite:
         raise FileExistsError(f"{str(output / engine / known[precision]['file'])!r} exists; overwrite replaces it")
@@ -88,9 +94,11 @@ def export_model(
         path = folder / file_of(engine, precision)
         entry = {
             "file": path.name,
-            "weights": beside or weights or _checksum(model),
+            "weights": beside or weights,
+            "global_step": model.saved_step,
             **({"source": model.hub_id} if model.hub_id else {}),  # for the card; no folder of this machine
             **_write_graph(model, path, engine, precision),
+            "crc32": {part.name: checksum_of_file(part) for part in sorted(folder.iterdir())},
             "bytes": sum(part.stat().st_size for part in folder.glob(f"{path.stem}.*")),
             "versions": {name: version(name) for name in ("biggan_hf", "torch", PACKAGES[engine])},
             "date": datetime.now(UTC).date().isoformat(),
@@ -109,16 +117,31 @@ def _weights_beside(model: BigGANModel, folder: Path) -> str | None:
     """The checksum of the weights in a folder, if there are any; raises `ValueError` if they are not the model's."""
     if (checksum := checksum_of_weights(folder)) is None:
         return None
-    own = model.state_dict()
+    own, stored = model.state_dict(), dict(_stored(folder))
+    are_same = own.keys() == stored.keys() and all(
+        # γ of self-attention is a number in the files, and a vector in a network.
+        tensor.numel() == own[name].numel()
+        and torch.equal(tensor.to(own[name].dtype), own[name].cpu().reshape(tensor.shape))
+        for name, tensor in stored.items()
+    )
+    if not are_same:
+        raise ValueError(f"{str(folder)!r} holds the weights of another model; export to a folder of its own")
+    return checksum
+
+
+def _stored(folder: Path) -> Iterator[tuple[str, Tensor]]:
     for path in (path for pattern in WEIGHT_GLOBS for path in folder.glob(pattern) if path.suffix == ".safetensors"):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118  # no mapping
-                there = file.get_tensor(name)
-                if name not in own or not torch.equal(there.to(own[name].dtype), own[name].cpu()):
-                    raise ValueError(
-                        f"{str(folder)!r} holds the weights of another model; export to a folder of its own"
-                    )
-    return checksum
+                yield name, file.get_tensor(name)
+
+
+def _check_graphs_beside(folder: Path, weights: str | None) -> None:
+    # Without weights in the folder, its config.json is that of all graphs in it.
+    for engine in PACKAGES:
+        for entry in read_index(folder / engine).values():
+            if entry["weights"] != weights:
+                raise ValueError(f"{str(folder)!r} holds graphs of another model; export to a folder of its own")
 
 
 def _checksum(model: BigGANModel) -> str | None:

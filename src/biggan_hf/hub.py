@@ -30,7 +30,7 @@ from .cards import (
     without_part,
 )
 from .configuration_biggan import BigGANConfig
-from .engine_files import EMBEDDINGS, INDEX, PACKAGES, Index, files_of, of_weights, read_index, write_index
+from .engine_files import INDEX, PACKAGES, Index, of_weights, read_index, write_index
 from .files import (
     CHECKSUM,
     LEFTOVERS,
@@ -506,10 +506,10 @@ def _files_to_upload(
     allowed = [*PUBLISHED, *(CODE if "auto_map" in settings else ()), *(inner + glob for glob in also)]
     chosen = {*filter_repo_objects(files, allow_patterns=allowed, ignore_patterns=LEFTOVERS)}
     for engine, index in engines.items():
-        named = {f"{engine}/{name}" for entry in index.values() for name in files_of(entry)}
+        named = _named(engine, index)
         for name in named - files.keys():
             raise FileNotFoundError(f"{str(folder / engine / INDEX)!r} names {name!r}, which is not there")
-        chosen |= named | ({f"{engine}/{EMBEDDINGS}"} & files.keys())
+        chosen |= named
     return {name: files[name] for name in sorted(chosen)}
 
 
@@ -568,15 +568,14 @@ def _joined(
     if weights is None:
         return dict(there), []
     joined = {name: {**of_weights(there.get(name, {}), weights), **new.get(name, {})} for name in PACKAGES}
-    stale = [
-        f"{engine}/{name}"
-        for engine, index in there.items()
-        for entry in index.values()
-        if entry["weights"] != weights
-        for name in files_of(entry)
-    ]
-    stale += [f"{name}/{file}" for name, index in joined.items() if not index for file in (INDEX, EMBEDDINGS)]
-    return {name: index for name, index in joined.items() if index}, stale
+    stale = set().union(*(_named(name, there.get(name, {})) - _named(name, joined[name]) for name in PACKAGES))
+    stale |= {f"{name}/{INDEX}" for name in PACKAGES if not joined[name]}
+    return {name: index for name, index in joined.items() if index}, sorted(stale)
+
+
+def _named(engine: str, index: Index) -> set[str]:
+    """The files of an engine's graphs, by their paths in a repo."""
+    return {f"{engine}/{name}" for entry in index.values() for name in entry["crc32"]}
 
 
 # Code, for machines without this package

