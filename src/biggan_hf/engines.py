@@ -16,6 +16,7 @@ and one output, `images`, float32 (N, num_channels, image_size, image_size) in [
 
 import json
 import queue
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -305,9 +306,8 @@ class _OnnxRuntime:
 
 class _OpenVINO:
     def __init__(self, path: Path, precision: str):
-        import openvino
-        from openvino import properties
-
+        openvino = import_openvino()
+        properties = openvino.properties
         core = openvino.Core()
         can_halve = "BF16" in core.get_property("CPU", properties.device.capabilities())
         if precision == "bf16" and not can_halve:
@@ -338,6 +338,22 @@ class _OpenVINO:
         images = request.get_output_tensor(0).data.copy()
         self._idle.put(request)
         return images
+
+
+def import_openvino() -> Any:
+    """
+    OpenVINO. By itself it reports every import and every conversion to its maker, and waits for the answer: so the
+    package that reports can't be imported while OpenVINO is.
+    """
+    modules: dict[str, Any] = vars(sys)["modules"]
+    before = {name: module for name, module in modules.items() if name == "openvino_telemetry"}
+    modules["openvino_telemetry"] = None
+    try:
+        import openvino
+    finally:
+        del modules["openvino_telemetry"]
+        modules.update(before)
+    return openvino
 
 
 _RUNNERS: dict[str, Any] = {"onnx": _OnnxRuntime, "openvino": _OpenVINO}

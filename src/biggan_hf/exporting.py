@@ -30,6 +30,7 @@ from .engines import (
     check_installed,
     class_width,
     file_of,
+    import_openvino,
     read_index,
     standing_inputs,
     write_index,
@@ -170,8 +171,7 @@ def _write_graph(model: BigGANModel, path: Path, engine: str, precision: str) ->
 
             return quantize(model, onnx, path, engine)
         if engine == "openvino":
-            import openvino
-
+            openvino = import_openvino()
             openvino.save_model(openvino.convert_model(onnx), path, compress_to_fp16=precision == "bf16")
     return {}
 
@@ -213,7 +213,7 @@ def check_export(model: BigGANModel, exported: EngineModel) -> float:
 
 
 def _truncations(config: BigGANConfig) -> list[float | None]:
-    table = list(config.standing_truncations)
+    table = [truncation for truncation in config.standing_truncations if truncation]  # a mirrored table begins at 0
     between = [(low + high) / 2 for low, high in zip(table, table[1:], strict=False)][:1]
     return [None, *dict.fromkeys([*table[:1], *between, *table[len(table) // 2 :][:1], *table[-1:]])]
 
