@@ -16,6 +16,7 @@ and one output, `images`, float32 (N, num_channels, image_size, image_size) in [
 
 import queue
 import shutil
+import sys
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -308,9 +309,8 @@ class _OpenVINO:
     # OpenVINO keeps the channels of a pixel together only where it knows the number of samples. So the graph is
     # compiled for one sample and for as many as fill a call; larger batches are made of these.
     def __init__(self, path: Path, precision: str):
-        import openvino
-        from openvino import properties
-
+        openvino = import_openvino()
+        properties = openvino.properties
         self._core = openvino.Core()
         can_halve = "BF16" in self._core.get_property("CPU", properties.device.capabilities())
         if precision == "bf16" and not can_halve:
@@ -366,6 +366,22 @@ class _OpenVINO:
                 graph.reshape(shapes)
                 self._compiled[number] = self._core.compile_model(graph, "CPU", self._settings)
             return self._compiled[number]
+
+
+def import_openvino() -> Any:
+    """
+    OpenVINO. By itself it reports every import and every conversion to its maker, and waits for the answer: so the
+    package that reports can't be imported while OpenVINO is.
+    """
+    modules: dict[str, Any] = vars(sys)["modules"]
+    before = {name: module for name, module in modules.items() if name == "openvino_telemetry"}
+    modules["openvino_telemetry"] = None
+    try:
+        import openvino
+    finally:
+        del modules["openvino_telemetry"]
+        modules.update(before)
+    return openvino
 
 
 _RUNNERS: dict[str, Any] = {"onnx": _OnnxRuntime, "openvino": _OpenVINO}

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from .configuration_biggan import BigGANConfig
 from .engine_files import EMBEDDINGS, PACKAGES, file_of, of_weights, read_index, write_index
-from .engines import EngineModel, check_engine, check_installed, class_width, standing_inputs
+from .engines import EngineModel, check_engine, check_installed, class_width, import_openvino, standing_inputs
 from .files import WEIGHT_GLOBS, checksum_of_file, checksum_of_weights, staged_folder
 from .latents import sample_latents
 from .layers import BatchNorm2d, ConditionalBatchNorm2d
@@ -160,8 +160,7 @@ def _write_graph(model: BigGANModel, path: Path, engine: str, precision: str) ->
 
             return quantize(model, onnx, path, engine)
         if engine == "openvino":
-            import openvino
-
+            openvino = import_openvino()
             openvino.save_model(openvino.convert_model(onnx), path, compress_to_fp16=precision == "bf16")
     return {}
 
@@ -203,7 +202,7 @@ def check_export(model: BigGANModel, exported: EngineModel) -> float:
 
 
 def _truncations(config: BigGANConfig) -> list[float | None]:
-    table = list(config.standing_truncations)
+    table = [truncation for truncation in config.standing_truncations if truncation]  # a mirrored table begins at 0
     between = [(low + high) / 2 for low, high in zip(table, table[1:], strict=False)][:1]
     return [None, *dict.fromkeys([*table[:1], *between, *table[len(table) // 2 :][:1], *table[-1:]])]
 
