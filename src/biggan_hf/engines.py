@@ -14,17 +14,19 @@ only those that the model has a use for; N is any number of samples:
 and one output, `images`, float32 (N, num_channels, image_size, image_size) in [-1, 1].
 """
 
-import json
 import queue
+import shutil
+import sys
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -33,9 +35,10 @@ from torch import Tensor, nn
 from transformers.utils import cached_file, logging
 
 from .configuration_biggan import BigGANConfig
-from .files import checksum_of_weights, write_text
+from .engine_files import EMBEDDINGS, INDEX, PACKAGES, of_weights, read_index, write_index
+from .files import checksum_of_file, checksum_of_weights, staged_folder
 from .finite import NotFiniteError
-from .keywords import PLACE
+from .keywords import PLACE, check_keywords
 from .latents import standing_row
 from .layers import OneHotLabels
 from .sampling_biggan import SamplingMixin
@@ -46,8 +49,6 @@ logger = logging.get_logger(__name__)
 Engine = Literal["torch", "onnx", "openvino"]
 Precision = Literal["fp32", "bf16", "int8"]
 
-# The engines with files of their own, the fastest first, and the package that runs each.
-PACKAGES = {"openvino": "openvino", "onnx": "onnxruntime"}
 # The precisions of each engine, each in front of the one that takes its place where the processor lacks it.
 PRECISIONS: dict[str, tuple[Precision, ...]] = {
     "openvino": ("int8", "bf16", "fp32"),
@@ -56,9 +57,6 @@ PRECISIONS: dict[str, tuple[Precision, ...]] = {
 }
 # OpenVINO computes so many pixels in one call: 1 image of 128 px, 16 of 32 px.
 PIXELS_AT_A_TIME = 2**14
-# What is known of an engine's files: for each precision the file, its size, its check, and the weights it was made of.
-INDEX = "export.json"
-EMBEDDINGS = "class_embeddings.npy"  # float32 (num_labels, class_embedding_dim), to mix classes
 
 
 def check_engine(engine: str, precision: str) -> None:
@@ -70,12 +68,12 @@ def check_engine(engine: str, precision: str) -> None:
         raise ValueError(f"the engine {engine} computes in {of_engine}, got precision={precision!r}")
 
 
-def check_installed(engine: str) -> None:
-    """Raises `ImportError` if the package of an engine is not installed."""
-    if engine in PACKAGES and find_spec(PACKAGES[engine]) is None:
+def check_installed(engine: str, package: str | None = None) -> None:
+    """Raises `ImportError` if a package of an engine is not installed: by default the one that runs it."""
+    package = package or PACKAGES.get(engine)
+    if package is not None and find_spec(package) is None:
         raise ImportError(
-            f'engine {engine!r} needs the package {PACKAGES[engine]}: pip install "biggan_hf[{engine}]"',
-            name=PACKAGES[engine],
+            f'engine {engine!r} needs the package {package}: pip install "biggan_hf[{engine}]"', name=package
         )
 
 
@@ -85,12 +83,6 @@ def best_engine(precision: str = "fp32") -> str:
         return "torch"
     installed = [engine for engine in PACKAGES if find_spec(PACKAGES[engine]) and precision in PRECISIONS[engine]]
     return [*installed, "torch"][0]
-
-
-def file_of(engine: str, precision: str) -> str:
-    """The name of a graph within the folder of its engine."""
-    suffix = "" if precision == "fp32" else f"_{precision}"
-    return f"model{suffix}.onnx" if engine == "onnx" else f"openvino_model{suffix}.xml"
 
 
 def load_engine(source: str, engine: str, precision: str, **kwargs: Any) -> "EngineModel":
@@ -104,7 +96,7 @@ def load_engine(source: str, engine: str, precision: str, **kwargs: Any) -> "Eng
     index = fetch(f"{engine}/{INDEX}")
     entry = None if index is None else read_index(index.parent).get(precision)
     if entry is not None:
-        for name in [*files_of(entry), EMBEDDINGS]:
+        for name in entry["crc32"]:
             fetch(f"{engine}/{name}")
         config = fetch("config.json")
         if config is None:
@@ -143,12 +135,6 @@ def _fetched(source: str, place: Mapping[str, Any], name: str) -> Path | None:
     return None if found is None else Path(found)
 
 
-def files_of(entry: Mapping[str, Any]) -> list[str]:
-    """The names of a graph's files, within the folder of its engine."""
-    name = entry["file"]
-    return [name, f"{Path(name).stem}.bin"] if name.endswith(".xml") else [name]
-
-
 class EngineModel(SamplingMixin):
     """
     The generator as an engine computes it. It samples as `BigGANModel` does, from several threads at once, on the CPU.
@@ -168,33 +154,38 @@ class EngineModel(SamplingMixin):
     device = torch.device("cpu")
     dtype = torch.float32
     training = False
+    _path_in_repo = ""
 
     def __init__(self, folder: str | PathLike[str], engine: str, precision: str):
         check_engine(engine, precision)
         check_installed(engine)
         self.folder, self.engine, self.precision = Path(folder), engine, precision
         self.config = BigGANConfig.from_pretrained(self.folder)
-        self.entry = read_index(self.folder / engine).get(precision)
-        if self.entry is None:
+        index = read_index(self.folder / engine)
+        if precision not in index:
             raise FileNotFoundError(f"{str(self.folder / engine)!r} holds no graph in {precision}")
+        self.entry = index[precision]
         weights = checksum_of_weights(self.folder)
         if weights not in (None, self.entry["weights"]):
             raise ValueError(
                 f"{str(self.folder / engine)!r} was exported from other weights than those in {str(self.folder)!r}; "
                 f"`biggan-hf export {self.folder} --engine {engine} --precision {precision}` makes it anew"
             )
+        self.saved_step: int | None = self.entry.get("global_step")
+        _check_files(self.folder / engine, self.entry)
         self._run = _RUNNERS[engine](self.folder / engine / self.entry["file"], precision)
         self.class_embedding = _class_embedding(self.folder / engine, self.config)
 
     def _generate(
         self, latents: Tensor, labels: Tensor | None, embeddings: Tensor | None, truncation: float | None
     ) -> Tensor:
-        feed = {"latents": latents.float().numpy()}
+        feed = {"latents": _array(latents)}
         if self.config.num_labels:
             number, width = len(latents), class_width(self.config)
-            feed["class_labels"] = np.full(number, -1) if labels is None else labels.long().numpy()
-            given = np.zeros((number, width), np.float32) if embeddings is None else embeddings.float().numpy()
-            feed["class_embeddings"] = given
+            feed["class_labels"] = np.full(number, -1) if labels is None else labels.long().cpu().numpy()
+            feed["class_embeddings"] = (
+                np.zeros((number, width), np.float32) if embeddings is None else _array(embeddings)
+            )
         if self.config.standing_truncations:
             feed["standing_rows"], feed["standing_fraction"] = standing_inputs(self.config, truncation)
         images = torch.from_numpy(self._run({name: np.asarray(x, order="C") for name, x in feed.items()}))
@@ -202,12 +193,60 @@ class EngineModel(SamplingMixin):
             raise NotFiniteError("the images hold numbers that are not finite")
         return images
 
+    def save_pretrained(  # type: ignore[override]  # for a type checker the mixin is a network
+        self, save_directory: str | PathLike[str], push_to_hub: bool = False, repo_id: str | None = None, **kwargs: Any
+    ) -> None:
+        """
+        Writes the graph to the folder of its engine, and `config.json` unless the model's weights lie there. Other
+        graphs of the same weights stay. With `push_to_hub=True`, `repo_id` and the keywords go to `push_to_hub`.
+
+        Raises:
+            ValueError: The folder holds other weights than those that the graph was exported from.
+        """
+        from .hub import PUSH_ARGUMENTS  # here: a graph runs without the parts of transformers that this loads
+
+        check_keywords("save_pretrained", kwargs, [*PUSH_ARGUMENTS, "max_shard_size"])
+        folder = Path(save_directory)
+        weights = checksum_of_weights(folder)
+        if weights not in (None, self.entry["weights"]):
+            raise ValueError(f"{str(folder)!r} holds other weights than those of {self}; save to a folder of its own")
+        with staged_folder(folder) as staging:
+            (staging / self.engine).mkdir()
+            for name in self.entry["crc32"]:
+                shutil.copyfile(self.folder / self.engine / name, staging / self.engine / name)
+            same = of_weights(read_index(folder / self.engine), self.entry["weights"])
+            write_index(staging / self.engine, {**same, self.precision: self.entry})
+            if weights is None:
+                self.config.save_pretrained(staging)
+        if push_to_hub:
+            self.push_to_hub(repo_id or folder.name, **kwargs)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:  # type: ignore[override]
+        """Uploads what `save_pretrained` writes, and a card; keywords and answer as `BigGANModel.push_to_hub`."""
+        from .hub import PublishingMixin
+
+        return PublishingMixin.push_to_hub(cast(Any, self), repo_id, **kwargs)
+
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
         """None: the engine holds the weights."""
         return iter(())
 
+    @contextmanager
+    def folded_weights(self) -> Iterator[None]:
+        """Nothing to do: the graph holds folded weights."""
+        yield
+
+    @property
+    def computes(self) -> str:
+        """What the images depend on besides weights and latents: "bf16 in openvino 2026.4.1"."""
+        return f"{self._run.computes} in {self.engine} {version(PACKAGES[self.engine])}"
+
     def __repr__(self) -> str:
         return f"EngineModel({str(self.folder)!r}, engine={self.engine!r}, precision={self.precision!r})"
+
+
+def _array(given: Tensor) -> np.ndarray:
+    return given.detach().float().cpu().numpy()
 
 
 def class_width(config: BigGANConfig) -> int:
@@ -224,22 +263,13 @@ def standing_inputs(config: BigGANConfig, truncation: float | None) -> tuple[np.
     return np.array([lower + 1, upper + 1]), np.array(fraction, np.float32)
 
 
-def read_index(folder: Path) -> dict[str, dict[str, Any]]:
-    """What is known of the graphs in an engine's folder, by precision; empty if there is no such folder."""
-    path = folder / INDEX
-    if not path.is_file():
-        return {}
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-        if all(Path(entry["file"]).name == entry["file"] and "weights" in entry for entry in index.values()):
-            return index
-    except (ValueError, KeyError, TypeError, AttributeError):
-        pass
-    raise ValueError(f"{str(path)!r} is no index of exported graphs; export the model anew")
-
-
-def write_index(folder: Path, index: Mapping[str, Mapping[str, Any]]) -> None:
-    write_text(folder / INDEX, json.dumps(index, indent=2) + "\n")
+def _check_files(folder: Path, entry: Mapping[str, Any]) -> None:
+    """Raises `ValueError` if a file of a graph is not what was written: an engine would answer with other numbers."""
+    for name, checksum in entry["crc32"].items():
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{str(folder / name)!r} is missing, which {INDEX} names; export the model anew")
+        if checksum_of_file(folder / name) != checksum:
+            raise ValueError(f"{str(folder / name)!r} is damaged: it is not what was written (CRC-32)")
 
 
 def _class_embedding(folder: Path, config: BigGANConfig) -> nn.Module | None:
@@ -258,8 +288,10 @@ class _OnnxRuntime:
     def __init__(self, path: Path, precision: str):
         import onnxruntime
 
+        self.computes = precision
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 4  # an error is raised, and need not be printed too
         try:
             self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         # The engine's own errors have no public type.
@@ -267,20 +299,23 @@ class _OnnxRuntime:
             raise ValueError(f"{str(path)!r} can't be read: {_first_line(error)}") from error
 
     def __call__(self, feed: Mapping[str, np.ndarray]) -> np.ndarray:
-        return self._session.run(None, dict(feed))[0]
+        try:
+            return self._session.run(None, dict(feed))[0]
+        except Exception as error:
+            raise RuntimeError(_first_line(error)) from error
 
 
 class _OpenVINO:
     # OpenVINO keeps the channels of a pixel together only where it knows the number of samples. So the graph is
     # compiled for one sample and for as many as fill a call; larger batches are made of these.
     def __init__(self, path: Path, precision: str):
-        import openvino
-        from openvino import properties
-
+        openvino = import_openvino()
+        properties = openvino.properties
         self._core = openvino.Core()
         can_halve = "BF16" in self._core.get_property("CPU", properties.device.capabilities())
         if precision == "bf16" and not can_halve:
             logger.warning_once("this processor has no arithmetic in bf16; OpenVINO computes in fp32")
+        self.computes = "fp32" if precision == "bf16" and not can_halve else precision
         # What int8 leaves in float is computed in bf16 where that is fast.
         number = openvino.Type.bf16 if precision != "fp32" and can_halve else openvino.Type.f32
         self._settings = {
@@ -313,10 +348,12 @@ class _OpenVINO:
             request = self._idle[number].get_nowait()
         except queue.Empty:
             request = self._compile(number).create_infer_request()
-        try:
-            return request.infer(dict(feed), share_inputs=True)[0]
-        finally:
-            self._idle[number].put(request)
+        # `infer` does not raise where memory runs out: it gives the images of the call before. `wait` raises.
+        request.start_async(dict(feed), share_inputs=True)
+        request.wait()
+        images = request.get_output_tensor(0).data.copy()
+        self._idle[number].put(request)
+        return images
 
     def _compile(self, number: int) -> Any:
         with self._lock:
@@ -329,6 +366,22 @@ class _OpenVINO:
                 graph.reshape(shapes)
                 self._compiled[number] = self._core.compile_model(graph, "CPU", self._settings)
             return self._compiled[number]
+
+
+def import_openvino() -> Any:
+    """
+    OpenVINO. By itself it reports every import and every conversion to its maker, and waits for the answer: so the
+    package that reports can't be imported while OpenVINO is.
+    """
+    modules: dict[str, Any] = vars(sys)["modules"]
+    before = {name: module for name, module in modules.items() if name == "openvino_telemetry"}
+    modules["openvino_telemetry"] = None
+    try:
+        import openvino
+    finally:
+        del modules["openvino_telemetry"]
+        modules.update(before)
+    return openvino
 
 
 _RUNNERS: dict[str, Any] = {"onnx": _OnnxRuntime, "openvino": _OpenVINO}

@@ -22,19 +22,9 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from .configuration_biggan import BigGANConfig
-from .engines import (
-    EMBEDDINGS,
-    PACKAGES,
-    EngineModel,
-    check_engine,
-    check_installed,
-    class_width,
-    file_of,
-    read_index,
-    standing_inputs,
-    write_index,
-)
-from .files import WEIGHT_GLOBS, checksum_of_weights, staged_folder
+from .engine_files import EMBEDDINGS, PACKAGES, file_of, of_weights, read_index, write_index
+from .engines import EngineModel, check_engine, check_installed, class_width, import_openvino, standing_inputs
+from .files import WEIGHT_GLOBS, checksum_of_file, checksum_of_weights, staged_folder
 from .latents import sample_latents
 from .layers import BatchNorm2d, ConditionalBatchNorm2d
 from .modeling_biggan import BigGANModel
@@ -67,7 +57,8 @@ def export_model(
         engine: "onnx" or "openvino".
         precision: "fp32", "bf16" (OpenVINO alone) or "int8".
         overwrite: Replaces a graph in the same precision.
-        weights: The checksum of the weights, for a folder that does not hold them.
+        weights: The checksum of the weights, for a folder that does not hold them; by default that of the model if it
+            were saved.
 
     Returns:
         The exported model.
@@ -75,15 +66,21 @@ def export_model(
     Raises:
         ImportError: A package is missing that runs the engine or makes its files.
         FileExistsError: There is a graph in this precision.
-        ValueError: An unknown engine or precision; a folder with the weights of another model; a graph whose images
-            differ too much from the model's.
+        ValueError: An unknown engine or precision; a folder with the weights or graphs of another model; a graph whose
+            images differ too much from the model's.
     """
     output = Path(output)
     check_engine(engine, precision)
     if engine not in PACKAGES:
         raise ValueError(f"only {' and '.join(PACKAGES)} have files of their own, got engine={engine!r}")
     check_installed(engine)
+    check_installed(engine, "onnxscript")
+    if output.exists() and not output.is_dir():
+        raise NotADirectoryError(f"the output {str(output)!r} is a file, expected a folder")
     beside = _weights_beside(model, output)
+    if beside is None:
+        weights = weights or _checksum(model)
+        _check_graphs_beside(output, weights)
     known = read_index(output / engine)
     if precision in known and not overwrite:
         raise FileExistsError(f"{str(output / engine / known[precision]['file'])!r} exists; overwrite replaces it")
@@ -98,13 +95,15 @@ def export_model(
         entry = {
             "file": path.name,
             "weights": beside or weights,
+            "global_step": model.saved_step,
+            **({"source": model.hub_id} if model.hub_id else {}),  # for the card; no folder of this machine
             **_write_graph(model, path, engine, precision),
+            "crc32": {part.name: checksum_of_file(part) for part in sorted(folder.iterdir())},
             "bytes": sum(part.stat().st_size for part in folder.glob(f"{path.stem}.*")),
             "versions": {name: version(name) for name in ("biggan_hf", "torch", PACKAGES[engine])},
             "date": datetime.now(UTC).date().isoformat(),
         }
-        # Graphs of other weights are no longer named.
-        same = {name: other for name, other in known.items() if other["weights"] == entry["weights"]}
+        same = of_weights(known, entry["weights"])  # graphs of other weights are no longer named
         write_index(folder, {**same, precision: entry})
         if precision != "int8":
             entry["largest_difference"] = check_export(model, EngineModel(staging, engine, precision))
@@ -118,16 +117,37 @@ def _weights_beside(model: BigGANModel, folder: Path) -> str | None:
     """The checksum of the weights in a folder, if there are any; raises `ValueError` if they are not the model's."""
     if (checksum := checksum_of_weights(folder)) is None:
         return None
-    own = model.state_dict()
+    own, stored = model.state_dict(), dict(_stored(folder))
+    are_same = own.keys() == stored.keys() and all(
+        # γ of self-attention is a number in the files, and a vector in a network.
+        tensor.numel() == own[name].numel()
+        and torch.equal(tensor.to(own[name].dtype), own[name].cpu().reshape(tensor.shape))
+        for name, tensor in stored.items()
+    )
+    if not are_same:
+        raise ValueError(f"{str(folder)!r} holds the weights of another model; export to a folder of its own")
+    return checksum
+
+
+def _stored(folder: Path) -> Iterator[tuple[str, Tensor]]:
     for path in (path for pattern in WEIGHT_GLOBS for path in folder.glob(pattern) if path.suffix == ".safetensors"):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118  # no mapping
-                there = file.get_tensor(name).flatten()  # a γ is () in files, and (1,) in networks
-                if name not in own or not torch.equal(there.to(own[name].dtype), own[name].cpu().flatten()):
-                    raise ValueError(
-                        f"{str(folder)!r} holds the weights of another model; export to a folder of its own"
-                    )
-    return checksum
+                yield name, file.get_tensor(name)
+
+
+def _check_graphs_beside(folder: Path, weights: str | None) -> None:
+    # Without weights in the folder, its config.json is that of all graphs in it.
+    for engine in PACKAGES:
+        for entry in read_index(folder / engine).values():
+            if entry["weights"] != weights:
+                raise ValueError(f"{str(folder)!r} holds graphs of another model; export to a folder of its own")
+
+
+def _checksum(model: BigGANModel) -> str | None:
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder, global_step=model.saved_step)
+        return checksum_of_weights(Path(folder))
 
 
 def _write_graph(model: BigGANModel, path: Path, engine: str, precision: str) -> dict[str, Any]:
@@ -140,8 +160,7 @@ def _write_graph(model: BigGANModel, path: Path, engine: str, precision: str) ->
 
             return quantize(model, onnx, path, engine)
         if engine == "openvino":
-            import openvino
-
+            openvino = import_openvino()
             openvino.save_model(openvino.convert_model(onnx), path, compress_to_fp16=precision == "bf16")
     return {}
 
@@ -183,7 +202,7 @@ def check_export(model: BigGANModel, exported: EngineModel) -> float:
 
 
 def _truncations(config: BigGANConfig) -> list[float | None]:
-    table = list(config.standing_truncations)
+    table = [truncation for truncation in config.standing_truncations if truncation]  # a mirrored table begins at 0
     between = [(low + high) / 2 for low, high in zip(table, table[1:], strict=False)][:1]
     return [None, *dict.fromkeys([*table[:1], *between, *table[len(table) // 2 :][:1], *table[-1:]])]
 

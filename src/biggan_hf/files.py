@@ -205,6 +205,14 @@ def check_archive(path: Path) -> bool:
     return True
 
 
+def checksum_of_file(path: Path) -> str:
+    checksum = 0
+    with path.open("rb") as file:
+        while part := file.read(2**20):
+            checksum = zlib.crc32(part, checksum)
+    return f"{checksum:08x}"
+
+
 CHECKSUM, STEP = "crc32", "global_step"  # among the metadata of a safetensors file
 
 

@@ -5,17 +5,20 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from huggingface_hub import CommitInfo, HfApi, ModelCardData
+from huggingface_hub.errors import NotASafetensorsRepoError
 from huggingface_hub.utils import filter_repo_objects
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import logging
 
 from .cards import (
+    ENGINES,
     is_by_hand,
     is_text,
     metadata,
@@ -27,10 +30,13 @@ from .cards import (
     without_part,
 )
 from .configuration_biggan import BigGANConfig
+from .engine_files import INDEX, PACKAGES, Index, of_weights, read_index, write_index
 from .files import (
+    CHECKSUM,
     LEFTOVERS,
     WEIGHT_GLOBS,
     add_checksum,
+    checksum_of_weights,
     read_text,
     staged_folder,
     weight_patterns,
@@ -44,7 +50,8 @@ from .loading import LoadingMixin
 
 logger = logging.get_logger(__name__)
 
-# What is published of a folder: the model and its card. All else stays here unless it is asked for.
+# What is published of a folder: the model and its card, and of `onnx/` and `openvino/` the files that their indices
+# name. All else stays here unless it is asked for.
 CARD, SAMPLES = "README.md", "samples.png"
 PUBLISHED = [CARD, SAMPLES, "LICENSE", "LICENSE.txt", "LICENSE.md"]
 PUBLISHED += [f"{folder}{name}" for folder in ("", "discriminator/") for name in ("config.json", *WEIGHT_GLOBS)]
@@ -187,6 +194,8 @@ def model_card(
     base_model: str | None = None,
     sample_image: str | None = None,
     has_code: bool = False,
+    engines: Mapping[str, Index] | None = None,
+    has_weights: bool = True,
 ) -> str:
     """
     The text of a repo's `README.md`: metadata for the Hub's search, then what a reader needs to use the model.
@@ -201,6 +210,8 @@ def model_card(
         base_model: Id on the Hub of the model that was fine-tuned.
         sample_image: File name, within the repo, of a grid of samples.
         has_code: Whether the repo holds the code of the model.
+        engines: What is known of the repo's exported graphs, by engine.
+        has_weights: Whether the repo holds weights, and not graphs alone.
     """
     own_tags = ["biggan", "gan", "image-generation"]
     own_tags += ["class-conditional-image-generation"] if config.num_labels else []
@@ -210,20 +221,20 @@ def model_card(
         pipeline_tag="unconditional-image-generation",
         tags=own_tags + (tags or []),
         datasets=datasets,
-        base_model=base_model,
-        base_model_relation="finetune" if base_model else None,
+        **cast(Any, _origin(base_model, engines or {}, has_weights)),
     )
     sections = [
         f"# {repo_id.split('/')[-1] if repo_id else 'BigGAN'}",
         _summary(config),
         f"![samples]({sample_image})" if sample_image else "",
-        f"## Usage\n\n{_usage(config, repo_id or _NO_PLACE_YET)}",
-        _on_code(repo_id) if has_code else "",
+        f"## Usage\n\n{_usage(config, repo_id or _NO_PLACE_YET, '' if has_weights else _choice(engines or {}))}",
+        _on_code(repo_id) if has_code and has_weights else "",
         f"## Architecture\n\n{settings_table({name: getattr(config, name) for name in CARD_SETTINGS})}",
         f"## Intended use and limits\n\n{LIMITS}",
         f"## Citation\n\n{CITATION}",
     ]
-    return signed(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(filter(None, sections)))
+    card = signed(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(filter(None, sections)))
+    return with_part(card, on_engines(engines or {}, repo_id), ENGINES)
 
 
 def _summary(config: PreTrainedConfig) -> str:
@@ -232,25 +243,86 @@ def _summary(config: PreTrainedConfig) -> str:
     return f"A {name} generator of {size}×{size} images {classes} ([Brock et al. 2018](https://arxiv.org/abs/1809.11096))."
 
 
-def _usage(config: PreTrainedConfig, source: str) -> str:
+def _origin(fine_tuned: str | None, engines: Mapping[str, Index], has_weights: bool) -> dict[str, str]:
+    """
+    The model that was fine-tuned; or of a repository of graphs alone the model that they were exported from. A
+    repository with weights of its own is that model: it is no quantized copy of itself.
+    """
+    if fine_tuned and has_weights:
+        return {"base_model": fine_tuned, "base_model_relation": "finetune"}
+    sources = {entry.get("source") for index in engines.values() for entry in index.values()}
+    source = sources.pop() if len(sources) == 1 and not has_weights else None
+    return {"base_model": source, "base_model_relation": "quantized"} if source else {}
+
+
+def _choice(engines: Mapping[str, Index]) -> str:
+    """The keywords that load the smallest graph of the fastest engine, in front of which stands another argument."""
+    for engine, index in engines.items():
+        precision = min(index, key=lambda name: index[name].get("bytes", 0))
+        return f', engine="{engine}", precision="{precision}"'
+    return ""
+
+
+def on_engines(engines: Mapping[str, Index], repo_id: str | None) -> str:
+    """The section of a card on exported graphs; empty if there are none."""
+    rows = [
+        f"| {engine} | {precision} | {entry.get('bytes', 0) / 1e6:.1f} MB | {_check_of(entry)} |"
+        for engine, index in engines.items()
+        for precision, entry in index.items()
+    ]
+    if not rows:
+        return ""
+    table = "\n".join(["| engine | precision | size | check |", "|---|---|---|---|", *rows])
+    source = f"{repo_id or _NO_PLACE_YET!r}{_choice(engines)}"
+    return f"""\
+## Engines
+
+The generator as a graph, for a CPU. Such a pipeline does what one in torch does.
+
+{table}
+
+```python
+from biggan_hf import BigGANPipeline
+
+pipe = BigGANPipeline.from_pretrained({source})
+```"""
+
+
+def _check_of(entry: Mapping[str, Any]) -> str:
+    # What was found when the graph was compared with the model: `exporting.py` and `quantizing.py` write it down.
+    if "largest_difference" in entry:
+        return f"images differ from the model's by at most {entry['largest_difference']:.0e} in [-1, 1]"
+    measures = {"FD": entry.get("frechet_distance"), "KD": entry.get("kernel_distance")}
+    found = [
+        f"{name}-{entry.get('extractor')} {measure['int8']} (the model in float32: {measure['float']})"
+        for name, measure in measures.items()
+        if measure
+    ]
+    return "; ".join([*found, f"of {entry['images']} images each"] if found else [])
+
+
+def _usage(config: PreTrainedConfig, source: str, choice: str) -> str:
     prompt = label = ""
     for name in list((config.id2label or {}).values())[:1]:
         first = name.split(",")[0]  # as the pipeline takes it, if it is a name
         prompt, label = f"{0 if first in ('LABEL_0', '') else first!r}, ", "class_labels=[0], "
+    network = f"""
+
+model = BigGANModel.from_pretrained({source!r})
+images = model.sample({label}num_images_per_prompt=4, truncation=0.5, generator=generator)  # tensor in [-1, 1]"""
     return f"""\
 The model needs the package `biggan_hf` (Python ≥ 3.11, torch, transformers). {INSTALL}
 
 ```python
 import torch
-from biggan_hf import BigGANModel, BigGANPipeline
+from biggan_hf import {"" if choice else "BigGANModel, "}BigGANPipeline
 
 generator = torch.Generator().manual_seed(0)
 
-pipe = BigGANPipeline.from_pretrained({source!r})
-images = pipe({prompt}truncation=0.5, num_images_per_prompt=4, generator=generator).images  # PIL images
-
-model = BigGANModel.from_pretrained({source!r})
-images = model.sample({label}num_images_per_prompt=4, truncation=0.5, generator=generator)  # tensor in [-1, 1]
+pipe = BigGANPipeline.from_pretrained({source!r}{choice})
+images = pipe({prompt}truncation=0.5, num_images_per_prompt=4, generator=generator).images  # PIL images{
+        "" if choice else network
+    }
 ```"""
 
 
@@ -282,15 +354,22 @@ def published_card(repo_id: str, token: bool | str | None = None, revision: str 
 
 
 def card_to_upload(
-    folder: Path, repo_id: str, there: str, tags: list[str] | None, brings_code: bool, name: str
+    folder: Path,
+    repo_id: str,
+    there: str,
+    tags: list[str] | None,
+    brings_code: bool,
+    name: str,
+    engines: Mapping[str, Index],
+    has_weights: bool,
 ) -> str:
     """
     The one place that decides on a card: the text to upload; empty if the one on the Hub (`there`) does not change.
 
-    A card by hand on the Hub keeps its text. It gets the part of a run from the folder's card, with metadata that is
-    missing, and the section on code that is uploaded. A card by hand in the folder goes to a repository that has none
-    by hand. Any other card is generated anew, and keeps what it says of the training. `name` is the folder's name in
-    a warning.
+    A card by hand on the Hub keeps its text. It gets the part of a run from the folder's card and the part on the
+    repository's `engines`, with metadata that is missing, and the section on code that is uploaded. A card by hand in
+    the folder goes to a repository that has none by hand. Any other card is generated anew, and keeps what it says of
+    the training. `name` is the folder's name in a warning.
     """
     here = read_text(folder / CARD)
     for card, place in ((there, repo_id), (here, name)):
@@ -298,10 +377,13 @@ def card_to_upload(
             logger.warning(f"the card of {place!r} stays where it is, and as it is: it is no text in UTF-8")
     here = here if is_text(here) else ""
     old = next((card for card in (here, there) if not is_by_hand(card) and card.strip()), "")
-    new = _generated_card(folder, repo_id, old, tags)
+    new = _generated_card(folder, repo_id, old, tags, engines, has_weights)
     mine, theirs = here.replace(f"({_NO_PLACE_YET!r}", f"({repo_id!r}") if is_by_hand(here) else "", there
-    if brings_code and new:
+    if brings_code and new and has_weights:
         mine, theirs = (card and with_code(card, repo_id) for card in (mine, theirs))
+    if new:
+        about = on_engines(engines, repo_id)
+        mine, theirs = (card and with_part(card, about, ENGINES) for card in (mine, theirs))
     if not is_by_hand(there):
         return mine or new or here
     if not is_text(there):
@@ -310,11 +392,15 @@ def card_to_upload(
         way = f"`hf upload {repo_id} {Path(name) / CARD} {CARD}` uploads yours"
         logger.warning(f"the card of {name!r} differs from that of {repo_id!r}: each keeps its own text; {way}")
     if part_of(here):
-        theirs = with_part(with_metadata(theirs, new), part_of(here))
+        theirs = with_part(theirs, part_of(here))
+    if part_of(here) or engines:
+        theirs = with_metadata(theirs, new)
     return "" if theirs == there else theirs
 
 
-def _generated_card(folder: Path, repo_id: str, old: str, tags: list[str] | None) -> str:
+def _generated_card(
+    folder: Path, repo_id: str, old: str, tags: list[str] | None, engines: Mapping[str, Index], has_weights: bool
+) -> str:
     """A new card in place of an older one; empty if the folder holds no generator."""
     settings = _settings(folder / "config.json")
     if settings.get("model_type") != BigGANConfig.model_type:
@@ -329,8 +415,10 @@ def _generated_card(folder: Path, repo_id: str, old: str, tags: list[str] | None
         base_model=told.get("base_model") if told.get("base_model_relation") == "finetune" else None,
         sample_image=SAMPLES if (folder / SAMPLES).exists() else None,
         has_code="auto_map" in settings,
+        engines=engines,
+        has_weights=has_weights,
     )
-    return with_part(card, part_of(old)) if part_of(old) else card
+    return with_part(card, part_of(old))
 
 
 # The upload
@@ -357,9 +445,9 @@ def upload_folder(
     commit_description: str | None = None,
 ) -> CommitInfo:
     """
-    Uploads the model in a folder: the files of `PUBLISHED` and no others, with the card of [`card_to_upload`]. A
-    discriminator's go to `discriminator/`. Weights of an earlier upload, which the new ones replace, are deleted from
-    the repo; its other files stay.
+    Uploads the model in a folder: the files of `PUBLISHED`, the graphs that were exported from the weights, and no
+    others, with the card of [`card_to_upload`]. A discriminator's go to `discriminator/`. Weights of an earlier
+    upload, which the new ones replace, and graphs of other weights are deleted from the repo; its other files stay.
 
     Args:
         folder: The folder of a model.
@@ -368,15 +456,21 @@ def upload_folder(
         sampled: The generator in the folder: a generated card then shows a sheet of its samples.
 
     Raises:
-        FileNotFoundError: There is no such folder, or no model in it.
+        FileNotFoundError: There is no such folder, or no model in it, or a file is missing that an index names.
+        ValueError: The folder holds graphs without weights, and the repo holds other weights.
     """
     folder = Path(folder)
     settings = _settings(folder / "config.json")
-    files = _files_to_upload(folder, settings, also)
+    weights, engines = _exported(folder, settings)
+    files = _files_to_upload(folder, settings, also, engines)
     if not files:
         raise FileNotFoundError(f"expected a folder with a model to upload, got {str(folder)!r}")
     api, has_code = HfApi(token=token), _names_code(settings)
     repo_id = create_repo(repo_id, token, private)
+    branch = revision if revision and api.revision_exists(repo_id, revision) else None  # a new one begins as main
+    brings_weights = weights is None or checksum_of_weights(folder) is not None
+    has_weights = brings_weights or _has_weights(api, repo_id, branch, weights)
+    engines, stale = _joined(_published_engines(api, repo_id, branch), engines, weights)
     if revision and not create_pr:
         api.create_branch(repo_id, branch=revision, exist_ok=True)
     with tempfile.TemporaryDirectory() as directory:
@@ -384,12 +478,16 @@ def upload_folder(
         for name, file in files.items():
             (staging / name).parent.mkdir(parents=True, exist_ok=True)
             (staging / name).symlink_to(file.resolve())
+        for engine, index in engines.items():
+            (staging / engine).mkdir(exist_ok=True)
+            write_index(staging / engine, index)
         if include_code or (not has_code and api.file_exists(repo_id, _MODELING, revision=revision)):
             add_code(staging)
         there = published_card(repo_id, token, revision)
         if sampled is not None and not is_by_hand(there):
             sample_sheet(sampled, rows=8, columns=4).save(staging / SAMPLES)
-        card = card_to_upload(staging, repo_id, there, tags, include_code or has_code, str(folder))
+        brings_code = include_code or has_code
+        card = card_to_upload(staging, repo_id, there, tags, brings_code, str(folder), engines, has_weights)
         (staging / CARD).unlink(missing_ok=True)
         if card:
             with write_file(staging / CARD) as unfinished:
@@ -401,18 +499,90 @@ def upload_folder(
             create_pr=create_pr,
             commit_message=commit_message,
             commit_description=commit_description,
-            delete_patterns=weight_patterns(list(files)),
+            delete_patterns=[*weight_patterns(list(files)), *stale],
         )
 
 
-def _files_to_upload(folder: Path, settings: Mapping[str, Any], also: Sequence[str]) -> dict[str, Path]:
-    """The files of a folder that are uploaded, by their paths in the repo."""
-    inner = "discriminator/" if settings.get("architectures") == ["BigGANDiscriminator"] else ""
+def _files_to_upload(
+    folder: Path, settings: Mapping[str, Any], also: Sequence[str], engines: Mapping[str, Index]
+) -> dict[str, Path]:
+    """The files of a folder that are uploaded, by their paths in the repo, but for the indices of its engines."""
+    inner = "discriminator/" if _is_of_discriminator(settings) else ""
     names = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     files = {name if name in CODE else inner + name: path for name, path in names.items()}
     allowed = [*PUBLISHED, *(CODE if "auto_map" in settings else ()), *(inner + glob for glob in also)]
-    chosen = filter_repo_objects(files, allow_patterns=allowed, ignore_patterns=LEFTOVERS)
-    return {name: files[name] for name in chosen}
+    chosen = {*filter_repo_objects(files, allow_patterns=allowed, ignore_patterns=LEFTOVERS)}
+    for engine, index in engines.items():
+        named = _named(engine, index)
+        for name in named - files.keys():
+            raise FileNotFoundError(f"{str(folder / engine / INDEX)!r} names {name!r}, which is not there")
+        chosen |= named
+    return {name: files[name] for name in sorted(chosen)}
+
+
+# Exported graphs
+
+
+def _exported(folder: Path, settings: Mapping[str, Any]) -> tuple[str | None, dict[str, Index]]:
+    """
+    The checksum of the generator's weights in a folder, or of those that its graphs were exported from, and the graphs
+    of these weights, by engine. `None` and no graphs if the folder holds neither.
+    """
+    if settings.get("model_type") != BigGANConfig.model_type or _is_of_discriminator(settings):
+        return None, {}
+    found = {engine: read_index(folder / engine) for engine in PACKAGES}
+    sources = {entry["weights"] for index in found.values() for entry in index.values()}
+    weights = checksum_of_weights(folder)
+    if weights is None and len(sources) > 1:
+        raise ValueError(f"the graphs in {str(folder)!r} were exported from different weights; export them anew")
+    weights = weights or next(iter(sources), None)
+    for engine, index in found.items():
+        if other := index.keys() - of_weights(index, weights):
+            what = f"{str(folder / engine)!r} in {', '.join(sorted(other))}"
+            logger.warning(f"{what} is not uploaded: it was exported from other weights than those beside it")
+    return weights, {engine: same for engine, index in found.items() if (same := of_weights(index, weights))}
+
+
+def _published_engines(api: HfApi, repo_id: str, revision: str | None) -> dict[str, Index]:
+    """What is known of the graphs in a repository, by engine. A damaged index counts as none."""
+    found: dict[str, Index] = {}
+    for engine in PACKAGES:
+        name = f"{engine}/{INDEX}"
+        if api.file_exists(repo_id, name, revision=revision):
+            with suppress(ValueError):
+                found[engine] = read_index(Path(api.hf_hub_download(repo_id, name, revision=revision)).parent)
+    return found
+
+
+def _has_weights(api: HfApi, repo_id: str, revision: str | None, weights: str | None) -> bool:
+    """Whether a repository holds weights; raises `ValueError` if they have another checksum, or none."""
+    try:
+        files = api.get_safetensors_metadata(repo_id, revision=revision).files_metadata
+    except NotASafetensorsRepoError:
+        return False
+    if "-".join(str(files[name].metadata.get(CHECKSUM)) for name in sorted(files)) != weights:
+        raise ValueError(f"{repo_id!r} holds other weights than those of the graphs; push the weights too")
+    return True
+
+
+def _joined(
+    there: Mapping[str, Index], new: Mapping[str, Index], weights: str | None
+) -> tuple[dict[str, Index], list[str]]:
+    """
+    The graphs that a repository holds after an upload, by engine, and the files that the upload deletes. Graphs of the
+    same weights stay. An upload of neither weights nor graphs (`weights` is `None`) changes nothing.
+    """
+    if weights is None:
+        return dict(there), []
+    joined = {name: {**of_weights(there.get(name, {}), weights), **new.get(name, {})} for name in PACKAGES}
+    stale = set().union(*(_named(name, there.get(name, {})) - _named(name, joined[name]) for name in PACKAGES))
+    stale |= {f"{name}/{INDEX}" for name in PACKAGES if not joined[name]}
+    return {name: index for name, index in joined.items() if index}, sorted(stale)
+
+
+def _named(engine: str, index: Index) -> set[str]:
+    """The files of an engine's graphs, by their paths in a repo."""
+    return {f"{engine}/{name}" for entry in index.values() for name in entry["crc32"]}
 
 
 # Code, for machines without this package
@@ -444,6 +614,10 @@ def forget_code(path: Path) -> None:
 def _names_code(settings: Mapping[str, Any]) -> bool:
     """Whether a configuration names classes in files beside it, and not in another repository."""
     return any("--" not in str(name) for name in settings.get("auto_map", {}).values())
+
+
+def _is_of_discriminator(settings: Mapping[str, Any]) -> bool:
+    return settings.get("architectures") == ["BigGANDiscriminator"]
 
 
 def _settings(path: Path) -> dict[str, Any]:

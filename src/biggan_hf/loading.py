@@ -61,6 +61,7 @@ class LoadingMixin(PreTrainedModel):
 
     _path_in_repo = ""
     saved_step: int | None = None  # the step of the training at which the file was saved that was loaded
+    hub_id: str | None = None  # the repository from which it was loaded; none for a folder
 
     @classmethod
     def from_pretrained(
@@ -86,6 +87,7 @@ class LoadingMixin(PreTrainedModel):
                 source, *model_args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
             )
         network, report = loaded
+        network.hub_id = None if source is None or Path(source).is_dir() else str(source)
         for path in sorted(folder.glob("*.safetensors")) if folder is not None else []:
             check_weights(path)
             network.saved_step = step_of_weights(path)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 
-# Words in a `RuntimeError` of torch, of oneDNN or of CUDA's libraries.
+# Words in a `RuntimeError` of torch, of oneDNN, of CUDA's libraries, of ONNX Runtime or of OpenVINO.
 OUT_OF_MEMORY = (
     "DefaultCPUAllocator",
     "could not create a primitive",
@@ -20,6 +20,8 @@ OUT_OF_MEMORY = (
     "bad_alloc",
     "out of memory",
     "ALLOC_FAILED",
+    "Failed to allocate",
+    "can't alloc",
 )
 
 

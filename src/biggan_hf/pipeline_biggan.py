@@ -107,7 +107,7 @@ class BigGANPipeline:
 
     def __del__(self) -> None:
         # The constructor may have failed, and at the end of the program torch is no longer whole.
-        if isinstance(vars(self).get("model"), nn.Module) and not sys.is_finalizing():
+        if not sys.is_finalizing() and isinstance(vars(self).get("model"), nn.Module):
             unfold(self.model)
 
     @classmethod
@@ -170,7 +170,7 @@ class BigGANPipeline:
         return self.model
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
-        """Writes `config.json` and the weights; keywords as `BigGANModel.save_pretrained`."""
+        """Writes `config.json` and the weights, or an engine's graph; keywords as `BigGANModel.save_pretrained`."""
         self.model.save_pretrained(save_directory, **kwargs)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:

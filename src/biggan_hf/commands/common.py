@@ -12,6 +12,7 @@ import torch
 
 from ..bars import own_bars_alone
 from ..devices import check_device, device_or_best
+from ..engines import PACKAGES, Engine, EngineModel, Precision, check_engine, check_installed
 from ..latents import TruncationMode, check_truncation
 from ..options import EitherSpelling, underscored, unknown_option
 from ..pipeline_biggan import BigGANPipeline
@@ -39,11 +40,23 @@ class CommandParser(EitherSpelling):
 # Options
 
 
-def add_model_arguments(parser: argparse.ArgumentParser, what: str = "a folder or a repository on the Hub") -> None:
+def add_model_arguments(
+    parser: argparse.ArgumentParser, what: str = "a folder or a repository on the Hub", engines: bool = False
+) -> None:
+    """With `engines`, for a command that only generates images, which other engines than torch do too."""
     parser.add_argument("model", metavar="MODEL", help=what)
     group = parser.add_argument_group("the model")
-    group.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a repository on the Hub")
+    add_revision_argument(group)
     add_device_argument(group)
+    if engines:
+        text = "what computes the images; auto: the fastest that is installed (default: torch)"
+        group.add_argument("--engine", choices=[*get_args(Engine), "auto"], help=text)
+        text = "of the computation: bf16 in torch and openvino, int8 in onnx and openvino (default: fp32)"
+        group.add_argument("--precision", choices=get_args(Precision), help=text)
+
+
+def add_revision_argument(group: Group) -> None:
+    group.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a repository on the Hub")
 
 
 def add_device_argument(group: Group) -> None:
@@ -111,18 +124,26 @@ def add_output_arguments(parser: argparse.ArgumentParser, metavar: str, help: st
 
 def load_pipeline(args: argparse.Namespace, folder: str | None = None) -> BigGANPipeline:
     """The model that `add_model_arguments` asks for, or the one in `folder`."""
-    model = folder or args.model
-    check_device(args.device)
+    model, device = folder or args.model, getattr(args, "device", None)
+    engine, precision = getattr(args, "engine", None), getattr(args, "precision", None)
+    check_device(device)
+    if engine != "auto":
+        check_engine(engine or "torch", precision or "fp32")
+        check_installed(engine or "torch")
+    if engine in PACKAGES and device not in (None, "cpu"):
+        raise ValueError(f"the engine {engine} computes on the CPU, got --device {device}")
     try:
         with own_bars_alone():
-            pipe = BigGANPipeline.from_pretrained(model, revision=args.revision)
+            pipe = BigGANPipeline.from_pretrained(model, revision=args.revision, engine=engine, precision=precision)
+    except ImportError:
+        raise
     # A missing repository, a strange config.json and a damaged file raise half a dozen types, some of them private.
     except Exception as error:
         if type(error) is FileNotFoundError or (Path(model).is_dir() and str(Path(model)) in str(error)):
             raise ValueError(str(error)) from error
         source = "" if Path(model).is_dir() else ", which is no folder here, from the Hub"
         raise ValueError(f"cannot load {model!r}{source}: {error}") from error
-    return pipe.to(device_or_best(args.device))
+    return pipe.to(device or ("cpu" if isinstance(pipe.model, EngineModel) else device_or_best(None)))
 
 
 def checked_pipeline(args: argparse.Namespace, *suffixes: str) -> BigGANPipeline:

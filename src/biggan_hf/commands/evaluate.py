@@ -35,7 +35,7 @@ from . import common
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    common.add_model_arguments(parser, "a folder, a repository on the Hub, or an .npz of samples")
+    common.add_model_arguments(parser, "a folder, a repository on the Hub, or an .npz of samples", engines=True)
     _add_reference(parser.add_argument_group("the real images"))
     _add_samples(parser.add_argument_group("the samples"))
     _add_measures(parser.add_argument_group("the measures"))
@@ -224,6 +224,8 @@ def _check_samples(args: argparse.Namespace) -> None:
     several = len(args.truncations) > 1
     if args.model.endswith(".npz") and (args.truncations != [None] or args.weights != "ema" or args.update_card):
         raise ValueError(f"{args.model!r} holds images: --truncations, --weights and --update_card have no meaning")
+    if args.model.endswith(".npz") and (args.engine or args.precision):
+        raise ValueError(f"{args.model!r} holds images: --engine and --precision have no meaning")
     if args.weights == "live" and not (Path(args.model) / "generator").is_dir():
         raise FileNotFoundError(
             f"--weights live: {args.model!r} is no folder with a folder 'generator', as a training checkpoint is"

@@ -21,7 +21,7 @@ from . import common
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    common.add_model_arguments(parser)
+    common.add_model_arguments(parser, engines=True)
     group = parser.add_argument_group("the path")
     group.add_argument(
         "--over",

@@ -23,7 +23,7 @@ IMAGES_AT_A_TIME = 1024  # drawn and written together; a fixed number, so that n
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    common.add_model_arguments(parser)
+    common.add_model_arguments(parser, engines=True)
     group = parser.add_argument_group("the images")
     common.add_number(group, "--num_images", 50_000, "images in all")
     text = "names or ids, taken in turn (default: a random one each)"

@@ -1,6 +1,7 @@
 """Upload a model to the Hub.
 
-Uploads the model in a folder and its card, and nothing else: no checkpoints, no logs, no statistics of pictures.
+Uploads the model in a folder, the graphs that were exported from it, and its card, and nothing else: no checkpoints,
+no logs, no statistics of pictures.
 A card on the Hub that somebody has written stays. The folder does not change.
 
 examples:

@@ -21,7 +21,7 @@ IMAGES_PER_CLASS = 10
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    common.add_model_arguments(parser)
+    common.add_model_arguments(parser, engines=True)
     group = parser.add_argument_group("the images")
     common.add_classes_argument(group, "the first 10")
     common.add_number(group, "--images_per_class", IMAGES_PER_CLASS, "images a row; without classes, rows too")
@@ -45,9 +45,10 @@ def run(args: argparse.Namespace) -> None:
     save_png(image_grid(images, columns, common.class_names(pipe, classes) or None), args.output)
     print(args.output)
     print(_next_command(pipe, args))
+    keywords = "".join(f", {name}={value!r}" for name in ("engine", "precision") if (value := getattr(args, name)))
     print(
-        f"In Python: from biggan_hf import BigGANPipeline; "
-        f"BigGANPipeline.from_pretrained({args.model!r})({repr(classes[0]) if classes else ''}).images[0].show()"
+        f"In Python: from biggan_hf import BigGANPipeline; BigGANPipeline.from_pretrained({args.model!r}{keywords})"
+        f"({repr(classes[0]) if classes else ''}).images[0].show()"
     )
 
 
@@ -70,7 +71,7 @@ def _next_command(pipe: BigGANPipeline, args: argparse.Namespace) -> str:
 def _kept_arguments(args: argparse.Namespace) -> list[str]:
     """The arguments that the next command repeats: those that were given."""
     kept = [args.model]
-    for name in ("revision", "device", "truncation_mode"):
+    for name in ("revision", "device", "engine", "precision", "truncation_mode"):
         if getattr(args, name):
             kept += [f"--{name}", getattr(args, name)]
     if args.classes:

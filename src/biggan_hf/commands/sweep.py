@@ -22,7 +22,7 @@ PAPER = [2.0, 1.0, 0.5, 0.04]  # figure 2a, from left to right
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    common.add_model_arguments(parser)
+    common.add_model_arguments(parser, engines=True)
     group = parser.add_argument_group("the images")
     common.add_classes_argument(group, "the first 4")
     common.add_number(group, "--images_per_class", 2, "rows a class; without classes, rows")

@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import PIL
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..images import to_uint8
@@ -56,7 +56,7 @@ class ImageSource(Protocol):
 class GeneratedImages:
     """Samples of a generator. All latents and labels, uniform over classes, are drawn beforehand from one seed."""
 
-    model: Any  # a `BigGANModel`, on the device where it is to run
+    model: Any  # a `BigGANModel`, on the device where it is to run, or an `EngineModel`
     num_images: int
     seed: int = 0
     truncation: float | None = None  # as for `BigGANModel.sample`
@@ -94,7 +94,7 @@ class GeneratedImages:
     def generating(self) -> Iterator["GeneratedImages"]:
         """Yields the same images of a generator in eval mode, whose normalised weights all batches share."""
         images = copy.copy(self)
-        images.model = in_eval_mode(self.model)
+        images.model = self.model if self._is_an_engines else in_eval_mode(self.model)
         with images.model.folded_weights():
             yield images
 
@@ -122,8 +122,14 @@ class GeneratedImages:
         description = json.dumps(self.description, sort_keys=True)
         return digest_of(description, self.model.config.to_json_string(), self._checksum)
 
+    @property
+    def _is_an_engines(self) -> bool:
+        return not isinstance(self.model, nn.Module)
+
     @cached_property
     def _checksum(self) -> str:
+        if self._is_an_engines:
+            return digest_of(json.dumps(self.model.entry, sort_keys=True))  # with a checksum of each of its files
         return digest_of(*(part for item in sorted(self.model.state_dict().items()) for part in item))
 
     @property
@@ -152,6 +158,8 @@ class GeneratedImages:
         }
 
     def _precision(self) -> str:
+        if self._is_an_engines:
+            return self.model.computes
         device = self.model.device.type
         if torch.is_autocast_enabled(device):
             return f"autocast to {_name(torch.get_autocast_dtype(device))}"
