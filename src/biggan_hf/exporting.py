@@ -39,6 +39,7 @@ from .latents import sample_latents
 from .layers import BatchNorm2d, ConditionalBatchNorm2d
 from .modeling_biggan import BigGANModel
 from .ops import plain_operations
+from .quantizing import check_can_be_checked, check_quantized, quantize
 from .spectral_norm import eval_view
 
 
@@ -83,6 +84,8 @@ def export_model(
     if engine not in PACKAGES:
         raise ValueError(f"only {' and '.join(PACKAGES)} have files of their own, got engine={engine!r}")
     check_installed(engine)
+    if precision == "int8":
+        check_can_be_checked()
     beside = _weights_beside(model, output)
     known = read_index(output / engine)
     if precision in known and not overwrite:
@@ -106,9 +109,8 @@ def export_model(
         # Graphs of other weights are no longer named.
         same = {name: other for name, other in known.items() if other["weights"] == entry["weights"]}
         write_index(folder, {**same, precision: entry})
-        if precision != "int8":
-            entry["largest_difference"] = check_export(model, EngineModel(staging, engine, precision))
-            write_index(folder, {**same, precision: entry})
+        entry |= _check(model, EngineModel(staging, engine, precision))
+        write_index(folder, {**same, precision: entry})
         if beside is not None:  # the configuration that lies there is the model's
             (staging / "config.json").unlink()
     return EngineModel(output, engine, precision)
@@ -131,14 +133,12 @@ def _weights_beside(model: BigGANModel, folder: Path) -> str | None:
 
 
 def _write_graph(model: BigGANModel, path: Path, engine: str, precision: str) -> dict[str, Any]:
-    """Writes the graph; returns what an engine's index says of one in int8."""
+    """Writes the graph; returns what an engine's index says of one in int8, but for its check."""
     with tempfile.TemporaryDirectory() as folder:
         onnx = path if engine == "onnx" and precision != "int8" else Path(folder) / "model.onnx"
         write_onnx(model, onnx)
         if precision == "int8":
-            from .quantizing import quantize  # here, since it needs the packages of the evaluation
-
-            return quantize(model, onnx, path, engine)
+            return quantize(model, onnx, path, engine, _truncations(model.config))
         if engine == "openvino":
             import openvino
 
@@ -147,6 +147,13 @@ def _write_graph(model: BigGANModel, path: Path, engine: str, precision: str) ->
 
 
 # The check
+
+
+def _check(model: BigGANModel, exported: EngineModel) -> dict[str, Any]:
+    # What the index says of a check.
+    if exported.precision == "int8":
+        return check_quantized(model, exported, _truncations(model.config))
+    return {"largest_difference": check_export(model, exported)}
 
 
 def check_export(model: BigGANModel, exported: EngineModel) -> float:
