@@ -197,20 +197,23 @@ def write_rounded(source: Path, path: Path, convs: Mapping[str, Conv]) -> None:
     graph = model.graph
     weights = {tensor.name: tensor for tensor in graph.initializer}
     summands = Counter(name for node in graph.node if node.op_type == "Add" for name in node.input)
+    # A result that is added twice, the centre of an upsampling convolution, stays in float: OpenVINO 2026.4 takes its
+    # step out of both sums and puts it back into one.
+    chosen = {
+        node.name: convs[node.name.rpartition("/")[0]]
+        for node in graph.node
+        if node.op_type == "Conv" and node.name.rpartition("/")[0] in convs and summands[node.output[0]] < 2
+    }
     nodes: list[Any] = []
     rounded: set[str] = set()
     for node in graph.node:
-        conv = convs.get(node.name.rpartition("/")[0]) if node.op_type == "Conv" else None
-        # A result that is added twice, the centre of an upsampling convolution, stays in float: OpenVINO 2026.4 takes
-        # its step out of both sums and puts it back into one.
-        if conv is not None and summands[node.output[0]] < 2:
-            for place, name in enumerate(node.input[:2]):
-                if name not in rounded:  # the four convolutions of an upsampling one share their map
-                    made = _rounded_map(name, conv) if place == 0 else _rounded_weight(weights[name])
-                    nodes.extend(made[0])
-                    graph.initializer.extend(made[1])
-                    rounded.add(name)
-                node.input[place] = f"{name}/rounded"
+        for place, name in enumerate(node.input[:2] if node.name in chosen else ()):
+            node.input[place] = f"{name}/rounded"
+            if name not in rounded:  # the four convolutions of an upsampling one share their map
+                rounded.add(name)
+                made = _rounded_map(name, chosen[node.name]) if place == 0 else _rounded_weight(weights[name])
+                nodes.extend(made[0])
+                graph.initializer.extend(made[1])
         nodes.append(node)
     del graph.node[:]
     graph.node.extend(nodes)
