@@ -29,6 +29,7 @@ from .latents import sample_latents
 from .layers import BatchNorm2d, ConditionalBatchNorm2d
 from .modeling_biggan import BigGANModel
 from .ops import plain_operations
+from .quantizing import check_can_be_checked, check_quantized, quantize
 from .spectral_norm import eval_view
 
 
@@ -77,6 +78,8 @@ def export_model(
     check_installed(engine, "onnxscript")
     if output.exists() and not output.is_dir():
         raise NotADirectoryError(f"the output {str(output)!r} is a file, expected a folder")
+    if precision == "int8":
+        check_can_be_checked()
     beside = _weights_beside(model, output)
     if beside is None:
         weights = weights or _checksum(model)
@@ -105,9 +108,8 @@ def export_model(
         }
         same = of_weights(known, entry["weights"])  # graphs of other weights are no longer named
         write_index(folder, {**same, precision: entry})
-        if precision != "int8":
-            entry["largest_difference"] = check_export(model, EngineModel(staging, engine, precision))
-            write_index(folder, {**same, precision: entry})
+        entry |= _check(model, EngineModel(staging, engine, precision))
+        write_index(folder, {**same, precision: entry})
         if beside is not None:  # the configuration that lies there is the model's
             (staging / "config.json").unlink()
     return EngineModel(output, engine, precision)
@@ -151,14 +153,12 @@ def _checksum(model: BigGANModel) -> str | None:
 
 
 def _write_graph(model: BigGANModel, path: Path, engine: str, precision: str) -> dict[str, Any]:
-    """Writes the graph; returns what an engine's index says of one in int8."""
+    """Writes the graph; returns what an engine's index says of one in int8, but for its check."""
     with tempfile.TemporaryDirectory() as folder:
         onnx = path if engine == "onnx" and precision != "int8" else Path(folder) / "model.onnx"
         write_onnx(model, onnx)
         if precision == "int8":
-            from .quantizing import quantize  # here, since it needs the packages of the evaluation
-
-            return quantize(model, onnx, path, engine)
+            return quantize(model, onnx, path, engine, _truncations(model.config))
         if engine == "openvino":
             openvino = import_openvino()
             openvino.save_model(openvino.convert_model(onnx), path, compress_to_fp16=precision == "bf16")
@@ -166,6 +166,13 @@ def _write_graph(model: BigGANModel, path: Path, engine: str, precision: str) ->
 
 
 # The check
+
+
+def _check(model: BigGANModel, exported: EngineModel) -> dict[str, Any]:
+    # What the index says of a check.
+    if exported.precision == "int8":
+        return check_quantized(model, exported, _truncations(model.config))
+    return {"largest_difference": check_export(model, exported)}
 
 
 def check_export(model: BigGANModel, exported: EngineModel) -> float:
@@ -326,8 +333,8 @@ def _silence() -> Iterator[None]:
 
 
 def _name_nodes(graph: Any) -> None:
-    # stages.0.blocks.0.conv1/Conv, …/Conv_1: what to quantise is chosen by module. The exporter's notes go: in torch 2.13
-    # they are half of a small file, and hold lines of source with the folders of this machine.
+    # stages.0.blocks.0.conv1/Conv, …/Conv_1: what to quantise is chosen by module. The exporter's notes go: in torch
+    # 2.13 they are half of a small file, and hold lines of source with the folders of this machine.
     seen: Counter[str] = Counter()
     for node in graph:
         scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "['']"))
