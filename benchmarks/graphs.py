@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from biggan_hf import BigGANConfig, BigGANModel
-from biggan_hf.engines import _RUNNERS, EngineModel, file_of, read_index
+from biggan_hf.engine_files import file_of, read_index
+from biggan_hf.engines import _RUNNERS, EngineModel, import_openvino
 from biggan_hf.exporting import OPSET, _silence, export_model
 from biggan_hf.files import staged_folder
 from biggan_hf.spectral_norm import fold
@@ -158,8 +159,7 @@ def write_onnx(network: nn.Module, sample: peers.Sample, inputs: tuple[Tensor, T
 
 
 def write_openvino(onnx: Path, path: Path, precision: str, config: BigGANConfig) -> None:
-    import openvino
-
+    openvino = import_openvino()
     model = openvino.convert_model(onnx)
     if precision == "int8":
         import nncf

@@ -171,7 +171,8 @@ def test_the_keywords_of_transformers_are_kept(tmp_path: Path) -> None:
 )
 def test_a_wrong_keyword_of_from_pretrained(guess: str, answer: str, tmp_path: Path) -> None:
     MODEL.save_pretrained(tmp_path)
-    for loader in (BigGANModel, BigGANPipeline):
+    loaders: list[Any] = [BigGANModel, BigGANPipeline]
+    for loader in loaders:
         with pytest.raises(TypeError, match=f"from_pretrained takes no keyword '{guess}': .*{answer}"):
             loader.from_pretrained(tmp_path, **{guess: 1})
 

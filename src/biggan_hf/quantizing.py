@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from .configuration_biggan import BigGANConfig
-from .engines import EngineModel
+from .engines import EngineModel, import_openvino
 from .images import to_uint8
 from .latents import sample_latents
 from .layers import Conv2d
@@ -93,8 +93,7 @@ def quantize(
     written = path if engine == "onnx" else onnx_path.with_name("int8.onnx")
     write_rounded(onnx_path, written, rounded)
     if engine == "openvino":
-        import openvino
-
+        openvino = import_openvino()
         openvino.save_model(openvino.convert_model(written), path, compress_to_fp16=False)
     left = {
         name: {"multiplications": _short(conv.work), "error": _short(conv.error)}
