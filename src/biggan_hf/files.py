@@ -331,9 +331,8 @@ def _lock(path: Path, own: Mapping[str, Any], force_unlock: bool) -> tuple[int, 
             is_elsewhere = bool(note) and note["host"] != own["host"]
             lives = locked is False or (not is_elsewhere and _lives(note, own, locked))
             if lives or (is_elsewhere and not force_unlock):
-                way = "if that run is dead, --force_unlock goes on without it"
-                if lives:
-                    way = "it is alive, so end it first: --force_unlock takes the folder of a dead run only"
+                alive = "it is alive, so end it first: --force_unlock takes the folder of a dead run only"
+                way = alive if lives else "if that run is dead, --force_unlock goes on without it"
                 raise FileExistsError(
                     f"another run works in {str(path.parent)!r}: process {note.get('pid', '?')} on the machine "
                     f"{note.get('host', '?')!r}, since {_time_in_words(note.get('started', '?'))}; {way}"
