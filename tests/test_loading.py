@@ -144,6 +144,15 @@ def test_a_damaged_file_is_named(content: bytes | None, message: str, folder: Pa
     assert "\n" not in str(told.value)
 
 
+@pytest.mark.parametrize("name", [CONV, "linear.u0"])
+def test_zeros_that_nothing_divides_by_are_named(name: str, folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights[name] = torch.zeros_like(weights[name], dtype=torch.int32)  # as float weights that a program has rounded
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=f"numbers that are not finite: '{name}' holds zeros alone"):
+        BigGANModel.from_pretrained(folder).eval().sample(torch.tensor([0]))
+
+
 class Executed:
     def __init__(self, marker: Path) -> None:
         self.marker = marker
