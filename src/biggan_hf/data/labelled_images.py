@@ -205,7 +205,8 @@ class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
                 return self._decode(row, cell)
             picture = Unreadable(cell["path"] if cell else None, row, str(error))
             if self.on_unreadable_image == "error":
-                raise UnreadablePictureError(str(picture)) from error
+                way = "no other picture takes its place here: mend it, or move it away"
+                raise UnreadablePictureError(f"{picture}; {way}") from error
         self.unreadable[row] = picture
         if torch.utils.data.get_worker_info() is None:  # or else each worker would log it
             logger.warning("%s; the next readable one takes its place", picture)
