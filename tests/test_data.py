@@ -467,6 +467,8 @@ def test_unreadable_picture_as_an_error(tmp_path: Path) -> None:
     images.__getitems__([0, 1])
     with pytest.raises(ValueError, match=unknown):
         images.__getitems__([1, 2])
+    with pytest.raises(ValueError, match=f"^unreadable picture .*{unknown} it away$"):  # without a worker's traceback
+        list(torch.utils.data.DataLoader(images, batch_size=3, num_workers=1, collate_fn=list))
 
 
 def test_fingerprint_tells_data_sets_apart_and_not_their_names(

@@ -58,6 +58,11 @@ class ImageBatch(TypedDict):
 class UnreadablePictureError(ValueError):
     """A picture can't be decoded, and the caller wants an error rather than another picture."""
 
+    def __init__(self, message: str) -> None:
+        if message.startswith("Caught "):  # by a worker, whose traceback torch gives; the message is at its end
+            message = message.rpartition(f"{type(self).__qualname__}: ")[2].strip()
+        super().__init__(message)
+
 
 @dataclass(frozen=True, eq=False)
 class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
