@@ -459,7 +459,7 @@ def test_the_last_picture_gives_way_to_the_first(tmp_path: Path) -> None:
 
 def test_unreadable_picture_as_an_error(tmp_path: Path) -> None:
     folder = spoil(write_folder(tmp_path / "set"))
-    unknown = r"ant/2\.png \(row 2\): unknown image format"
+    unknown = r"ant/2\.png \(row 2\): unknown image format.*; no other picture takes its place here: mend it, or move"
     with pytest.raises(ValueError, match=unknown):  # it is among those that are tried at the start
         load_labelled_images(str(folder), image_size=8, on_unreadable_image="error")
     images = load_labelled_images(str(folder), image_size=8)
@@ -467,6 +467,8 @@ def test_unreadable_picture_as_an_error(tmp_path: Path) -> None:
     images.__getitems__([0, 1])
     with pytest.raises(ValueError, match=unknown):
         images.__getitems__([1, 2])
+    with pytest.raises(ValueError, match=f"^unreadable picture .*{unknown} it away$"):  # without a worker's traceback
+        list(torch.utils.data.DataLoader(images, batch_size=3, num_workers=1, collate_fn=list))
 
 
 def test_fingerprint_tells_data_sets_apart_and_not_their_names(

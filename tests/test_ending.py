@@ -118,6 +118,15 @@ def test_run_without_its_launcher_leaves_a_checkpoint(
     assert len(list(output.glob("checkpoint-*"))) == 1
 
 
+def test_a_closed_terminal_leaves_a_checkpoint(many: Path, tmp_path: Path) -> None:
+    output = tmp_path / "model"
+    argv = arguments(many, output, *FOREVER, "--dataloader_num_workers", "1", steps=10**6)
+    with started(ONE_BY_ONE["train.py"], argv, output) as (process, members):
+        os.killpg(process.pid, signal.SIGHUP)
+        status, printed = ending_of(process, members)
+    assert status == 129 and len(list(output.glob("checkpoint-*"))) == 1, printed
+
+
 def test_who_starts_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ending.before_torch, "STARTED", (os.getpid(), 1))
     for name in ("ACCELERATE_DYNAMO_BACKEND", "TORCHELASTIC_RUN_ID"):

@@ -312,19 +312,37 @@ def test_a_folder_has_one_run_at_a_time(tmp_path: Path) -> None:
     folder = tmp_path / "a" / "run"
     with subprocess.Popen([sys.executable, "-c", HOLDER, str(folder)], stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
-        words = f"another run works in .*process {holder.pid} on .*{socket.gethostname()}.* --force_unlock goes on"
-        with pytest.raises(FileExistsError, match=words), locked_folder(folder):
-            pass
-        with locked_folder(folder, force_unlock=True):
-            pass
+        words = f"another run works in .*process {holder.pid} on .*{socket.gethostname()}.* it is alive, so end"
+        note = (folder / ".lock").read_text()
+        for force_unlock in (False, True):
+            with pytest.raises(FileExistsError, match=words), locked_folder(folder, force_unlock):
+                pass
+        assert (folder / ".lock").read_text() == note
         with pytest.raises(FileExistsError, match="another run"), locked_folder(tmp_path), locked_folder(tmp_path):
             pass
         holder.kill()
+    with locked_folder(folder):
+        pass
     assert names(folder) == []
     with pytest.raises(KeyError), locked_folder(tmp_path / "new" / "run"):
         assert names(tmp_path / "new") == ["run", "run/.lock"]
         raise KeyError
     assert names(tmp_path) == ["a", "a/run"]
+
+
+def test_a_full_disk_is_told_with_the_name_that_the_file_would_get(tmp_path: Path) -> None:
+    for writer in FOLDERS:
+        with pytest.raises(OSError, match=f"cannot write '{tmp_path}/checkpoint-2/x.pt': File too large"):
+            with (
+                files_of_at_most(1000),
+                writer(tmp_path / "checkpoint-2") as folder,
+                write_file(folder / "x.pt") as file,
+            ):
+                file.write_bytes(bytes(2000))
+    with files_of_at_most(0), pytest.raises(OSError, match=f"cannot write '{tmp_path}/run/.lock': File too large"):
+        with locked_folder(tmp_path / "run"):
+            pass
+    assert names(tmp_path) == []
 
 
 def test_what_a_kill_leaves_does_not_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -341,7 +359,34 @@ def test_what_a_kill_leaves_does_not_lock(tmp_path: Path, monkeypatch: pytest.Mo
                 with locked_folder(tmp_path):
                     pass
     (tmp_path / ".lock").write_text(json.dumps({**json.loads(note), "host": "elsewhere"}))
-    with pytest.raises(FileExistsError, match="'elsewhere'"), locked_folder(tmp_path):
+    with pytest.raises(FileExistsError, match="'elsewhere'.*--force_unlock goes on"), locked_folder(tmp_path):
+        pass
+
+
+def test_a_note_of_another_machine_is_passed_over_unless_the_run_is_refused(tmp_path: Path) -> None:
+    path, note = tmp_path / ".lock", '{"host": "elsewhere", "pid": 1, "born": "1", "started": 1}'
+    path.write_text(note)
+    with pytest.raises(KeyError), locked_folder(tmp_path, force_unlock=True):
+        assert socket.gethostname() in path.read_text()
+        raise KeyError
+    assert path.read_text() == note
+    with locked_folder(tmp_path, force_unlock=True):
+        pass
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "odd", [{"started": "x"}, {"started": 1e300}, {"started": 10**300}, {"pid": [1]}, {"host": 5}, {"born": {}}]
+)
+def test_an_odd_note_names_the_folder_and_the_way(tmp_path: Path, odd: Any) -> None:
+    note = {"host": "elsewhere", "pid": 1, "born": "1", "started": 1, **odd}
+    (tmp_path / ".lock").write_text(json.dumps(note))
+    with pytest.raises(FileExistsError, match=f"{tmp_path.name}.*--force_unlock goes on") as error:
+        with locked_folder(tmp_path):
+            pass
+    assert ("?" in str(error.value)) == ("born" not in odd)
+    (tmp_path / ".lock").write_text("[" * 4096)
+    with locked_folder(tmp_path):
         pass
 
 

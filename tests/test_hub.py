@@ -169,6 +169,28 @@ def test_what_is_published_is_the_model(fake_hub: FakeHub, tmp_path: Path) -> No
     assert all(f"`{name}`" in listed for name in ("README.md", "LICENSE", "samples.png", "config.json"))
 
 
+def test_no_path_of_this_machine_is_published(
+    fake_hub: FakeHub, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    private = {"_name_or_path": str(tmp_path), "made": [{"by": "~/secret/train.py"}], "note": "of cats"}
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text(
+        json.dumps({"base_model_name_or_path": str(tmp_path), "target_modules": ".*conv"})
+    )
+    for folder in (tmp_path, tmp_path / "discriminator"):
+        tiny_model(1.0).save_pretrained(folder)
+        settings = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**settings, **private}))
+    before = (tmp_path / "config.json").read_text()
+    upload_folder(tmp_path, "user/x")
+    files = fake_hub.files("user/x")
+    for name in ("config.json", "discriminator/config.json"):
+        assert json.loads(files[name]) == {**settings, "note": "of cats"}
+    assert json.loads(files["adapter/adapter_config.json"]) == {"target_modules": ".*conv"}
+    assert (tmp_path / "config.json").read_text() == before
+    assert "not published of config.json, since it names files of this machine: _name_or_path, made" in caplog.text
+
+
 def test_sharded_upload_replaces_the_single_file(fake_hub: FakeHub, tmp_path: Path) -> None:
     fake_hub.create("models", "user/x")
     for value, size in [(1.0, "1GB"), (2.0, SHARDED)]:

@@ -87,7 +87,7 @@ def test_the_error_of_a_worker_is_told_in_one_line(tmp_path: Path) -> None:
     images = load_labelled_images(str(folder), image_size=8, max_cache_bytes=0, on_unreadable_image="error")
     (folder / "cat" / "0.png").write_bytes(b"no picture")
     loader = torch.utils.data.DataLoader(images, batch_sampler=[[0]], num_workers=1)
-    with pytest.raises(UnreadablePictureError, match="Original Traceback") as caught:
+    with pytest.raises(UnreadablePictureError, match="^unreadable picture .*away$") as caught:
         next(iter(loader))
     run: Any = object()  # it has begun
     line, status = explain(caught.value, run)

@@ -379,6 +379,16 @@ def test_sigterm_to_all_processes_leaves_a_checkpoint(pictures: Path, tmp_path: 
     assert len(losses(output)) == step + 1
 
 
+def test_processes_that_accelerate_does_not_count_are_refused(
+    pictures: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture
+) -> None:
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")  # as torchrun sets it
+    line = error_line(arguments(pictures, tmp_path / "model"), capsys)
+    assert "started 2 processes" in line and "accelerate counts 1" in line and "ACCELERATE_USE_CPU=true" in line
+    assert not (tmp_path / "model").exists()
+
+
 def test_one_of_two_processes_tells_a_mistake(pictures: Path, tmp_path: Path) -> None:
     process = start(arguments(pictures, tmp_path / "model", "--global_batch_size", "7"), num_processes=2)
     printed, _ = process.communicate(timeout=120)

@@ -8,6 +8,7 @@ import itertools
 import json
 import mmap
 import os
+import re
 import shutil
 import socket
 import tempfile
@@ -301,39 +302,51 @@ def locked_folder(folder: Path, force_unlock: bool = False) -> Iterator[None]:
 
     The operating system drops the lock when this process ends, even by a kill. Where a disk that several machines
     share hands no locks on to the others, the note in the lock file counts: it names machine, process and time.
+    `force_unlock` passes over the note of another machine; where the block fails, that note is back.
 
     Raises:
         FileExistsError: Another process holds the folder; or one on another machine did and left its note.
     """
     path, own = folder / LOCK, _own_note()
     with _made(folder):
-        if force_unlock:
-            path.unlink(missing_ok=True)
-        descriptor = _lock(path, own)
+        descriptor, passed_over = _lock(path, own, force_unlock)
         try:
-            os.write(descriptor, json.dumps(own).encode())
+            with _named_errors(path):
+                os.ftruncate(descriptor, 0)
+                os.write(descriptor, json.dumps(own).encode())
             yield
+        except BaseException:
+            if passed_over:
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, passed_over, 0)
+            raise
+        else:
+            passed_over = b""
         finally:
-            if _is_open_as(descriptor, path):
+            if not passed_over and _is_open_as(descriptor, path):
                 path.unlink()
             os.close(descriptor)
 
 
-def _lock(path: Path, own: Mapping[str, Any]) -> int:
+def _lock(path: Path, own: Mapping[str, Any], force_unlock: bool) -> tuple[int, bytes]:
+    """The lock file, which this process holds now, and the note of another machine that was passed over."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             locked = _try_to_lock(descriptor)
-            note = _read_note(descriptor)
-            if locked is False or (note and _counts(note, own, locked)):
-                since = time.strftime("%Y-%m-%d %H:%M", time.localtime(note.get("started", 0))) if note else "?"
+            content = os.pread(descriptor, 4096, 0)
+            note = _read_note(content)
+            is_elsewhere = bool(note) and note["host"] != own["host"]
+            lives = locked is False or (not is_elsewhere and _lives(note, own, locked))
+            if lives or (is_elsewhere and not force_unlock):
+                alive = "it is alive, so end it first: --force_unlock takes the folder of a dead run only"
+                way = alive if lives else "if that run is dead, --force_unlock goes on without it"
                 raise FileExistsError(
                     f"another run works in {str(path.parent)!r}: process {note.get('pid', '?')} on the machine "
-                    f"{note.get('host', '?')!r}, since {since}; if that run is dead, --force_unlock goes on without it"
+                    f"{note.get('host', '?')!r}, since {_time_in_words(note.get('started', '?'))}; {way}"
                 )
             if _is_open_as(descriptor, path):
-                os.ftruncate(descriptor, 0)
-                return descriptor
+                return descriptor, content if is_elsewhere else b""
             os.close(descriptor)  # the other process has ended since, and removed its file
         except BaseException:
             os.close(descriptor)
@@ -368,20 +381,29 @@ def _own_note() -> dict[str, Any]:
     }
 
 
-def _read_note(descriptor: int) -> dict[str, Any]:
+def _read_note(content: bytes) -> dict[str, Any]:
+    """A note, with "?" in place of what no run writes. Empty where a kill came before it was written."""
     try:
-        note = json.loads(os.pread(descriptor, 4096, 0))
-    except ValueError:  # a kill came before it was written
+        note = json.loads(content)
+    except (ValueError, RecursionError):
         return {}
-    return note if isinstance(note, dict) else {}
+    if not isinstance(note, dict):
+        return {}
+    kinds = {"host": str, "pid": int, "born": str, "started": int}
+    return {name: note[name] if type(note.get(name)) is kind else "?" for name, kind in kinds.items()}
 
 
-def _counts(note: Mapping[str, Any], own: Mapping[str, Any], locked: bool | None) -> bool:
-    """Whether a note holds the folder, though its process holds no lock that this machine can see."""
-    if note.get("host") != own["host"]:
-        return True
-    is_alive = note.get("born") is not None and _birth(note.get("pid")) == note["born"]
-    return is_alive and (locked is None or note.get("pid") == own["pid"])
+def _lives(note: Mapping[str, Any], own: Mapping[str, Any], locked: bool | None) -> bool:
+    """Whether the process of a note of this machine lives, and can hold the folder without a lock that is seen."""
+    is_alive = bool(note) and _birth(note["pid"]) == note["born"]
+    return is_alive and (locked is None or note["pid"] == own["pid"])
+
+
+def _time_in_words(seconds: Any) -> str:
+    try:
+        return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+    except (TypeError, ValueError, OverflowError, OSError):
+        return "?"
 
 
 def _birth(pid: Any) -> str | None:
@@ -419,6 +441,11 @@ def remove_stale_weights(folder: Path, written: Iterable[str]) -> None:
 def _unfinished(path: Path) -> Path:
     # A random name, since two processes may write the same; the same suffix, which tells formats.
     return path.with_name(f"{UNFINISHED}{os.urandom(4).hex()}-{path.name}")
+
+
+def _final(path: Path | str) -> str:
+    """A path, or a text with paths, where files that are being written have the names that they will get."""
+    return re.sub(rf"{re.escape(UNFINISHED)}\w{{8}}[-/\\]", "", str(path))
 
 
 def _flush(path: Path) -> None:
@@ -460,9 +487,9 @@ def _named_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno is None or (error.filename is not None and UNFINISHED not in str(error.filename)):
             raise
-        raise OSError(f"cannot write {str(path)!r}: {error.strerror}") from error
+        raise OSError(f"cannot write {_final(path)!r}: {error.strerror}") from error
     except (RuntimeError, SafetensorError) as error:
         # `save_archive` avoids this: torch's writer of archives has no type of error of its own.
         if isinstance(error, RuntimeError) and "inline_container" not in str(error):
             raise
-        raise OSError(f"cannot write {str(path)!r}: {' '.join(str(error).split())}") from error
+        raise OSError(f"cannot write {_final(path)!r}: {_final(' '.join(str(error).split()))}") from error

@@ -20,6 +20,7 @@ from transformers.utils import logging
 from .cards import (
     ENGINES,
     is_by_hand,
+    is_path,
     is_text,
     metadata,
     part_of,
@@ -57,6 +58,8 @@ PUBLISHED = [CARD, SAMPLES, "LICENSE", "LICENSE.txt", "LICENSE.md"]
 PUBLISHED += [f"{folder}{name}" for folder in ("", "discriminator/") for name in ("config.json", *WEIGHT_GLOBS)]
 PUBLISHED += [f"adapter/{folder}{name}" for folder in ("", "discriminator/")
               for name in (CARD, "adapter_config.json", "adapter_model.safetensors")]  # fmt: skip
+# No field of a configuration names a file; some are words that a file here may have for its name.
+_OWN_FIELDS = {*BigGANConfig.__dataclass_fields__, "model_type"}
 _MODELING = "modeling_biggan.py"
 CODE = tuple(path.name for path in Path(__file__).parent.glob("*.py") if not path.name.startswith("_"))
 
@@ -446,8 +449,9 @@ def upload_folder(
 ) -> CommitInfo:
     """
     Uploads the model in a folder: the files of `PUBLISHED`, the graphs that were exported from the weights, and no
-    others, with the card of [`card_to_upload`]. A discriminator's go to `discriminator/`. Weights of an earlier
-    upload, which the new ones replace, and graphs of other weights are deleted from the repo; its other files stay.
+    others, with the card of [`card_to_upload`], and without the paths of this machine that a `config.json` may name. A
+    discriminator's go to `discriminator/`. Weights of an earlier upload, which the new ones replace, and graphs of
+    other weights are deleted from the repo; its other files stay.
 
     Args:
         folder: The folder of a model.
@@ -483,6 +487,7 @@ def upload_folder(
             write_index(staging / engine, index)
         if include_code or (not has_code and api.file_exists(repo_id, _MODELING, revision=revision)):
             add_code(staging)
+        forget_paths(staging)
         there = published_card(repo_id, token, revision)
         if sampled is not None and not is_by_hand(there):
             sample_sheet(sampled, rows=8, columns=4).save(staging / SAMPLES)
@@ -609,6 +614,27 @@ def forget_code(path: Path) -> None:
     settings = _settings(path)
     if _names_code(settings):
         _write_settings(path, {name: value for name, value in settings.items() if name != "auto_map"})
+
+
+def forget_paths(folder: Path) -> None:
+    """
+    Removes from the settings of the networks in a folder what names files of this machine: where a network came from,
+    and fields that another program has added.
+    """
+    for path in (*folder.rglob("config.json"), *folder.rglob("adapter_config.json")):
+        settings = _settings(path)
+        told = {"base_model_name_or_path"} if path.name.startswith("adapter") else settings.keys() - _OWN_FIELDS
+        private = sorted(name for name in told & settings.keys() if _holds_path(settings[name]))
+        if private:
+            where = path.relative_to(folder).as_posix()
+            logger.warning(f"not published of {where}, since it names files of this machine: {', '.join(private)}")
+            _write_settings(path, {name: value for name, value in settings.items() if name not in private})
+
+
+def _holds_path(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        value = [*value.keys(), *value.values()]
+    return any(map(_holds_path, value)) if isinstance(value, list) else is_path(value)
 
 
 def _names_code(settings: Mapping[str, Any]) -> bool:

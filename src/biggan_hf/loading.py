@@ -3,8 +3,10 @@
 import json
 import pickle
 import re
+import struct
 import sys
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from logging import Filter, LogRecord
@@ -144,17 +146,27 @@ def _check_files(folder: Path) -> None:
     for file in folder.glob("*.safetensors"):
         file.open("rb").close()  # safetensors says of any failure that there is no such file
     for index in folder.glob("*.index.json"):
-        try:
-            content = json.loads(index.read_text(encoding="utf-8"))
-            names = set(content["weight_map"].values())
-            content["metadata"].keys()
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{str(index)!r} is no index of weights: {type(error).__name__}: {error}") from error
-        for name in names:
+        for name in _files_of_index(index):
             if not isinstance(name, str) or Path(name).name != name or "\\" in name or name in ("", ".", ".."):
                 raise ValueError(f"{str(index)!r} is refused: it names {name!r}, which is no file in its folder")
             if not (folder / name).exists() and not index.is_symlink():  # in the Hub's cache they may follow
                 raise FileNotFoundError(f"{str(index)!r} names {name!r}, which is not there")
+
+
+def _files_of_index(index: Path) -> Iterable[Any]:
+    try:
+        content = json.loads(index.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{str(index)!r} is no index of weights: it is no JSON ({error})") from error
+    fields = [content.get(name) if isinstance(content, dict) else None for name in ("metadata", "weight_map")]
+    if not all(isinstance(field, dict) for field in fields) or not fields[1]:
+        expected = "an object with the objects 'metadata' and 'weight_map', the file of each weight"
+        raise ValueError(f"{str(index)!r} is no index of weights: expected {expected}")
+    return fields[1].values()
+
+
+# What torch raises of a damaged file, beside `RuntimeError`.
+_OF_PICKLES = (pickle.UnpicklingError, struct.error, EOFError, LookupError, UnicodeError)
 
 
 @contextmanager
@@ -172,7 +184,7 @@ def _told_in_one_line(cls: Any, where: str, folder: Path | None) -> Iterator[Non
         raise TypeError(message) from error
     except MemoryError:
         raise
-    except (RuntimeError, SafetensorError, pickle.UnpicklingError, EOFError, KeyError) as error:
+    except (RuntimeError, SafetensorError, *_OF_PICKLES) as error:
         if isinstance(error, RuntimeError) and re.search("can't allocate|out of memory|overflow", str(error)):
             raise MemoryError(f"{where}: a network of this configuration does not fit the memory") from error
         raise ValueError(_what_is_wrong(where, folder, error)) from error
@@ -224,7 +236,9 @@ def _no_table(draws_values: bool) -> Iterator[None]:
     table, before = _Table(), _DRAWS_VALUES.set(draws_values)
     _TABLE.addFilter(table)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")  # of a file that is damaged
+            yield
     finally:
         _TABLE.removeFilter(table)
         _DRAWS_VALUES.reset(before)

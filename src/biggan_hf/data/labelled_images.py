@@ -58,6 +58,11 @@ class ImageBatch(TypedDict):
 class UnreadablePictureError(ValueError):
     """A picture can't be decoded, and the caller wants an error rather than another picture."""
 
+    def __init__(self, message: str) -> None:
+        if message.startswith("Caught "):  # by a worker, whose traceback torch gives; the message is at its end
+            message = message.rpartition(f"{type(self).__qualname__}: ")[2].strip()
+        super().__init__(message)
+
 
 @dataclass(frozen=True, eq=False)
 class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
@@ -205,7 +210,8 @@ class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
                 return self._decode(row, cell)
             picture = Unreadable(cell["path"] if cell else None, row, str(error))
             if self.on_unreadable_image == "error":
-                raise UnreadablePictureError(str(picture)) from error
+                way = "no other picture takes its place here: mend it, or move it away"
+                raise UnreadablePictureError(f"{picture}; {way}") from error
         self.unreadable[row] = picture
         if torch.utils.data.get_worker_info() is None:  # or else each worker would log it
             logger.warning("%s; the next readable one takes its place", picture)

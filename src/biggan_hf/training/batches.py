@@ -120,8 +120,9 @@ WORKERS: list[tuple[int, multiprocessing.process.BaseProcess]] = []  # with the 
 
 def _ignore_signals(worker: int) -> None:
     """Workers ignore signals: the training process needs them until its step ends."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
+    for name in ("SIGTERM", "SIGINT", "SIGHUP"):  # there may be no SIGHUP
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def kill_workers() -> None:

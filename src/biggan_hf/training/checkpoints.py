@@ -6,11 +6,11 @@ which are tensors and numbers only. Beside adapters, these networks have them me
 networks, without adapters, and `training_state.pt` the adapters.
 """
 
-import json
 import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -108,6 +108,9 @@ def load_training_state(folder: Path) -> dict[str, Any]:
     check_archive(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        why = "it holds something else than tensors and numbers, and such a file could run code"
+        raise ValueError(f"{str(path)!r} can't be read: {why}") from error
     except Exception as error:  # a damaged file may fail anywhere in the reader
         raise ValueError(f"{str(path)!r} can't be read: {type(error).__name__}: {error}") from error
     missing = [name for name in _STATE if not isinstance(state, dict) or name not in state]
@@ -134,7 +137,7 @@ def why_unreadable(folder: Path) -> str | None:
     for name in [*_FILES, *(_BASE_FILES if (folder / BASE).exists() else [])]:
         try:
             if name.endswith(".json"):
-                json.loads((folder / name).read_text(encoding="utf-8"))
+                read_config((folder / name).parent)
             else:
                 safe_open(folder / name, "pt")  # compares the file's length with its header
                 checksums[name] = check_weights(folder / name)
@@ -151,6 +154,14 @@ def why_unreadable(folder: Path) -> str | None:
     if re.fullmatch(r"checkpoint-\d+", folder.name) and state["global_step"] != step_of(folder):
         return f"its {TRAINING_STATE} is of step {state['global_step']}"
     return None
+
+
+def read_config(folder: Path) -> BigGANConfig:
+    """The configuration of a network. Raises `ValueError` where it is damaged or of something else."""
+    try:
+        return BigGANConfig.from_pretrained(folder)
+    except Exception as error:  # damage can make any part of the reader fail
+        raise ValueError(str(error) or type(error).__name__) from error
 
 
 def find_checkpoint(output_dir: Path, resume_from_checkpoint: str | None) -> Path | None:
@@ -218,7 +229,7 @@ def check_same_architecture(folder: Path, config: BigGANConfig) -> dict[str, str
     Returns:
         The fields without weights that change, and how.
     """
-    saved, changes = BigGANConfig.from_pretrained(folder), {}
+    saved, changes = read_config(folder), {}
     passed_over = {"architectures", "dtype", "transformers_version", "label2id"}
     if list((saved.id2label or {}).values()) == [f"LABEL_{label}" for label in range(config.num_labels or 0)]:
         passed_over.add("id2label")

@@ -18,6 +18,7 @@ from .checkpoints import warn
 # The losses, the singular values of every weight, what evaluations measured, and the collapses, in a run's folder.
 LOG, SPECTRA, EVALUATIONS, COLLAPSES = "log.jsonl", "spectra.jsonl", "evaluations.jsonl", "collapses.jsonl"
 CURVES = "curves.png"
+NETWORKS = ("generator", "discriminator")
 
 
 # Lines
@@ -50,22 +51,33 @@ def last_lines(path: Path, number: int) -> list[dict[str, Any]]:
 
 def _lines(path: Path, content: bytes) -> list[dict[str, Any]]:
     # A power cut may leave zeros, and a kill half a line.
-    lines, damaged = [], 0
+    lines: list[dict[str, Any]] = []
+    damaged = 0
     for line in content.splitlines():
         try:
-            lines.append(_line(line))
-        except ValueError:
+            values = json.loads(line)  # UTF-8, or `UnicodeDecodeError`, which is a `ValueError`
+        except (ValueError, RecursionError):
+            values = None
+        if _is_line(path.name, values):
+            lines.append(values)
+        else:
             damaged += 1
     if damaged:
         warn(f"{str(path)!r} has {damaged} lines that can't be read; they are passed over")
     return lines
 
 
-def _line(line: bytes) -> dict[str, Any]:
-    values = json.loads(line)  # UTF-8, or `UnicodeDecodeError`, which is a `ValueError`
-    if not isinstance(values, dict) or not isinstance(values.get("step"), int):
-        raise ValueError("a line of a log has a step")
-    return values
+def _is_line(log: str, values: Any) -> bool:
+    """Whether a line of a log holds what its readers look for: a step, and what the log tells of it."""
+    if not isinstance(values, dict) or not isinstance(values.get("step"), int) or len(values) == 1:
+        return False
+    if log != SPECTRA:
+        needed = PANELS["losses"] if log == LOG else []
+        return all(isinstance(value, int | float) for value in [*values.values(), *map(values.get, needed)])
+    networks = [values.get(network) for network in NETWORKS]
+    sigmas = [sigma for weights in networks if isinstance(weights, dict) for sigma in weights.values()]
+    are_sigmas = all(isinstance(s, list) and s and isinstance(s[0], int | float) for s in sigmas)
+    return are_sigmas and all(isinstance(weights, dict) for weights in networks)
 
 
 def cut_logs(folder: Path, step: int) -> None:
@@ -124,10 +136,11 @@ def _curves(folder: Path) -> dict[str, dict[str, list[tuple[int, float]]]]:
     lines = [*log, *evaluations]
     panels = {title: {name: [(line["step"], line[name]) for line in lines if name in line] for name in names}
               for title, names in {**PANELS, **measured}.items()}  # fmt: skip
-    for network in ("generator", "discriminator"):  # one curve for each weight, as in the paper's figure 3
+    for network in NETWORKS:  # one curve for each weight, as in the paper's figure 3
         weights = spectra[0][network] if spectra else ()
         panels[f"σ0 of the {network}'s weights"] = {
-            name: [(line["step"], line[network][name][0]) for line in spectra] for name in weights
+            name: [(line["step"], line[network][name][0]) for line in spectra if name in line[network]]
+            for name in weights
         }
     some = {title: {name: points for name, points in curves.items() if points} for title, curves in panels.items()}
     return {title: curves for title, curves in some.items() if curves}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,9 +13,10 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import set_seed
 
+from ..cards import is_text
 from ..configuration_biggan import BigGANConfig
 from ..data import LabelledImages, load_labelled_images
-from ..files import remove_unfinished, write_text
+from ..files import read_text, remove_unfinished, write_text
 from ..hub import create_repo
 from .arguments import DataArguments, ModelArguments, TrainingArguments, resumed_arguments
 from .batches import BatchSource, counter_generator, to_pixel_values
@@ -23,7 +25,7 @@ from .fitting import fit_batch
 from .logs import LOG, cut_logs, read_lines
 from .players import build_players
 from .quality import Quality, set_best_aside
-from .report import describe, write_report
+from .report import REPORT, describe, write_report
 from .run import Run
 from .settings import absolute, read_settings, run_folder, settings_of, warn_of_other_settings
 from .stability import SigmaClamp, Spectra
@@ -107,13 +109,20 @@ def build_accelerator(args: TrainingArguments) -> Accelerator:
             raise ValueError(f"report_to names {name!r}, but the trackers installed here are {available or 'none'}")
     if args.tf32:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    return Accelerator(
+    accelerator = Accelerator(
         mixed_precision=args.mixed_precision,
         # tensorboard starts last: it writes to the folder, and the others may fail.
         log_with=sorted(args.report_to, key="tensorboard".__eq__) or None,
         project_dir=args.output_dir,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
+    if (started := int(os.environ.get("WORLD_SIZE", "1"))) > accelerator.num_processes:
+        # They would all take themselves for the first one and write into one folder.
+        raise ValueError(
+            f"the launcher started {started} processes (WORLD_SIZE), but accelerate counts "
+            f"{accelerator.num_processes}: on a machine without GPUs set ACCELERATE_USE_CPU=true"
+        )
+    return accelerator
 
 
 def load_images(data_args: DataArguments, config: BigGANConfig, split: str | None = None) -> LabelledImages:
@@ -269,6 +278,9 @@ def open_all(run: Run) -> None:
     if step == 0 and log.exists() and log.stat().st_size:
         warn(f"no checkpoint in {str(folder)!r}: the run starts anew, and so does its log")
     write_text(folder / SETTINGS, json.dumps(run.settings, indent=2))
+    if not is_text(read_text(folder / REPORT)):
+        warn(f"{str(folder / REPORT)!r} is no text in UTF-8; it begins anew")
+        (folder / REPORT).unlink()
     write_report(run)
     cut_logs(folder, step)
     if (folder / f"checkpoint-{step}").is_dir() and 0 < run.args.logging_steps <= step and not read_lines(log):
