@@ -699,6 +699,16 @@ def test_options_are_spelt_with_hyphens_too(model: str, tmp_path: Path) -> None:
     assert sheets[0] == sheets[1]
 
 
+def test_images_per_class_has_the_names_of_python(model: str, tmp_path: Path) -> None:
+    for name in ("images_per_class", "num_images_per_prompt", "num-images-per-label"):
+        main(["sample", model, "--classes", "3", f"--{name}", "2", "--output", str(tmp_path / f"{name}.png")])
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+    for command in ("sweep", "neighbours"):
+        rest = ["--dataset_name", "x"] if command == "neighbours" else []
+        args = build_parser().parse_args([command, model, "--output", "x", *rest, "--num_images_per_prompt", "3"])
+        assert args.images_per_class == 3
+
+
 def test_version_and_environment(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["--version"])

@@ -113,6 +113,10 @@ def test_no_samples_of_classes_without_pictures(folder: Path, capsys: pytest.Cap
     assert "pictures has pictures of 3 of the model's 4 classes" in capsys.readouterr().out
     samples = json.loads(Path("report.json").read_text())["protocol"]["samples"]
     assert samples["labels"] == "uniform over 3 of 4 classes: 1, 2, 3"
+    with pytest.raises(SystemExit):
+        evaluate("--metrics", "fid", "intra_class_fid")
+    printed = capsys.readouterr()
+    assert "pictures has no class 'none'" in printed.err and "samples are of these" not in printed.out
     tiny_generator(num_channels=1, id2label={0: "ant", 1: "bee", 2: "cat"}).save_pretrained("model")
     evaluate("--metrics", "fid")
     assert "pictures of none of the model's 3 classes, by their names" in capsys.readouterr().out

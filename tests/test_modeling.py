@@ -411,6 +411,24 @@ def test_save_and_load(build: Callable[..., Network], overrides: dict[str, Any],
     assert torch.allclose(output(loaded.train(), *inputs), output(model.train(), *inputs), atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("build", "field", "value", "told"),
+    [
+        (tiny_generator, "z_dim", 32, r"'linear.weight' is \(256, 4\) in this network and \(256, 8\) in a"),
+        (tiny_generator, "generator_attention_resolutions", [], r"gamma' is \(1,\) in this network and missing in a"),
+        (tiny_discriminator, "num_labels", 3, r"'class_embedding.weight' is \(5, 16\) .* and \(3, 16\) in a"),
+    ],
+)
+def test_a_configuration_that_does_not_fit_is_not_saved(
+    build: Callable[..., Network], field: str, value: Any, told: str, tmp_path: Path
+) -> None:
+    model = build(**ATTENTION)
+    setattr(model.config, field, value)
+    with pytest.raises(ValueError, match=told):
+        model.save_pretrained(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
 @both_networks
 def test_save_in_shards(build: Callable[..., Network], tmp_path: Path) -> None:
     model = build(**VARIANTS["deep"])

@@ -152,7 +152,17 @@ def test_a_step_that_is_not_logged_waits_for_nothing(pictures: Path, tmp_path: P
             main(arguments(pictures, output, *flags, "--logging_steps", str(logging_steps), steps=steps))
         return sum(name in WAITS for name in operations.names)
 
-    assert waits(2, 1000) == waits(4, 1000) < waits(4, 4)
+    assert waits(2, 1000) == waits(4, 1000) < waits(4, 2)  # the last step is logged in any case
+
+
+def test_the_last_step_is_logged(pictures: Path, tmp_path: Path) -> None:
+    for steps, logged in ((3, [2, 3]), (4, [2, 3, 4])):
+        resumed = ["--resume_from_checkpoint", "latest", "--logging_steps", "2"]
+        main(arguments(pictures, tmp_path / "model", *resumed, steps=steps))
+        assert [line["step"] for line in read_log(tmp_path / "model")] == logged
+    in_no_time = ["--logging_steps", "1000", "--max_train_minutes", "1e-6"]
+    main(arguments(pictures, tmp_path / "short", *in_no_time))
+    assert [line["step"] for line in read_log(tmp_path / "short")] == [1]
 
 
 def test_evaluation_keeps_the_best_model_apart(pictures: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from fake_hub import FakeHub
 from PIL import Image
-from training_runs import Capture, Patch, arguments, write_pictures
+from training_runs import Capture, Patch, arguments, write_checkpoint, write_pictures
 
 from biggan_hf.data import Contents
 from biggan_hf.training import main, parse_arguments, report, set_up
@@ -56,10 +56,34 @@ def test_dry_run_says_what_it_found_and_writes_nothing(
     assert rows["written to"] == "nothing: this is a dry run"
 
 
-def test_a_mistake_ends_a_dry_run_too(pictures: Path, tmp_path: Path, capsys: Capture) -> None:
+@pytest.mark.parametrize("flags", [[], ["--dry_run"]])
+def test_too_few_pictures_are_told_after_what_was_found(
+    pictures: Path, tmp_path: Path, capsys: Capture, flags: list[str]
+) -> None:
+    (pictures / "notes.txt").touch()
     with pytest.raises(SystemExit) as stop:
-        main(arguments(pictures, tmp_path / "model", "--dry_run", "--per_device_batch_size", "11"))
-    assert stop.value.code == 2 and "fewer than one update takes" in capsys.readouterr().err
+        main(arguments(pictures, tmp_path / "model", "--per_device_batch_size", "11", *flags))
+    printed = capsys.readouterr()
+    assert stop.value.code == 2 and not files(tmp_path / "model")
+    assert "2 classes by sub-folders, 5 pictures each: cat, dog" in printed.out and "notes.txt" in printed.out
+    assert "11 (per_device_batch_size=11); lower --per_device_batch_size\n" in printed.err
+
+
+def test_a_run_that_fine_tunes_says_whose_its_networks_and_its_settings_are(
+    pictures: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    write_checkpoint(tmp_path, 1)
+    where = ["--dataset_name", str(pictures), "--output_dir", str(tmp_path / "model")]
+    with pytest.raises(SystemExit):
+        main(["--init_from", str(tmp_path / "checkpoint-1"), *where])
+    printed = capsys.readouterr()
+    said = " ".join(printed.out.split())
+    assert f"networks architecture of {tmp_path}/checkpoint-1, generator " in said
+    assert "settings of preset biggan-128 where none were given; --preset names another" in said
+    why = "fewer than one update takes, 2,048 (global_batch_size=2048 as in preset biggan-128); lower"
+    assert f"{why} --global_batch_size, and --per_device_batch_size, which divides it" in printed.err
+    told = found(pictures, tmp_path / "model", "--init_from", str(tmp_path / "checkpoint-1"))
+    assert dict(told.public_rows())["networks"].startswith("architecture of the local folder 'checkpoint-1', gen")
 
 
 def test_the_report_is_in_the_log_and_in_the_card(pictures: Path, tmp_path: Path, capsys: Capture) -> None:
@@ -92,7 +116,8 @@ FEW = "10 pictures are few, and nothing augments them"
         (lambda folder: coloured(folder, size=24), [], "smaller than the model's 32 pixels, and are enlarged", ""),
         (lambda folder: coloured(folder, size=40), [], "", "smaller"),
         (write_pictures, ["--label_column", "none"], "", "No labels were found"),
-        (lambda folder: black(folder), [], "The probed pictures are nearly black", ""),
+        (lambda folder: black(folder), [], "The probed pictures of more than 8 bits are nearly black", ""),
+        (lambda folder: black(folder, "*/[0-4].png"), [], "the brightest value is 6% of white", ""),
         (write_pictures, [], "", "nearly black"),
     ],
 )
@@ -115,9 +140,9 @@ def test_what_the_pictures_have_to_say(pictures: Path, tmp_path: Path, monkeypat
     assert "Not trained on: splits test (5" in screen
 
 
-def black(folder: Path) -> Path:
+def black(folder: Path, those: str = "*/*.png") -> Path:
     """Values of 12 bits in files of 16."""
-    for path in write_pictures(folder).glob("*/*.png"):
+    for path in write_pictures(folder).glob(those):
         Image.fromarray(np.asarray(Image.open(path)).astype(np.uint16) * 16).save(path)
     return folder
 

@@ -46,7 +46,7 @@ from .files import (
 )
 from .images import sample_sheet
 from .keywords import answers_keywords, check_keywords
-from .loading import LoadingMixin
+from .loading import LoadingMixin, check_configuration
 
 
 logger = logging.get_logger(__name__)
@@ -108,6 +108,9 @@ class PublishingMixin(LoadingMixin):
         remain. With `include_code=True` the folder also holds the code, for machines without this package. The weights
         say at which `global_step` of the training they were saved, which an evaluation then reports. With
         `push_to_hub=True`, `repo_id` and the other arguments go to [`push_to_hub`].
+
+        Raises:
+            ValueError: The configuration does not fit the weights. Nothing has been written.
         """
         if kwargs.get("safe_serialization") is True:  # as always
             del kwargs["safe_serialization"]
@@ -115,11 +118,13 @@ class PublishingMixin(LoadingMixin):
         push = {name: kwargs.pop(name) for name in PUSH_ARGUMENTS if name in kwargs}
         if not is_main_process:
             return
-        if any(hasattr(tensor, "full_tensor") for tensor in (kwargs.get("state_dict") or self.state_dict()).values()):
+        weights = kwargs.get("state_dict") or self.state_dict()
+        if any(hasattr(tensor, "full_tensor") for tensor in weights.values()):
             raise ValueError(
                 "the weights are sharded (DTensor): give whole ones, state_dict=get_model_state_dict(model, options="
                 "StateDictOptions(full_state_dict=True)) of torch.distributed.checkpoint.state_dict"
             )
+        check_configuration(self, weights)
         with staged_folder(save_directory) as staging:
             super().save_pretrained(staging, **kwargs)
             for path in staging.glob("*.safetensors"):

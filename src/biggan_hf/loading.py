@@ -1,5 +1,6 @@
 """Loading a network: it is loaded whole, with weights that are numbers, or one line says why not."""
 
+import copy
 import json
 import pickle
 import re
@@ -14,6 +15,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
@@ -267,3 +269,22 @@ def _check_report(network: str, where: str, report: Mapping[str, Any], may_miss:
 
 def _counted(names: list[str]) -> str:
     return f"{len(names)} weights, such as {names[0]!r}," if len(names) > 1 else f"the weight {names[0]!r}"
+
+
+# What could not be loaded again
+
+
+def check_configuration(network: Any, weights: Mapping[str, Any]) -> None:
+    """Raises `ValueError` where a network of this configuration, whose fields may have been set, has other weights."""
+    if getattr(network, "_hf_peft_config_loaded", False):  # transformers saves the adapter alone
+        return
+    with torch.device("meta"):
+        expected = type(network)(copy.deepcopy(network.config)).state_dict()
+    for name in [*expected, *weights]:
+        here, there = (tuple(held[name].shape) if name in held else None for held in (weights, expected))
+        if (here or (1,)) != (there or (1,)) or None in (here, there):  # the γ of self-attention may be ()
+            told = ["missing" if shape is None else shape for shape in (here, there)]
+            raise ValueError(
+                f"the configuration does not fit the weights, and what is saved could not be loaded: {name!r} is "
+                f"{told[0]} in this network and {told[1]} in a network of this configuration"
+            )

@@ -106,6 +106,11 @@ class Stored(NamedTuple):
     def channels(self) -> int:
         return 1 if self.mode.partition(";")[0] in GREY_MODES else 3
 
+    @property
+    def is_deep(self) -> bool:
+        """Grey in more than 8 bits; Pillow reads RGB of 16 bits as RGB of 8."""
+        return self.mode[0] in "IF"
+
 
 def describe_stored(cell: Mapping[str, Any]) -> Stored:
     """Raises errors of many types where the picture cannot be decoded."""

@@ -88,7 +88,7 @@ def add_seed_argument(group: Group) -> None:
     add_number(group, "--seed", 0, "of the draw", least=0, bits=63)
 
 
-def add_number(group: Group, name: str, default: int | None, help: str, least: int = 1, bits: int = 31) -> None:
+def add_number(group: Group, names: str, default: int | None, help: str, least: int = 1, bits: int = 31) -> None:
     """An integer from `least` to 2**bits - 1; the help says the default unless it is `None`."""
 
     def integer(text: str) -> int:
@@ -97,7 +97,12 @@ def add_number(group: Group, name: str, default: int | None, help: str, least: i
         return int(text)
 
     told = help if default is None else f"{help} (default: %(default)s)"
-    group.add_argument(name, type=integer, default=default, metavar="N", help=told)
+    group.add_argument(*names.split(), type=integer, default=default, metavar="N", help=told)
+
+
+def add_images_per_class_argument(group: Group, default: int, help: str) -> None:
+    """Also by its names in Python."""
+    add_number(group, "--images_per_class --num_images_per_prompt --num_images_per_label", default, help)
 
 
 def add_classes_argument(group: Group, default: str) -> None:

@@ -100,7 +100,8 @@ def run(args: argparse.Namespace) -> None:
         samples = _samples(args)
         extractor = load_extractor(args.extractor, device, image_size=samples[0].image_shape[1])
         reference, floor = _reference(args, samples[0], extractor, settings)
-        samples = [_of_classes_with_pictures(source, reference) for source in samples]
+        if "intra_class_fid" not in settings.metrics:  # which needs pictures of all classes, or is refused
+            samples = [_of_classes_with_pictures(source, reference) for source in samples]
         reports = evaluate_all(samples, reference, extractor, settings, floor)
         if is_main_process():
             _write(args, reports)

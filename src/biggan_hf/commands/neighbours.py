@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_dataset_arguments(parser.add_argument_group("the data set"), required=True)
     group = parser.add_argument_group("the samples")
     common.add_classes_argument(group, "the first 10")
-    common.add_number(group, "--images_per_class", 1, "samples a class; without classes, samples")
+    common.add_images_per_class_argument(group, 1, "samples a class; without classes, samples")
     common.add_drawing_arguments(group)
     group.add_argument(
         "--extractor",

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_model_arguments(parser, engines=True)
     group = parser.add_argument_group("the images")
     common.add_classes_argument(group, "the first 10")
-    common.add_number(group, "--images_per_class", IMAGES_PER_CLASS, "images a row; without classes, rows too")
+    common.add_images_per_class_argument(group, IMAGES_PER_CLASS, "images a row; without classes, rows too")
     group.add_argument("--same_latents", action="store_true", help="the same latents for every class, a column each")
     common.add_drawing_arguments(group, mode=True)
     common.add_output_arguments(parser, "FILE.png", "where the sheet goes")

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_model_arguments(parser, engines=True)
     group = parser.add_argument_group("the images")
     common.add_classes_argument(group, "the first 4")
-    common.add_number(group, "--images_per_class", 2, "rows a class; without classes, rows")
+    common.add_images_per_class_argument(group, 2, "rows a class; without classes, rows")
     default = "the paper's 2 1 0.5 0.04; of these, those for which the model has statistics"
     text = f"from left to right (default: {default})"
     group.add_argument("--truncations", nargs="+", type=float, metavar="T", help=text)

@@ -47,10 +47,13 @@ def found_rows(images: LabelledImages, name: str, held_out: str | None = None) -
 def found_unusual(images: LabelledImages) -> Iterator[str]:
     """What is unusual, a sentence each."""
     yield from images.contents.remarks
-    if images.probed and max(picture.largest for picture in images.probed) < DARK:
+    deep = [picture for picture in images.probed if picture.is_deep]  # others beside them may be bright
+    of_deep = " of more than 8 bits" if deep else ""
+    brightest = max((picture.largest for picture in deep or images.probed), default=255)
+    if brightest < DARK:
         yield (
-            "The probed pictures are nearly black: no value is an eighth of white. If a camera of 12 bits wrote "
-            "into 16, scale its values (docs/pictures.md)."
+            f"The probed pictures{of_deep} are nearly black: the brightest value is {brightest / 255:.0%} of white. "
+            "If a camera of 12 bits wrote into 16, scale its values (docs/pictures.md)."
         )
 
 

@@ -31,6 +31,9 @@ from .run import Run
 from .steps import discriminator_step, generator_step
 
 
+FINISHED = (Stop.STEPS_ARE_DONE, Stop.TIME_IS_UP)
+
+
 def train(run: Run) -> Path | None:
     """
     Trains a run that `set_up` made ready. Returns the folder of the finished model. Returns `None` where a signal or
@@ -49,6 +52,7 @@ def train(run: Run) -> Path | None:
     progress = open_bar(total=run.args.max_train_steps, initial=run.global_step, **bar)
     with Interruption() as interruption, progress:
         make_up(run)
+        metrics: dict[str, Tensor] = {}
         while not stop:
             stop = why_stop(run, vote, deadline, interruption)
             collapse = None
@@ -60,9 +64,11 @@ def train(run: Run) -> Path | None:
             if collapse is None and (stop or saves(run)):
                 collapse = not_finite(run)
             if collapse is not None:
-                stop = Stop.NOT if stop_or_roll_back(run, collapse) else Stop.COLLAPSED
+                stop, metrics = Stop.NOT if stop_or_roll_back(run, collapse) else Stop.COLLAPSED, {}
             elif not stop:
                 periodically(run)
+        if metrics and stop in FINISHED and not run.is_due(run.args.logging_steps):
+            report(run, metrics, progress)  # the last step is in the log, too
         return end(run, stop)
 
 
@@ -242,7 +248,7 @@ def evaluate(run: Run) -> None:
 def end(run: Run, stop: int) -> Path | None:
     """Leaves the finished model and returns its folder. An interrupted run leaves a checkpoint instead."""
     run.accelerator.wait_for_everyone()
-    folder = run.output_dir if stop in (Stop.STEPS_ARE_DONE, Stop.TIME_IS_UP) else None
+    folder = run.output_dir if stop in FINISHED else None
     is_unfinished = Stop.HUNG_UP <= stop <= Stop.LAUNCHER_IS_GONE
     if run.is_main and folder is not None:
         finish(run, folder)

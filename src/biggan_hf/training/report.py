@@ -76,14 +76,13 @@ def describe(run: "Run", data_args: DataArguments, resumed: Path | None) -> Repo
     data, processes = data_args.dataset_name, run.accelerator.num_processes
     batch = run.accumulation_steps * args.per_device_batch_size * processes
     product = f"{args.per_device_batch_size} × {counted(processes, 'process')} × {run.accumulation_steps} accumulated"
-    networks = run.players.networks
-    sizes = [f"{name} {sum(w.numel() for w in n.parameters()):,} parameters" for name, n in networks.items()]
     rows = [
         *found_rows(images, data, data_args.held_out_split),
         Row("trained as", f"{size}×{size}, {'RGB' if run.config.num_channels == 3 else 'grey'}"),
-        Row("networks", ", ".join([f"preset {run.settings['preset']}", *sizes])),
+        _networks(run),
         _origin(run, resumed),
-        Row("trained", said_of(networks.values(), args.lora_rank) if args.lora_rank else ""),
+        Row("settings", _settings(run)),
+        Row("trained", said_of(run.players.networks.values(), args.lora_rank) if args.lora_rank else ""),
         Row("device", _device(run)),
         Row("batch", f"{batch:,} = {product}"),
         Row("training", _length(run, args.max_train_steps - run.global_step, batch * args.num_discriminator_steps)),
@@ -105,6 +104,23 @@ def write_report(run: "Run") -> None:
 
 
 # The rows
+
+
+def _networks(run: "Run") -> Row:
+    networks, model = run.players.networks.items(), run.settings["init_from"]
+    sizes = [f"{name} {sum(w.numel() for w in network.parameters()):,} parameters" for name, network in networks]
+    origins = [f"preset {run.settings['preset']}"] * 2
+    if model is not None:
+        origins = [f"architecture of {name}" for name in (model, public_name(model))]
+    said, public = (", ".join([origin, *sizes]) for origin in origins)
+    return Row("networks", said, public)
+
+
+def _settings(run: "Run") -> str:
+    """Where the settings of the training come from, if not from where the networks come from."""
+    if run.settings["init_from"] is None:
+        return ""
+    return f"of preset {run.settings['preset']} where none were given; --preset names another"
 
 
 def _origin(run: "Run", resumed: Path | None) -> Row:

@@ -18,6 +18,7 @@ from ..configuration_biggan import BigGANConfig
 from ..data import LabelledImages, load_labelled_images
 from ..files import read_text, remove_unfinished, write_text
 from ..hub import create_repo
+from ..presets import preset_row
 from .arguments import DataArguments, ModelArguments, TrainingArguments, resumed_arguments
 from .batches import BatchSource, counter_generator, to_pixel_values
 from .checkpoints import BASE, SETTINGS, check_same_architecture, find_checkpoint, load_training_state, set_aside, warn
@@ -56,9 +57,6 @@ def set_up(model_args: ModelArguments, data_args: DataArguments, args: TrainingA
     config = networks.config(images.class_names)
     args = fit_batch(args, accelerator, config, resumed, model_args.init_from, model_args.revision, saved)
     accumulation_steps = args.accumulation_steps(accelerator.num_processes)
-    batch = accumulation_steps * args.per_device_batch_size * accelerator.num_processes
-    if images.num_readable < batch:
-        raise ValueError(f"the data set has {images.num_readable} pictures, fewer than one update takes, {batch}")
 
     # The checkpoint, and the settings of its run
     settings = settings_of((model_args, data_args, args), accelerator.num_processes)
@@ -94,6 +92,7 @@ def set_up(model_args: ModelArguments, data_args: DataArguments, args: TrainingA
 
     if run.is_main:
         run.report = describe(run, data_args, resumed)
+    check_enough_pictures(run)
     if not args.dry_run:
         open_all(run)
     return run
@@ -194,6 +193,25 @@ def build_quality(images: LabelledImages, args: TrainingArguments, accelerator: 
 
 
 # Checks
+
+
+def check_enough_pictures(run: Run) -> None:
+    """Where there are too few for one update, prints what was found and left out, and raises `ValueError`."""
+    number, args = run.batches.images.num_readable, run.args
+    batch = run.accumulation_steps * args.per_device_batch_size * run.accelerator.num_processes
+    if number >= batch:
+        return
+    name, options = "per_device_batch_size", "--per_device_batch_size"
+    if args.global_batch_size is not None:
+        name, options = "global_batch_size", "--global_batch_size, and --per_device_batch_size, which divides it"
+    value, preset = getattr(args, name), run.settings["preset"]
+    of_preset = f" as in preset {preset}" if preset_row(preset).training.get(name) == value else ""
+    if run.report is not None:
+        print(run.report.screen(), flush=True)
+    raise ValueError(
+        f"the data set has {number:,} pictures, fewer than one update takes, {batch:,} ({name}={value}{of_preset}); "
+        f"lower {options}"
+    )
 
 
 def check_same_rank(state: dict[str, Any] | None, args: TrainingArguments) -> None:
