@@ -3,8 +3,7 @@
     python benchmarks/engines.py --biggan_pytorch BigGAN-PyTorch --work FOLDER --threads 2 --repeats 5 --busy 4
 
 Each program runs in a process of its own, by turns with the others. All have the same random weights. Weights and
-graphs are made once, into the folder, and stay there: after a change of the package remove `ours/onnx` and
-`ours/openvino`.
+graphs stay in the folder: after a change of the package remove `ours/onnx` and `ours/openvino`.
 """
 
 import argparse
@@ -129,8 +128,7 @@ def results_of(
     results = []
     for program, difference in zip(programs, found, strict=True):
         result = {"what": what, "unit": unit, "program": str(program), "largest_difference": difference}
-        conditions = {name: _laid_beside(program, programs, values) for name, values in measured.items()}
-        results.append(result | conditions)
+        results.append(result | {name: _laid_beside(program, programs, values) for name, values in measured.items()})
     return results
 
 
