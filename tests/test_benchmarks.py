@@ -329,6 +329,8 @@ def test_an_engine_that_computes_something_else_is_refused() -> None:
     assert engines.differences(programs, [images, images, images + 2e-3])[2] == pytest.approx(2e-3, rel=1e-3)
     with pytest.raises(ValueError, match="images of ours onnx fp32 and theirs torch fp32 differ by 0.002"):
         engines.differences(programs, [images, images + 2e-3, images])
+    with pytest.raises(ValueError, match="bf16 and theirs torch fp32 differ by 3.9 of their variance"):
+        engines.differences(programs, [images, images, -images])
 
 
 def test_what_a_user_waits_for_and_pays(tmp_path: Path) -> None:
