@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from common import SPECTRAL, VARIANTS, seeded, tiny_discriminator, tiny_generator, tiny_inputs, tiny_latents
 from evaluation_common import tiny_extractor
 from torch import Tensor, nn
@@ -370,7 +371,9 @@ def test_a_view_in_eval_mode_keeps_the_precision_of_a_run() -> None:
     discriminator = tiny_discriminator().train()
     inputs, seen = tiny_inputs(discriminator), list[torch.dtype]()
     discriminator.linear.register_forward_hook(lambda _, __, logits: seen.append(logits.dtype))
+    AcceleratorState._reset_state(reset_partial_state=True)  # the precision of a process is set once
     prepared: Any = Accelerator(mixed_precision="bf16", cpu=True).prepare_model(discriminator)
+    AcceleratorState._reset_state(reset_partial_state=True)
     assert in_eval_mode(prepared)(*inputs).logits.dtype == torch.float32  # accelerate's wrapper converts outputs
     assert seen == [torch.bfloat16] and prepared.training
 

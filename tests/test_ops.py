@@ -124,7 +124,7 @@ WIDE = {
 @pytest.mark.parametrize("case", [*draw(40), *WIDE.values()], ids=[*map(str, range(40)), *WIDE])
 def test_convolutions(case: Case, layer_of: type[UpsampleConv2d | Conv2dPool]) -> None:
     operation = ops.upsample_conv2d if layer_of is UpsampleConv2d else ops.conv2d_pool
-    layer = layer_of(*case.channels, 3, case.bias).to(case.dtype)
+    layer = layer_of(*case.channels, 3, bias=case.bias).to(case.dtype)
     maps = torch.randn(case.samples, case.channels[0], *case.size, dtype=case.dtype).to(memory_format=case.format)
     weight = layer.weight.detach().to(memory_format=case.weight_format)
     bias = [] if layer.bias is None else [layer.bias.detach()]
