@@ -179,7 +179,7 @@ def measure_from_start(row: str, args: argparse.Namespace) -> Iterator[list[Resu
             measured = measure(row, runs, args)
             yield results_of(f"{folder.name}, start to first image", "s", programs, found, measured)
             return
-    for index, when in ((2, "while sampling"), (1, "since the start")):
+    for index, when in ((2, "while sampling"), (1, "to the first images")):
         what = f"{folder.name}, memory {when}, batch {number}"
         yield results_of(what, "bytes", programs, found, {"idle": [[values[index]] for values in told]})
 
@@ -208,7 +208,7 @@ def _cells(condition: dict[str, Any], unit: str) -> list[str]:
     scale, written = (2**-20, "MiB") if unit == "bytes" else (1000, f"m{unit}")
     pairs = [condition["beside_first"], condition["beside_same_graph"]]
     ratios = ("–" if pair is None else f"**{pair[0]:.2f}** ({pair[1]:.2f}–{pair[2]:.2f})" for pair in pairs)
-    return [f"{condition['median'] * scale:.4g} {written}", *ratios]
+    return [f"{condition['median'] * scale:.1f} {written}", *ratios]
 
 
 def main(argv: list[str] | None = None) -> None:
