@@ -181,7 +181,7 @@ class EngineModel(SamplingMixin):
     ) -> Tensor:
         feed = {"latents": _array(latents)}
         if self.config.num_labels:
-            number, width = len(latents), class_width(self.config)
+            number, width = len(latents), self.config.class_width
             feed["class_labels"] = np.full(number, -1) if labels is None else labels.long().cpu().numpy()
             feed["class_embeddings"] = (
                 np.zeros((number, width), np.float32) if embeddings is None else _array(embeddings)
@@ -247,11 +247,6 @@ class EngineModel(SamplingMixin):
 
 def _array(given: Tensor) -> np.ndarray:
     return given.detach().float().cpu().numpy()
-
-
-def class_width(config: BigGANConfig) -> int:
-    """The length of a class embedding; without a shared embedding the number of classes."""
-    return config.class_embedding_dim if config.shared_class_embedding else config.num_labels or 0
 
 
 def standing_inputs(config: BigGANConfig, truncation: float | None) -> tuple[np.ndarray, np.ndarray]:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from .configuration_biggan import BigGANConfig
 from .engine_files import EMBEDDINGS, PACKAGES, file_of, of_weights, read_index, write_index
-from .engines import EngineModel, check_engine, check_installed, class_width, import_openvino, standing_inputs
+from .engines import EngineModel, check_engine, check_installed, import_openvino, standing_inputs
 from .files import WEIGHT_GLOBS, checksum_of_file, checksum_of_weights, staged_folder
 from .latents import sample_latents
 from .layers import BatchNorm2d, ConditionalBatchNorm2d
@@ -266,7 +266,7 @@ class Graph(nn.Module):
         inputs = {"latents": torch.zeros(number, config.z_dim)}
         if config.num_labels:
             inputs["class_labels"] = torch.zeros(number, dtype=torch.int64)
-            inputs["class_embeddings"] = torch.zeros(number, class_width(config))
+            inputs["class_embeddings"] = torch.zeros(number, config.class_width)
         if self.norms:
             rows, fraction = standing_inputs(config, None)
             inputs["standing_rows"], inputs["standing_fraction"] = torch.from_numpy(rows), torch.from_numpy(fraction)

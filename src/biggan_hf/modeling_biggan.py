@@ -382,7 +382,7 @@ class BigGANModel(SamplingMixin, BigGANPreTrainedModel):
             raise ValueError("this model is unconditional (num_labels=0): class_embeddings must be None")
         if labels is not None:
             raise ValueError("class_labels and class_embeddings exclude each other; give one of them")
-        width = self.config.class_embedding_dim if self.config.shared_class_embedding else self.config.num_labels
+        width = self.config.class_width
         if embeddings.shape != (latents.shape[0], width):  # not `len`, which would fix the batch of an export
             raise ValueError(f"class_embeddings must be ({len(latents)}, {width}), got {tuple(embeddings.shape)}")
         return embeddings.to(latents.dtype)
