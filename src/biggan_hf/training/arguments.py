@@ -145,6 +145,10 @@ class TrainingArguments:
     channels_last: bool = _help("Channels last in memory. Most devices convolve faster with it.", False)
     gradient_checkpointing: bool = _help("Compute activations again in the backward pass to save memory.", False)
     compile: bool = _help("Compile both networks with torch.compile.", False)
+    cuda_graphs: Literal["auto", "on", "off"] = _help(
+        "Record each update, and let the GPU repeat it. auto: where that works; on: or the run ends.",
+        "auto",
+    )
 
     # Log, evaluations, checkpoints
     logging_steps: int = _help("Steps from one line of the log to the next.", 50)

@@ -28,6 +28,7 @@ from ..words import counted
 from .adapters import said_of
 from .arguments import DataArguments
 from .fine_tuning import map_classes
+from .graphs import why_not
 
 
 if TYPE_CHECKING:
@@ -141,7 +142,11 @@ def _device(run: "Run") -> str:
     precision = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}.get(run.accelerator.mixed_precision)
     if device.type == "cpu" and precision == "float16":
         precision = "float32: a CPU does not train in float16"
-    return f"{device.type}{name}, {counted(processes, 'process')}, {precision}"
+    graphs = ""
+    if device.type == "cuda":
+        reason = "" if run.args.cuda_graphs == "off" else why_not(run.args, run.accelerator)
+        graphs = ", CUDA graphs" if reason is None else f", no CUDA graphs{reason and ': '}{reason}"
+    return f"{device.type}{name}, {counted(processes, 'process')}, {precision}{graphs}"
 
 
 def _length(run: "Run", steps: int, pictures_a_step: int) -> str:

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import set_seed
+from torch import nn
 
 from ..cards import is_text
 from ..configuration_biggan import BigGANConfig
@@ -23,6 +24,7 @@ from .arguments import DataArguments, ModelArguments, TrainingArguments, resumed
 from .batches import BatchSource, counter_generator, to_pixel_values
 from .checkpoints import BASE, SETTINGS, check_same_architecture, find_checkpoint, load_training_state, set_aside, warn
 from .fitting import fit_batch
+from .graphs import CudaRecorder, Graphs, why_not
 from .logs import LOG, cut_logs, read_lines
 from .players import build_players
 from .quality import Quality, set_best_aside
@@ -84,7 +86,8 @@ def set_up(model_args: ModelArguments, data_args: DataArguments, args: TrainingA
     clamps = args.sigma_clamp is not None or args.sigma_clamp_ratio is not None
     clamp = SigmaClamp(players.bare_generator, args.sigma_clamp, args.sigma_clamp_ratio) if clamps else None
     parts = (players, ema, batches, accumulation_steps, spectra, watched, clamp, quality)
-    run = Run(args, accelerator, config, *parts, settings)
+    graphs = build_graphs(args, accelerator, [*players.networks.values(), ema])
+    run = Run(args, accelerator, config, *parts, settings, graphs)
     if resumed is not None and state is not None:
         check_same_weights(resumed, state, players)
         with told_as(f"the training_state.pt of {str(resumed)!r} is of another run"):
@@ -156,6 +159,16 @@ def build_batches(
         horizontal_flip=data_args.horizontal_flip,
         num_workers=data_args.dataloader_num_workers,
     )
+
+
+def build_graphs(args: TrainingArguments, accelerator: Accelerator, networks: Iterable[nn.Module]) -> Graphs:
+    reason = why_not(args, accelerator)
+    if args.cuda_graphs == "on" and reason is not None:
+        raise ValueError(f"cuda_graphs=on is not possible: {reason}")
+    if args.cuda_graphs == "off" or reason is not None:
+        return Graphs()
+    written = [tensor for network in networks for tensor in (*network.parameters(), *network.buffers())]
+    return Graphs(CudaRecorder(), written, required=args.cuda_graphs == "on")
 
 
 def watched_pictures(
