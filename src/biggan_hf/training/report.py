@@ -143,8 +143,8 @@ def _device(run: "Run") -> str:
     precision, unit = str(run.accelerator.mixed_precision), bfloat16_unit(device)
     said = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}.get(precision, precision)
     if precision == "no":
-        faster = f"its {unit} would be faster in bfloat16: --mixed_precision auto" if unit else "no fast bfloat16"
-        said += f" ({faster})"
+        faster = f"its {unit} would be faster in bfloat16: --mixed_precision auto"
+        said += f" ({faster if unit else 'it has no fast bfloat16'})"
     elif precision == "bf16":
         said += f" ({unit})" if unit else ", which this device computes slowly"
     elif device.type == "cpu":
