@@ -193,7 +193,9 @@ def measure_stability(run: Run) -> dict[str, float]:
 
 def periodically(run: Run) -> None:
     """The main process writes checkpoints and sheets of samples; every process takes part in evaluations."""
-    # The checkpoint comes first: nothing that fails afterwards can cost the steps so far.
+    if run.is_main and run.compile_cache is not None:
+        run.compile_cache.keep_once()  # the first step has compiled all
+    # The checkpoint comes before the rest: nothing that fails afterwards can cost the steps so far.
     if run.is_main and run.is_due(run.args.checkpointing_steps):
         run.checkpoint()
     if run.is_due(run.args.evaluation_steps):
@@ -255,6 +257,8 @@ def end(run: Run, stop: int) -> Path | None:
     run.accelerator.wait_for_everyone()
     folder = run.output_dir if stop in FINISHED else None
     is_unfinished = Stop.HUNG_UP <= stop <= Stop.LAUNCHER_IS_GONE
+    if run.is_main and run.compile_cache is not None:
+        run.compile_cache.keep()
     if run.is_main and folder is not None:
         finish(run, folder)
     elif run.is_main and is_unfinished:

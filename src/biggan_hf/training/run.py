@@ -25,6 +25,7 @@ from .checkpoints import (
     step_of,
     why_unreadable,
 )
+from .compile_cache import CompileCache
 from .graphs import Graphs
 from .logs import cut_logs
 from .players import load_networks, set_adam
@@ -53,6 +54,7 @@ class Run:
     rollbacks: int = 0
     collapsed: bool = False
     report: Report | None = None  # what the run found before its first step; the first process has it
+    compile_cache: CompileCache | None = None
     exit_status: int = 0  # of a run that a signal, or the end of its launcher, has stopped
     overflows: Tensor | float = 0.0  # the steps in a row in which float16 overflowed
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import set_seed
 from torch import nn
@@ -17,12 +17,15 @@ from torch import nn
 from ..cards import is_text
 from ..configuration_biggan import BigGANConfig
 from ..data import LabelledImages, load_labelled_images
+from ..devices import bfloat16_unit
 from ..files import read_text, remove_unfinished, write_text
 from ..hub import create_repo
 from ..presets import preset_row
+from ..processes import from_main
 from .arguments import DataArguments, ModelArguments, TrainingArguments, resumed_arguments
 from .batches import BatchSource, counter_generator, to_pixel_values
 from .checkpoints import BASE, SETTINGS, check_same_architecture, find_checkpoint, load_training_state, set_aside, warn
+from .compile_cache import CompileCache
 from .fitting import fit_batch
 from .graphs import CudaRecorder, Graphs, why_not
 from .logs import LOG, cut_logs, read_lines
@@ -48,6 +51,7 @@ def set_up(model_args: ModelArguments, data_args: DataArguments, args: TrainingA
     resumed = find_checkpoint(Path(args.output_dir), args.resume_from_checkpoint)
     state = None if resumed is None else load_training_state(resumed)
     check_same_rank(state, args)
+    args = with_precision(args)
     accelerator = build_accelerator(args)
     saved = read_settings(run_folder(args.output_dir, args.resume_from_checkpoint or "latest"))
     networks = model_args
@@ -57,6 +61,7 @@ def set_up(model_args: ModelArguments, data_args: DataArguments, args: TrainingA
     with accelerator.main_process_first(), told_where_pictures_were(saved, data_args.dataset_name):
         images = load_images(data_args, blank)
     config = networks.config(images.class_names)
+    compile_cache = None if args.compile_cache is None else CompileCache(args.compile_cache, accelerator.device)
     args = fit_batch(args, accelerator, config, resumed, model_args.init_from, model_args.revision, saved)
     accumulation_steps = args.accumulation_steps(accelerator.num_processes)
 
@@ -87,7 +92,7 @@ def set_up(model_args: ModelArguments, data_args: DataArguments, args: TrainingA
     clamp = SigmaClamp(players.bare_generator, args.sigma_clamp, args.sigma_clamp_ratio) if clamps else None
     parts = (players, ema, batches, accumulation_steps, spectra, watched, clamp, quality)
     graphs = build_graphs(args, accelerator, [*players.networks.values(), ema])
-    run = Run(args, accelerator, config, *parts, settings, graphs)
+    run = Run(args, accelerator, config, *parts, settings, graphs=graphs, compile_cache=compile_cache)
     if resumed is not None and state is not None:
         check_same_weights(resumed, state, players)
         with told_as(f"the training_state.pt of {str(resumed)!r} is of another run"):
@@ -102,6 +107,14 @@ def set_up(model_args: ModelArguments, data_args: DataArguments, args: TrainingA
 
 
 # What a run is built from
+
+
+def with_precision(args: TrainingArguments) -> TrainingArguments:
+    """In the place of 'auto' what it means on the first process's device. A run that goes on keeps it."""
+    if args.mixed_precision != "auto":
+        return args
+    precision: Any = from_main("bf16" if bfloat16_unit(PartialState().device) else "no")
+    return dataclasses.replace(args, mixed_precision=precision)
 
 
 def build_accelerator(args: TrainingArguments) -> Accelerator:
