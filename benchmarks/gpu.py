@@ -38,12 +38,18 @@ class Row:
     Args:
         name: Section, and after a slash what is special.
         words: Of the command, after `python`.
-        seconds: That it takes, as a guess. It is not started with less, and is ended after twice as long.
+        seconds: That it takes, as a guess. It is not started with less, and is ended after `patience` times as long.
+        patience: A factor.
     """
 
     name: str
     words: tuple[str, ...]
     seconds: float
+    patience: float = 2
+
+    @property
+    def limit(self) -> float:
+        return self.patience * self.seconds
 
     def is_of(self, section: str) -> bool:
         return f"{self.name}/".startswith(f"{section}/")
@@ -81,17 +87,19 @@ def rows(options: argparse.Namespace) -> list[Row]:
         ("speedrun/theirs", AROUND_TRAINING, f"speedrun.py theirs {peer} {training}"),
     ]
     small = "--channels 4 --repeats 1 --device cpu --threads 1".split()
-    found = [Row("tests", ("-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider", "tests/test_cuda.py"), 60)]
+    tests = shlex.split("-m pytest -n 4 -v --tb=short -p no:cacheprovider tests/test_cuda.py")
+    found = [Row("tests", tuple(tests), 60)]
     if tiny:
-        found.insert(0, Row("planned/failure", ("-c", "raise SystemExit('it fails')"), 5))
-        found.insert(1, Row("planned/limit", ("-c", "import time; print('it waits', flush=True); time.sleep(60)"), 1))
+        found.insert(0, Row("planned/failure", ("-c", "raise SystemExit('it fails')"), 30))
+        waiting = "import os, time; print('it waits:', os.getpid(), flush=True); time.sleep(60)"
+        found.insert(1, Row("planned/limit", ("-c", waiting), 1))
     for name, seconds, line in asked:
         script, *words = shlex.split(line)
         if script == "speedrun.py":
             words += ["--output", str(options.output / f"{name.replace('/', '-')}.zip")]
         elif tiny:  # a CPU has no graphs, and compiles for minutes
             words = [word for word in words if word not in (graphs, compiled)] + small
-        found.append(Row(name, (f"benchmarks/{script}", *words), seconds))
+        found.append(Row(name, (f"benchmarks/{script}", *words), seconds, patience=10 if tiny else 2))
     return found
 
 
@@ -153,7 +161,7 @@ def cells(result: Record) -> list[str]:
 
 def run_row(row: Row, output: Path, left: float) -> Record:
     """Runs it until its end, its limit or the end of the minutes, whatever it does."""
-    limit, start = min(2 * row.seconds, left), time.monotonic()
+    limit, start = min(row.limit, left), time.monotonic()
     report, log = output / "work" / "report.json", output / "log.txt"
     report.unlink(missing_ok=True)
     is_measured = row.words[0].endswith(("training.py", "sampling.py"))
@@ -181,7 +189,7 @@ def run_row(row: Row, output: Path, left: float) -> Record:
         "seconds": time.monotonic() - start,
         "command": shlex.join(["python", *row.words]),
         "last_lines": lines[-15:],
-        "report": json.loads(report.read_text()) if report.exists() else None,
+        "report": json.loads(report.read_text()) if status == DONE and is_measured else None,
     }
 
 
@@ -228,7 +236,7 @@ def measure(options: argparse.Namespace) -> None:
         else:
             left -= ahead * (60 * options.speedrun + AROUND_TRAINING)
         can_start = row.seconds <= left and (row.seconds > AROUND_TRAINING or not row.is_of("speedrun"))
-        takes = f"has {min(2 * row.seconds, left):.0f} s at most" if can_start else "is not started"
+        takes = f"has {min(row.limit, left):.0f} s at most" if can_start else "is not started"
         print(f"{left:.0f} s are left: {row.name}, which may take {row.seconds:.0f} s, {takes}", flush=True)
         if can_start:
             records.add(run_row(row, options.output, left))
