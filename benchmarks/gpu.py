@@ -183,14 +183,12 @@ def run_row(row: Row, output: Path, left: float) -> Record:
                 os.killpg(process.pid, signal.SIGKILL)  # with all that it has started
             process.wait()
     lines = [line for line in log.read_bytes()[begin:].decode(errors="replace").splitlines() if line.strip()]
-    return {
-        "row": row.name,
-        "status": status,
-        "seconds": time.monotonic() - start,
-        "command": shlex.join(["python", *row.words]),
-        "last_lines": lines[-15:],
-        "report": json.loads(report.read_text()) if status == DONE and is_measured else None,
-    }
+    seconds, content = time.monotonic() - start, None
+    with suppress(OSError, ValueError):  # it may be missing or half of it; it may be there when the end does not come
+        content = json.loads(report.read_text(encoding="utf-8"))
+    command = ["python", *row.words]
+    told = {"command": shlex.join(command), "last_lines": lines[-15:], "report": content}
+    return {"row": row.name, "status": status, "seconds": seconds, **told}
 
 
 def speedrun(row: Row, ahead: int, left: float, records: Sequence[Record], options: argparse.Namespace) -> Row:
