@@ -79,10 +79,10 @@ def rows(options: argparse.Namespace) -> list[Row]:
         ("128px/bf16-graphs", 70, f"{large} {bf16} {graphs}"),
         ("cifar10/bf16-compile-graphs", 120, f"{cifar10} {bf16} {graphs} {compiled}"),
         ("sampling/128px", 90, f"{beside} {many} {fast}"),
-        ("sampling/deep-128px", 90, f"{deep} {many} {fast}"),
+        ("sampling/deep-128px", 110, f"{deep} {many} {fast}"),
         ("128px/bf16-compile-graphs", 120, f"{large} {bf16} {graphs} {compiled}"),
         ("cifar10/bf16-compile", 80, f"{cifar10} {bf16} {compiled}"),
-        ("first-image", 90, f"{beside} --first_image {'' if tiny else '--repeats 2'}"),
+        ("first-image", 120, f"{beside} --first_image {'' if tiny else '--repeats 2'}"),
         ("speedrun/ours", AROUND_TRAINING, f"{ours} {training}"),
         ("speedrun/theirs", AROUND_TRAINING, f"speedrun.py theirs {peer} {training}"),
     ]
