@@ -88,7 +88,8 @@ def rows(options: argparse.Namespace) -> list[Row]:
     ]
     small = "--channels 4 --repeats 1 --device cpu --threads 1".split()
     tests = shlex.split("-m pytest -n 4 -v --tb=short -p no:cacheprovider tests/test_cuda.py")
-    found = [Row("tests", tuple(tests), 60)]
+    patience = 10 if tiny else 2
+    found = [Row("tests", tuple(tests), 60, patience)]
     if tiny:
         found.insert(0, Row("planned/failure", ("-c", "raise SystemExit('it fails')"), 30))
         waiting = "import os, time; print('it waits:', os.getpid(), flush=True); time.sleep(60)"
@@ -99,7 +100,7 @@ def rows(options: argparse.Namespace) -> list[Row]:
             words += ["--output", str(options.output / f"{name.replace('/', '-')}.zip")]
         elif tiny:  # a CPU has no graphs, and compiles for minutes
             words = [word for word in words if word not in (graphs, compiled)] + small
-        found.append(Row(name, (f"benchmarks/{script}", *words), seconds, patience=10 if tiny else 2))
+        found.append(Row(name, (f"benchmarks/{script}", *words), seconds, patience))
     return found
 
 
