@@ -58,17 +58,15 @@ class Row:
 def rows(options: argparse.Namespace) -> list[Row]:
     """All of them, in the order of worth; what compiles comes late, as it takes minutes."""
     tiny: bool = options.rehearse
-    peer, graphs, compiled = (
-        f"--biggan_pytorch {shlex.quote(str(options.biggan_pytorch))}",
-        "--cuda_graphs",
-        "--compile",
-    )
+    peer = f"--biggan_pytorch {shlex.quote(str(options.biggan_pytorch))}"
+    graphs, compiled = "--cuda_graphs", "--compile"
     cifar10 = f"training.py {peer} --preset cifar10 {'--batch_size 2' if tiny else ''}"
     large = f"training.py {peer} --image_size {'32 --batch_size 2' if tiny else '128 --batch_size 64 --repeats 3'}"
     beside = f"sampling.py {peer} --image_size {32 if tiny else 128} --batch_sizes 1 --peers BigGAN-PyTorch"
     deep = "sampling.py --peers pytorch-pretrained-biggan --batch_sizes 1"
     many, bf16, fast = "2" if tiny else "64", "--mixed_precision bf16", "--dtype bfloat16 --compile"
-    ours = f"speedrun.py ours {bf16} {'' if options.settings is None else f'--settings {options.settings}'}"
+    settings = "" if options.settings is None else f"--settings {shlex.quote(str(options.settings))}"
+    ours = f"speedrun.py ours {bf16} {settings}"
     training = f"--minutes MINUTES --dataset_name {shlex.quote(options.dataset_name)} {'--channels 4' if tiny else ''}"
     asked = [
         ("cifar10/float32", 50, cifar10),
@@ -263,6 +261,8 @@ def main(argv: list[str] | None = None) -> None:
     for name in ("output", "biggan_pytorch", "settings"):
         path = getattr(options, name)
         setattr(options, name, path and path.absolute())
+    if Path(options.dataset_name).exists():
+        options.dataset_name = str(Path(options.dataset_name).absolute())
     try:
         chosen(options)
         if not (options.biggan_pytorch / "BigGAN.py").is_file():
