@@ -38,12 +38,18 @@ class Row:
     Args:
         name: Section, and after a slash what is special.
         words: Of the command, after `python`.
-        seconds: That it takes, as a guess. It is not started with less, and is ended after twice as long.
+        seconds: That it takes, as a guess. It is not started with less, and is ended after `patience` times as long.
+        patience: A factor.
     """
 
     name: str
     words: tuple[str, ...]
     seconds: float
+    patience: float = 2
+
+    @property
+    def limit(self) -> float:
+        return self.patience * self.seconds
 
     def is_of(self, section: str) -> bool:
         return f"{self.name}/".startswith(f"{section}/")
@@ -52,17 +58,15 @@ class Row:
 def rows(options: argparse.Namespace) -> list[Row]:
     """All of them, in the order of worth; what compiles comes late, as it takes minutes."""
     tiny: bool = options.rehearse
-    peer, graphs, compiled = (
-        f"--biggan_pytorch {shlex.quote(str(options.biggan_pytorch))}",
-        "--cuda_graphs",
-        "--compile",
-    )
+    peer = f"--biggan_pytorch {shlex.quote(str(options.biggan_pytorch))}"
+    graphs, compiled = "--cuda_graphs", "--compile"
     cifar10 = f"training.py {peer} --preset cifar10 {'--batch_size 2' if tiny else ''}"
     large = f"training.py {peer} --image_size {'32 --batch_size 2' if tiny else '128 --batch_size 64 --repeats 3'}"
     beside = f"sampling.py {peer} --image_size {32 if tiny else 128} --batch_sizes 1 --peers BigGAN-PyTorch"
     deep = "sampling.py --peers pytorch-pretrained-biggan --batch_sizes 1"
     many, bf16, fast = "2" if tiny else "64", "--mixed_precision bf16", "--dtype bfloat16 --compile"
-    ours = f"speedrun.py ours {bf16} {'' if options.settings is None else f'--settings {options.settings}'}"
+    settings = "" if options.settings is None else f"--settings {shlex.quote(str(options.settings))}"
+    ours = f"speedrun.py ours {bf16} {settings}"
     training = f"--minutes MINUTES --dataset_name {shlex.quote(options.dataset_name)} {'--channels 4' if tiny else ''}"
     asked = [
         ("cifar10/float32", 50, cifar10),
@@ -73,25 +77,28 @@ def rows(options: argparse.Namespace) -> list[Row]:
         ("128px/bf16-graphs", 70, f"{large} {bf16} {graphs}"),
         ("cifar10/bf16-compile-graphs", 120, f"{cifar10} {bf16} {graphs} {compiled}"),
         ("sampling/128px", 90, f"{beside} {many} {fast}"),
-        ("sampling/deep-128px", 90, f"{deep} {many} {fast}"),
+        ("sampling/deep-128px", 110, f"{deep} {many} {fast}"),
         ("128px/bf16-compile-graphs", 120, f"{large} {bf16} {graphs} {compiled}"),
         ("cifar10/bf16-compile", 80, f"{cifar10} {bf16} {compiled}"),
-        ("first-image", 90, f"{beside} --first_image {'' if tiny else '--repeats 2'}"),
+        ("first-image", 120, f"{beside} --first_image {'' if tiny else '--repeats 2'}"),
         ("speedrun/ours", AROUND_TRAINING, f"{ours} {training}"),
         ("speedrun/theirs", AROUND_TRAINING, f"speedrun.py theirs {peer} {training}"),
     ]
     small = "--channels 4 --repeats 1 --device cpu --threads 1".split()
-    found = [Row("tests", ("-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider", "tests/test_cuda.py"), 60)]
+    tests = shlex.split("-m pytest -n 4 -v --tb=short -p no:cacheprovider tests/test_cuda.py")
+    patience = 10 if tiny else 2
+    found = [Row("tests", tuple(tests), 60, patience)]
     if tiny:
-        found.insert(0, Row("planned/failure", ("-c", "raise SystemExit('it fails')"), 5))
-        found.insert(1, Row("planned/limit", ("-c", "import time; print('it waits', flush=True); time.sleep(60)"), 1))
+        found.insert(0, Row("planned/failure", ("-c", "raise SystemExit('it fails')"), 30))
+        waiting = "import os, time; print('it waits:', os.getpid(), flush=True); time.sleep(60)"
+        found.insert(1, Row("planned/limit", ("-c", waiting), 1))
     for name, seconds, line in asked:
         script, *words = shlex.split(line)
         if script == "speedrun.py":
             words += ["--output", str(options.output / f"{name.replace('/', '-')}.zip")]
         elif tiny:  # a CPU has no graphs, and compiles for minutes
             words = [word for word in words if word not in (graphs, compiled)] + small
-        found.append(Row(name, (f"benchmarks/{script}", *words), seconds))
+        found.append(Row(name, (f"benchmarks/{script}", *words), seconds, patience))
     return found
 
 
@@ -153,7 +160,7 @@ def cells(result: Record) -> list[str]:
 
 def run_row(row: Row, output: Path, left: float) -> Record:
     """Runs it until its end, its limit or the end of the minutes, whatever it does."""
-    limit, start = min(2 * row.seconds, left), time.monotonic()
+    limit, start = min(row.limit, left), time.monotonic()
     report, log = output / "work" / "report.json", output / "log.txt"
     report.unlink(missing_ok=True)
     is_measured = row.words[0].endswith(("training.py", "sampling.py"))
@@ -175,14 +182,12 @@ def run_row(row: Row, output: Path, left: float) -> Record:
                 os.killpg(process.pid, signal.SIGKILL)  # with all that it has started
             process.wait()
     lines = [line for line in log.read_bytes()[begin:].decode(errors="replace").splitlines() if line.strip()]
-    return {
-        "row": row.name,
-        "status": status,
-        "seconds": time.monotonic() - start,
-        "command": shlex.join(["python", *row.words]),
-        "last_lines": lines[-15:],
-        "report": json.loads(report.read_text()) if report.exists() else None,
-    }
+    seconds, content = time.monotonic() - start, None
+    with suppress(OSError, ValueError):  # it may be missing or half of it; it may be there when the end does not come
+        content = json.loads(report.read_text(encoding="utf-8"))
+    command = ["python", *row.words]
+    told = {"command": shlex.join(command), "last_lines": lines[-15:], "report": content}
+    return {"row": row.name, "status": status, "seconds": seconds, **told}
 
 
 def speedrun(row: Row, ahead: int, left: float, records: Sequence[Record], options: argparse.Namespace) -> Row:
@@ -228,7 +233,7 @@ def measure(options: argparse.Namespace) -> None:
         else:
             left -= ahead * (60 * options.speedrun + AROUND_TRAINING)
         can_start = row.seconds <= left and (row.seconds > AROUND_TRAINING or not row.is_of("speedrun"))
-        takes = f"has {min(2 * row.seconds, left):.0f} s at most" if can_start else "is not started"
+        takes = f"has {min(row.limit, left):.0f} s at most" if can_start else "is not started"
         print(f"{left:.0f} s are left: {row.name}, which may take {row.seconds:.0f} s, {takes}", flush=True)
         if can_start:
             records.add(run_row(row, options.output, left))
@@ -256,6 +261,8 @@ def main(argv: list[str] | None = None) -> None:
     for name in ("output", "biggan_pytorch", "settings"):
         path = getattr(options, name)
         setattr(options, name, path and path.absolute())
+    if Path(options.dataset_name).exists():
+        options.dataset_name = str(Path(options.dataset_name).absolute())
     try:
         chosen(options)
         if not (options.biggan_pytorch / "BigGAN.py").is_file():
