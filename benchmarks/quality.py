@@ -24,7 +24,7 @@ import torch
 from legs import LOG, Program, load_pictures, open_leg, read_log, read_settings, snapshot, write_snapshot
 from measuring import device_name, positive, run, set_up, synchronize, tensor_float32
 from peers import BIGGAN_PYTORCH
-from results import COLUMNS, MEASURED, NAMES, read_rows, write_page, write_rows
+from results import COLUMNS, IDENTITY, MEASURED, NAMES, read_rows, write_page, write_rows
 from transformers.utils import logging
 
 from biggan_hf import BigGANModel
@@ -37,7 +37,7 @@ from biggan_hf.evaluation import (
     load_extractor,
 )
 from biggan_hf.evaluation.extractors import EXTRACTORS
-from biggan_hf.evaluation.measuring import METRICS, label
+from biggan_hf.evaluation.measuring import METRICS
 from biggan_hf.files import LOCK, append_line, locked_folder, write_text
 
 
@@ -87,8 +87,7 @@ def measure(options: argparse.Namespace) -> None:
     device, images = set_up(options), load_pictures(options.dataset_name)
     real = RealImages(images, options.reference_images)
     pictures = real, real.rest(options.samples)
-    cache = options.legs[0].parent / ".features"
-    settings = EvaluationSettings(DISTANCES, allow_few_images=True, cache_dir=cache)
+    settings = EvaluationSettings(DISTANCES, allow_few_images=True, cache_dir=options.legs[0] / "features")
     for name in options.extractors:
         extractor = load_extractor(name, device)
         for leg in options.legs:
@@ -103,23 +102,24 @@ def measure_leg(
     settings: EvaluationSettings,
 ) -> None:
     real, floor = pictures
-    identity = COLUMNS[: COLUMNS.index("ruler") + 1]
-    rows = {tuple(row[name] for name in identity): row for row in read_rows(leg / MEASURED)}
+    rows = {tuple(row[name] for name in IDENTITY): row for row in read_rows(leg / MEASURED)}
     told = read_settings(leg)["settings"]
     for line in read_log(leg):
-        where = (told["whose"], told["seed"], line["images"], samples, len(real))
-        wanted = {(*where, label(metric, extractor)) for metric in settings.metrics}
+        where = (told["whose"], told["seed"], line["images"], samples, len(real), extractor.name)
+        wanted = {(*where, metric) for metric in settings.metrics}
         folder = snapshot(leg, line["images"])
         if not line["snapshot"] or not folder.is_dir() or wanted <= rows.keys():
             continue
         print(f"{leg.name}, {line['images']:,} images, {extractor.name}", flush=True)
         model = BigGANModel.from_pretrained(folder, dtype=torch.float32).to(extractor.device)
         report = evaluate(GeneratedImages(model, samples), real, extractor, settings, floor)
-        for found in (found for found in report.measures if f"floor_{found.key}" in report):
-            numbers = (line["seconds"], found.value, found.deviation, report[f"floor_{found.key}"])
-            key = (*where, found.label)
-            rows[key] = dict(zip(COLUMNS, (*key, *numbers), strict=True))
-        write_rows(leg / MEASURED, rows.values())
+        floors = {one.key: one.value for one in report.measures if one.key.startswith("floor_")}
+        floors["floor_score"] = 1.0  # it is a mean of ratios to the floor
+        for found in report.measures:
+            if (floor_key := f"floor_{found.key}") in floors:
+                numbers = (found.label, line["seconds"], found.value, found.deviation, floors[floor_key])
+                rows[*where, found.key] = dict(zip(COLUMNS, (*where, found.key, *numbers), strict=True))
+        write_rows(leg / MEASURED, (row for _, row in sorted(rows.items())))
 
 
 def report(options: argparse.Namespace) -> None:

@@ -20,7 +20,8 @@ from biggan_hf.files import write_file, write_text
 
 MEASURED = "measured.csv"
 KEPT = (SETTINGS, LOG, MEASURED)  # of a leg; its snapshots and checkpoints are large
-COLUMNS = ("whose", "seed", "images", "samples", "real_images", "ruler", "seconds", "value", "deviation", "floor")
+IDENTITY = ("whose", "seed", "images", "samples", "real_images", "extractor", "metric")  # of a number
+COLUMNS = (*IDENTITY, "ruler", "seconds", "value", "deviation", "floor")
 NAMES = {"ours": "biggan_hf", "theirs": BIGGAN_PYTORCH}
 UNTOLD = ("whose", "seed", "pictures", "number", "start")  # settings that the table of legs leaves out
 
@@ -45,7 +46,7 @@ def read_rows(path: Path) -> list[Row]:
         rows: list[Row] = list(csv.DictReader(file))
     for row in rows:
         row |= {name: int(row[name]) for name in COLUMNS[1:5]}
-        row |= {name: float(row[name]) if row[name] else None for name in COLUMNS[6:]}
+        row |= {name: float(row[name]) if row[name] else None for name in COLUMNS[8:]}
     return rows
 
 
@@ -88,6 +89,8 @@ def by_ruler(rows: Iterable[Row]) -> dict[str, tuple[float, Curves]]:
     for row in sorted(rows, key=lambda row: (row["ruler"], row["samples"], row["images"])):
         _, curves = found.setdefault(f"{row['ruler']}, N = {row['samples']:,}", (row["floor"], {}))
         curve = curves.setdefault(row["whose"], {}).setdefault(row["seed"], Curve([], [], []))
+        if row["images"] in curve.images[-1:]:  # a ruler without an extractor was measured beside each of them
+            continue
         for column, values in (("images", curve.images), ("seconds", curve.seconds), ("value", curve.values)):
             values.append(row[column])
     return found

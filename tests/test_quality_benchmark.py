@@ -122,8 +122,9 @@ def test_from_legs_to_a_page(ours: Path, pictures: str, tmp_path: Path, monkeypa
     measure += ["--reference_images", "20", "--extractors", EXTRACTOR, "--device", "cpu"]
     quality.main(measure)
     rows = results.read_rows(ours / results.MEASURED)
-    assert len(rows) == 2 * len(quality.DISTANCES) and {row["samples"] for row in rows} == {12}
-    (ours / results.MEASURED).write_text("".join((ours / results.MEASURED).read_text().splitlines(True)[:-1]))
+    assert {row["metric"] for row in rows} >= {*quality.DISTANCES} and {row["samples"] for row in rows} == {12}
+    assert {row["images"] for row in rows} == {8, 16}
+    results.write_rows(ours / results.MEASURED, [row for row in rows if row["metric"] != "kid"])
     quality.main(measure)  # only what is missing
     assert results.read_rows(ours / results.MEASURED) == rows
 
