@@ -60,7 +60,7 @@ class Ours:
         networks = ModelArguments(PRESET, init_from=start, config_overrides=widths)
         args = arguments(options, output_dir=str(leg / "training"), resume_from_checkpoint="latest")
         self.run = set_up(networks, DataArguments(options.dataset_name, horizontal_flip=True), args)
-        self.run.batches.images = images  # which are decoded
+        self.run.batches.images = images  # the decoded ones
         self.run.batches.start(self.run.batch_seed, self.images)
 
     @property
@@ -135,12 +135,8 @@ def arguments(options: argparse.Namespace, **run: Any) -> TrainingArguments:
 
 
 def load_pictures(dataset_name: str) -> LabelledImages:
-    """All of them decoded, which takes no time of the training then."""
     config = BigGANConfig.preset(PRESET)
-    images = load_labelled_images(dataset_name, image_size=config.image_size, num_channels=config.num_channels)
-    for rows in torch.arange(len(images)).split(1000):
-        images.__getitems__(rows.tolist())
-    return images
+    return load_labelled_images(dataset_name, image_size=config.image_size, num_channels=config.num_channels)
 
 
 def open_leg(leg: Path, options: argparse.Namespace, device: torch.device) -> Program:
@@ -148,6 +144,8 @@ def open_leg(leg: Path, options: argparse.Namespace, device: torch.device) -> Pr
     if options.whose == "theirs" and options.biggan_pytorch is None:
         raise ValueError(f"training theirs needs --biggan_pytorch, a checkout of {BIGGAN_PYTORCH}")
     images = load_pictures(options.dataset_name)
+    for rows in torch.arange(len(images)).split(1000):  # decodes all, which then takes no time of the training
+        images.__getitems__(rows.tolist())
     if options.biggan_pytorch is not None and not (leg / "start").is_dir():
         torch.manual_seed(options.seed)
         config = BigGANConfig.preset(PRESET, id2label=dict(enumerate(images.class_names)), **widths_of(options))
@@ -176,7 +174,9 @@ def write_snapshot(leg: Path, program: Program) -> None:
     if why := wrong_tensor(average):
         raise ValueError(f"the average of {leg.name} after {program.images:,} images: {why}")
     learned = {name for name, _ in average.named_parameters()}
-    weights = {name: tensor.half() if name in learned else tensor for name, tensor in average.state_dict().items()}
+    weights = {
+        name: (tensor.half() if name in learned else tensor).cpu() for name, tensor in average.state_dict().items()
+    }
     average.save_pretrained(snapshot(leg, program.images), state_dict=weights)
     program.save()
 
