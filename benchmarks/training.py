@@ -132,8 +132,12 @@ def update_generator(
 def original(
     game: Game, dtype: torch.dtype = torch.float32, drawn: Sequence[tuple[Tensor, Tensor]] | None = None
 ) -> OriginalTraining:
-    args = game.args
-    told = {
+    return OriginalTraining(game.checkout, game.folder / "theirs", told(game.args), game.device, dtype, drawn)
+
+
+def told(args: TrainingArguments) -> dict[str, Any]:
+    """The arguments that the program has too, in its names."""
+    return {
         "batch_size": args.per_device_batch_size,
         "num_D_steps": args.num_discriminator_steps,
         "G_lr": args.generator_learning_rate,
@@ -141,7 +145,6 @@ def original(
         "adam_eps": args.adam_epsilon,
         "ema_decay": args.ema_decay,
     }
-    return OriginalTraining(game.checkout, game.folder / "theirs", told, game.device, dtype, drawn)
 
 
 # One iteration of each, compared
