@@ -74,7 +74,7 @@ def rows(options: argparse.Namespace) -> list[Row]:
         ("cifar10/bf16-graphs", 40, f"{cifar10} {bf16} {graphs}"),
         ("cifar10/bf16-graphs-channels_last", 40, f"{cifar10} {bf16} {graphs} --channels_last"),
         ("cifar10/tf32-graphs", 40, f"{cifar10} --tf32 {graphs}"),
-        ("128px/bf16-graphs", 70, f"{large} {bf16} {graphs}"),
+        ("128px/bf16-graphs", 70, f"{large} {bf16} {graphs} --channels_last"),
         ("cifar10/bf16-compile-graphs", 120, f"{cifar10} {bf16} {graphs} {compiled}"),
         ("sampling/128px", 90, f"{beside} {many} {fast}"),
         ("sampling/deep-128px", 110, f"{deep} {many} {fast}"),

@@ -241,9 +241,7 @@ class SpectralNorm(Float32Buffers, FoldableWeight):
         estimate = self._estimate if self.training else estimates([self], iterate=True)[0]
         if estimate is None:
             raise RuntimeError("a spectrally normalised layer in training needs a call of iterate_in_training first")
-        # Operations that engines know, in a graph for others. And a function with a rule for vmap, as `_DivideBySigma`
-        # has, torch 2.11 compiles to a backward pass that ends in "backward through the graph a second time".
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_exporting():  # a graph for others: operations that engines know
             sigma = estimate.u @ self.weight.flatten(1).to(estimate.u.dtype) @ estimate.v.mT
             return self.weight / sigma.to(self.weight.dtype)
         return _DivideBySigma.apply(self.weight, *estimate)

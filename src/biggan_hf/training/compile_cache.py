@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._functorch.config as autograd_config
 from tqdm.auto import tqdm
 
 from ..files import write_file
@@ -39,6 +40,10 @@ class CompileCache:
         self.kind = _slug(f"torch-{torch.__version__}-{_device(device)}")
         self.known: set[tuple[str, str]] = set()  # what the folder has: kinds of parts, and their keys in torch
         self.is_kept = False
+        # Or else torch caches no network with a function of autograd, and compiles half of each anew. Torch has ours
+        # in the graphs whose hashes are the keys of its cache.
+        if hasattr(autograd_config, "autograd_cache_allow_custom_autograd_functions"):
+            autograd_config.autograd_cache_allow_custom_autograd_functions = True
         self.found = self._load()
 
     def _load(self) -> str:
