@@ -62,7 +62,7 @@ def rows(options: argparse.Namespace) -> list[Row]:
     graphs, compiled = "--cuda_graphs", "--compile"
     cifar10 = f"training.py {peer} --preset cifar10 {'--batch_size 2' if tiny else ''}"
     large = f"training.py {peer} --image_size {'32 --batch_size 2' if tiny else '128 --batch_size 64 --repeats 3'}"
-    beside = f"sampling.py {peer} --image_size {32 if tiny else 128} --batch_sizes 1 --peers BigGAN-PyTorch"
+    beside = f"sampling.py {peer} --image_size {32 if tiny else 128} --peers BigGAN-PyTorch --batch_sizes 1"
     deep = "sampling.py --peers pytorch-pretrained-biggan --batch_sizes 1"
     many, bf16, fast = "2" if tiny else "64", "--mixed_precision bf16", "--dtype bfloat16 --compile"
     settings = "" if options.settings is None else f"--settings {shlex.quote(str(options.settings))}"
@@ -148,14 +148,12 @@ def lines_of(record: Record) -> str:
 
 def cells(result: Record) -> list[str]:
     sides = [result["ours"], result["theirs"]]
-    programs = [
-        x for side in sides for x in (f"{side['program']}: {side['setting']}", f"{side['images_per_second']:.4g}")
-    ]
+    programs = [[f"{side['program']}: {side['setting']}", f"{side['images_per_second']:.4g}"] for side in sides]
     held = [side["peak_memory_bytes"] for side in sides]
     memory = "" if None in held else f"{held[0] / 2**30:.2f}, {held[1] / 2**30:.2f} GiB"
     low, high = result["ratio_range"]
     ratio = f"**{result['ratio']:.2f}** ({low:.2f}–{high:.2f})"
-    return [result["what"], str(result["images"]), *programs, ratio, memory]
+    return [result["what"], str(result["images"]), *programs[0], *programs[1], ratio, memory]
 
 
 def run_row(row: Row, output: Path, left: float) -> Record:
@@ -246,13 +244,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--biggan_pytorch", type=Path, required=True, metavar="FOLDER", help="a checkout of it")
     parser.add_argument("--minutes", type=float, default=12, help="after them all ends (default: 12)")
     parser.add_argument("--only", nargs="+", metavar="ROW", help="rows or sections, in this order (default: all)")
-    parser.add_argument(
-        "--speedrun",
-        type=float,
-        default=0,
-        metavar="MINUTES",
-        help="at last, each program trains cifar10 for an equal part of what is left, at least so long; 0: not at all",
-    )
+    shared = "at last, each program trains cifar10 for an equal part of what is left, at least so long; 0: not at all"
+    parser.add_argument("--speedrun", type=float, default=0, metavar="MINUTES", help=shared)
     parser.add_argument("--speedrun_compile", action="store_true", help="ours compiles there, if that was faster")
     parser.add_argument("--settings", type=Path, metavar="FILE.yaml", help="train.py's, of our speedrun")
     parser.add_argument("--dataset_name", default="uoft-cs/cifar10", help="of the speedrun, as for train.py")
