@@ -87,6 +87,10 @@ def measure(options: argparse.Namespace) -> None:
     device, images = set_up(options), load_pictures(options.dataset_name)
     real = RealImages(images, options.reference_images)
     pictures = real, real.rest(options.samples)
+    if len(pictures[1]) < options.samples:
+        raise ValueError(
+            f"{len(pictures[1]):,} pictures are left for the floor, fewer than --samples {options.samples}"
+        )
     settings = EvaluationSettings(DISTANCES, allow_few_images=True, cache_dir=options.legs[0] / "features")
     for name in options.extractors:
         extractor = load_extractor(name, device)

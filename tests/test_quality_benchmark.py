@@ -120,6 +120,8 @@ def test_from_legs_to_a_page(ours: Path, pictures: str, tmp_path: Path, monkeypa
 
     measure = ["measure", str(ours), str(theirs), "--dataset_name", pictures, "--samples", "12"]
     measure += ["--reference_images", "20", "--extractors", EXTRACTOR, "--device", "cpu"]
+    with pytest.raises(ValueError, match="20 pictures are left for the floor, fewer than --samples 21"):
+        quality.main([*measure, "--samples", "21"])
     quality.main(measure)
     rows = results.read_rows(ours / results.MEASURED)
     assert {row["metric"] for row in rows} >= {*quality.DISTANCES} and {row["samples"] for row in rows} == {12}
