@@ -197,6 +197,35 @@ def test_steps_do_not_wait_for_the_device(pictures: Path, tmp_path: Path, flags:
     assert run.accelerator.scaler is not None or all(value.isfinite() for value in metrics.values())
 
 
+GRAPHS: dict[str, list[str]] = {
+    "float32": [],
+    "bf16": ["--mixed_precision", "bf16", "--channels_last"],
+    "augmented": ["--diff_augment", "--horizontal_flip"],
+    "two micro-batches": ["--global_batch_size", "8", "--power_iteration", "every_forward"],
+    "R1": ["--r1_gamma", "1", "--r1_interval", "4"],
+    "recomputed": ["--gradient_checkpointing"],
+    "the average begins": ["--ema_start_step", "8", "--ema_decay", "0.9"],
+}
+
+
+@pytest.mark.usefixtures("new_accelerator")
+@pytest.mark.parametrize("flags", GRAPHS.values(), ids=GRAPHS)
+def test_replayed_updates_are_those_of_a_run_without_graphs(
+    pictures: Path, tmp_path: Path, flags: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    runs = {}
+    for graphs in ("on", "off"):
+        line = arguments(pictures, tmp_path / graphs, "--cuda_graphs", graphs, *flags, steps=20)
+        runs[graphs] = run = set_up(*parse_arguments(line))
+        metrics = [train_step(run) for _ in range(20)]
+        assert (run.graphs.recorder is not None) == (graphs == "on")
+        assert all(value.isfinite() for value in metrics[-1].values())
+    for ours, theirs in zip(runs["on"].networks, runs["off"].networks, strict=True):
+        for name, value in ours.state_dict().items():
+            torch.testing.assert_close(value, theirs.state_dict()[name], rtol=0, atol=1e-6, msg=name)
+
+
 @pytest.mark.usefixtures("new_accelerator")
 @pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
 def test_a_run(pictures: Path, tmp_path: Path, precision: str) -> None:

@@ -101,6 +101,7 @@ WRITES = {
     "media.py": {"open": "a film, and the parts of an archive, at the path that write_file gives"},
     "evaluation/statistics.py": {"open": "at the path that write_file gives"},
     "training/quality.py": {"write_text": "a note, into a replaced folder", "rename": "the best model of a dead end"},
+    "training/compile_cache.py": {"write_bytes": "at the path that write_file gives"},
     "training/checkpoints.py": {"rename": "checkpoints of a dead end"},
 }
 

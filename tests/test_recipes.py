@@ -96,7 +96,7 @@ def assert_has(settings: Any, **expected: Any) -> None:
 
 
 def test_every_recipe_is_in_a_table() -> None:
-    assert RECIPES.keys() == PAPER.keys() | SCRIPTS.keys()
+    assert RECIPES.keys() == PAPER.keys() | SCRIPTS.keys() | {"cifar10-speedrun"}
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -180,6 +180,13 @@ def test_script_of_biggan_pytorch(name: str) -> None:
 def test_preset_is_the_recipe(preset: str) -> None:
     recipe = RECIPES[f"biggan-pytorch-{preset.partition('-')[0]}"]
     assert parse_arguments([str(recipe), *NEEDED]) == parse_arguments(["--preset", preset, *NEEDED])
+
+
+def test_speedrun_has_the_networks_of_its_preset() -> None:
+    config, training = read("cifar10-speedrun")
+    assert config.to_dict() == BigGANConfig.preset("cifar10", id2label=config.id2label).to_dict()
+    # The average forgets the start of the run long before its end.
+    assert 0 < 10 / (1 - training.ema_decay) < training.max_train_steps and training.max_train_minutes
 
 
 def test_full_model_of_the_paper_is_the_default() -> None:

@@ -1,5 +1,6 @@
-"""Devices: the fastest that there is, and whether there is one."""
+"""Devices: the fastest that there is, whether there is one, and whether it is fast in bfloat16."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,25 @@ def check_device(device: Any) -> None:
     there_are = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     if kind in there_are and int(index or 0) >= there_are[kind]:
         raise ValueError(f"device {name}: this machine has no such device that torch can use")
+
+
+# Linux's names for the instructions of x86 processors that multiply bfloat16, and everybody's.
+BFLOAT16_UNITS = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16"}
+
+
+def bfloat16_unit(device: torch.device, root: Path = Path("/")) -> str:
+    """
+    What a device has that multiplies bfloat16 faster than float32: tensor cores of NVIDIA GPUs since the A100, AMX or
+    AVX512-BF16. Empty where it has none, or nothing tells.
+    """
+    if device.type == "cuda":
+        return "tensor cores" if torch.cuda.is_bf16_supported(including_emulation=False) else ""
+    try:
+        told = (root / "proc/cpuinfo").read_text(encoding="utf-8") if device.type == "cpu" else ""
+    except OSError:
+        return ""
+    flags = next((line.split() for line in told.splitlines() if line.startswith("flags")), [])
+    return next((name for flag, name in BFLOAT16_UNITS.items() if flag in flags), "")
 
 
 def check_not_offloaded(network: nn.Module) -> None:

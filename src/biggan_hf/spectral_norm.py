@@ -241,10 +241,20 @@ class SpectralNorm(Float32Buffers, FoldableWeight):
         estimate = self._estimate if self.training else estimates([self], iterate=True)[0]
         if estimate is None:
             raise RuntimeError("a spectrally normalised layer in training needs a call of iterate_in_training first")
-        if torch.compiler.is_exporting():  # a graph for others: operations that engines know
+        # Operations that engines know, in a graph for others. And a function with a rule for vmap, as `_DivideBySigma`
+        # has, torch 2.11 compiles to a backward pass that ends in "backward through the graph a second time".
+        if torch.compiler.is_compiling():
             sigma = estimate.u @ self.weight.flatten(1).to(estimate.u.dtype) @ estimate.v.mT
             return self.weight / sigma.to(self.weight.dtype)
         return _DivideBySigma.apply(self.weight, *estimate)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self._estimate = None
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._estimate = None
+        super()._load_from_state_dict(*args, **kwargs)
 
     @torch.no_grad()
     def plain(self) -> nn.Module:
@@ -301,8 +311,13 @@ def iterate_in_training(network: nn.Module) -> None:
 
 
 def power_iteration(layers: Sequence[SpectralNorm]) -> None:
-    """Takes one step of all layers and stores it; where `iterates` is False, uses the last vectors again."""
+    """
+    Takes one step of all layers and stores it. Where `iterates` is False, their weights have not changed since the
+    last step: they use what it found again, or after a load or a move make it anew from its vectors.
+    """
     iterate = all(layer.iterates for layer in layers)
+    if not iterate and all(layer._estimate is not None for layer in layers):
+        return
     found = estimates(layers, iterate)
     for layer, estimate in zip(layers, found, strict=True):
         layer._estimate = estimate

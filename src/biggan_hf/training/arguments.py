@@ -140,11 +140,18 @@ class TrainingArguments:
     lora_rank: int = _help("Train adapters of this rank on the frozen networks of init_from. 0: none.", 0)
 
     # Speed and memory
-    mixed_precision: Literal["no", "bf16", "fp16"] | None = _help("Default: as accelerate is configured.", None)
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] | None = _help(
+        "'auto' is bf16 where the device is fast in it, else no. Default: as accelerate is configured.", None
+    )
     tf32: bool = _help("Use TF32 for matrix products and convolutions on NVIDIA GPUs.", False)
     channels_last: bool = _help("Channels last in memory. Most devices convolve faster with it.", False)
     gradient_checkpointing: bool = _help("Compute activations again in the backward pass to save memory.", False)
     compile: bool = _help("Compile both networks with torch.compile.", False)
+    compile_cache: str | None = _help("Keep what was compiled in this folder, which later runs read.", None)
+    cuda_graphs: Literal["auto", "on", "off"] = _help(
+        "Record each update, and let the GPU repeat it. auto: where that works; on: or the run ends.",
+        "auto",
+    )
 
     # Log, evaluations, checkpoints
     logging_steps: int = _help("Steps from one line of the log to the next.", 50)
@@ -177,6 +184,8 @@ class TrainingArguments:
              "again with the singular vectors of the last forward, and R1 takes a second forward"),
             (self.compile and self.r1_gamma,
              "choose compile or R1: a compiled network has no second derivative, and R1 needs it"),
+            (self.compile_cache and not self.compile,
+             f"compile_cache={self.compile_cache!r} needs compile: without it nothing is compiled"),
             (self.on_collapse == "rollback" and not self.checkpointing_steps,
              "on_collapse=rollback needs checkpoints to go back to, got checkpointing_steps=0"),
             (self.sigma_clamp is not None and self.sigma_clamp_ratio is not None,

@@ -23,11 +23,13 @@ from ..data.describing import (
     splits_in_words,
     wrapped,
 )
+from ..devices import bfloat16_unit
 from ..files import write_text
 from ..words import counted
 from .adapters import said_of
 from .arguments import DataArguments
 from .fine_tuning import map_classes
+from .graphs import why_not
 
 
 if TYPE_CHECKING:
@@ -84,6 +86,7 @@ def describe(run: "Run", data_args: DataArguments, resumed: Path | None) -> Repo
         Row("settings", _settings(run)),
         Row("trained", said_of(run.players.networks.values(), args.lora_rank) if args.lora_rank else ""),
         Row("device", _device(run)),
+        Row("compiled", run.compile_cache.found if run.compile_cache is not None else "", ""),
         Row("batch", f"{batch:,} = {product}"),
         Row("training", _length(run, args.max_train_steps - run.global_step, batch * args.num_discriminator_steps)),
         Row("written to", "nothing: this is a dry run" if args.dry_run else args.output_dir, ""),
@@ -138,10 +141,19 @@ def _origin(run: "Run", resumed: Path | None) -> Row:
 def _device(run: "Run") -> str:
     device, processes = run.accelerator.device, run.accelerator.num_processes
     name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
-    precision = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}.get(run.accelerator.mixed_precision)
-    if device.type == "cpu" and precision == "float16":
-        precision = "float32: a CPU does not train in float16"
-    return f"{device.type}{name}, {counted(processes, 'process')}, {precision}"
+    precision, unit = str(run.accelerator.mixed_precision), bfloat16_unit(device)
+    said = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}.get(precision, precision)
+    if precision == "no":
+        faster = f"its {unit} would be faster in bfloat16: --mixed_precision auto"
+        said += f" ({faster if unit else 'it has no fast bfloat16'})"
+    elif precision == "bf16":
+        said += f" ({unit})" if unit else ", which this device computes slowly"
+    elif device.type == "cpu":
+        said = "float32: a CPU does not train in float16"
+    if device.type == "cuda":
+        reason = "" if run.args.cuda_graphs == "off" else why_not(run.args, run.accelerator)
+        said += ", CUDA graphs" if reason is None else f", no CUDA graphs{reason and ': '}{reason}"
+    return f"{device.type}{name}, {counted(processes, 'process')}, {said}"
 
 
 def _length(run: "Run", steps: int, pictures_a_step: int) -> str:
@@ -181,10 +193,14 @@ def _unusual(run: "Run", data_args: DataArguments) -> Iterator[str]:
 
 
 class Estimate:
-    """Says once, after the first steps, how long the run will take. The first step is left out: it also warms up."""
+    """
+    Says how long the first step took, which also warms up, compiles and decodes the first pictures, and once, after
+    some more steps, how long the run will take.
+    """
 
     def __init__(self, run: "Run"):
         self.run = run
+        self.begun = time.monotonic()
         self.said = not run.is_main
         self.start: tuple[float, int] | None = None
 
@@ -194,16 +210,20 @@ class Estimate:
             return
         if self.start is None:
             self.start = self._now(), self.run.global_step
+            self._say("first step", f"done {self.start[0] - self.begun:.1f} s after the training began")
             return
         begun, steps = self.start[0], self.run.global_step - self.start[1]
         if time.monotonic() - begun < MEASURED or not steps:
             return
         self.said = True
         left = self.run.args.max_train_steps - self.run.global_step
-        said = time_in_words((self._now() - begun) / steps, left, self.run.args.max_train_minutes)
-        tqdm.write(said)
+        self._say("time", time_in_words((self._now() - begun) / steps, left, self.run.args.max_train_minutes))
+
+    def _say(self, title: str, said: str) -> None:
+        lines = "\n".join(wrapped(title, said))
+        tqdm.write(lines)
         path = self.run.output_dir / REPORT
-        write_text(path, path.read_text(encoding="utf-8") + "\n".join(wrapped("time", said)) + "\n")
+        write_text(path, f"{path.read_text(encoding='utf-8')}{lines}\n")
 
     def _now(self) -> float:
         if self.run.accelerator.device.type == "cuda":

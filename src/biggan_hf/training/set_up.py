@@ -3,26 +3,31 @@
 import dataclasses
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import set_seed
+from torch import nn
 
 from ..cards import is_text
 from ..configuration_biggan import BigGANConfig
 from ..data import LabelledImages, load_labelled_images
+from ..devices import bfloat16_unit
 from ..files import read_text, remove_unfinished, write_text
 from ..hub import create_repo
 from ..presets import preset_row
+from ..processes import from_main
 from .arguments import DataArguments, ModelArguments, TrainingArguments, resumed_arguments
 from .batches import BatchSource, counter_generator, to_pixel_values
 from .checkpoints import BASE, SETTINGS, check_same_architecture, find_checkpoint, load_training_state, set_aside, warn
+from .compile_cache import CompileCache
 from .fitting import fit_batch
+from .graphs import CudaRecorder, Graphs, why_not
 from .logs import LOG, cut_logs, read_lines
 from .players import build_players
 from .quality import Quality, set_best_aside
@@ -46,6 +51,7 @@ def set_up(model_args: ModelArguments, data_args: DataArguments, args: TrainingA
     resumed = find_checkpoint(Path(args.output_dir), args.resume_from_checkpoint)
     state = None if resumed is None else load_training_state(resumed)
     check_same_rank(state, args)
+    args = with_precision(args)
     accelerator = build_accelerator(args)
     saved = read_settings(run_folder(args.output_dir, args.resume_from_checkpoint or "latest"))
     networks = model_args
@@ -55,6 +61,7 @@ def set_up(model_args: ModelArguments, data_args: DataArguments, args: TrainingA
     with accelerator.main_process_first(), told_where_pictures_were(saved, data_args.dataset_name):
         images = load_images(data_args, blank)
     config = networks.config(images.class_names)
+    compile_cache = None if args.compile_cache is None else CompileCache(args.compile_cache, accelerator.device)
     args = fit_batch(args, accelerator, config, resumed, model_args.init_from, model_args.revision, saved)
     accumulation_steps = args.accumulation_steps(accelerator.num_processes)
 
@@ -84,7 +91,8 @@ def set_up(model_args: ModelArguments, data_args: DataArguments, args: TrainingA
     clamps = args.sigma_clamp is not None or args.sigma_clamp_ratio is not None
     clamp = SigmaClamp(players.bare_generator, args.sigma_clamp, args.sigma_clamp_ratio) if clamps else None
     parts = (players, ema, batches, accumulation_steps, spectra, watched, clamp, quality)
-    run = Run(args, accelerator, config, *parts, settings)
+    graphs = build_graphs(args, accelerator, [*players.networks.values(), ema])
+    run = Run(args, accelerator, config, *parts, settings, graphs=graphs, compile_cache=compile_cache)
     if resumed is not None and state is not None:
         check_same_weights(resumed, state, players)
         with told_as(f"the training_state.pt of {str(resumed)!r} is of another run"):
@@ -99,6 +107,14 @@ def set_up(model_args: ModelArguments, data_args: DataArguments, args: TrainingA
 
 
 # What a run is built from
+
+
+def with_precision(args: TrainingArguments) -> TrainingArguments:
+    """In the place of 'auto' what it means on the first process's device. A run that goes on keeps it."""
+    if args.mixed_precision != "auto":
+        return args
+    precision: Any = from_main("bf16" if bfloat16_unit(PartialState().device) else "no")
+    return dataclasses.replace(args, mixed_precision=precision)
 
 
 def build_accelerator(args: TrainingArguments) -> Accelerator:
@@ -156,6 +172,16 @@ def build_batches(
         horizontal_flip=data_args.horizontal_flip,
         num_workers=data_args.dataloader_num_workers,
     )
+
+
+def build_graphs(args: TrainingArguments, accelerator: Accelerator, networks: Iterable[nn.Module]) -> Graphs:
+    reason = why_not(args, accelerator)
+    if args.cuda_graphs == "on" and reason is not None:
+        raise ValueError(f"cuda_graphs=on is not possible: {reason}")
+    if args.cuda_graphs == "off" or reason is not None:
+        return Graphs()
+    written = [tensor for network in networks for tensor in (*network.parameters(), *network.buffers())]
+    return Graphs(CudaRecorder(), written, required=args.cuda_graphs == "on")
 
 
 def watched_pictures(
