@@ -55,10 +55,12 @@ def ours(pictures: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("whose", ["ours", pytest.param("theirs", marks=needs_checkout)])
-def test_a_killed_leg_goes_on(
+def test_a_stopped_and_killed_leg_goes_on(
     whose: str, ours: Path, pictures: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = ours if whose == "ours" else train(whose, tmp_path / "whole", pictures)
+    stopped = train(whose, tmp_path / "killed", pictures, "--minutes", "0")
+    assert [line["images"] for line in legs.read_log(stopped)] == [8]
     write = quality.write_snapshot
 
     def killed(leg: Path, program: legs.Program) -> None:
