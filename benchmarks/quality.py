@@ -87,11 +87,15 @@ def measure(options: argparse.Namespace) -> None:
     device, images = set_up(options), load_pictures(options.dataset_name)
     real = RealImages(images, options.reference_images)
     pictures = real, real.rest(options.samples)
+    if len(pictures[1]) < options.samples:
+        raise ValueError(
+            f"{len(pictures[1]):,} pictures are left for the floor, fewer than --samples {options.samples}"
+        )
     settings = EvaluationSettings(DISTANCES, allow_few_images=True, cache_dir=options.legs[0] / "features")
-    for name in options.extractors:
-        extractor = load_extractor(name, device)
-        for leg in options.legs:
-            measure_leg(leg, extractor, options.samples, pictures, settings)
+    with tensor_float32(False):
+        for extractor in (load_extractor(name, device) for name in options.extractors):
+            for leg in options.legs:
+                measure_leg(leg, extractor, options.samples, pictures, settings)
 
 
 def measure_leg(
@@ -153,7 +157,7 @@ def main(argv: list[str] | None = None) -> None:
     ruler.add_argument("--reference_images", type=positive, default=10_000, help="real ones to compare with")
     no_download = [name for name in EXTRACTORS if not name.startswith("inception")]
     ruler.add_argument("--extractors", nargs="+", default=no_download, help="networks of the rulers")
-    ruler.set_defaults(verb=measure, tf32=False)
+    ruler.set_defaults(verb=measure)
     page = verbs.add_parser("report", help="write a page with tables and figures, from legs or their kept logs")
     page.add_argument("sets", type=Path, nargs="+", metavar="FOLDER", help="a folder of legs")
     page.add_argument("--page", type=Path, required=True, metavar="FILE.md", help="logs and figures go beside it")

@@ -55,10 +55,12 @@ def ours(pictures: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("whose", ["ours", pytest.param("theirs", marks=needs_checkout)])
-def test_a_killed_leg_goes_on(
+def test_a_stopped_and_killed_leg_goes_on(
     whose: str, ours: Path, pictures: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = ours if whose == "ours" else train(whose, tmp_path / "whole", pictures)
+    stopped = train(whose, tmp_path / "killed", pictures, "--minutes", "0")
+    assert [line["images"] for line in legs.read_log(stopped)] == [8]
     write = quality.write_snapshot
 
     def killed(leg: Path, program: legs.Program) -> None:
@@ -120,6 +122,8 @@ def test_from_legs_to_a_page(ours: Path, pictures: str, tmp_path: Path, monkeypa
 
     measure = ["measure", str(ours), str(theirs), "--dataset_name", pictures, "--samples", "12"]
     measure += ["--reference_images", "20", "--extractors", EXTRACTOR, "--device", "cpu"]
+    with pytest.raises(ValueError, match="20 pictures are left for the floor, fewer than --samples 21"):
+        quality.main([*measure, "--samples", "21"])
     quality.main(measure)
     rows = results.read_rows(ours / results.MEASURED)
     assert {row["metric"] for row in rows} >= {*quality.DISTANCES} and {row["samples"] for row in rows} == {12}
