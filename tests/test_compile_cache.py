@@ -4,12 +4,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_runs import Capture, arguments, error_line
+import torch._dynamo.utils
+from accelerate import Accelerator
+from training_runs import Capture, arguments, error_line, tiny
 
 from biggan_hf.layers import linear
 from biggan_hf.spectral_norm import iterate_in_training
-from biggan_hf.training import main
+from biggan_hf.training import TrainingArguments, main
 from biggan_hf.training.compile_cache import CompileCache
+from biggan_hf.training.players import build_players
+from biggan_hf.training.steps import Latents, Objective, Pictures, discriminator_step, generator_step
 
 
 CPU = torch.device("cpu")
@@ -65,6 +69,23 @@ def test_folders_that_cannot_be(
     flags = [word.replace("FILE", str(tmp_path / "file")) for word in flags]
     assert expected in error_line(arguments(pictures, tmp_path / "model", *flags), capsys)
     assert not (tmp_path / "model" / "training_settings.json").exists()
+
+
+def test_the_first_step_compiles_all_that_later_ones_run() -> None:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    config, args = tiny(num_labels=0), TrainingArguments(output_dir="out", per_device_batch_size=2)
+    players, _ = build_players(Accelerator(), config, args, None, None)
+    players.bare_generator.compile(dynamic=False, backend="eager")
+    latents, pictures = Latents(torch.randn(2, config.z_dim), None), Pictures(torch.randn(2, 1, 32, 32), None)
+    graphs = []
+    for _ in range(2):
+        discriminator_step(players, [(latents, pictures)] * 2, Objective())
+        generator_step(players, [latents] * 2, Objective())
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    # In both updates, of which one has gradients: in the first micro-batch, which takes a power iteration, and in later
+    # ones.
+    assert graphs == [4, 4] and not torch._dynamo.utils.counters["graph_break"]
 
 
 @pytest.mark.slow  # it compiles two small networks

@@ -225,13 +225,14 @@ class SpectralNorm(Float32Buffers, FoldableWeight):
     spectral_norm_eps: float
     # Whether training forwards take a step; all layers of a network must agree. If not, they use the last vectors
     # again, so that the micro-batches of an update see one function.
-    iterates: bool = True
+    iterates: bool
     # What the last `power_iteration` found.
     _estimate: Estimate | None = None
 
     def _register_spectral_norm(self, eps: float) -> None:
         rows, columns = self.weight.shape[0], self.weight[0].numel()
         self.spectral_norm_eps = eps
+        self.iterates = True  # not of the class: a graph that is compiled before the layer has its own fits no longer
         self.register_buffer("u0", torch.randn(1, rows, dtype=torch.float32))
         self.register_buffer("sv0", torch.ones(1, dtype=torch.float32))
         self.register_buffer("v0", torch.zeros(1, columns, dtype=torch.float32), persistent=False)
