@@ -107,7 +107,7 @@ class BigGANPipeline:
 
     def __del__(self) -> None:
         # The constructor may have failed, and at the end of the program torch is no longer whole.
-        if not sys.is_finalizing() and isinstance(vars(self).get("model"), nn.Module):
+        if sys is not None and not sys.is_finalizing() and isinstance(vars(self).get("model"), nn.Module):
             unfold(self.model)
 
     @classmethod
