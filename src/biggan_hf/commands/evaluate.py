@@ -1,6 +1,6 @@
 """Measure a model against real images.
 
-Measures FID, KID, IS, precision and recall of a model's samples, and reports all that these numbers depend on.
+Measures FID, KID, MIND, IS, precision and more of a model's samples, and reports all that these numbers depend on.
 
 examples:
   biggan-hf evaluate user/biggan --dataset_name uoft-cs/cifar10 --output cifar10.json
@@ -74,12 +74,12 @@ def _add_samples(group: common.Group) -> None:
 
 
 def _add_measures(group: common.Group) -> None:
-    text = "inception, inception-torchvision (BigGAN-PyTorch's), lite0, a TorchScript file or module:function"
+    text = "inception, inception-torchvision (BigGAN-PyTorch's), lite0, lite2, a TorchScript file or module:function"
     group.add_argument("--extractor", default="inception", metavar="NAME", help=f"{text} (default: %(default)s)")
     default = list(EvaluationSettings.metrics)
     text = f"of {', '.join(METRICS)} (default: {' '.join(default)})"
     group.add_argument("--metrics", nargs="+", choices=METRICS, default=default, metavar="NAME", help=text)
-    text = "allow fewer images than FID and IS need"
+    text = "allow fewer images than FID, FWD and IS need"
     group.add_argument("--allow_few_images", action="store_true", help=text)
 
 
