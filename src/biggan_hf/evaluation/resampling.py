@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .statistics import Measurements
 
 DRAWS = 20  # so the deviation itself is known to 1 / √(2 · 19) = 16 %, at a cost of seconds
-HALF = 1_000  # images at most: the cost grows with their square, and deviations of large sets follow 1 / √N
+HALF = 500  # images at most: the cost grows with their square, and deviations of larger sets follow 1 / √N
 SIDE = 1.96  # deviations from a value to the ends of its interval: 95 % of a normal distribution lie between them
 
 

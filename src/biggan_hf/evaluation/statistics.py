@@ -32,7 +32,7 @@ CHECKSUM = "sha256"  # beside the sums in a stored file
 SAVE_SECONDS = 60.0  # between saves of an unfinished pass
 IMAGES_PER_SPLIT = 500  # of the Inception Score, at least
 BLOCKS = 20  # parts of the set whose sums stay apart, at least: halves of them tell how far the Inception Score moves
-MOST_PICTURES = 2_000  # whose pixels are kept, for the interval of the wavelet distance
+MOST_PICTURES = 1_000  # whose pixels are kept, for the interval of the wavelet distance
 PICTURE_BYTES = 2**26  # of these at most
 
 
