@@ -5,7 +5,7 @@ import json
 import math
 import os
 import resource
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -715,6 +715,36 @@ def test_intra_class_fid_is_the_mean_over_classes(pictures: LabelledImages) -> N
     assert report.protocol["intra_class_fid"].endswith("; classes matched by position: the model has no names")
 
 
+def test_accuracy_of_a_classifier_that_learnt_from_samples(pictures: LabelledImages) -> None:
+    # Each class is one picture, which samples and real pictures show with noise of their own.
+    scenes, labels = noise(10, channels=1, size=32) // 2, torch.arange(120) % 10
+    grain = noise(120, seed=1, channels=1, size=32) // 8
+
+    class Shown(GeneratedImages):
+        def __getitems__(self, indices: Any) -> Any:
+            rows = torch.as_tensor(indices)
+            assert self.labels is not None
+            return {"pixel_values": scenes[(self.labels[rows] + self.seed) % 10] + grain[rows]}
+
+    class Pictures(LabelledImages):
+        def __getitems__(self, indices: Any) -> Any:
+            return {"pixel_values": scenes[labels[torch.tensor(indices)]] + grain[119 - torch.tensor(indices)]}
+
+    own = {one.name: getattr(pictures, one.name) for one in fields(pictures) if one.init}
+    real = RealImages(Pictures(**{**own, "labels": labels}), name="scenes")
+    settings = replace(FEW, metrics=("accuracy",), num_kept=120)
+    model = tiny_generator(num_channels=1, num_labels=10)
+    right = evaluate(Shown(model, 80), real, tiny_extractor(), settings)
+    wrong = evaluate(Shown(model, 80, seed=1), real, tiny_extractor(), settings)  # each class looks like the next
+    assert right["accuracy"] > 0.8 and wrong["accuracy"] < 0.2
+    assert right["reference_accuracy"] == wrong["reference_accuracy"] > 0.8
+    first = right.measures[0]
+    assert first.label == "accuracy-tiny, trained on samples" and first.num_images == 60
+    low, high = first.interval or (1, 0)
+    assert low <= first.value <= high
+    assert "classes matched by position" in right.protocol["accuracy"]
+
+
 def test_intra_class_fid_compares_classes_of_one_name(pictures: LabelledImages) -> None:
     settings = replace(FEW, metrics=("intra_class_fid",), allow_few_images=True)
     names = list(reversed(pictures.class_names))
@@ -789,7 +819,10 @@ def test_intra_class_fid_needs_the_same_classes_and_pictures_of_each(pictures: L
     model = tiny_generator(num_channels=1, num_labels=10)
     samples = GeneratedImages(model, 30)
     unlabelled = replace(RealImages(pictures, name="digits"), images=replace(pictures, labels=None))
-    refused(samples, unlabelled, "digits has no labels", **within)
+    refused(samples, unlabelled, "digits has no labels, which intra-class FID needs", **within)
+    refused(samples, unlabelled, "digits has no labels, which accuracy needs", metrics=("accuracy",))
+    noise_only = noise_source(60, channels=1, size=32)
+    refused(noise_only, RealImages(pictures), "accuracy needs a generator with classes", metrics=("accuracy",))
     assert pictures.labels is not None
     without_nines = RealImages(pictures, name="digits", rows=torch.nonzero(pictures.labels < 9).squeeze(1))
     refused(samples, without_nines, r"digits has no picture of class 9 \(class 9\)", **within)

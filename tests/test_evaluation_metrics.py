@@ -22,6 +22,7 @@ from biggan_hf.evaluation import (
     read_moments,
     write_moments,
 )
+from biggan_hf.evaluation.classifying import accuracy_of_classifier
 from biggan_hf.evaluation.metrics import frechet_distance_of_features, moments_of, wavelet_distance
 from biggan_hf.evaluation.statistics import Measurements, RunningStatistics
 from biggan_hf.evaluation.wavelets import log_packets, packets, packets_shape
@@ -241,6 +242,26 @@ def test_manifold_scores_of_the_same_set_and_of_sets_apart() -> None:
     assert manifold_scores(x + 1e8, y + 1e8) == pytest.approx(manifold_scores(x, y), abs=0.05)
     with pytest.raises(ValueError, match="at least 6 images"):
         manifold_scores(x[:5], x)
+
+
+# Accuracy of a classifier
+
+
+def test_the_classifier_is_logistic_regression() -> None:
+    from sklearn.linear_model import LogisticRegression
+
+    # Three classes that overlap, and a feature that never varies.
+    labels = torch.arange(240) % 3
+    noisy = torch.randn(240, 6, generator=torch.Generator().manual_seed(2))
+    x = torch.cat([noisy + 2 * torch.eye(3, 6)[labels], torch.ones(240, 1)], 1).double()
+    got = accuracy_of_classifier(x[:120], labels[:120], x[120:], labels[120:], 3)
+    scale = x[:120].std(0).where(x[:120].std(0) > 0, 1)
+    scaled = ((x - x[:120].mean(0)) / scale).numpy()
+    expected = LogisticRegression(C=1.0, tol=1e-8, max_iter=1000).fit(scaled[:120], labels[:120])
+    assert got == pytest.approx(expected.score(scaled[120:], labels[120:])) and 0.5 < got < 0.95
+    # Of labels that say nothing, nothing is learnt.
+    turned = labels[torch.randperm(240, generator=torch.Generator().manual_seed(0))]
+    assert accuracy_of_classifier(x[:120], turned[:120], x[120:], labels[120:], 3) < 0.5
 
 
 # Sums over images

@@ -331,7 +331,7 @@ def test_tracker_gets_scalars_and_pictures(pictures: Path, tmp_path: Path) -> No
     assert [event.step for event in events.Scalars("discriminator_loss")] == [1, 2, 3]
     assert [event.step for event in events.Images("samples")] == [2]
     (evaluation,) = read_log(tmp_path / "model", "evaluations.jsonl")
-    assert evaluation.pop("step") == 2 and len(evaluation) == 1
+    assert evaluation.pop("step") == 2 and len(evaluation) == 2
     for name, value in evaluation.items():
         assert [(event.step, event.value) for event in events.Scalars(name)] == [(2, pytest.approx(value))]
     logged = [{**line, "step": None} for line in read_log(tmp_path / "model")]

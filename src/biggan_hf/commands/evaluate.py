@@ -22,6 +22,7 @@ from ..evaluation.curves import marked_points, plot_curve, truncation_in_words, 
 from ..evaluation.extractors import load_extractor
 from ..evaluation.measuring import (
     METRICS,
+    OF_CLASSES,
     EvaluationSettings,
     evaluate_all,
     foreign_classes,
@@ -100,7 +101,7 @@ def run(args: argparse.Namespace) -> None:
         samples = _samples(args)
         extractor = load_extractor(args.extractor, device, image_size=samples[0].image_shape[1])
         reference, floor = _reference(args, samples[0], extractor, settings)
-        if "intra_class_fid" not in settings.metrics:  # which needs pictures of all classes, or is refused
+        if OF_CLASSES.keys().isdisjoint(settings.metrics):  # each needs pictures of all classes, or is refused
             samples = [_of_classes_with_pictures(source, reference) for source in samples]
         reports = evaluate_all(samples, reference, extractor, settings, floor)
         if is_main_process():

@@ -16,11 +16,12 @@ import torch
 from ..class_names import has_no_names, match_classes, names_of
 from ..processes import from_main, is_main_process, num_processes
 from ..words import abbreviated, counted
+from .classifying import accuracy_of_classifier
 from .comparing import Comparison, frechet_distance_of, label, mean_and_deviation
 from .extractors import FeatureExtractor
 from .metrics import DENSITY_NEIGHBOURS, NEIGHBOURS, PROJECTIONS, check_enough
 from .reports import Measure, Report
-from .resampling import DRAWS, HALF
+from .resampling import DRAWS, HALF, SIDE
 from .sources import GeneratedImages, ImageSource, RealImages
 from .statistics import Measurements, forget, measure, splits_of
 from .wavelets import packets_shape
@@ -28,8 +29,9 @@ from .wavelets import packets_shape
 
 logger = logging.getLogger(__name__)
 
-METRICS = ("fid", "kid", "mind", "fwd", "is", "prdc", "intra_class_fid")
-OF_FEATURES = {"kid", "mind", "prdc"}  # these need the features themselves
+METRICS = ("fid", "kid", "mind", "fwd", "is", "prdc", "accuracy", "intra_class_fid")
+OF_FEATURES = {"kid", "mind", "prdc", "accuracy"}  # these need the features themselves
+OF_CLASSES = {"accuracy": "accuracy", "intra_class_fid": "intra-class FID"}  # these need labels on both sides
 OF_FLOOR = ("fid", "kid", "mind", "fwd", "is")
 PACKAGES = ("biggan_hf", "torch", "torchmetrics", "numpy", "pillow", "datasets")
 
@@ -38,7 +40,8 @@ PACKAGES = ("biggan_hf", "torch", "torchmetrics", "numpy", "pillow", "datasets")
 class EvaluationSettings:
     """
     What is measured and how. "prdc" stands for precision, recall, density and coverage; "intra_class_fid" is FID
-    within each class, the mean over classes, and takes a pass of its own; "fwd" is the distance of wavelets.
+    within each class, the mean over classes, and takes a pass of its own; "fwd" is the distance of wavelets, and
+    "accuracy" that of a classifier that learnt from the samples.
     """
 
     metrics: tuple[str, ...] = ("fid", "kid", "mind", "fwd", "is", "prdc")  # of `METRICS`
@@ -157,6 +160,8 @@ class _Evaluation:
             known = not isinstance(self.reference, Measurements) or self.reference.extractor is not None
             comparison = Comparison(self.settings, self.extractor, known)
             measures = comparison.measures(real, fake, floor) if is_main_process() else []
+            if "accuracy" in self.settings.metrics and is_main_process():
+                measures += self._accuracies(samples, real, fake)
         if "intra_class_fid" in self.settings.metrics:
             measures.append(self._intra_class_distance(samples))
         return from_main(Report(measures, protocol))
@@ -165,6 +170,34 @@ class _Evaluation:
         measured = measure(samples, self.extractor, **settings.pass_options, title=title)
         self.files.append(measured.file)
         return measured
+
+    def _accuracies(self, samples: ImageSource, real: Measurements, fake: Measurements) -> list[Measure]:
+        """
+        Of a classifier that learnt from samples, and of one that learnt from as many real images, on other real
+        images of the model's classes: half of those whose features are kept.
+        """
+        assert isinstance(samples, GeneratedImages) and isinstance(self.reference, RealImages)
+        assert samples.labels is not None and real.kept is not None and fake.kept is not None
+        images, classes = self.reference.images, self._classes_of_reference(samples)[0]
+        assert images.labels is not None
+        of_model = torch.full((len(images.class_names),), -1)
+        of_model[classes] = torch.arange(len(classes))
+        labels = of_model[images.labels[self.reference.rows[real.kept_rows]]]
+        known = (labels >= 0).nonzero().squeeze(1)
+        known = known[torch.randperm(len(known), generator=torch.Generator().manual_seed(0))]
+        train, test = known.tensor_split(2)
+        number = min(len(train), len(fake.kept))
+        measures = []
+        for key, name, features, its_labels in (
+            ("accuracy", "trained on samples", fake.kept[:number], samples.labels[fake.kept_rows[:number]]),
+            ("reference_accuracy", "trained on real images", real.kept[train[:number]], labels[train[:number]]),
+        ):
+            share = accuracy_of_classifier(features, its_labels, real.kept[test], labels[test], len(classes))
+            side = SIDE * (share * (1 - share) / len(test)) ** 0.5  # of a share of so many pictures
+            interval = (share - side, share + side) if self.settings.intervals else None
+            text = f"{label('accuracy', self.extractor)}, {name}"
+            measures.append(Measure(key, text, share, interval=interval, num_images=number))
+        return measures
 
     def _intra_class_distance(self, samples: ImageSource) -> Measure:
         """Class by class, so that memory holds the moments of one class; as many samples as real images of each."""
@@ -181,19 +214,21 @@ class _Evaluation:
         return Measure("intra_class_fid", label("intra_class_fid", self.extractor), *mean_and_deviation(values))
 
     def _real_classes(self, samples: ImageSource) -> list[RealImages]:
-        """The real images of each of the model's classes; raises `ValueError` where there are none."""
-        if not isinstance(samples, GeneratedImages) or samples.labels is None:
-            raise ValueError("intra-class FID needs a generator with classes")
-        if not isinstance(self.reference, RealImages):
-            raise ValueError("intra-class FID needs a data set with labels as its reference, not a file of moments")
-        return [self.reference.of_class(label) for label in self._classes_of_reference(samples)[0]]
+        """The real images of each of the model's classes; raises `ValueError` where there are none of one."""
+        classes = self._classes_of_reference(samples)[0]
+        assert isinstance(self.reference, RealImages)
+        return [self.reference.of_class(class_label) for class_label in classes]
 
     def _classes_of_reference(self, samples: ImageSource) -> tuple[list[int], str]:
         """For each class of the model the label in the data set, and in words how they were matched."""
-        assert isinstance(samples, GeneratedImages) and isinstance(self.reference, RealImages)
+        what = next(name for metric, name in OF_CLASSES.items() if metric in self.settings.metrics)
+        if not isinstance(samples, GeneratedImages) or samples.labels is None:
+            raise ValueError(f"{what} needs a generator with classes")
+        if not isinstance(self.reference, RealImages):
+            raise ValueError(f"{what} needs a data set with labels as its reference, not a file of moments")
         name, there = self.reference.name, self.reference.images.class_names
         if self.reference.images.labels is None:
-            raise ValueError(f"{name} has no labels, which intra-class distances need")
+            raise ValueError(f"{name} has no labels, which {what} needs")
         here = names_of(samples.model.config.id2label)
         rows, how = match_classes(there, here)
         if how == "position" and len(here) != len(there):
@@ -242,6 +277,9 @@ class _Evaluation:
         if "intra_class_fid" in settings.metrics:
             _, how = self._classes_of_reference(samples)
             protocol["intra_class_fid"] = f"all real images of each class, and as many samples; {how}"
+        if "accuracy" in settings.metrics:
+            _, how = self._classes_of_reference(samples)
+            protocol["accuracy"] = f"logistic regression on features, tested on half of the real images; {how}"
         if foreign := foreign_classes(samples, self.reference):
             protocol["reference_classes"] = foreign
         protocol["software"] = {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()}
@@ -258,6 +296,12 @@ class _Evaluation:
             raise ImportError('the metric kid needs torchmetrics: pip install "biggan_hf[eval]", or leave it out')
         if "is" in metrics and not self.extractor.num_classes:
             raise ValueError(f"extractor {self.extractor.name!r} gives no logits, which IS needs: leave out 'is'")
+        if not OF_CLASSES.keys().isdisjoint(metrics):
+            classes, _ = self._classes_of_reference(samples)
+            assert isinstance(self.reference, RealImages) and self.reference.images.labels is not None
+            labels = self.reference.images.labels[self.reference.rows]
+            number = int(torch.isin(labels, torch.tensor(classes)).sum())
+            check_enough("accuracy", number, "the reference, of the model's classes")
         if "intra_class_fid" in metrics:
             for class_label, images in enumerate(self._real_classes(samples)):
                 check_enough("intra_class_fid", len(images), f"class {class_label}")
@@ -304,7 +348,7 @@ class _Evaluation:
         if number is None:
             return
         for metric in metrics:
-            if metric != "intra_class_fid" and (metric != "prdc" or what != "the floor"):
+            if metric != "intra_class_fid" and (metric not in ("prdc", "accuracy") or what != "the floor"):
                 check_enough(metric, number, what)
         if "fid" in metrics:
             self._check_covariance(number, what)

@@ -14,8 +14,10 @@ DIRECTIONS = 100  # of these in memory at a time
 
 
 # Fewer images have no such number.
-LEAST = {"fid": 2, "intra_class_fid": 2, "kid": 2, "mind": 2, "fwd": 2, "is": 2, "prdc": DENSITY_NEIGHBOURS + 1}
-IN_WORDS = {"prdc": "precision, recall, density and coverage", "intra_class_fid": "intra-class FID"}
+LEAST = dict.fromkeys(["fid", "intra_class_fid", "kid", "mind", "fwd", "is"], 2)
+LEAST |= {"prdc": DENSITY_NEIGHBOURS + 1, "accuracy": 4}
+IN_WORDS = {"prdc": "precision, recall, density and coverage"}
+IN_WORDS |= {"intra_class_fid": "intra-class FID", "accuracy": "accuracy"}
 
 
 def check_enough(metric: str, number: int, what: str) -> None:
