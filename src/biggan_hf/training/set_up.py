@@ -215,7 +215,8 @@ def build_quality(images: LabelledImages, args: TrainingArguments, accelerator: 
 
     extractor = load_extractor(args.evaluation_extractor, accelerator.device)
     cache = Path(args.output_dir) / "evaluation"
-    return Quality(images, extractor, args.evaluation_images, args.evaluation_allow_few_images, cache)
+    metrics, few = tuple(args.evaluation_distance.split("+")), args.evaluation_allow_few_images
+    return Quality(images, extractor, metrics, args.evaluation_images, few, cache)
 
 
 # Checks
