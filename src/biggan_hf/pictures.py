@@ -30,19 +30,31 @@ for _order, _floats in {b"II": "F;64F", b"MM": "F;64BF"}.items():
 
 def decode_picture(cell: Mapping[str, Any] | None, image_size: int, num_channels: int) -> Tensor:
     """
-    Crops the centre square of a picture from [`open_picture`], and resizes it with PIL's Lanczos filter, whose support
-    grows with the reduction, so that nothing aliases.
+    The centre square ([`centre_square`]) of a picture from [`open_picture`].
 
     Returns:
         uint8 (num_channels, image_size, image_size); where it cannot be decoded, a `ValueError` says why in one line.
     """
-    picture = open_picture(cell, num_channels)
+    return centre_square(open_picture(cell, num_channels), image_size)
+
+
+def centre_square(picture: Image.Image, image_size: int) -> Tensor:
+    """
+    Crops the centre square of a grey or RGB picture, and resizes it with PIL's Lanczos filter, whose support grows
+    with the reduction, so that nothing aliases. Returns uint8 (1 or 3, image_size, image_size).
+    """
     side = min(picture.size)
     left, top = (picture.width - side) // 2, (picture.height - side) // 2
     box = (left, top, left + side, top + side)
     picture = picture.resize((image_size, image_size), Image.Resampling.LANCZOS, box)
-    array = np.array(picture).reshape(image_size, image_size, num_channels)
+    array = np.array(picture).reshape(image_size, image_size, -1)
     return torch.from_numpy(array).permute(2, 0, 1)
+
+
+def as_ppm(pixels: np.ndarray) -> bytes:
+    """An encoded picture of exactly these pixels, uint8 (1 or 3, H, W): a header and the bytes."""
+    kind, (_, height, width) = 6 if len(pixels) == 3 else 5, pixels.shape
+    return b"P%d %d %d 255\n" % (kind, width, height) + pixels.transpose(1, 2, 0).tobytes()
 
 
 def open_picture(cell: Mapping[str, Any] | None, num_channels: int) -> Image.Image:

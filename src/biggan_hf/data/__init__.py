@@ -6,9 +6,10 @@ from .labelled_images import (
     ShuffledBatches,
     Unreadable,
     UnreadablePictureError,
-    load_labelled_images,
 )
+from .loading import load_labelled_images
 from .opening import Contents
+from .preparing import prepare
 
 
 __all__ = [
@@ -19,4 +20,5 @@ __all__ = [
     "Unreadable",
     "UnreadablePictureError",
     "load_labelled_images",
+    "prepare",
 ]

