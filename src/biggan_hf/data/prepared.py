@@ -177,7 +177,9 @@ class PreparedImages(LabelledImages):
 
     def _pixels(self, indices: Any) -> tuple[list[int], Tensor]:
         rows = [self._readable(index) for index in indices] if self.unreadable else list(indices)
-        return rows, self.pictures.read(rows) if self.cache is None else self.cache[rows]
+        if self.cache is None:
+            return rows, self.pictures.read(rows)
+        return rows, self.cache.index_select(0, torch.tensor(rows, dtype=torch.int64))
 
 
 def find_prepared(name: str) -> Path | None:
