@@ -189,16 +189,16 @@ def in_a_fork(run: Callable[[], object]) -> int | None:
 
 
 def test_killed_twice_and_resumed(source: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    output, decode = tmp_path / "out", preparing.centre_square
+    output, decode = tmp_path / "out", preparing.square_of
     told: list[str] = []
     for pictures in (30, 90):  # each in the middle of a file of the second size
         left = [decode] * (2 * pictures - 1)
-        monkeypatch.setattr(preparing, "centre_square", lambda *args: (left.pop() if left else die)(*args))  # noqa: B023
+        monkeypatch.setattr(preparing, "square_of", lambda *args: (left.pop() if left else die)(*args))  # noqa: B023
         assert in_a_fork(lambda: prepared(source, output, splits=["train", "test"])) == -signal.SIGKILL
         assert any(path.name.startswith(".unfinished") for path in output.iterdir())
         with pytest.raises(ValueError, match="is not yet prepared: the same `biggan-hf prepare` goes on"):
             load_labelled_images(str(output), image_size=8)
-    monkeypatch.setattr(preparing, "centre_square", decode)
+    monkeypatch.setattr(preparing, "square_of", decode)
     prepared(source, output, splits=["train", "test"], say=told.append)
     assert told[1].startswith("2 of 4 parts are there")
     assert contents(output) == contents(whole)

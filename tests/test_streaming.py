@@ -142,7 +142,7 @@ def test_what_is_refused(source: Path, tmp_path: Path) -> None:
     prepare(str(source), tmp_path / "prepared", [8], say=lambda text: None)
     for name, split, message in (
         (tmp_path / "pictures", "train", "a stream is of parquet files, and this is imagefolder"),
-        (tmp_path / "prepared", "train", "is prepared, and lies here: it needs no streaming"),
+        (tmp_path / "prepared", "train", "is prepared: its pictures are decoded, and lie here; leave out streaming"),
         (source, "val", "there is no split 'val'"),
         (source, "train[:0]", "is empty"),
         (tmp_path / "nowhere", "train", "cannot stream split 'train' of dataset"),

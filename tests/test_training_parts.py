@@ -22,7 +22,7 @@ from biggan_hf.training.arguments import DataArguments, TrainingArguments
 from biggan_hf.training.batches import BatchSource, counter_generator, to_pixel_values
 from biggan_hf.training.ema import update_ema
 from biggan_hf.training.run import Run
-from biggan_hf.training.set_up import build_batches
+from biggan_hf.training.set_up import build_batches, build_quality
 from biggan_hf.training.steps import Latents, Objective, Pictures, Players, discriminator_step, generator_step
 
 
@@ -194,6 +194,35 @@ def test_real_pictures_of_all_classes_equally_often(tmp_path: Path) -> None:
     uneven = dataclasses.replace(source(folder), class_sampling="balanced")
     labels = torch.cat([uneven.pictures().class_labels for _ in range(5)])  # type: ignore[misc]
     assert torch.bincount(labels).tolist() == [10, 10]  # 20 pictures, of one and of three
+
+
+def test_random_crops_follow_from_seed_and_position(tmp_path: Path) -> None:
+    ramp = np.tile(np.arange(200, dtype=np.uint8), (32, 1))  # the first column says where a square begins
+    for index in range(12):
+        Image.fromarray(ramp).save(tmp_path / f"{index}.png")
+
+    def crops(samples_seen: int, rank: int = 0, world_size: int = 1, number: int = 6) -> list[int]:
+        images = load_labelled_images(str(tmp_path), image_size=32, num_channels=1)
+        sizes: dict[str, Any] = {"z_dim": 8, "num_labels": 0, "batch_size": 4 // world_size, "seed": 7}
+        place: dict[str, Any] = {"rank": rank, "world_size": world_size, "device": torch.device("cpu")}
+        cropping = BatchSource(
+            images, **sizes, **place, samples_seen=samples_seen, horizontal_flip=False, random_crop=True
+        )
+        pixels = torch.cat([cropping.pictures().pixel_values for _ in range(number)])
+        return ((pixels[:, 0, 0, 0] + 1) * 127.5).round().int().tolist()
+
+    whole = crops(0)
+    assert len(set(whole[:12])) > 8 and whole[:12] != whole[12:] and max(whole) > 140 and min(whole) < 30
+    assert crops(8, number=4) == whole[8:]
+    first, second = (crops(8, rank, 2, number=4) for rank in (0, 1))
+    assert [first[i // 4 * 2 + i % 4] if i % 4 < 2 else second[i // 4 * 2 + i % 4 - 2] for i in range(16)] == whole[8:]
+
+
+def test_an_evaluation_decodes_in_full(tmp_path: Path) -> None:
+    images = dataclasses.replace(source(picture_folder(tmp_path)).images, reduced_jpeg=True, cached_rows={0})
+    args = TrainingArguments(output_dir="x", evaluation_steps=1, evaluation_extractor="training_runs:features")
+    quality = build_quality(images, args, Accelerator(cpu=True))
+    assert quality is not None and not quality.images.reduced_jpeg and quality.images.cached_rows == set()
 
 
 @pytest.mark.parametrize("name, value", [("class_sampling", "balanced"), ("label_sampling", "counts")])

@@ -9,6 +9,7 @@ from .labelled_images import (
 )
 from .loading import load_labelled_images
 from .opening import Contents
+from .prepared import PreparedImages
 from .preparing import prepare
 
 
@@ -16,6 +17,7 @@ __all__ = [
     "Contents",
     "ImageBatch",
     "LabelledImages",
+    "PreparedImages",
     "ShuffledBatches",
     "Unreadable",
     "UnreadablePictureError",

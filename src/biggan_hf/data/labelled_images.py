@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..class_names import match_classes
-from ..pictures import Stored, centre_square, describe_stored, encoded_bytes, open_picture
+from ..pictures import Stored, describe_stored, encoded_bytes, open_picture, square_of
 from ..words import abbreviated
 from .opening import Contents
 from .pixels import PictureTable
@@ -82,6 +82,7 @@ class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
     num_channels: int  # C, 3 for RGB or 1 for grey
     on_unreadable_image: str  # "skip" or "error"
     cache: Tensor | None  # uint8 (N, C, S, S)
+    reduced_jpeg: bool = False  # as for `load_labelled_images`
     cached_rows: set[int] = field(default_factory=set)  # those that were decoded so far
     unreadable: dict[int, Unreadable] = field(default_factory=dict)  # by row, those found so far
 
@@ -170,32 +171,46 @@ class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
         remarks = contents.remarks + [remark] * bool(lost)
         return replace(self, contents=replace(contents, class_counts=counts, remarks=remarks))
 
-    def __getitems__(self, indices: Sequence[int]) -> ImageBatch:
-        rows, pixel_values = self._pixels(indices)
+    def __getitems__(self, indices: Sequence[int | tuple[int, float]]) -> ImageBatch:
+        """Of rows. A row may come with the place of its square along the longer side, as `square_of` takes it."""
+        asked: Any = indices
+        if len(asked) and isinstance(asked[0], tuple):
+            asked, places = map(list, zip(*asked, strict=True))
+            rows, pixel_values = self._decoded(asked, places, keep=False)
+        else:
+            rows, pixel_values = self._pixels(asked)
         labels = None if self.labels is None else self.labels[rows]
-        unreadable = {row: self.unreadable[row] for row in indices if row in self.unreadable}
+        unreadable = {row: self.unreadable[row] for row in asked if row in self.unreadable}
         return {"pixel_values": pixel_values, "class_labels": labels, "unreadable": unreadable}
 
     def _pixels(self, indices: Sequence[int]) -> tuple[list[int], Tensor]:
         """The rows that are taken for those that are asked for, and their pixels."""
-        decoded: dict[int, Tensor] = {}
+        return self._decoded(indices, [None] * len(indices), keep=self.cache is not None)
+
+    def _decoded(self, indices: Sequence[int], places: Sequence[float | None], keep: bool) -> tuple[list[int], Tensor]:
+        """As `_pixels`. With `keep`, from memory where they were decoded before."""
+        decoded: dict[tuple[int, float | None], Tensor] = {}
         rows = [self._readable(index) for index in indices]
-        while missing := [row for row in dict.fromkeys(rows) if row not in decoded and row not in self.cached_rows]:
-            for row, cell in zip(missing, self.pictures[missing]["image"], strict=True):
-                if (picture := self._decode(row, cell)) is not None:
-                    decoded[row] = picture
+        while missing := [
+            square
+            for square in dict.fromkeys(zip(rows, places, strict=True))
+            if square not in decoded and not (keep and square[0] in self.cached_rows)
+        ]:
+            cells = self.pictures[[row for row, _ in missing]]["image"]
+            for (row, place), cell in zip(missing, cells, strict=True):
+                if (picture := self._decode(row, cell, place)) is not None:
+                    decoded[row, place] = picture
             if len(self.unreadable) == len(self):
                 last = next(reversed(self.unreadable.values()))
                 raise UnreadablePictureError(f"none of the {len(self)} pictures can be read; the last: {last}")
             rows = [self._readable(index) for index in indices]
-        if self.cache is None:
-            return rows, torch.stack([decoded[row] for row in rows])
-        for row, picture in decoded.items():
+        if self.cache is None or not keep:
+            return rows, torch.stack([decoded[square] for square in zip(rows, places, strict=True)])
+        for (row, _), picture in decoded.items():
             self.cache[row] = picture
-        self.cached_rows.update(decoded)
-        return rows, self.cache.index_select(
-            0, torch.tensor(rows, dtype=torch.int64)
-        )  # `cache[rows]` takes ten times as long
+        self.cached_rows.update(row for row, _ in decoded)
+        # `cache[rows]` takes ten times as long
+        return rows, self.cache.index_select(0, torch.tensor(rows, dtype=torch.int64))
 
     def _came_back(self, error: ValueError) -> bool:
         """
@@ -222,15 +237,15 @@ class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
     def is_readable(self, row: int) -> bool:
         return row not in self.unreadable and self._decode(row, self.pictures[row]["image"]) is not None
 
-    def _decode(self, row: int, cell: Mapping[str, Any] | None) -> Tensor | None:
+    def _decode(self, row: int, cell: Mapping[str, Any] | None, place: float | None = None) -> Tensor | None:
         """`None` for a picture that can't be read, which is noted."""
         picture = self.open_row(row, cell)
-        return None if picture is None else centre_square(picture, self.image_size)
+        return None if picture is None else square_of(picture, self.image_size, place)
 
     def open_row(self, row: int, cell: Mapping[str, Any] | None) -> Image.Image | None:
         """The whole picture of a row, of which `cell` is in the column "image"; as `_decode`."""
         try:
-            return open_picture(cell, self.num_channels)
+            return open_picture(cell, self.num_channels, self.image_size if self.reduced_jpeg else None)
         except ValueError as error:
             if self._came_back(error):
                 return self.open_row(row, cell)

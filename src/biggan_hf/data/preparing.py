@@ -20,7 +20,7 @@ from PIL import Image
 from ..bars import open_bar
 from ..cards import public_name
 from ..files import LOCK, UNFINISHED, locked_folder, remove_unfinished, write_bytes, write_file, write_text
-from ..pictures import centre_square
+from ..pictures import square_of
 from .describing import found_rows, lines_of, printable
 from .labelled_images import LabelledImages
 from .loading import load_labelled_images
@@ -305,7 +305,7 @@ def _write_shard(folder: Path, plan: Manifest, opened: Mapping[str, LabelledImag
             digests[size].update(header)
         for picture in _pictures(images, job):
             for size, file in files.items():
-                pixels = np.zeros(plan.shape(size), np.uint8) if picture is None else centre_square(picture, size)
+                pixels = np.zeros(plan.shape(size), np.uint8) if picture is None else square_of(picture, size)
                 data = np.ascontiguousarray(pixels).data
                 file.write(data)
                 digests[size].update(data)

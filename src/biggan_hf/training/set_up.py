@@ -15,7 +15,7 @@ from accelerate.utils import set_seed
 
 from ..cards import is_text
 from ..configuration_biggan import BigGANConfig
-from ..data import LabelledImages, load_labelled_images
+from ..data import LabelledImages, PreparedImages, load_labelled_images
 from ..files import read_text, remove_unfinished, write_text
 from ..hub import create_repo
 from ..presets import preset_row
@@ -135,6 +135,7 @@ def load_images(data_args: DataArguments, config: BigGANConfig, split: str | Non
         label_column=data_args.label_column,
         on_unreadable_image=data_args.on_unreadable_image,
         streaming=data_args.streaming,
+        reduced_jpeg=data_args.reduced_jpeg,
     )
 
 
@@ -151,6 +152,8 @@ def build_batches(
             raise ValueError(f"{name}={asked!r} needs labels, and there are none")
     if data_args.class_sampling == "balanced" and images.runs is not None:
         raise ValueError("class_sampling='balanced' takes pictures from anywhere, and a stream can't: choose one")
+    if data_args.random_crop and isinstance(images, PreparedImages):
+        raise ValueError("random_crop needs whole pictures, and prepared ones are squares: name their source")
     return BatchSource(
         images,
         z_dim=config.z_dim,
@@ -161,6 +164,7 @@ def build_batches(
         world_size=accelerator.num_processes,
         device=accelerator.device,
         horizontal_flip=data_args.horizontal_flip,
+        random_crop=data_args.random_crop,
         **{name: getattr(data_args, name) for name in samplings},
         num_workers=data_args.dataloader_num_workers,
     )
@@ -197,6 +201,8 @@ def build_quality(images: LabelledImages, args: TrainingArguments, accelerator: 
 
     extractor = load_extractor(args.evaluation_extractor, accelerator.device)
     cache = Path(args.output_dir) / "evaluation"
+    if images.reduced_jpeg:  # which is not exact enough to measure
+        images = dataclasses.replace(images, reduced_jpeg=False, cache=None, cached_rows=set())
     return Quality(images, extractor, args.evaluation_images, args.evaluation_allow_few_images, cache)
 
 
