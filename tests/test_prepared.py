@@ -1,6 +1,7 @@
 """A prepared folder stands for its source: the same pictures in the same order, whole or refused."""
 
 import dataclasses
+import io
 import multiprocessing
 import os
 import resource
@@ -104,9 +105,7 @@ def test_any_order_of_rows(tmp_path: Path) -> None:
         for rows in ([], [0], [4, 3, 2, 1, 0], [3, 4, 0, 4, 1, 2], range(len(shards))):
             assert np.array_equal(shards.read(rows).numpy(), expected[list(rows)])
         cell = shards[1]["image"]
-        assert np.array_equal(
-            np.asarray(Image.open(__import__("io").BytesIO(cell["bytes"]))), expected[1].transpose(1, 2, 0)
-        )
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(cell["bytes"]))), expected[1].transpose(1, 2, 0))
 
 
 def test_parts_of_splits(source: Path, whole: Path) -> None:
@@ -477,3 +476,45 @@ def test_memory_is_flat(tmp_path: Path) -> None:
         os._exit(0 if 1000 * slope < 2**20 else 1)
 
     assert in_a_fork(read_twice) == 0
+
+
+# Damaged pictures
+
+
+def damaged(data: bytes, noise: np.random.Generator) -> bytes:
+    """A flipped bit, cut off, another format's start, zeros, or (of a PNG) another width and height."""
+    content, place = bytearray(data), int(noise.integers(len(data)))
+    kind = noise.integers(5)
+    if kind == 0:
+        content[place] ^= 1 << int(noise.integers(8))
+    elif kind == 1:
+        del content[place:]
+    elif kind == 2:
+        content[:4] = noise.choice([b"GIF8", b"RIFF", b"II*\0", b"BM\0\0", b"\0\0\0\0"])
+    elif kind == 3:
+        content[place : place + 64] = bytes(len(content[place : place + 64]))
+    else:
+        content[16:24] = noise.integers(0, 256, 8, np.uint8).tobytes()
+    return bytes(content)
+
+
+@pytest.mark.parametrize("number", [60, pytest.param(1000, marks=pytest.mark.slow)])  # a picture takes some ms
+def test_damaged_pictures_are_named_or_read(tmp_path: Path, number: int) -> None:
+    noise = np.random.default_rng(0)
+    for label, (name, kind) in enumerate({"png": "PNG", "jpg": "JPEG", "webp": "WEBP"}.items()):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        for index in range(number // 3):
+            file = io.BytesIO()
+            Image.fromarray(noise.integers(0, 256, (16, 24, 3), np.uint8)).save(file, kind)
+            path = tmp_path / "set" / name / f"{label}{index}.{name}"
+            path.write_bytes(file.getvalue() if index == 0 else damaged(file.getvalue(), noise))
+    out = prepared(tmp_path / "set", tmp_path / "out", (8,), num_workers=2)
+    images = load_labelled_images(str(out), image_size=8)
+    named = [name for reason, names in images.left_out().items() if reason.startswith("unreadable") for name in names]
+    assert len(named) == len(images.unreadable) > number // 4
+    pixels, _ = everything(images)
+    source = load_labelled_images(str(tmp_path / "set"), image_size=8, max_cache_bytes=0)
+    assert everything(source)[0] == pixels
+    assert source.unreadable.keys() == images.unreadable.keys()
+    with pytest.raises(ValueError, match="^unreadable picture .*; no other picture takes its place here"):
+        prepared(tmp_path / "set", tmp_path / "other", (8,), on_unreadable_image="error")
