@@ -16,7 +16,7 @@ from torch import nn
 
 from ..cards import is_text
 from ..configuration_biggan import BigGANConfig
-from ..data import LabelledImages, load_labelled_images
+from ..data import LabelledImages, PreparedImages, load_labelled_images
 from ..devices import bfloat16_unit
 from ..files import read_text, remove_unfinished, write_text
 from ..hub import create_repo
@@ -150,6 +150,8 @@ def load_images(data_args: DataArguments, config: BigGANConfig, split: str | Non
         image_column=data_args.image_column,
         label_column=data_args.label_column,
         on_unreadable_image=data_args.on_unreadable_image,
+        streaming=data_args.streaming,
+        reduced_jpeg=data_args.reduced_jpeg,
     )
 
 
@@ -160,6 +162,14 @@ def build_batches(
     config: BigGANConfig,
     accelerator: Accelerator,
 ) -> BatchSource:
+    samplings = {"class_sampling": "as_it_is", "label_sampling": "uniform"}
+    for name, usual in samplings.items():
+        if (asked := getattr(data_args, name)) != usual and not config.num_labels:
+            raise ValueError(f"{name}={asked!r} needs labels, and there are none")
+    if data_args.class_sampling == "balanced" and images.runs is not None:
+        raise ValueError("class_sampling='balanced' takes pictures from anywhere, and a stream can't: choose one")
+    if data_args.random_crop and isinstance(images, PreparedImages):
+        raise ValueError("random_crop needs whole pictures, and prepared ones are squares: name their source")
     return BatchSource(
         images,
         z_dim=config.z_dim,
@@ -170,6 +180,8 @@ def build_batches(
         world_size=accelerator.num_processes,
         device=accelerator.device,
         horizontal_flip=data_args.horizontal_flip,
+        random_crop=data_args.random_crop,
+        **{name: getattr(data_args, name) for name in samplings},
         num_workers=data_args.dataloader_num_workers,
     )
 
@@ -215,6 +227,8 @@ def build_quality(images: LabelledImages, args: TrainingArguments, accelerator: 
 
     extractor = load_extractor(args.evaluation_extractor, accelerator.device)
     cache = Path(args.output_dir) / "evaluation"
+    if images.reduced_jpeg:  # which is not exact enough to measure
+        images = dataclasses.replace(images, reduced_jpeg=False, cache=None, cached_rows=set())
     metrics, few = tuple(args.evaluation_distance.split("+")), args.evaluation_allow_few_images
     return Quality(images, extractor, metrics, args.evaluation_images, few, cache)
 
