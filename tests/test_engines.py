@@ -405,6 +405,41 @@ def test_a_batch_that_does_not_fit_is_told(exported: Path) -> None:
     assert done.stdout.split() == ["onnx", "True", "openvino", "True"], done.stderr
 
 
+SIGNALS_AND_FORKS = """
+import os, signal, sys
+import torch
+from biggan_hf.engines import EngineModel
+
+signal.signal(signal.SIGUSR1, lambda *_: print("handled", flush=True))
+torch.set_num_threads(2)
+latents, labels = torch.randn(2, 16), torch.tensor([0, 1])
+for engine in ("onnx", "openvino"):
+    first, model = (EngineModel(sys.argv[1], engine, "fp32") for _ in range(2))
+    expected = model._generate(latents, labels, None, None)
+    if not (child := os.fork()):
+        signal.alarm(60)
+        torch.set_num_threads(1)
+        try:
+            model._generate(latents, labels, None, None)
+        except RuntimeError as error:
+            print(str(error).partition(") ")[2], flush=True)
+        model = EngineModel(sys.argv[1], engine, "fp32")  # the other one is given up
+        os._exit(0 if (model._generate(latents, labels, None, None) - expected).abs().max() < 1e-5 else 1)
+    print(engine, os.waitpid(child, 0)[1], flush=True)
+    del first, model  # in the order in which they were made
+    os.kill(os.getpid(), signal.SIGUSR1)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no forks")
+def test_signals_and_forks(exported: Path) -> None:
+    """A signal that Python handles, such as Ctrl-C, ends no program after a model; a fork does not wait for ever."""
+    done = subprocess.run([sys.executable, "-c", SIGNALS_AND_FORKS, str(exported)], capture_output=True, text=True)
+    refused = "was loaded before this process was forked; load it anew in this process"
+    lines = [line for engine in ("onnx", "openvino") for line in (refused, f"{engine} 0", "handled")]
+    assert done.stdout.splitlines() == lines and done.returncode == 0, done.stderr
+
+
 # Evaluations
 
 

@@ -3,8 +3,8 @@
 import inspect
 import math
 import os
-import sys
 import threading
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -104,11 +104,8 @@ class BigGANPipeline:
         self.id2label = {int(label_id): label for label_id, label in (model.config.id2label or {}).items()}
         self._bar_settings: dict[str, Any] = {}
         self._is_compiled = False
-
-    def __del__(self) -> None:
-        # The constructor may have failed, and at the end of the program torch is no longer whole.
-        if not sys.is_finalizing() and isinstance(vars(self).get("model"), nn.Module):
-            unfold(self.model)
+        if is_network:  # its folded weights live as long as the pipeline; at the end of the program all goes anyway
+            weakref.finalize(self, unfold, self.model).atexit = False
 
     @classmethod
     def from_pretrained(
