@@ -201,12 +201,28 @@ def test_eight_threads_give_what_one_gives(exported: Path, engine: Any) -> None:
 @each_engine
 def test_auto_says_what_it_takes(exported: Path, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr("biggan_hf.pipeline_biggan.logger.warning", said.append)
+    monkeypatch.setattr("biggan_hf.engines.logger.warning", said.append)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     if engine == "onnx":
         monkeypatch.setitem(sys.modules, "openvino", None)  # it can't be imported
     pipe = BigGANPipeline.from_pretrained(exported, engine="auto")
-    assert pipe.model.engine == engine and said == [f"engine='auto': {engine} generates the images of '{exported}'"]
+    assert pipe.model.engine == engine and said == [f"engine='auto': {engine} generates the images"]
+
+
+def test_auto_compiles_on_a_gpu(exported: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What is decided where there is a GPU: here there need not be one, so nothing moves and nothing is compiled."""
+    done: list[Any] = []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr(BigGANModel, "to", lambda self, *args: done.append(args))
+    monkeypatch.setattr(BigGANModel, "compile", lambda self, **kwargs: done.append(kwargs))
+    pipe = BigGANPipeline.from_pretrained(exported, engine="auto", precision="bf16")
+    assert done == [("cuda",), {"mode": "reduce-overhead"}] and pipe.dtype == torch.bfloat16
+    BigGANPipeline.from_pretrained(exported)  # asks for nothing
+    assert BigGANPipeline.from_pretrained(exported, engine="openvino").model.engine == "openvino"
+    options = ["--engine", "auto", "--device", "cpu", "--num_images_per_prompt", "1", "--output"]
+    main(["sample", str(exported), *options, str(tmp_path / "samples.png")])  # as an engine does
+    assert len(done) == 2 and (tmp_path / "samples.png").exists()
 
 
 def test_openvino_reports_nothing(exported: Path) -> None:

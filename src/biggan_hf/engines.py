@@ -80,12 +80,16 @@ def check_installed(engine: str, package: str | None = None) -> None:
         )
 
 
-def best_engine(precision: str = "fp32") -> str:
-    """The fastest engine of those that are installed and have the precision: on a GPU torch."""
-    if torch.cuda.is_available() and precision in PRECISIONS["torch"]:
-        return "torch"
+def best_engine(precision: str = "fp32", device: str | None = None) -> tuple[str, bool]:
+    """
+    The fastest engine of those that are installed and have the precision, and whether it computes on a GPU, as torch
+    does where there is one and `device` is not "cpu". A line says which.
+    """
+    on_gpu = device != "cpu" and torch.cuda.is_available() and precision in PRECISIONS["torch"]
     installed = [engine for engine in PACKAGES if find_spec(PACKAGES[engine]) and precision in PRECISIONS[engine]]
-    return [*installed, "torch"][0]
+    engine = "torch" if on_gpu else [*installed, "torch"][0]
+    logger.warning(f"engine='auto': {engine} generates the images{', compiled, on the GPU' if on_gpu else ''}")
+    return engine, on_gpu
 
 
 def load_engine(source: str, engine: str, precision: str, **kwargs: Any) -> "EngineModel":
