@@ -125,15 +125,11 @@ class Stored(NamedTuple):
     width: int
     is_coloured: bool  # and not grey in RGB
     largest: int  # of all values, of 255
+    is_deep: bool  # more than 8 bits; Pillow reads RGB of 16 bits as RGB of 8
 
     @property
     def channels(self) -> int:
         return 1 if self.mode.partition(";")[0] in GREY_MODES else 3
-
-    @property
-    def is_deep(self) -> bool:
-        """Grey in more than 8 bits; Pillow reads RGB of 16 bits as RGB of 8."""
-        return self.mode[0] in "IF"
 
 
 def describe_stored(cell: Mapping[str, Any]) -> Stored:
@@ -142,7 +138,10 @@ def describe_stored(cell: Mapping[str, Any]) -> Stored:
     picture = _flatten(stored, "RGB")
     pixels = np.asarray(picture.resize((64, 64), Image.Resampling.BOX)).astype(int)
     is_coloured = bool((pixels.max(2) - pixels.min(2) > 8).any())
-    return Stored(stored.mode, picture.height, picture.width, is_coloured, int(np.asarray(picture).max()))
+    # The 25th byte of a PNG file is its depth.
+    bits = encoded_bytes(cell)[24] if stored.format == "PNG" else _tag(stored, TiffImagePlugin.BITSPERSAMPLE) or 8
+    is_deep = stored.mode[0] in "IF" or bits > 8
+    return Stored(stored.mode, picture.height, picture.width, is_coloured, int(np.asarray(picture).max()), is_deep)
 
 
 def stored_picture(cell: Mapping[str, Any], at_least: int | None = None) -> Image.Image:

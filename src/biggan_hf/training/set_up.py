@@ -244,11 +244,14 @@ def check_enough_pictures(run: Run) -> None:
         return
     name, options = "per_device_batch_size", "--per_device_batch_size"
     if args.global_batch_size is not None:
-        name, options = "global_batch_size", "--global_batch_size, and --per_device_batch_size, which divides it"
+        name, options = "global_batch_size", "--global_batch_size"
+        options += ", and --per_device_batch_size, which divides it" if args.per_device_batch_size > 1 else ""
     value, preset = getattr(args, name), run.settings["preset"]
     of_preset = f" as in preset {preset}" if preset_row(preset).training.get(name) == value else ""
     if run.report is not None:
         print(run.report.screen(), flush=True)
+    if number < (processes := run.accelerator.num_processes):
+        options = f"the number of processes, {processes}, of which each takes a picture or more"
     raise ValueError(
         f"the data set has {number:,} pictures, fewer than one update takes, {batch:,} ({name}={value}{of_preset}); "
         f"lower {options}"
