@@ -67,11 +67,7 @@ def set_up(model_args: ModelArguments, data_args: DataArguments, args: TrainingA
 
     # The checkpoint, and the settings of its run
     settings = settings_of((model_args, data_args, args), accelerator.num_processes)
-    if (seed := read_settings(Path(args.output_dir)).get("seed", args.seed)) != args.seed:
-        raise ValueError(
-            f"the run in {args.output_dir!r} has seed={seed!r}, this one seed={args.seed!r}: the order of the "
-            "pictures and the latents follow from it, so that it can't change"
-        )
+    check_same_seed(args)
     if resumed is not None and state is not None:
         changes: dict[str, str] = {}
         for network in (BASE, f"{BASE}/discriminator") if args.lora_rank else ("", "generator", "discriminator"):
@@ -256,6 +252,14 @@ def check_enough_pictures(run: Run) -> None:
         f"the data set has {number:,} pictures, fewer than one update takes, {batch:,} ({name}={value}{of_preset}); "
         f"lower {options}"
     )
+
+
+def check_same_seed(args: TrainingArguments) -> None:
+    if (seed := read_settings(Path(args.output_dir)).get("seed", args.seed)) != args.seed:
+        raise ValueError(
+            f"the run in {args.output_dir!r} has seed={seed!r}, this one seed={args.seed!r}: the order of the "
+            "pictures and the latents follow from it, so that it can't change"
+        )
 
 
 def check_same_rank(state: dict[str, Any] | None, args: TrainingArguments) -> None:
