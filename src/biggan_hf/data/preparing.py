@@ -108,7 +108,10 @@ def prepare(
     }
     plan = Manifest(public_name(source), sizes, num_channels, named, {name: _plan(opened[name]) for name in opened})
     with locked_folder(folder, force_unlock):
-        _write(folder, plan, opened, num_workers, overwrite, say)
+        try:
+            _write(folder, plan, opened, num_workers, overwrite, say)
+        finally:
+            remove_unfinished(folder)
     for split in opened:
         rows = found_rows(load_labelled_images(str(folder), image_size=sizes[0], split=split, **shown), source)
         say("\n".join(printable(line) for line in lines_of([row for row in rows if row.text], [], most=4)))
@@ -354,7 +357,12 @@ def _in_processes(function: Callable[[Job], Any], jobs: list[Job], workers: int)
     )
     try:
         for job in jobs:
-            result = next(results)
+            try:
+                result = next(results)
+            except RuntimeError as error:
+                if not workers:
+                    raise
+                raise OSError(f"a process that decodes has ended; the same command goes on ({error})") from error
             if isinstance(result, Exception):
                 raise result
             yield job, result
