@@ -349,6 +349,7 @@ def test_another_size_source_or_column(source: Path, copy: Path, tmp_path: Path)
         (source, {"splits": ["train", "test"], "sizes": (8,)}, r"image_sizes \[8, 16\] and not \[8\]"),
         (source, {"splits": ["train[:5]"]}, r"split 'train\[:5\]' is a part: prepare whole splits"),
         (source, {"sizes": (0,)}, "expected image_sizes >= 1"),
+        (copy, {"sizes": (4,), "overwrite": True}, "is prepared already: its pictures are cropped; name the source"),
     ]
     for folder, options, message in wanted:
         with pytest.raises(ValueError, match=message):
