@@ -203,6 +203,14 @@ def test_killed_twice_and_resumed(source: Path, whole: Path, tmp_path: Path, mon
     assert contents(output) == contents(whole)
 
 
+@pytest.mark.slow  # torch looks for a lost worker after 5 s, and waits for the others
+def test_a_worker_that_is_killed(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preparing, "square_of", die)
+    with pytest.raises(OSError, match="a process that decodes has ended; the same command goes on"):
+        prepared(source, tmp_path / "out", num_workers=2)
+    assert sorted(contents(tmp_path / "out")) == ["train-labels.npy", "unfinished.json"]
+
+
 def test_a_disk_that_fills(source: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 0, 10**4))
@@ -341,6 +349,7 @@ def test_another_size_source_or_column(source: Path, copy: Path, tmp_path: Path)
         (source, {"splits": ["train", "test"], "sizes": (8,)}, r"image_sizes \[8, 16\] and not \[8\]"),
         (source, {"splits": ["train[:5]"]}, r"split 'train\[:5\]' is a part: prepare whole splits"),
         (source, {"sizes": (0,)}, "expected image_sizes >= 1"),
+        (copy, {"sizes": (4,), "overwrite": True}, "is prepared already: its pictures are cropped; name the source"),
     ]
     for folder, options, message in wanted:
         with pytest.raises(ValueError, match=message):

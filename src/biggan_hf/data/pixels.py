@@ -73,7 +73,10 @@ class Shards(StoredPixels):
         return {}
 
     def read(self, rows: Sequence[int]) -> Tensor:
-        """In the order in which they lie on the disk, each into its place; neighbours by one call."""
+        """
+        In the order in which they lie on the disk, each into its place; neighbours by one call. The system is told of
+        all of them first: a disk reads many at a time two to five times as fast as one by one.
+        """
         wanted = np.asarray(rows, np.int64)
         if self.chosen is not None:
             wanted = self.chosen[wanted]
@@ -85,16 +88,28 @@ class Shards(StoredPixels):
         offsets = HEADER + (wanted - self.starts[shards]) * size
         apart = (np.diff(wanted) != 1) | (np.diff(places) != 1) | (np.diff(shards) != 0)
         firsts = np.flatnonzero(np.concatenate([[True], apart])) if len(wanted) else wanted
-        runs = zip(places[firsts], np.diff([*firsts, len(wanted)]), shards[firsts], offsets[firsts], strict=True)
-        for place, number, shard, offset in runs:
-            self._read(int(shard), view[place * size : (place + number) * size], int(offset))
+        numbers = np.diff([*firsts, len(wanted)])
+        columns = (
+            column.tolist() for column in (shards[firsts], offsets[firsts], places[firsts] * size, numbers * size)
+        )
+        runs = list(zip(*columns, strict=True))
+        for shard, offset, _, length in runs if hasattr(os, "posix_fadvise") and len(runs) > 1 else ():
+            os.posix_fadvise(self._file(shard).fileno(), offset, length, os.POSIX_FADV_WILLNEED)
+        for shard, offset, start, length in runs:
+            self._read(shard, view[start : start + length], offset)
         return pixels
 
+    def _file(self, shard: int) -> Any:
+        if (file := self._opened.get(shard)) is None:
+            try:
+                file = self._opened[shard] = self.files[shard].open("rb", buffering=0)
+            except OSError as error:
+                raise ValueError(f"{str(self.files[shard])!r} cannot be read: {error.strerror}") from error
+        return file
+
     def _read(self, shard: int, view: memoryview, offset: int) -> None:
-        path = self.files[shard]
+        path, file = self.files[shard], self._file(shard)
         try:
-            if (file := self._opened.get(shard)) is None:
-                file = self._opened[shard] = path.open("rb", buffering=0)
             while view and (length := os.preadv(file.fileno(), [view], offset)):
                 view, offset = view[length:], offset + length
         except OSError as error:

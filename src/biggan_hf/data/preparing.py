@@ -32,6 +32,7 @@ from .prepared import (
     Manifest,
     Shard,
     Split,
+    find_prepared,
     in_words,
     labels_file,
     sha256_of,
@@ -41,6 +42,7 @@ from .prepared import (
 
 
 READ_AT_ONCE = 16  # encoded pictures in the memory of a process
+SAME = ("num_pictures", "fingerprint", "class_names", "labels_sha256")  # of a split that is gone on with
 OURS = re.compile(rf"{SPLIT_NAME.pattern}-(\d+-\d{{3}}\.npy|labels\.npy|\d{{3}}\.json)")
 
 Say = Callable[[str], None]
@@ -89,6 +91,8 @@ def prepare(
     if slices := [split for split in splits if not SPLIT_NAME.fullmatch(split)]:
         raise ValueError(f"split {slices[0]!r} is a part: prepare whole splits, of which a training can take parts")
     _check_folder(folder)
+    if find_prepared(source) is not None:
+        raise ValueError(f"{source!r} is prepared already: its pictures are cropped; name the source of them")
     shown: dict[str, Any] = {"num_channels": num_channels, "max_cache_bytes": 0}
     named: dict[str, Any] = {
         "dataset_config_name": dataset_config_name,
@@ -108,7 +112,10 @@ def prepare(
     }
     plan = Manifest(public_name(source), sizes, num_channels, named, {name: _plan(opened[name]) for name in opened})
     with locked_folder(folder, force_unlock):
-        _write(folder, plan, opened, num_workers, overwrite, say)
+        try:
+            _write(folder, plan, opened, num_workers, overwrite, say)
+        finally:
+            remove_unfinished(folder)
     for split in opened:
         rows = found_rows(load_labelled_images(str(folder), image_size=sizes[0], split=split, **shown), source)
         say("\n".join(printable(line) for line in lines_of([row for row in rows if row.text], [], most=4)))
@@ -160,8 +167,8 @@ def _read_before(folder: Path, overwrite: bool) -> Manifest | None:
 
 def _difference(before: Manifest, plan: Manifest) -> str | None:
     """What `before` holds that differs from the plan, in words."""
-    for name, (split, planned) in {name: (before.splits.get(name), plan.splits[name]) for name in plan.splits}.items():
-        if split is not None and _bare(split) != planned:
+    for name in (name for name in plan.splits if name in before.splits):
+        if any(getattr(before.splits[name], what) != getattr(plan.splits[name], what) for what in SAME):
             return f"other pictures, labels or class names of split {name!r}, of {before.source}"
     for what in ("splits", "image_sizes", "num_channels", "crop", "resampling"):
         there, wanted = getattr(before, what), getattr(plan, what)
@@ -170,10 +177,6 @@ def _difference(before: Manifest, plan: Manifest) -> str | None:
         if there != wanted:
             return f"{what} {there!r} and not {wanted!r}"
     return None
-
-
-def _bare(split: Split) -> Split:
-    return replace(split, shards=[], spread_sha256={})
 
 
 def _remove_prepared(folder: Path) -> None:
@@ -354,7 +357,12 @@ def _in_processes(function: Callable[[Job], Any], jobs: list[Job], workers: int)
     )
     try:
         for job in jobs:
-            result = next(results)
+            try:
+                result = next(results)
+            except RuntimeError as error:
+                if not workers:
+                    raise
+                raise OSError(f"a process that decodes has ended; the same command goes on ({error})") from error
             if isinstance(result, Exception):
                 raise result
             yield job, result
