@@ -114,20 +114,21 @@ def count_flops(run: Callable[[], object]) -> int:
 
 def weigh(build: Callable[[], Run], device: torch.device) -> tuple[Run, int | None]:
     """
-    Builds a program on the device and runs it twice: the first run compiles, tunes and makes the optimisers' state,
-    the second is weighed.
+    Builds a program on the device and runs it twice: the first run compiles, tunes and makes the optimisers' state.
 
     Returns:
-        The run, and the most bytes that the program held on a GPU, without what was there before it. On a CPU `None`:
-        a process's size says more about the allocator than about the program.
+        The run, and the most bytes that the program has held on a GPU, without what was there before it. That counts
+        from the start: what a CUDA graph holds is seen while it is recorded. On a CPU `None`: a process's size says
+        more about the allocator than about the program.
     """
     before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     run = build()
+    run()
     run()
     if device.type != "cuda":
         return run, None
-    torch.cuda.reset_peak_memory_stats(device)
-    run()
     return run, torch.cuda.max_memory_allocated(device) - before
 
 

@@ -232,6 +232,20 @@ class OriginalTraining:
         self._state["itr"] += 1
         return self._train(pixel_values, class_labels)
 
+    def state(self) -> dict[str, Any]:
+        """What an iteration depends on, beside its pictures and draws."""
+        return {**self._state, **{name: part.state_dict() for name, part in self._parts().items()}}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._state["itr"] = state["itr"]
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
+
+    def _parts(self) -> dict[str, Any]:
+        networks: dict[str, Any] = {"G": self.generator, "D": self.discriminator}
+        optimizers = {f"{name}_optim": network.optim for name, network in networks.items()}
+        return {**networks, "G_ema": self.average, **optimizers}
+
 
 def _replayed(draws: Sequence[Tensor]) -> Tensor:
     """What the program draws into, a tensor with a method `sample_`; its own class is in the way of counting FLOPs."""

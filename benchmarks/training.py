@@ -44,7 +44,9 @@ from biggan_hf.presets import PRESETS
 from biggan_hf.training.arguments import TrainingArguments
 from biggan_hf.training.batches import counter_generator
 from biggan_hf.training.ema import update_ema
+from biggan_hf.training.graphs import WARM_UP, Graphs
 from biggan_hf.training.players import adam, build_players, networks_to_fine_tune
+from biggan_hf.training.set_up import build_graphs
 from biggan_hf.training.steps import Latents, Objective, Pictures, Players, discriminator_step, generator_step
 
 
@@ -103,22 +105,39 @@ class Game:
 
 
 def train_once(
-    players: Players, ema: BigGANModel, args: TrainingArguments, pictures: list[Pictures], latents: Iterator[Latents]
+    players: Players,
+    ema: BigGANModel,
+    args: TrainingArguments,
+    pictures: list[Pictures],
+    latents: Iterator[Latents],
+    graphs: Graphs,
 ) -> dict[str, Tensor]:
     """One `global_step`, as `biggan_hf.training.loop.train_step` makes it."""
     objective = Objective(iterate_every_forward=args.power_iteration == "every_forward")
     for real in pictures:
-        metrics = discriminator_step(players, [(next(latents), real)], objective)
-    metrics |= generator_step(players, [next(latents)], objective)
-    update_ema(ema, players.bare_generator, args.ema_decay)
+        metrics = graphs(discriminator_step, players, [(next(latents), real)], objective)
+    metrics |= graphs(update_generator, (players, ema), [next(latents)], objective, args.ema_decay)
+    return metrics
+
+
+def update_generator(
+    changed: tuple[Players, BigGANModel], latents: list[Latents], objective: Objective, decay: float
+) -> dict[str, Tensor]:
+    players, ema = changed
+    metrics = generator_step(players, latents, objective)
+    update_ema(ema, players.bare_generator, decay)
     return metrics
 
 
 def original(
     game: Game, dtype: torch.dtype = torch.float32, drawn: Sequence[tuple[Tensor, Tensor]] | None = None
 ) -> OriginalTraining:
-    args = game.args
-    told = {
+    return OriginalTraining(game.checkout, game.folder / "theirs", told(game.args), game.device, dtype, drawn)
+
+
+def told(args: TrainingArguments) -> dict[str, Any]:
+    """The arguments that the program has too, in its names."""
+    return {
         "batch_size": args.per_device_batch_size,
         "num_D_steps": args.num_discriminator_steps,
         "G_lr": args.generator_learning_rate,
@@ -126,7 +145,6 @@ def original(
         "adam_eps": args.adam_epsilon,
         "ema_decay": args.ema_decay,
     }
-    return OriginalTraining(game.checkout, game.folder / "theirs", told, game.device, dtype, drawn)
 
 
 # One iteration of each, compared
@@ -174,7 +192,7 @@ def iterate(
     # Not by `Accelerator.prepare`, which would put mixed precision around them.
     players = Players(accelerator, generator, discriminator, *optimizers)
     losses: Answers = {}
-    flops = count_flops(lambda: losses.update(train_once(players, ema, args, pictures, iter(latents))))
+    flops = count_flops(lambda: losses.update(train_once(players, ema, args, pictures, iter(latents), Graphs())))
     (pixels, of_pixels), (z, labels) = joined(pictures[:1]), joined(latents[:1])
     with torch.no_grad():
         logits = discriminator.eval()(pixels, of_pixels).logits
@@ -222,7 +240,10 @@ def measure(game: Game, options: argparse.Namespace) -> Result:
 
     def build_ours() -> Callable[[], object]:
         players, ema = build_players(accelerator, game.config, args, None, str(game.folder / "ours"))
-        return lambda: train_once(players, ema, args, pictures, latents)
+        graphs = build_graphs(args, accelerator, [*players.networks.values(), ema])
+        for _ in range(WARM_UP + 1 if graphs.recorder else 0):
+            train_once(players, ema, args, pictures, latents, graphs)
+        return lambda: train_once(players, ema, args, pictures, latents, graphs)
 
     def build_theirs() -> Callable[[], object]:
         program, inputs = original(game), joined(pictures)
@@ -246,7 +267,7 @@ def measure(game: Game, options: argparse.Namespace) -> Result:
 
 
 def chosen(options: argparse.Namespace) -> list[str]:
-    return [name for name in ("channels_last", "compile") if getattr(options, name)]
+    return [name for name in ("channels_last", "compile", "cuda_graphs") if getattr(options, name)]
 
 
 def build_game(options: argparse.Namespace, folder: Path, device: torch.device) -> Game:
@@ -254,6 +275,7 @@ def build_game(options: argparse.Namespace, folder: Path, device: torch.device) 
     preset = options.preset or f"biggan-{128 if options.image_size is None else options.image_size}"
     row = {**(PRESETS[preset].training if options.preset else IMAGENET)}
     row |= {"channels_last": options.channels_last, "compile": options.compile}
+    row["cuda_graphs"] = "on" if options.cuda_graphs else "off"
     if options.batch_size is not None:
         row["per_device_batch_size"] = options.batch_size
     write_biggan_pytorch(
@@ -275,6 +297,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments.add_argument("--batch_size", type=positive, help="pictures in an update (default: the preset's, or 64)")
     arguments.add_argument("--mixed_precision", choices=["no", "bf16"], default="no", help="of our side")
     arguments.add_argument("--compile", action="store_true", help="compile our networks")
+    arguments.add_argument("--cuda_graphs", action="store_true", help="record our updates as CUDA graphs")
     arguments.add_argument("--profile", action="store_true", help="print where the time of one more run goes")
     arguments.add_argument("--channels_last", action="store_true", help="our convolutions in channels-last layout")
     options = arguments.parse_args(argv)

@@ -117,10 +117,10 @@ def other_generator() -> BigGANModel:
     return on_gpu(BigGANModel(tiny_config(**VARIANTS["attention"])))
 
 
-def step_of_adam(model: BigGANModel) -> None:
+def step_of_adam(model: BigGANModel, fused: bool | None = True) -> None:
     for weight in model.parameters():
         weight.grad = torch.ones_like(weight)
-    torch.optim.Adam(model.parameters(), lr=0.1, fused=True).step()
+    torch.optim.Adam(model.parameters(), lr=0.1, fused=fused).step()
 
 
 CHANGES: dict[str, Callable[[BigGANModel], object]] = {
@@ -128,6 +128,7 @@ CHANGES: dict[str, Callable[[BigGANModel], object]] = {
     "state dict": lambda model: model.load_state_dict(other_generator().state_dict()),
     "average": lambda model: update_ema(model, other_generator(), 0.5),
     "fused Adam": step_of_adam,
+    "Adam as it is by default": lambda model: step_of_adam(model, fused=None),
 }
 
 
@@ -195,6 +196,35 @@ def test_steps_do_not_wait_for_the_device(pictures: Path, tmp_path: Path, flags:
     assert all(value.is_cuda for value in metrics.values())
     # float16's scaler starts at a factor that makes gradients overflow.
     assert run.accelerator.scaler is not None or all(value.isfinite() for value in metrics.values())
+
+
+GRAPHS: dict[str, list[str]] = {
+    "float32": [],
+    "bf16": ["--mixed_precision", "bf16", "--channels_last"],
+    "augmented": ["--diff_augment", "--horizontal_flip"],
+    "two micro-batches": ["--global_batch_size", "8", "--power_iteration", "every_forward"],
+    "R1": ["--r1_gamma", "1", "--r1_interval", "4"],
+    "recomputed": ["--gradient_checkpointing"],
+    "the average begins": ["--ema_start_step", "8", "--ema_decay", "0.9"],
+}
+
+
+@pytest.mark.usefixtures("new_accelerator")
+@pytest.mark.parametrize("flags", GRAPHS.values(), ids=GRAPHS)
+def test_replayed_updates_are_those_of_a_run_without_graphs(
+    pictures: Path, tmp_path: Path, flags: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    runs = {}
+    for graphs in ("on", "off"):
+        line = arguments(pictures, tmp_path / graphs, "--cuda_graphs", graphs, *flags, steps=20)
+        runs[graphs] = run = set_up(*parse_arguments(line))
+        metrics = [train_step(run) for _ in range(20)]
+        assert (run.graphs.recorder is not None) == (graphs == "on")
+        assert all(value.isfinite() for value in metrics[-1].values())
+    for ours, theirs in zip(runs["on"].networks, runs["off"].networks, strict=True):
+        for name, value in ours.state_dict().items():
+            torch.testing.assert_close(value, theirs.state_dict()[name], rtol=0, atol=1e-6, msg=name)
 
 
 @pytest.mark.usefixtures("new_accelerator")

@@ -138,3 +138,13 @@ def test_attention_is_softmax_and_matrix_products(sn_eps: float | None) -> None:
     layer.gamma.data.fill_(1.3)
     assert torch.allclose(layer(maps), attention_by_hand(layer, maps), atol=1e-6)
     assert not torch.allclose(layer(maps), maps, atol=1e-2)
+
+
+def test_running_statistics_take_no_gradient() -> None:
+    """A compiled network of torch 2.11 gives statistics with gradients, which would chain one step to the next."""
+    norm = BatchNorm2d(3, eps=1e-5).train()
+    weight = torch.ones(3, requires_grad=True)
+    norm.batch_statistics = weight * 2, weight * 3
+    move_running_statistics(norm)
+    assert not norm.running_mean.requires_grad and not norm.running_var.requires_grad
+    torch.testing.assert_close(norm.running_mean, torch.full((3,), 0.2))

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from .quality import keep_if_best
 from .replicas import average_running_statistics
 from .report import Estimate
 from .run import Run
-from .steps import discriminator_step, generator_step
+from .steps import Latents, Objective, discriminator_step, generator_step
 
 
 FINISHED = (Stop.STEPS_ARE_DONE, Stop.TIME_IS_UP)
@@ -81,23 +81,28 @@ def train_step(run: Run) -> dict[str, Tensor]:
 
     for _ in range(run.args.num_discriminator_steps):
         pairs = [(batches.latents(step, draw + index), batches.pictures()) for index in micro_batches]
-        metrics = discriminator_step(run.players, pairs, objective)
+        metrics = run.graphs(discriminator_step, run.players, pairs, objective)
         draw += run.accumulation_steps
     latents = [batches.latents(step, draw + index) for index in micro_batches]
-    metrics |= generator_step(run.players, latents, objective)
-    if run.clamp is not None:
-        run.clamp.apply()
-    if run.args.lora_rank:
-        bound_adapters(run.players.networks.values())
     run.global_step += 1
-
-    average_running_statistics(run.players.bare_generator)
     decay = run.args.ema_decay if run.global_step >= run.args.ema_start_step else 0.0
-    update_ema(run.ema, run.players.bare_generator, decay)
+    metrics |= run.graphs(update_generator, run, latents, objective, decay)
     if run.accelerator.scaler is not None:
         # Counts the steps in a row in which float16 overflowed, and its scaler left an update out; on the device.
         norm = metrics["discriminator_gradient"] + metrics["generator_gradient"]
         run.overflows = metrics["overflows_in_a_row"] = (run.overflows + 1) * ~norm.isfinite()
+    return metrics
+
+
+def update_generator(run: Run, latents: Sequence[Latents], objective: Objective, decay: float) -> dict[str, Tensor]:
+    """One update of the generator, what bounds its weights, and the average."""
+    metrics = generator_step(run.players, latents, objective)
+    if run.clamp is not None:
+        run.clamp.apply()
+    if run.args.lora_rank:
+        bound_adapters(run.players.networks.values())
+    average_running_statistics(run.players.bare_generator)
+    update_ema(run.ema, run.players.bare_generator, decay)
     return metrics
 
 

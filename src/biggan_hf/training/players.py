@@ -2,12 +2,13 @@
 
 import copy
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from ..class_names import names_of
@@ -133,7 +134,8 @@ def _arrange(network: BigGANModel | BigGANDiscriminator, args: TrainingArguments
     if args.channels_last:
         convert_conv2d_weight_memory_format(network, torch.channels_last)
     if args.gradient_checkpointing:
-        network.activation_checkpointing_enable({"use_reentrant": False})
+        # No stage draws random numbers, and a CUDA graph cannot hold a state of a generator.
+        network.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
     if args.compile:
         # In place, so that the weights keep their names. There are two batch sizes at most: the generator's step shows
         # the discriminator generated pictures alone. Whole: stages differ in size, and hardly any share code. Stage by
@@ -161,15 +163,18 @@ def freeze(generator: BigGANModel, discriminator: BigGANDiscriminator, args: Tra
 
 def adam(network: nn.Module, learning_rate: float, args: TrainingArguments) -> torch.optim.Adam:
     learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    return torch.optim.Adam(learning, learning_rate, **_moments(args), fused=True)  # one kernel updates all weights
+    # Fused: one kernel updates all weights.
+    return torch.optim.Adam(learning, learning_rate, **_adam_options(args, learning), fused=True)
 
 
-def _moments(args: TrainingArguments) -> dict[str, Any]:
-    return {"betas": (float(args.adam_beta1), float(args.adam_beta2)), "eps": args.adam_epsilon}
+def _adam_options(args: TrainingArguments, learning: Sequence[Tensor]) -> dict[str, Any]:
+    moments = {"betas": (float(args.adam_beta1), float(args.adam_beta2)), "eps": args.adam_epsilon}
+    return {**moments, "capturable": learning[0].is_cuda}  # by a CUDA graph; the steps are the same
 
 
 def set_adam(players: Players, args: TrainingArguments, factor: float) -> None:
     """Sets the optimisers as the arguments say, not as their checkpoint does. Learning rates are times the factor."""
     for name, optimizer in players.optimizers.items():
         for group in optimizer.param_groups:
-            group.update(lr=factor * getattr(args, f"{name}_learning_rate"), **_moments(args))
+            options = _adam_options(args, group["params"])
+            group.update(lr=factor * getattr(args, f"{name}_learning_rate"), **options)

@@ -29,6 +29,7 @@ from ..words import counted
 from .adapters import said_of
 from .arguments import DataArguments
 from .fine_tuning import map_classes
+from .graphs import why_not
 
 
 if TYPE_CHECKING:
@@ -149,6 +150,9 @@ def _device(run: "Run") -> str:
         said += f" ({unit})" if unit else ", which this device computes slowly"
     elif device.type == "cpu":
         said = "float32: a CPU does not train in float16"
+    if device.type == "cuda":
+        reason = "" if run.args.cuda_graphs == "off" else why_not(run.args, run.accelerator)
+        said += ", CUDA graphs" if reason is None else f", no CUDA graphs{reason and ': '}{reason}"
     return f"{device.type}{name}, {counted(processes, 'process')}, {said}"
 
 

@@ -1,6 +1,6 @@
 """A run: what it consists of between two steps, what of it a checkpoint holds, and how it goes back to one."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from .checkpoints import (
     why_unreadable,
 )
 from .compile_cache import CompileCache
+from .graphs import Graphs
 from .logs import cut_logs
 from .players import load_networks, set_adam
 from .quality import Quality
@@ -48,6 +49,7 @@ class Run:
     clamp: SigmaClamp | None
     quality: Quality | None
     settings: dict[str, Any]  # all arguments, for training_settings.json and, without what is private, the card
+    graphs: Graphs = field(default_factory=Graphs)
     global_step: int = 0
     rollbacks: int = 0
     collapsed: bool = False
@@ -129,6 +131,7 @@ class Run:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Goes on from the state of a checkpoint."""
+        self.graphs.forget()  # the optimisers get other tensors and constants
         self.global_step, self.rollbacks = state["global_step"], state["rollbacks"]
         if self.args.lora_rank:
             networks: Any = self.networks

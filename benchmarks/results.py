@@ -1,0 +1,190 @@
+"""From measured legs of `quality.py` to `docs/results.md`: tables, a CSV file and a figure for each set of legs."""
+
+import csv
+import io
+import math
+import shutil
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from legs import LOG, SETTINGS, Row, read_log, read_settings
+from matplotlib.figure import Figure
+from peers import BIGGAN_PYTORCH
+
+from biggan_hf.files import write_file, write_text
+
+
+MEASURED = "measured.csv"
+KEPT = (SETTINGS, LOG, MEASURED)  # of a leg; its snapshots and checkpoints are large
+IDENTITY = ("whose", "seed", "images", "samples", "real_images", "extractor", "metric")  # of a number
+COLUMNS = (*IDENTITY, "ruler", "seconds", "value", "deviation", "floor")
+NAMES = {"ours": "biggan_hf", "theirs": BIGGAN_PYTORCH}
+UNTOLD = ("whose", "seed", "pictures", "number", "start")  # settings that the table of legs leaves out
+
+LEGS = ("leg", "images", "minutes", "images/s", "legs at once", "load", "settings", "device", "versions", "date")
+RULERS = ("ruler", "images", "floor", *NAMES.values(), "above the floor", "the same, equal time", "time")
+PAGE = """\
+# Results
+
+`benchmarks/quality.py report` has made this page from the logs in `results/`. Legs of one seed began with the same
+weights and were fed the same pictures in the same order. N samples of the averaged generator are compared with real
+pictures, and so are N other real ones, whose distance is the floor. Numbers are means over seeds (least to most).
+
+The last columns say how biggan_hf does beside BigGAN-PyTorch, and below 1 is better: its distance above the floor
+after as many images, the same after as many seconds, and the time until it has the other's last distance. Times
+compare only where a leg had its device to itself ("legs at once" 1, and a load no higher than its threads)."""
+
+
+def read_rows(path: Path) -> list[Row]:
+    if not path.is_file():
+        return []
+    with open(path, encoding="utf-8", newline="") as file:
+        rows: list[Row] = list(csv.DictReader(file))
+    for row in rows:
+        row |= {name: int(row[name]) for name in COLUMNS[1:5]}
+        row |= {name: float(row[name]) if row[name] else None for name in COLUMNS[8:]}
+    return rows
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What a ruler says of the snapshots of a leg, in the order of its training."""
+
+    images: list[int]
+    seconds: list[float]
+    values: list[float]
+
+    def after(self, seconds: float) -> float:
+        """The distance at a time, on straight lines between the snapshots; after the last, its distance."""
+        return float(np.interp(seconds, self.seconds, self.values))
+
+    def time_to(self, distance: float) -> float:
+        """Seconds until the distance is no larger for the first time; infinite where it never is."""
+        if self.values[0] <= distance:
+            return self.seconds[0]
+        for (t, a), (u, b) in pairwise(zip(self.seconds, self.values, strict=True)):
+            if b <= distance:
+                return t + (u - t) * (a - distance) / (a - b)
+        return math.inf
+
+
+Curves = dict[str, dict[int, Curve]]  # by program and seed
+
+
+def by_ruler(rows: Iterable[Row]) -> dict[str, tuple[float, Curves]]:
+    """By ruler and number of samples: the floor, and the curves."""
+    found: dict[str, tuple[float, Curves]] = {}
+    for row in sorted(rows, key=lambda row: (row["ruler"], row["samples"], row["images"])):
+        _, curves = found.setdefault(f"{row['ruler']}, N = {row['samples']:,}", (row["floor"], {}))
+        curve = curves.setdefault(row["whose"], {}).setdefault(row["seed"], Curve([], [], []))
+        if row["images"] in curve.images[-1:]:  # a ruler without an extractor was measured beside each of them
+            continue
+        for column, values in (("images", curve.images), ("seconds", curve.seconds), ("value", curve.values)):
+            values.append(row[column])
+    return found
+
+
+def shared_images(curves: Curves) -> list[int]:
+    """The numbers of images at which all legs of both programs were measured, ascending."""
+    legs = [set(curve.images) for side in curves.values() for curve in side.values()]
+    return sorted(set.intersection(*legs)) if curves.keys() == NAMES.keys() else []
+
+
+def compare(floor: float, curves: Curves) -> list[str]:
+    """The cells of a ruler after its name, at the last of the shared numbers of images."""
+    ours, theirs, images = curves["ours"], curves["theirs"], shared_images(curves)[-1]
+    values = [[curve.values[curve.images.index(images)] for curve in side.values()] for side in (ours, theirs)]
+    above, peer_above = (statistics.mean(side) - floor for side in values)
+    shares, times = [], []
+    for seed in sorted(ours.keys() & theirs.keys()):
+        end = theirs[seed].images.index(images)
+        seconds, value = theirs[seed].seconds[end], theirs[seed].values[end]
+        shares.append((ours[seed].after(seconds) - floor) / (value - floor))
+        times.append(ours[seed].time_to(value) / seconds)
+    cells = [f"{images:,}", f"{floor:.4g}", *(spread(side, ".4g") for side in values), f"{above / peer_above:.2f}"]
+    return [*cells, spread(shares, ".2f"), spread(times, ".2f")]
+
+
+def spread(values: Sequence[float], digits: str) -> str:
+    """The mean, the least and the most."""
+    if not values:
+        return "–"
+    mean, least, most = (format(value, digits) for value in (statistics.mean(values), min(values), max(values)))
+    return f"{mean} ({least} to {most})" if len(values) > 1 else mean
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
+
+
+def describe(leg: Path) -> list[str]:
+    content, lines = read_settings(leg), read_log(leg)
+    where = content["environment"]
+    settings = {k: v for k, v in content["settings"].items() if k not in UNTOLD and v not in (None, False, "no")}
+    images, seconds = (lines[-1][name] if lines else 0 for name in ("images", "seconds"))
+    others = (f"{statistics.mean(line[name] for line in lines or [{name: 0}]):.1f}" for name in ("legs", "load"))
+    return [
+        *(leg.name, f"{images:,}", f"{seconds / 60:.1f}", f"{images / max(seconds, 1e-9):.0f}", *others),
+        ", ".join(name if value is True else f"{name} {value}" for name, value in settings.items()),
+        f"{where['device']}, {where['threads']} CPU threads",
+        ", ".join(f"{name} {number}" for name, number in where["versions"].items()),
+        where["date"],
+    ]
+
+
+def draw(rulers: Mapping[str, tuple[float, Curves]]) -> Figure:
+    figure = Figure(figsize=(3.6 * len(rulers), 6), layout="constrained")
+    axes = figure.subplots(2, len(rulers), squeeze=False).T
+    for (above, below), (name, (floor, curves)) in zip(axes, rulers.items(), strict=True):
+        for axis, quantity in ((above, "thousand images"), (below, "minutes")):
+            axis.axhline(floor, color="0.5", linestyle="--", label="floor")
+            axis.set(xlabel=quantity, ylabel=name)
+            axis.grid(alpha=0.3)
+        for side, colour in zip(NAMES, ("tab:blue", "tab:orange"), strict=True):
+            for number, curve in enumerate(curves[side].values()):
+                look = {"color": colour, "marker": "o", "markersize": 3, "label": "_" * (number > 0) + NAMES[side]}
+                above.plot(np.divide(curve.images, 1000), curve.values, **look)
+                below.plot(np.divide(curve.seconds, 60), curve.values, **look)
+    axes[0, 0].legend()
+    return figure
+
+
+def section(folder: Path) -> str:
+    """Of a set of legs. Writes the files that it shows, `quality.csv` and `quality.png`."""
+    legs = sorted(path.parent for path in folder.glob(f"*/{SETTINGS}"))
+    rows = [row for leg in legs for row in read_rows(leg / MEASURED)]
+    rulers = {name: found for name, found in by_ruler(rows).items() if shared_images(found[1])}
+    if not rulers:
+        raise ValueError(f"{str(folder)!r} has no ruler that has measured all legs of both at one number of images")
+    write_rows(folder / "quality.csv", rows)
+    with write_file(folder / "quality.png") as unfinished:
+        draw(rulers).savefig(unfinished, dpi=110)
+    compared = table(RULERS, ([name, *compare(*found)] for name, found in rulers.items()))
+    figure = f"![{folder.name}: distance against images and minutes](results/{folder.name}/quality.png)"
+    return "\n\n".join([f"## {folder.name}", table(LEGS, map(describe, legs)), compared, figure])
+
+
+def write_page(sets: Sequence[Path], page: Path) -> None:
+    """Copies what is small of each set of legs beside the page, and makes the page from the copies."""
+    kept = [page.with_suffix("") / folder.resolve().name for folder in sets]
+    for source, folder in zip(sets, kept, strict=True):
+        for file in [path for name in KEPT for path in source.glob(f"*/{name}")]:
+            copy = folder / file.parent.name / file.name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            if file.resolve() != copy.resolve():
+                shutil.copy(file, copy)
+    sections = [section(folder) for folder in kept]
+    write_text(page, "\n\n".join([PAGE, *sections]) + "\n")
+    print(*sections, sep="\n\n")
