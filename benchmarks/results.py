@@ -21,7 +21,7 @@ from biggan_hf.files import write_file, write_text
 MEASURED = "measured.csv"
 KEPT = (SETTINGS, LOG, MEASURED)  # of a leg; its snapshots and checkpoints are large
 IDENTITY = ("whose", "seed", "images", "samples", "real_images", "extractor", "metric")  # of a number
-COLUMNS = (*IDENTITY, "ruler", "seconds", "value", "deviation", "floor")
+COLUMNS = (*IDENTITY, "seconds", "ruler", "value", "floor", "low", "high")  # its interval's ends
 NAMES = {"ours": "biggan_hf", "theirs": BIGGAN_PYTORCH}
 UNTOLD = ("whose", "seed", "pictures", "number", "start")  # settings that the table of legs leaves out
 
@@ -46,13 +46,13 @@ def read_rows(path: Path) -> list[Row]:
         rows: list[Row] = list(csv.DictReader(file))
     for row in rows:
         row |= {name: int(row[name]) for name in COLUMNS[1:5]}
-        row |= {name: float(row[name]) if row[name] else None for name in COLUMNS[8:]}
+        row |= {name: float(row[name]) for name in ("seconds", "value", "floor")}
     return rows
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_text(path, text.getvalue())
@@ -111,14 +111,20 @@ def compare(floor: float, curves: Curves) -> list[str]:
     for seed in sorted(ours.keys() & theirs.keys()):
         end = theirs[seed].images.index(images)
         seconds, value = theirs[seed].seconds[end], theirs[seed].values[end]
-        shares.append((ours[seed].after(seconds) - floor) / (value - floor))
+        shares.append(ratio(ours[seed].after(seconds) - floor, value - floor))
         times.append(ours[seed].time_to(value) / seconds)
-    cells = [f"{images:,}", f"{floor:.4g}", *(spread(side, ".4g") for side in values), f"{above / peer_above:.2f}"]
-    return [*cells, spread(shares, ".2f"), spread(times, ".2f")]
+    cells = [f"{images:,}", f"{floor:.4g}", *(spread(side, ".4g") for side in values)]
+    return [*cells, *(spread(numbers, ".2f") for numbers in ([ratio(above, peer_above)], shares, times))]
+
+
+def ratio(above: float, peer_above: float) -> float:
+    """Of distances above the floor; NaN where the peer is not above it."""
+    return above / peer_above if peer_above > 0 else math.nan
 
 
 def spread(values: Sequence[float], digits: str) -> str:
-    """The mean, the least and the most."""
+    """The mean, the least and the most, of those that are numbers."""
+    values = [value for value in values if not math.isnan(value)]
     if not values:
         return "–"
     mean, least, most = (format(value, digits) for value in (statistics.mean(values), min(values), max(values)))
