@@ -33,6 +33,7 @@ from biggan_hf.evaluation import (
     FeatureExtractor,
     GeneratedImages,
     RealImages,
+    Report,
     evaluate,
     load_extractor,
 )
@@ -42,8 +43,8 @@ from biggan_hf.files import LOCK, append_line, locked_folder, write_text
 
 
 LOG_STEPS = 50
-# The others are no distances of all samples from all real pictures.
-DISTANCES = tuple(metric for metric in METRICS if metric not in ("is", "prdc", "intra_class_fid"))
+# The others have no floor, or are no distances of all samples from all real pictures.
+RULERS = tuple(metric for metric in METRICS if metric not in ("is", "prdc", "intra_class_fid"))
 
 
 def train(options: argparse.Namespace) -> None:
@@ -91,7 +92,7 @@ def measure(options: argparse.Namespace) -> None:
         raise ValueError(
             f"{len(pictures[1]):,} pictures are left for the floor, fewer than --samples {options.samples}"
         )
-    settings = EvaluationSettings(DISTANCES, allow_few_images=True, cache_dir=options.legs[0] / "features")
+    settings = EvaluationSettings(RULERS, allow_few_images=True, cache_dir=options.legs[0] / "features")
     with tensor_float32(False):
         for extractor in (load_extractor(name, device) for name in options.extractors):
             for leg in options.legs:
@@ -116,14 +117,25 @@ def measure_leg(
             continue
         print(f"{leg.name}, {line['images']:,} images, {extractor.name}", flush=True)
         model = BigGANModel.from_pretrained(folder, dtype=torch.float32).to(extractor.device)
-        report = evaluate(GeneratedImages(model, samples), real, extractor, settings, floor)
-        floors = {one.key: one.value for one in report.measures if one.key.startswith("floor_")}
-        floors["floor_score"] = 1.0  # it is a mean of ratios to the floor
-        for found in report.measures:
-            if (floor_key := f"floor_{found.key}") in floors:
-                numbers = (found.label, line["seconds"], found.value, found.deviation, floors[floor_key])
-                rows[*where, found.key] = dict(zip(COLUMNS, (*where, found.key, *numbers), strict=True))
+        measured = evaluate(GeneratedImages(model, samples), real, extractor, settings, floor)
+        for key, numbers in distances(measured).items():
+            rows[*where, key] = dict(zip(COLUMNS, (*where, key, line["seconds"], *numbers), strict=True))
         write_rows(leg / MEASURED, (row for _, row in sorted(rows.items())))
+
+
+def distances(report: Report) -> dict[str, tuple[str, float, float, float | None, float | None]]:
+    """By key, of what is less for better samples: label, value, floor, and the ends of the interval."""
+    floors = {one.key.removeprefix("floor_"): one.value for one in report.measures if one.key.startswith("floor_")}
+    found = {}
+    for one in report.measures:
+        low, high = one.interval or (None, None)
+        if one.key in floors:
+            found[one.key] = (one.label, one.value, floors[one.key], low, high)
+        elif one.key == "score":  # a mean of ratios to the floor
+            found[one.key] = (one.label, one.value, 1.0, low, high)
+        elif one.key == "accuracy":
+            found[one.key] = (f"1 - {one.label}", 1 - one.value, 1 - report["reference_accuracy"], None, None)
+    return found
 
 
 def report(options: argparse.Namespace) -> None:

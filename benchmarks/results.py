@@ -21,7 +21,7 @@ from biggan_hf.files import write_file, write_text
 MEASURED = "measured.csv"
 KEPT = (SETTINGS, LOG, MEASURED)  # of a leg; its snapshots and checkpoints are large
 IDENTITY = ("whose", "seed", "images", "samples", "real_images", "extractor", "metric")  # of a number
-COLUMNS = (*IDENTITY, "ruler", "seconds", "value", "deviation", "floor")
+COLUMNS = (*IDENTITY, "seconds", "ruler", "value", "floor", "low", "high")  # its interval's ends
 NAMES = {"ours": "biggan_hf", "theirs": BIGGAN_PYTORCH}
 UNTOLD = ("whose", "seed", "pictures", "number", "start")  # settings that the table of legs leaves out
 
@@ -32,7 +32,9 @@ PAGE = """\
 
 `benchmarks/quality.py report` has made this page from the logs in `results/`. Legs of one seed began with the same
 weights and were fed the same pictures in the same order. N samples of the averaged generator are compared with real
-pictures, and so are N other real ones, whose distance is the floor. Numbers are means over seeds (least to most).
+pictures, and so are N other real ones, whose distance is the floor. (The floor of the score, a mean of ratios to
+floors, is 1; that of a classifier's error, 1 - accuracy, is the error of one that learnt from real pictures.) Numbers
+are means over seeds (least to most).
 
 The last columns say how biggan_hf does beside BigGAN-PyTorch, and below 1 is better: its distance above the floor
 after as many images, the same after as many seconds, and the time until it has the other's last distance. Times
@@ -46,13 +48,13 @@ def read_rows(path: Path) -> list[Row]:
         rows: list[Row] = list(csv.DictReader(file))
     for row in rows:
         row |= {name: int(row[name]) for name in COLUMNS[1:5]}
-        row |= {name: float(row[name]) if row[name] else None for name in COLUMNS[8:]}
+        row |= {name: float(row[name]) for name in ("seconds", "value", "floor")}
     return rows
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_text(path, text.getvalue())
@@ -111,14 +113,20 @@ def compare(floor: float, curves: Curves) -> list[str]:
     for seed in sorted(ours.keys() & theirs.keys()):
         end = theirs[seed].images.index(images)
         seconds, value = theirs[seed].seconds[end], theirs[seed].values[end]
-        shares.append((ours[seed].after(seconds) - floor) / (value - floor))
+        shares.append(ratio(ours[seed].after(seconds) - floor, value - floor))
         times.append(ours[seed].time_to(value) / seconds)
-    cells = [f"{images:,}", f"{floor:.4g}", *(spread(side, ".4g") for side in values), f"{above / peer_above:.2f}"]
-    return [*cells, spread(shares, ".2f"), spread(times, ".2f")]
+    cells = [f"{images:,}", f"{floor:.4g}", *(spread(side, ".4g") for side in values)]
+    return [*cells, *(spread(numbers, ".2f") for numbers in ([ratio(above, peer_above)], shares, times))]
+
+
+def ratio(above: float, peer_above: float) -> float:
+    """Of distances above the floor; NaN where the peer is not above it."""
+    return above / peer_above if peer_above > 0 else math.nan
 
 
 def spread(values: Sequence[float], digits: str) -> str:
-    """The mean, the least and the most."""
+    """The mean, the least and the most, of those that are numbers."""
+    values = [value for value in values if not math.isnan(value)]
     if not values:
         return "–"
     mean, least, most = (format(value, digits) for value in (statistics.mean(values), min(values), max(values)))
@@ -145,19 +153,23 @@ def describe(leg: Path) -> list[str]:
 
 
 def draw(rulers: Mapping[str, tuple[float, Curves]]) -> Figure:
-    figure = Figure(figsize=(3.6 * len(rulers), 6), layout="constrained")
-    axes = figure.subplots(2, len(rulers), squeeze=False).T
-    for (above, below), (name, (floor, curves)) in zip(axes, rulers.items(), strict=True):
-        for axis, quantity in ((above, "thousand images"), (below, "minutes")):
+    """A ruler takes two panels, one above the other; up to four rulers stand side by side."""
+    across, down = min(len(rulers), 4), math.ceil(len(rulers) / 4)
+    figure = Figure(figsize=(3.4 * across, 5.6 * down), layout="constrained")
+    for number, (name, (floor, curves)) in enumerate(rulers.items()):
+        place = 2 * across * (number // across) + number % across + 1
+        for quantity, index in (("thousand images", place), ("minutes", place + across)):
+            axis = figure.add_subplot(2 * down, across, index)
             axis.axhline(floor, color="0.5", linestyle="--", label="floor")
-            axis.set(xlabel=quantity, ylabel=name)
+            for side, colour in zip(NAMES, ("tab:blue", "tab:orange"), strict=True):
+                for leg, curve in enumerate(curves[side].values()):
+                    x = np.divide(curve.seconds, 60) if quantity == "minutes" else np.divide(curve.images, 1000)
+                    name_of_side = "_" * (leg > 0) + NAMES[side]  # once in the legend
+                    axis.plot(x, curve.values, "o-", markersize=3, color=colour, label=name_of_side)
+            axis.set(xlabel=quantity)
+            axis.set_ylabel(name, fontsize=7)
             axis.grid(alpha=0.3)
-        for side, colour in zip(NAMES, ("tab:blue", "tab:orange"), strict=True):
-            for number, curve in enumerate(curves[side].values()):
-                look = {"color": colour, "marker": "o", "markersize": 3, "label": "_" * (number > 0) + NAMES[side]}
-                above.plot(np.divide(curve.images, 1000), curve.values, **look)
-                below.plot(np.divide(curve.seconds, 60), curve.values, **look)
-    axes[0, 0].legend()
+    figure.axes[0].legend()
     return figure
 
 
