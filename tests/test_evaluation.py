@@ -1,10 +1,11 @@
 """Measuring: sets of images, one pass over them, the report with its protocol, and what is refused."""
 
+import io
 import json
 import math
 import os
 import resource
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +34,16 @@ from biggan_hf.evaluation import (
     measure,
     statistics,
 )
+from biggan_hf.evaluation.comparing import label
 from biggan_hf.evaluation.curves import draw_curve, marked_points, plot_curve, write_csv
 from biggan_hf.evaluation.extractors import STANDARD_DIGEST
-from biggan_hf.evaluation.measuring import label
 from biggan_hf.evaluation.reports import BEGIN, Measure, Report, flatten, write_json
 from biggan_hf.images import to_pil, to_uint8
 from biggan_hf.spectral_norm import FoldableWeight
 
 
-FEW = EvaluationSettings(num_kept=40, kid_subsets=5, kid_subset_size=20, is_splits=2)
+METRICS = ("fid", "kid", "mind", "is", "prdc")
+FEW = EvaluationSettings(METRICS, num_kept=40, kid_subsets=5, kid_subset_size=20, is_splits=2)
 
 
 @pytest.fixture(scope="module")
@@ -274,7 +276,8 @@ def _truncated(content: bytes) -> bytes:
 
 def _flipped(content: bytes) -> bytes:
     """One byte of the numbers is another: the file can be read."""
-    place = len(content) // 2
+    kept = torch.load(io.BytesIO(content), weights_only=True)["kept"].numpy().tobytes()
+    place = content.index(kept) + len(kept) // 2
     return content[:place] + bytes([content[place] ^ 64]) + content[place + 1 :]
 
 
@@ -394,7 +397,7 @@ def test_measures_are_those_of_the_measurements(monkeypatch: pytest.MonkeyPatch)
     [(("fid",), True, False), (("kid",), False, True), (("is",), False, False), (("fid", "prdc"), True, True)],
 )
 def test_only_what_is_needed_is_stored(metrics: tuple[str, ...], covariance: bool, kept: bool, tmp_path: Path) -> None:
-    settings = replace(FEW, metrics=metrics, cache_dir=tmp_path)
+    settings = replace(FEW, metrics=metrics, intervals=False, cache_dir=tmp_path)
     evaluate(noise_source(40), noise_source(40, 1), tiny_extractor(), settings)
     (file,) = tmp_path.iterdir()
     stored = torch.load(file, weights_only=True)
@@ -435,18 +438,20 @@ def test_an_interrupted_intra_class_fid_goes_on(pictures: LabelledImages, tmp_pa
 
 
 def test_names_of_numbers_bear_the_extractor() -> None:
-    settings = replace(FEW, metrics=("fid", "kid", "is", "prdc"))
+    settings = replace(FEW, metrics=("fid", "kid", "mind", "fwd", "is", "prdc"), allow_few_images=True)
     other = evaluate(noise_source(40), noise_source(40, 1), tiny_extractor(), settings, noise_source(40, 2)).values
     of_reference, of_floor, floor = " of the real images (noise 1)", " of the floor (noise 2)", ", real against real"
     manifold = ["precision-{}", "recall-{}", "density-{}", "coverage-{}"]
-    names = ["FD-{}", "KD-{}", "IS-{}", "IS-{}" + of_reference, "IS-{}" + of_floor]
-    names += [*manifold, "FD-{}" + floor, "KD-{}" + floor]
+    distances = ["FD-{}", "KD-{}", "MIND-{}", "FWD-log-Haar@2"]
+    names = [*distances, "IS-{}", "IS-{}" + of_reference, "IS-{}" + of_floor, *manifold, "score-{}"]
+    names += [name + floor for name in distances]
     assert list(other) == [name.format("tiny") for name in names]
     assert all(math.isfinite(value) for value in other.values())
     # FID is what the published weights give, whatever they are called.
     standard = tiny_extractor(name="Inception", digest=STANDARD_DIGEST)
     values = evaluate(noise_source(40), noise_source(40, 1), standard, settings).values
-    assert list(values) == ["FID", "KID", "IS", "IS" + of_reference, *(n.format("Inception") for n in manifold)]
+    names = ["FID", "KID", "MIND", distances[3], "IS", "IS" + of_reference, *(n.format("Inception") for n in manifold)]
+    assert list(values) == names
     assert label("intra_class_fid", standard) == "intra-class FID"
     impostor = tiny_extractor(name="Inception")
     assert [label(key, impostor) for key in ("fid", "kid", "is")] == ["FD-Inception", "KD-Inception", "IS-Inception"]
@@ -491,7 +496,10 @@ def test_the_report_as_json_and_as_a_table(tmp_path: Path) -> None:
     report = evaluate(noise_source(40), noise_source(40, 1), tiny_extractor(), FEW)
     write_json([report], tmp_path / "one.json")
     stored = json.loads((tmp_path / "one.json").read_text())
-    assert stored["measures"][0] == {"key": "fid", "label": "FD-tiny", "value": report["fid"], "deviation": None}
+    expected = {"key": "fid", "label": "FD-tiny", "value": report["fid"], "deviation": None, "num_images": 40}
+    first = dict(stored["measures"][0])
+    low, high = first.pop("interval")
+    assert first == expected and low < report["fid"] < high
     assert stored["protocol"] == report.protocol
     write_json([report, report], tmp_path / "two.json")
     assert json.loads((tmp_path / "two.json").read_text()) == [stored, stored]
@@ -522,10 +530,13 @@ def test_the_card_of_a_model(tmp_path: Path) -> None:
     assert text.index("My words.") < text.index("## Evaluation") < text.index("More words.")
     results = {result.metric_name: result for result in loaded.data.eval_results}
     assert results["FD-tiny"].metric_value == reports[1]["fid"] and results["FD-tiny"].metric_type == "fd-tiny"
-    assert results["FD-tiny"].metric_args == {k: v for k, v in flatten(report.protocol).items() if v is not None}
+    args = {k: v for k, v in flatten(report.protocol).items() if v is not None}
+    first = report.measures[0]
+    assert first.interval is not None
+    assert results["FD-tiny"].metric_args == args | {"interval": "{:.4g} to {:.4g}".format(*first.interval)}
     # No number of real images is the model's, and those that an earlier version wrote there are gone.
     own = [measure.label for measure in report.measures if not measure.key.startswith(("reference_", "floor_"))]
-    assert list(results) == own and len(own) == len(loaded.data.eval_results) == len(report.measures) - 4
+    assert list(results) == own and len(own) == len(loaded.data.eval_results) == len(report.measures) - 5
     assert (results["FD-tiny"].dataset_name, results["FD-tiny"].dataset_split) == ("noise 9", None)
     with pytest.raises(FileNotFoundError, match="no card"):
         add_to_card(report, tmp_path / "missing.md", "mine")
@@ -704,6 +715,36 @@ def test_intra_class_fid_is_the_mean_over_classes(pictures: LabelledImages) -> N
     assert report.protocol["intra_class_fid"].endswith("; classes matched by position: the model has no names")
 
 
+def test_accuracy_of_a_classifier_that_learnt_from_samples(pictures: LabelledImages) -> None:
+    # Each class is one picture, which samples and real pictures show with noise of their own.
+    scenes, labels = noise(10, channels=1, size=32) // 2, torch.arange(120) % 10
+    grain = noise(120, seed=1, channels=1, size=32) // 8
+
+    class Shown(GeneratedImages):
+        def __getitems__(self, indices: Any) -> Any:
+            rows = torch.as_tensor(indices)
+            assert self.labels is not None
+            return {"pixel_values": scenes[(self.labels[rows] + self.seed) % 10] + grain[rows]}
+
+    class Pictures(LabelledImages):
+        def __getitems__(self, indices: Any) -> Any:
+            return {"pixel_values": scenes[labels[torch.tensor(indices)]] + grain[119 - torch.tensor(indices)]}
+
+    own = {one.name: getattr(pictures, one.name) for one in fields(pictures) if one.init}
+    real = RealImages(Pictures(**{**own, "labels": labels}), name="scenes")
+    settings = replace(FEW, metrics=("accuracy",), num_kept=120)
+    model = tiny_generator(num_channels=1, num_labels=10)
+    right = evaluate(Shown(model, 80), real, tiny_extractor(), settings)
+    wrong = evaluate(Shown(model, 80, seed=1), real, tiny_extractor(), settings)  # each class looks like the next
+    assert right["accuracy"] > 0.8 and wrong["accuracy"] < 0.2
+    assert right["reference_accuracy"] == wrong["reference_accuracy"] > 0.8
+    first = right.measures[0]
+    assert first.label == "accuracy-tiny, trained on samples" and first.num_images == 60
+    low, high = first.interval or (1, 0)
+    assert low <= first.value <= high
+    assert "classes matched by position" in right.protocol["accuracy"]
+
+
 def test_intra_class_fid_compares_classes_of_one_name(pictures: LabelledImages) -> None:
     settings = replace(FEW, metrics=("intra_class_fid",), allow_few_images=True)
     names = list(reversed(pictures.class_names))
@@ -778,7 +819,10 @@ def test_intra_class_fid_needs_the_same_classes_and_pictures_of_each(pictures: L
     model = tiny_generator(num_channels=1, num_labels=10)
     samples = GeneratedImages(model, 30)
     unlabelled = replace(RealImages(pictures, name="digits"), images=replace(pictures, labels=None))
-    refused(samples, unlabelled, "digits has no labels", **within)
+    refused(samples, unlabelled, "digits has no labels, which intra-class FID needs", **within)
+    refused(samples, unlabelled, "digits has no labels, which accuracy needs", metrics=("accuracy",))
+    noise_only = noise_source(60, channels=1, size=32)
+    refused(noise_only, RealImages(pictures), "accuracy needs a generator with classes", metrics=("accuracy",))
     assert pictures.labels is not None
     without_nines = RealImages(pictures, name="digits", rows=torch.nonzero(pictures.labels < 9).squeeze(1))
     refused(samples, without_nines, r"digits has no picture of class 9 \(class 9\)", **within)

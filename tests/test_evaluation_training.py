@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from biggan_hf import BigGANDiscriminator, BigGANModel
 from biggan_hf.data import load_labelled_images
 from biggan_hf.files import remove_unfinished
 from biggan_hf.training.quality import Quality, keep_if_best
+
+
+SMALL = ("kid", "mind")
 
 
 def keep(folder: Path, step: int, value: float, label: str = "FID") -> bool:
@@ -33,12 +37,17 @@ def test_samples_are_measured_against_all_pictures_which_are_measured_once(tmp_p
         return tiny_extractor().function(batch)
 
     extractor, cache = tiny_extractor(function=function), tmp_path / "cache"
-    quality = Quality(images, extractor, num_images=20, allow_few_images=False, cache_dir=cache)
+    quality = Quality(images, extractor, SMALL, num_images=20, allow_few_images=False, cache_dir=cache)
     values = [quality.measure(tiny_generator(num_channels=1)) for _ in range(2)]
-    assert list(values[0]) == ["FD-tiny"] and values[0] == values[1]
+    assert list(values[0]) == ["KD-tiny N=20", "MIND-tiny N=20"] and values[0] == values[1]
     assert seen == [30, 20, 20] and len(list(cache.iterdir())) == 1
+    assert [*replace(quality, metrics=("fid",)).measure(tiny_generator(num_channels=1))] == ["FD-tiny N=20"]
+    # A Fréchet distance needs more images than features, the others need a pair.
+    assert replace(quality, num_images=2)
     with pytest.raises(ValueError, match="of 11 images, fewer than the 12 features of tiny.* evaluation_images"):
-        Quality(images, extractor, num_images=11, allow_few_images=False, cache_dir=cache)
+        replace(quality, metrics=("fid",), num_images=11)
+    with pytest.raises(ValueError, match="of 1 image, which is at no distance"):
+        replace(quality, num_images=1)
 
 
 def test_no_samples_of_classes_without_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,7 +55,9 @@ def test_no_samples_of_classes_without_pictures(tmp_path: Path, monkeypatch: pyt
     images = load_labelled_images(str(folder), image_size=32, num_channels=1)
     assert images.labels is not None
     few = images.with_classes(["none", *images.class_names])
-    quality = Quality(few, tiny_extractor(), num_images=20, allow_few_images=False, cache_dir=tmp_path / "cache")
+    quality = Quality(
+        few, tiny_extractor(), SMALL, num_images=20, allow_few_images=False, cache_dir=tmp_path / "cache"
+    )
     model = tiny_generator(num_channels=1, num_labels=len(few.class_names))
     asked: list[int] = []
 
@@ -79,9 +90,25 @@ def test_what_is_no_number_is_not_the_best(value: float, tmp_path: Path) -> None
     assert keep(tmp_path, 4, 4.5) and note(tmp_path)["step"] == 4
 
 
-def test_numbers_of_two_extractors_are_not_compared(tmp_path: Path) -> None:
-    assert keep(tmp_path, 1, 5.0) and keep(tmp_path, 2, 100.0, "FD-Lite0@112")
-    assert note(tmp_path) == {"step": 2, "label": "FD-Lite0@112", "value": 100.0}
+def test_numbers_of_two_rulers_are_not_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # "FID" without an N is what runs of earlier versions left.
+    assert keep(tmp_path, 1, 5.0) and keep(tmp_path, 2, 100.0, "FD-Lite0@112 N=500")
+    assert note(tmp_path) == {"step": 2, "label": "FD-Lite0@112 N=500", "value": 100.0}
+    told = "the best model so far was chosen by FID, not by FD-Lite0@112 N=500: this evaluation replaces it"
+    assert told in "".join(capsys.readouterr())
+
+
+def test_the_best_is_that_of_the_geometric_mean(tmp_path: Path) -> None:
+    def keep_both(step: int, kid: float, mind: float) -> bool:
+        values = {"KID N=9": kid, "MIND N=9": mind}
+        return keep_if_best(tmp_path, step, values, tiny_generator(), tiny_discriminator())
+
+    assert keep_both(1, 0.02, 8.0) and note(tmp_path)["value"] == pytest.approx(0.4)
+    assert not keep_both(2, 0.05, 4.0) and keep_both(3, 0.01, 10.0)
+    assert not keep_both(4, math.nan, 1.0) and not keep_both(5, 0.001, -math.inf)
+    # An unbiased kernel distance below 0 is none, and then MIND decides.
+    assert keep_both(6, -0.001, 9.0) and not keep_both(7, -0.9, 9.5) and keep_both(8, -0.0001, 8.5)
+    assert note(tmp_path)["label"] == "KID N=9 and MIND N=9"
 
 
 def test_a_kill_leaves_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

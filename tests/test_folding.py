@@ -2,9 +2,12 @@
 
 import copy
 import io
+import subprocess
+import sys
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +24,7 @@ from biggan_hf.evaluation import GeneratedImages, measure
 from biggan_hf.inversion import invert
 from biggan_hf.layers import Conv2d, SNConv2d, SNConv2dPool, SNLinear, SNUpsampleConv2d
 from biggan_hf.spectral_norm import FoldableWeight, SpectralNorm, fold, folded_weights, in_eval_mode, power_iteration
+from biggan_hf.training.ema import update_ema
 from biggan_hf.training.stability import share_taken_for_real
 from biggan_hf.training.steps import Pictures
 
@@ -214,6 +218,12 @@ def test_folded_weights_end_with_the_pipeline() -> None:
     gone = weakref.ref(pipe)
     del pipe
     assert gone() is None and not any(folds(model))
+
+
+def test_a_pipeline_of_a_script_ends_without_a_word() -> None:
+    code = "import biggan_hf, common; pipe = biggan_hf.BigGANPipeline(common.tiny_generator())"
+    ran = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True)
+    assert (ran.returncode, ran.stderr) == (0, "")
 
 
 # Gradients, transforms, copies
@@ -427,3 +437,21 @@ def test_a_call_inside_a_scope_sees_a_change(network: Network, backend: str | No
         expected = output(copy.deepcopy(network), *inputs)
         assert not torch.allclose(expected, before, atol=1e-3)
         torch.testing.assert_close(output(network, *inputs), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_writes_that_torch_does_not_count_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU, `torch._foreach_…` and the optimisers that use it leave the versions (torch 2.11)."""
+    model, other = tiny_generator(), tiny_generator()
+    layer = model.get_submodule("stages.0.blocks.0.conv1")
+    assert isinstance(layer, SpectralNorm)
+    for uncounted in ("_foreach_lerp_", "_foreach_copy_"):
+        monkeypatch.setattr(torch, uncounted, lambda *_: None)
+    for change in (lambda: update_ema(model, other, 0.5), lambda: update_ema(model, other, 0.0)):
+        fold(model)
+        version = layer.weight._version
+        change()
+        assert layer.weight._version > version and layer.fold()
+    optimizer = torch.optim.SGD([layer.weight], lr=0.1, foreach=True)  # without gradients it writes nothing
+    version = layer.weight._version
+    optimizer.step()
+    assert layer.weight._version > version

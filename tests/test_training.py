@@ -121,7 +121,10 @@ def test_the_error_of_a_worker_is_told_in_one_line(tmp_path: Path) -> None:
             [*EVALUATION, "--evaluation_images", "1", "--evaluation_allow_few_images"],
             "evaluations would be of 1 image,",
         ),
-        ([*EVALUATION, "--evaluation_images", "3"], "evaluations would be of 3 images, fewer than the 4 features"),
+        (
+            [*EVALUATION, "--evaluation_distance", "fid", "--evaluation_images", "3"],
+            "evaluations would be of 3 images, fewer than the 4 features",
+        ),
         (["--init_from", "/no/where/x"], "init_from must be a model's folder or Hub id, got '/no/where/x'"),
         (["--init_from", "{used}"], "which has no config.json"),
         (["--resume_from_checkpoint", "nowhere"], "no training checkpoint at 'nowhere'"),

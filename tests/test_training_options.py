@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 import shutil
 import signal
@@ -166,12 +167,14 @@ def test_the_last_step_is_logged(pictures: Path, tmp_path: Path) -> None:
 
 
 def test_evaluation_keeps_the_best_model_apart(pictures: Path, tmp_path: Path) -> None:
-    main(arguments(pictures, tmp_path / "model", *EVALUATION, "--evaluation_allow_few_images", steps=3))
+    main(arguments(pictures, tmp_path / "model", *EVALUATION, steps=3))
     lines = read_log(tmp_path / "model", "evaluations.jsonl")
     assert [line.pop("step") for line in lines] == [1, 2, 3]
-    values = [next(iter(line.values())) for line in lines]
+    name = "training_runs:features N=8"
+    assert all([*line] == [f"eval_KD-{name}", f"eval_MIND-{name}"] for line in lines)
+    values = [math.sqrt(math.prod(max(value, 1e-6) for value in line.values())) for line in lines]
     best = json.loads((tmp_path / "model" / "best" / "best.json").read_text(encoding="utf-8"))
-    assert best["value"] == min(values) and best["step"] == 1 + values.index(min(values))
+    assert best["value"] == pytest.approx(min(values)) and best["step"] == 1 + values.index(min(values))
     assert BigGANModel.from_pretrained(tmp_path / "model" / "best").config.num_labels == 2
 
 
@@ -328,7 +331,7 @@ def test_tracker_gets_scalars_and_pictures(pictures: Path, tmp_path: Path) -> No
     assert [event.step for event in events.Scalars("discriminator_loss")] == [1, 2, 3]
     assert [event.step for event in events.Images("samples")] == [2]
     (evaluation,) = read_log(tmp_path / "model", "evaluations.jsonl")
-    assert evaluation.pop("step") == 2 and len(evaluation) == 1
+    assert evaluation.pop("step") == 2 and len(evaluation) == 2
     for name, value in evaluation.items():
         assert [(event.step, event.value) for event in events.Scalars(name)] == [(2, pytest.approx(value))]
     logged = [{**line, "step": None} for line in read_log(tmp_path / "model")]

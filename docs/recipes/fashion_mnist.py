@@ -50,8 +50,8 @@ def _png(picture: np.ndarray) -> dict[str, bytes]:
 @torch.no_grad()
 def write_model(source: str, output: Path, **numbers: int) -> None:
     """
-    Writes the generator with weights in bfloat16, half of their size, and with statistics in float32 that were measured
-    with these weights. A load makes everything float32. `numbers` go to `collect_standing_statistics`.
+    Writes the generator with weights in bfloat16, half of their size, and with statistics in float32, which are
+    measured with these weights. A load makes everything float32. `numbers` go to `collect_standing_statistics`.
     """
     model = BigGANModel.from_pretrained(source, dtype=torch.float32)
     for parameter in model.parameters():

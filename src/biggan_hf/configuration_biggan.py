@@ -23,7 +23,7 @@ from .presets import CHANNEL_MULTIPLIERS, preset_row
 logger = logging.get_logger(__name__)
 
 NETWORKS = ("generator", "discriminator")
-MOST_LABELS = 1_000_000  # their names alone take a quarter of a gigabyte
+MOST_LABELS = 100_000  # transformers writes the names of all classes out whenever a model is loaded
 
 # transformers passes these to the constructor of a configuration, beside its fields.
 _BASE_KEYWORDS = {"_commit_hash", "_name_or_path", "auto_map", "model_type", "name_or_path", "output_attentions"}

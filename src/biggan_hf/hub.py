@@ -216,7 +216,7 @@ def model_card(
             on the pictures they were trained on.
         tags: Added to the card's own.
         datasets: Ids of the training data sets on the Hub.
-        base_model: Id on the Hub of the model that was fine-tuned. One that comes with the package has none, and is left out.
+        base_model: Id on the Hub of the model that was fine-tuned. A name of a model in this package is left out.
         sample_image: File name, within the repo, of a grid of samples.
         has_code: Whether the repo holds the code of the model.
         engines: What is known of the repo's exported graphs, by engine.

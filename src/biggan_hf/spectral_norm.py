@@ -121,10 +121,10 @@ def _fastest_format(kernel: Tensor) -> torch.memory_format:
 
 
 def _count_write(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-    # Fused optimisers write to weights and do not count the writes (torch 2.13). This counts for them.
+    # Optimisers write to weights and do not count the writes: fused ones anywhere (torch 2.13), and on a GPU all that
+    # use `torch._foreach_…`, which is their default (torch 2.11). This counts for them.
     for group in optimizer.param_groups:
-        if group.get("fused"):
-            increment_version(group["params"])
+        increment_version(group["params"])
 
 
 register_optimizer_step_post_hook(_count_write)

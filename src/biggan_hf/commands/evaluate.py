@@ -1,6 +1,6 @@
 """Measure a model against real images.
 
-Measures FID, KID, IS, precision and recall of a model's samples, and reports all that these numbers depend on.
+Measures FID, KID, MIND, IS, precision and more of a model's samples, and reports all that these numbers depend on.
 
 examples:
   biggan-hf evaluate user/biggan --dataset_name uoft-cs/cifar10 --output cifar10.json
@@ -17,11 +17,12 @@ from huggingface_hub.constants import HF_HOME
 
 from ..class_names import match_classes, names_of
 from ..devices import check_device, device_or_best
-from ..evaluation import FeatureExtractor, GeneratedImages, ImageArray, ImageSource, Measurements, RealImages, Report
+from ..evaluation import GeneratedImages, ImageArray, ImageSource, Measurements, RealImages, Report
 from ..evaluation.curves import marked_points, plot_curve, truncation_in_words, write_csv
 from ..evaluation.extractors import load_extractor
 from ..evaluation.measuring import (
     METRICS,
+    OF_CLASSES,
     EvaluationSettings,
     evaluate_all,
     foreign_classes,
@@ -74,12 +75,12 @@ def _add_samples(group: common.Group) -> None:
 
 
 def _add_measures(group: common.Group) -> None:
-    text = "inception, inception-torchvision (BigGAN-PyTorch's), lite0, a TorchScript file or module:function"
+    text = "inception, inception-torchvision (BigGAN-PyTorch's), lite0, lite2, a TorchScript file or module:function"
     group.add_argument("--extractor", default="inception", metavar="NAME", help=f"{text} (default: %(default)s)")
     default = list(EvaluationSettings.metrics)
     text = f"of {', '.join(METRICS)} (default: {' '.join(default)})"
     group.add_argument("--metrics", nargs="+", choices=METRICS, default=default, metavar="NAME", help=text)
-    text = "allow fewer images than FID and IS need"
+    text = "allow fewer images than FID, FWD and IS need"
     group.add_argument("--allow_few_images", action="store_true", help=text)
 
 
@@ -99,10 +100,14 @@ def run(args: argparse.Namespace) -> None:
     with joined(device.startswith("cuda")):
         samples = _samples(args)
         extractor = load_extractor(args.extractor, device, image_size=samples[0].image_shape[1])
-        reference, floor = _reference(args, samples[0], extractor, settings)
-        if "intra_class_fid" not in settings.metrics:  # which needs pictures of all classes, or is refused
+        reference, floor = _reference(args, samples[0])
+        if OF_CLASSES.keys().isdisjoint(settings.metrics):  # each needs pictures of all classes, or is refused
             samples = [_of_classes_with_pictures(source, reference) for source in samples]
         reports = evaluate_all(samples, reference, extractor, settings, floor)
+        if args.save_moments is not None:  # after all that may be refused; with a cache, this is no second pass
+            moments = measure_real(reference, extractor, settings)
+            if is_main_process():
+                write_moments(moments, args.save_moments)
         if is_main_process():
             _write(args, reports)
 
@@ -119,7 +124,7 @@ def _samples(args: argparse.Namespace) -> list[ImageSource]:
 
 
 def _reference(
-    args: argparse.Namespace, samples: ImageSource, extractor: FeatureExtractor, settings: EvaluationSettings
+    args: argparse.Namespace, samples: ImageSource
 ) -> tuple[ImageSource | Measurements, ImageSource | None]:
     """The real images, or their moments, and other real images for the floor."""
     if args.moments is not None:
@@ -132,10 +137,6 @@ def _reference(
         floor = reference.rest(args.num_images)
     elif args.floor is not None:
         floor = _open(args, samples, args.floor, args.num_images, at_most=True)
-    if args.save_moments is not None:
-        moments = measure_real(reference, extractor, settings)
-        if is_main_process():
-            write_moments(moments, args.save_moments)
     return reference, floor
 
 

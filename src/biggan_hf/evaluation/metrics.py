@@ -9,11 +9,15 @@ from torch import Tensor, nn
 NEIGHBOURS = 3  # of precision and recall (Kynkäänniemi et al. 2019)
 DENSITY_NEIGHBOURS = 5  # of density and coverage (Naeem et al. 2020)
 BLOCK = 1024  # rows of a matrix of distances that are in memory at a time
+PROJECTIONS = 1000  # of MIND, as torch-fidelity takes them; with more its value moves by less than 1 %
+DIRECTIONS = 100  # of these in memory at a time
 
 
 # Fewer images have no such number.
-LEAST = {"fid": 2, "intra_class_fid": 2, "kid": 2, "is": 2, "prdc": DENSITY_NEIGHBOURS + 1}
-IN_WORDS = {"prdc": "precision, recall, density and coverage", "intra_class_fid": "intra-class FID"}
+LEAST = dict.fromkeys(["fid", "intra_class_fid", "kid", "mind", "fwd", "is"], 2)
+LEAST |= {"prdc": DENSITY_NEIGHBOURS + 1, "accuracy": 4}
+IN_WORDS = {"prdc": "precision, recall, density and coverage"}
+IN_WORDS |= {"intra_class_fid": "intra-class FID", "accuracy": "accuracy"}
 
 
 def check_enough(metric: str, number: int, what: str) -> None:
@@ -39,6 +43,67 @@ def frechet_distance(mean_a: Tensor, covariance_a: Tensor, mean_b: Tensor, covar
     root_trace = torch.linalg.eigvalsh(a.T @ covariance_b @ a).clamp_min(0).sqrt().sum()
     distance = (mean_a - mean_b).square().sum() + covariance_a.trace() + covariance_b.trace() - 2 * root_trace
     return float(distance)
+
+
+def frechet_distance_of_features(a: Tensor, b: Tensor) -> float:
+    """
+    [`frechet_distance`] of the Gaussians fitted to features (N, d) and (M, d), float64. Of fewer images than
+    dimensions it needs no covariance: the trace of the root is the sum of the singular values of A Bᵀ, with A and B
+    the centred features over √(N - 1) and √(M - 1).
+    """
+    if min(len(a), len(b)) > a.shape[1]:
+        return frechet_distance(a.mean(0), torch.cov(a.T), b.mean(0), torch.cov(b.T))
+    centred_a, centred_b = ((x - x.mean(0)) / (len(x) - 1) ** 0.5 for x in (a, b))
+    root_trace = torch.linalg.matrix_norm(centred_a @ centred_b.T, "nuc")
+    variances = centred_a.square().sum() + centred_b.square().sum()
+    return float((a.mean(0) - b.mean(0)).square().sum() + variances - 2 * root_trace)
+
+
+def wavelet_distance(means_a: Tensor, covariances_a: Tensor, means_b: Tensor, covariances_b: Tensor) -> float:
+    """
+    The mean of the packets' Fréchet distances (Veeramacheneni et al. 2025, arXiv:2312.15289), from the means (P, d)
+    and the covariances (P, d, d) of two sets' packets (`wavelets.py`).
+    """
+    moments = (x.double().cpu() for x in (means_a, covariances_a, means_b, covariances_b))  # many small matrices
+    distances = [frechet_distance(*packet) for packet in zip(*moments, strict=True)]
+    return sum(distances) / len(distances)
+
+
+def moments_of(packets: Tensor) -> tuple[Tensor, Tensor]:
+    """The means (P, d) and the covariances (P, d, d) of the packets (N, P, d) of N images."""
+    means = packets.mean(0)
+    centred = (packets - means).transpose(0, 1)
+    return means, centred.transpose(1, 2) @ centred / (len(packets) - 1)
+
+
+def monge_distance(real: Tensor, fake: Tensor, seed: int = 0) -> float:
+    """
+    The sliced 2-Wasserstein distance of two sets of features, squared: on a random line, sorted projections are
+    paired in order, and the mean square of their differences is the distance there. It is the mean over lines, times
+    3 d. With Inception features it is MIND (Berthet et al. 2026, arXiv:2605.06797). Sets of N and M images are
+    compared by as many random images as the smaller has.
+
+    The directions and the choice are those of torch-fidelity with this seed.
+    """
+    if real.shape[1] != fake.shape[1]:
+        raise ValueError(f"the features differ in width, {fake.shape[1]} and {real.shape[1]}: two extractors?")
+    for features in (real, fake):
+        check_enough("mind", len(features), "a set")
+    generator, number, width = torch.Generator().manual_seed(seed), min(len(real), len(fake)), real.shape[1]
+
+    def some_of(features: Tensor) -> Tensor:
+        if len(features) == number:
+            return features.double()
+        return features[torch.randperm(len(features), generator=generator)[:number].to(features.device)].double()
+
+    first, second = some_of(fake), some_of(real)
+    directions = torch.randn(PROJECTIONS, width, generator=generator)
+    directions = (directions / directions.norm(dim=1, keepdim=True)).to(first)
+    total = 0.0
+    for some in directions.split(DIRECTIONS):
+        differences = (first @ some.T).sort(0).values - (second @ some.T).sort(0).values
+        total += float(differences.square().sum())
+    return 3 * width * total / (PROJECTIONS * number)
 
 
 def kernel_distance(

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ TASK = "unconditional-image-generation"  # the Hub's name, with classes or witho
 # Two runs of one protocol may differ in these: the probe by the device's rounding, the source since models move, the
 # step and the weights since models are trained further.
 OF_THE_RUN = ("software.", "device", "processes", "date", "samples.source", "samples.global_step", "samples.checksum",
-              "extractor.probe")  # fmt: skip
+              "extractor.probe", "interval")  # fmt: skip
 LOCAL = "imagefolder"  # the Hub's word for pictures that are no data set there
 OF_REAL_IMAGES = ("floor_", "reference_")  # how the keys of measures begin that are none of the model
 REAL_IN_WORDS = re.compile(r", real against real| of the (real images|floor) \(")
@@ -31,12 +31,14 @@ BEGIN, END = "<!-- evaluation: begin -->", "<!-- evaluation: end -->"
 
 @dataclass(frozen=True)
 class Measure:
-    # "fid", "kid", "is", "precision", "recall", "density", "coverage", "intra_class_fid", or one of these after
-    # "floor_" or "reference_".
+    # "fid", "kid", "mind", "fwd", "is", "precision", "recall", "density", "coverage", "intra_class_fid", or one of
+    # these after "floor_" or "reference_", or "score".
     key: str
     label: str  # the number's name, which includes the extractor's
     value: float
     deviation: float | None = None  # over subsets (KID), splits (IS) or classes (intra-class FID)
+    interval: tuple[float, float] | None = None  # 95 %, from halves of the sets (`resampling.py`)
+    num_images: int | None = None  # N, of the samples or of what stands in their place
 
 
 @dataclass(frozen=True)
@@ -61,18 +63,24 @@ class Report:
         content = asdict(self)
         for measure in content["measures"]:
             measure["value"] = measure["value"] if math.isfinite(measure["value"]) else None
+            measure["interval"] = measure["interval"] and list(measure["interval"])
         return content
 
     def table(self) -> str:
         """Markdown: the numbers, then the protocol."""
-        numbers = [(measure.label, in_digits(measure)) for measure in self.measures]
+        numbers = [(one.label, in_digits(one), _interval(one), f"{one.num_images or ''}") for one in self.measures]
         protocol = [(name, "none" if value is None else str(value)) for name, value in flatten(self.protocol).items()]
-        return f"{_table(('measure', 'value'), numbers)}\n\n{_table(('protocol', ''), protocol)}"
+        head = ("measure", "value", "95 % interval", "N")
+        return f"{_table(head, numbers)}\n\n{_table(('protocol', ''), protocol)}"
 
 
 def in_digits(measure: Measure) -> str:
     text = f"{measure.value:.5g}"
     return text if measure.deviation is None else f"{text} ± {measure.deviation:.2g}"
+
+
+def _interval(measure: Measure) -> str:
+    return "" if measure.interval is None else " to ".join(f"{end:.4g}" for end in measure.interval)
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -83,11 +91,13 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _table(head: tuple[str, str], rows: list[tuple[str, str]]) -> str:
-    cells = [tuple(" ".join(text.split()).replace("|", "\\|") for text in row) for row in [head, *rows]]
-    widths = [max(len(row[column]) for row in cells) for column in (0, 1)]
-    lines = [f"| {left.ljust(widths[0])} | {right.ljust(widths[1])} |" for left, right in cells]
-    return "\n".join([lines[0], f"|{'-' * (widths[0] + 2)}|{'-' * (widths[1] + 2)}|", *lines[1:]])
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    cells = [[" ".join(text.split()).replace("|", "\\|") for text in row] for row in [head, *rows]]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [
+        "| " + " | ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) + " |" for row in cells
+    ]
+    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
 
 
 def write_json(reports: list[Report], path: Path) -> None:
@@ -113,7 +123,7 @@ def _eval_results(report: Report) -> list[EvalResult]:
             metric_type=measure.label.lower().replace(" ", "-"),
             metric_name=f"{measure.label} {when}".strip(),
             metric_value=measure.value,
-            metric_args=flatten(_public(report.protocol)),
+            metric_args=flatten(_public(report.protocol)) | {"interval": _interval(measure) or None},
         )
         for measure in report.measures
         if not measure.key.startswith(OF_REAL_IMAGES)

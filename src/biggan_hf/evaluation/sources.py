@@ -256,7 +256,7 @@ class RealImages:
     def of_class(self, label: int) -> "RealImages":
         """The pictures of one class."""
         if self.images.labels is None:
-            raise ValueError(f"{self.name} has no labels, which intra-class distances need")
+            raise ValueError(f"{self.name} has no labels, which intra-class FID needs")
         rows = self.rows[self.images.labels[self.rows] == label]
         if not len(rows):
             names = self.images.class_names

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import math
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
@@ -19,15 +20,20 @@ from ..files import try_to_write, write_file
 from ..pictures import first_line
 from ..processes import add_up, from_main, is_main_process, num_processes, process_rank
 from .extractors import FeatureExtractor
+from .resampling import DRAWS, chosen
 from .sources import GeneratedImages, ImageSource, digest_of, load_npz
+from .wavelets import log_packets, packets_shape
 
 
 logger = logging.getLogger(__name__)
 
-CACHE_FORMAT = 2  # to be raised where the sums of the same images change
+CACHE_FORMAT = 3  # to be raised where the sums of the same images change
 CHECKSUM = "sha256"  # beside the sums in a stored file
 SAVE_SECONDS = 60.0  # between saves of an unfinished pass
 IMAGES_PER_SPLIT = 500  # of the Inception Score, at least
+BLOCKS = 20  # parts of the set whose sums stay apart, at least: halves of them tell how far the Inception Score moves
+MOST_PICTURES = 1_000  # whose pixels are kept, for the interval of the wavelet distance
+PICTURE_BYTES = 2**26  # of these at most
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,9 +49,24 @@ class Measurements:
     num_images: int | None = None
     image_shape: tuple[int, int, int] | None = None
     class_scores: Tensor | None = None  # Inception Score of each split, float64
+    halves_scores: Tensor | None = None  # Inception Score of random halves of the images, float64
     kept: Tensor | None = None  # features of some of the images, float32 (K, d)
+    packet_means: Tensor | None = None  # of the wavelet packets, (P, w) float64
+    packet_covariances: Tensor | None = None  # (P, w, w) float64
+    pictures: Tensor | None = None  # uint8 (K, C, H, W), some of the images
     extractor: dict[str, Any] | None = None  # the identity of what measured them
     file: Path | None = None  # where the finished pass is stored
+
+    @property
+    def kept_rows(self) -> Tensor:
+        """Which images those are whose features are kept."""
+        assert self.kept is not None and self.num_images is not None
+        return chosen(self.num_images, len(self.kept))
+
+    @property
+    def picture_rows(self) -> Tensor:
+        assert self.pictures is not None and self.num_images is not None
+        return chosen(self.num_images, len(self.pictures))
 
 
 class RunningStatistics:
@@ -59,26 +80,47 @@ class RunningStatistics:
             seed, so that no order of the set, sorted or classes in turn, keeps a class out of a part. Fewer than
             `IMAGES_PER_SPLIT` images a part are one part.
         covariance: Whether products of features are summed too.
+        packets_of: The shape (C, H, W) of the images, if their wavelet packets are wanted.
     """
 
     def __init__(
-        self, num_images: int, num_kept: int, num_splits: int, extractor: FeatureExtractor, covariance: bool = True
+        self,
+        num_images: int,
+        num_kept: int,
+        num_splits: int,
+        extractor: FeatureExtractor,
+        covariance: bool = True,
+        packets_of: tuple[int, int, int] | None = None,
     ):
         d, classes, device = extractor.num_features, extractor.num_classes, extractor.device
-        num_splits = splits_of(num_images, num_splits)
-        self.splits = torch.randperm(num_images, generator=torch.Generator().manual_seed(1)) % num_splits
-        kept = torch.randperm(num_images, generator=torch.Generator().manual_seed(0))[:num_kept].sort().values
-        self.slots = torch.full((num_images,), -1)
-        self.slots[kept] = torch.arange(len(kept))
-        sums = {"total": (d,), "split_total": (num_splits, classes), "split_negentropy": (num_splits,)}
+        self.num_splits = splits_of(num_images, num_splits)
+        # Each split is some of the blocks.
+        num_blocks = self.num_splits * -(-BLOCKS // self.num_splits)
+        self.blocks = torch.randperm(num_images, generator=torch.Generator().manual_seed(1)) % num_blocks
+        sums: dict[str, tuple[int, ...]] = {"total": (d,)}
+        sums |= {"block_total": (num_blocks, classes), "block_negentropy": (num_blocks,)}
         sums |= {"outer": (d, d)} if covariance else {}
+        if packets_of is not None:
+            number, width = packets_shape(packets_of)
+            sums |= {"packet_total": (number, width), "packet_outer": (number, width, width)}
         self.sums = {name: torch.zeros(shape, dtype=torch.float64, device=device) for name, shape in sums.items()}
-        self.sums["split_count"] = torch.zeros(num_splits, dtype=torch.int64, device=device)
-        if len(kept):
-            self.sums["kept"] = torch.zeros(len(kept), d, device=device)
+        self.sums["block_count"] = torch.zeros(num_blocks, dtype=torch.int64, device=device)
+        # For each thing that is kept of some images, in which row the image stands; -1 for those of which it is not.
+        self.slots: dict[str, Tensor] = {}
+        if num_kept:
+            self._keep("kept", num_images, num_kept, (d,), torch.float32)
+        if packets_of is not None:
+            number = min(MOST_PICTURES, max(PICTURE_BYTES // math.prod(packets_of), 1))
+            self._keep("pictures", num_images, number, packets_of, torch.uint8)
 
-    def update(self, features: Tensor, logits: Tensor | None, indices: Sequence[int]) -> None:
-        """Adds the images of these indices, with features (n, d) and logits (n, classes)."""
+    def _keep(self, name: str, num_images: int, number: int, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        rows = chosen(num_images, number)
+        self.slots[name] = torch.full((num_images,), -1)
+        self.slots[name][rows] = torch.arange(len(rows))
+        self.sums[name] = torch.zeros(len(rows), *shape, dtype=dtype, device=self.sums["total"].device)
+
+    def update(self, features: Tensor, logits: Tensor | None, indices: Sequence[int], images: Tensor) -> None:
+        """Adds the images of these indices, uint8 (n, C, H, W), with features (n, d) and logits (n, classes)."""
         if not features.isfinite().all():
             raise ValueError(f"the extractor's features of images {indices[0]} to {indices[-1]} are NaN or infinite")
         rows = torch.as_tensor(indices)
@@ -86,41 +128,67 @@ class RunningStatistics:
         self.sums["total"] += precise.sum(0)
         if "outer" in self.sums:
             self.sums["outer"].addmm_(precise.T, precise)
-        if "kept" in self.sums:
-            slots = self.slots[rows].to(features.device)
-            self.sums["kept"][slots[slots >= 0]] = features[slots >= 0]
-        splits = self.splits[rows].to(features.device)
-        self.sums["split_count"].index_add_(0, splits, torch.ones_like(splits))
+        if "packet_outer" in self.sums:
+            packets = log_packets(images.to(features.device)).double().transpose(0, 1)  # (P, n, w)
+            self.sums["packet_total"] += packets.sum(1)
+            self.sums["packet_outer"].baddbmm_(packets.transpose(1, 2), packets)
+        for name, values in {"kept": features, "pictures": images}.items():
+            if name in self.slots:
+                slots = self.slots[name][rows]
+                self.sums[name][slots[slots >= 0].to(features.device)] = values[slots >= 0].to(features.device)
+        blocks = self.blocks[rows].to(features.device)
+        self.sums["block_count"].index_add_(0, blocks, torch.ones_like(blocks))
         if logits is not None:
             log_p = logits.double().log_softmax(1)
             p = log_p.exp()
-            self.sums["split_total"].index_add_(0, splits, p)
-            self.sums["split_negentropy"].index_add_(0, splits, (p * log_p).sum(1))
+            self.sums["block_total"].index_add_(0, blocks, p)
+            self.sums["block_negentropy"].index_add_(0, blocks, (p * log_p).sum(1))
 
     @property
     def count(self) -> int:
-        return int(self.sums["split_count"].sum())
+        return int(self.sums["block_count"].sum())
 
-    def class_scores(self) -> Tensor | None:
+    def class_scores(self, parts: Tensor | None = None) -> Tensor | None:
         """
-        exp E KL(p(y|x) ‖ p(y)) of each split (Salimans et al. 2016, arXiv:1606.03498). The mean divergence is
-        E Σ p log p - Σ p̄ log p̄, hence two sums are all it needs.
+        exp E KL(p(y|x) ‖ p(y)) of each part (Salimans et al. 2016, arXiv:1606.03498), where float64 (parts, blocks) is
+        1 for the blocks of a part; default of each split. The mean divergence is E Σ p log p - Σ p̄ log p̄, hence two
+        sums are all it needs.
         """
-        if not self.sums["split_total"].shape[1]:
+        if not self.sums["block_total"].shape[1]:
             return None
-        count = self.sums["split_count"].double()
-        marginal = self.sums["split_total"] / count[:, None]
-        return (self.sums["split_negentropy"] / count - torch.xlogy(marginal, marginal).sum(1)).exp()
+        parts = (self.splits if parts is None else parts).to(self.sums["total"].device)
+        count = parts @ self.sums["block_count"].double()
+        marginal = parts @ self.sums["block_total"] / count[:, None]
+        negentropy = parts @ self.sums["block_negentropy"] / count
+        return (negentropy - torch.xlogy(marginal, marginal).sum(1)).exp()
 
-    def covariance(self) -> Tensor | None:
-        if "outer" not in self.sums:
+    @property
+    def splits(self) -> Tensor:
+        """Which blocks make each split, (splits, blocks)."""
+        num_blocks = len(self.sums["block_count"])
+        return torch.eye(self.num_splits, dtype=torch.float64).repeat(1, num_blocks // self.num_splits)
+
+    @property
+    def halves(self) -> Tensor:
+        """Random halves of the blocks that hold images, (draws, blocks)."""
+        filled = self.sums["block_count"].cpu().nonzero().squeeze(1)
+        generator = torch.Generator().manual_seed(0)
+        halves = torch.zeros(DRAWS, len(self.sums["block_count"]), dtype=torch.float64)
+        for half in halves:
+            half[filled[torch.randperm(len(filled), generator=generator)[: (len(filled) + 1) // 2]]] = 1
+        return halves
+
+    def covariance(self, outer: str = "outer", total: str = "total") -> Tensor | None:
+        """Of the features, (d, d), or with the names of the packets' sums of each packet, (P, w, w)."""
+        if outer not in self.sums:
             return None
-        n, total = self.count, self.sums["total"]
+        n, sums = self.count, self.sums[total]
         if n < 2:
             raise ValueError(f"a covariance needs at least 2 images, got {n}")
-        return (self.sums["outer"] - total[:, None] * total[None] / n) / (n - 1)
+        return (self.sums[outer] - sums[..., :, None] * sums[..., None, :] / n) / (n - 1)
 
     def finish(self, source: ImageSource, extractor: FeatureExtractor, file: Path | None = None) -> Measurements:
+        packet_total = self.sums.get("packet_total")
         return Measurements(
             description=source.description,
             mean=self.sums["total"] / self.count,
@@ -128,7 +196,11 @@ class RunningStatistics:
             num_images=self.count,
             image_shape=source.image_shape,
             class_scores=self.class_scores(),
+            halves_scores=self.class_scores(self.halves),
             kept=self.sums.get("kept"),
+            packet_means=None if packet_total is None else packet_total / self.count,
+            packet_covariances=self.covariance("packet_outer", "packet_total"),
+            pictures=self.sums.get("pictures"),
             extractor=extractor.identity,
             file=file,
         )
@@ -146,6 +218,7 @@ def measure(
     num_kept: int = 10_000,
     num_splits: int = 10,
     covariance: bool = True,
+    packets: bool = False,
     batch_size: int = 64,
     cache_dir: Path | None = None,
     title: str = "images",
@@ -157,11 +230,14 @@ def measure(
     Args:
         num_kept: Images whose features are kept, for the measures that need more than moments.
         num_splits: Splits of the Inception Score; 1 for a small set.
+        covariance: Whether the Fréchet distance is wanted.
+        packets: Whether the wavelet distance is wanted.
         cache_dir: Stores finished passes, and unfinished ones from which a later call goes on. `None` for neither.
         title: For the progress bar.
     """
-    statistics = RunningStatistics(len(source), num_kept, num_splits, extractor, covariance)
-    wanted = [num_kept, num_splits, covariance]
+    packets_of = source.image_shape if packets else None
+    statistics = RunningStatistics(len(source), num_kept, num_splits, extractor, covariance, packets_of)
+    wanted = [num_kept, num_splits, covariance, packets]
     # The first process finds what is stored: not all of them may see the same disk.
     file = None if cache_dir is None else from_main(_file(cache_dir, source, extractor, wanted))
     stored = from_main(file is not None and is_main_process() and _load(statistics, file))
@@ -214,7 +290,7 @@ def _extract(
             generator=torch.Generator(),  # leaves the global generator to whoever is training with it
         )
         for rows, batch in zip(remaining, loader, strict=True):
-            statistics.update(*extractor(batch["pixel_values"]), rows)
+            statistics.update(*extractor(batch["pixel_values"]), rows, batch["pixel_values"])
             progress.update(len(rows))
             if unfinished is not None and time.monotonic() - saved > SAVE_SECONDS:
                 _save(statistics.sums, unfinished)

@@ -76,7 +76,18 @@ class DataArguments:
     held_out_split: str | None = _help("A split that tests whether the discriminator remembers pictures.", None)
     image_column: str | None = _help("The column of the pictures. Needed only where there are several.", None)
     label_column: str | None = _help("The column of the labels. 'none' trains without labels.", None)
+    streaming: bool = _help("Fetch parquet files as they are needed: a set may be larger than the disk.", False)
     on_unreadable_image: Literal["skip", "error"] = _help("Skip a picture that can't be read, or stop.", "skip")
+    reduced_jpeg: bool = _help(
+        "Decode JPEGs at a half, a fourth or an eighth of their size: faster, not exact.", False
+    )
+    random_crop: bool = _help("Crop squares at random places along the longer side, not in the middle.", False)
+    class_sampling: Literal["as_it_is", "balanced"] = _help(
+        "Show pictures as the data set has them, or of all classes equally often.", "as_it_is"
+    )
+    label_sampling: Literal["uniform", "counts"] = _help(
+        "Labels of generated pictures: all classes equally often, or as often as the data set has pictures.", "uniform"
+    )
     horizontal_flip: bool = _help("Mirror half of the pictures, chosen at random.", False)
     dataloader_num_workers: int = _help("Processes that decode pictures. 0: the training process does.", 0)
 
@@ -159,9 +170,10 @@ class TrainingArguments:
     report_to: list[str] = _help("Trackers of accelerate that get the log too, such as tensorboard.", [])
     sample_steps: int = _help("Steps from one sheet of samples to the next. 0: none.", 1_000)
     evaluation_steps: int = _help("Steps from one evaluation to the next. The best model is kept. 0: none.", 0)
-    evaluation_extractor: str = _help("inception, lite0, a TorchScript file or module:function.", "inception")
-    evaluation_images: int = _help("Samples in an evaluation.", 10_000)
-    evaluation_allow_few_images: bool = _help("Evaluate even with fewer images than features.", False)
+    evaluation_extractor: str = _help("inception, lite0, lite2, a TorchScript file or module:function.", "inception")
+    evaluation_distance: Literal["kid+mind", "fid"] = _help("What is measured and chooses the best model.", "kid+mind")
+    evaluation_images: int = _help("Samples in an evaluation.", 2_000)
+    evaluation_allow_few_images: bool = _help("Evaluate by fid even with fewer images than features.", False)
     watch_steps: int = _help("Steps from one measurement of spectra and memory to the next. 0: none.", 1_000)
     on_collapse: Literal["ignore", "stop", "rollback"] = _help("What to do after a collapse.", "stop")
     checkpointing_steps: int = _help("Steps from one checkpoint to the next. 0: none.", 1_000)

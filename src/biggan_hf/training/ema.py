@@ -1,6 +1,7 @@
 """The moving average of the generator's weights: the model that a run leaves (paper, appendix C)."""
 
 import torch
+from torch.autograd.graph import increment_version
 
 from ..modeling_biggan import BigGANModel
 
@@ -19,3 +20,4 @@ def update_ema(ema: BigGANModel, model: BigGANModel, decay: float) -> None:
         torch._foreach_copy_(*pairs)
     else:
         torch._foreach_lerp_(*pairs, 1 - decay)
+    increment_version(pairs[0])  # on a GPU, torch (2.11) counts no writes of such functions: folded weights would stay
