@@ -14,6 +14,7 @@ from huggingface_hub.errors import HFValidationError
 from transformers import GenerationConfig, PreTrainedConfig
 from transformers.utils import logging
 
+from .embedded import located
 from .files import write_text
 from .keywords import did_you_mean
 from .presets import CHANNEL_MULTIPLIERS, preset_row
@@ -138,7 +139,7 @@ class BigGANConfig(PreTrainedConfig):
         cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """As in transformers, but refuses what is no BigGAN's."""
-        source = pretrained_model_name_or_path
+        source = located(str(pretrained_model_name_or_path))
         try:
             settings, rest = super().get_config_dict(source, **kwargs)
         except TypeError as error:  # JSON, but no object

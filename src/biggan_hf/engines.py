@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from transformers.utils import cached_file, logging
 
 from .configuration_biggan import BigGANConfig
+from .embedded import located
 from .engine_files import EMBEDDINGS, INDEX, PACKAGES, of_weights, read_index, write_index
 from .files import checksum_of_file, checksum_of_weights, staged_folder
 from .finite import NotFiniteError
@@ -136,7 +137,7 @@ def _exported_now(
 def _fetched(source: str, place: Mapping[str, Any], name: str) -> Path | None:
     # A file of a folder or repository, by its place on this machine; `None` if it is not there.
     try:
-        found = cached_file(source, name, **place)
+        found = cached_file(located(source), name, **place)
     except OSError:
         return None
     return None if found is None else Path(found)

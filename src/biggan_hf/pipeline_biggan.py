@@ -117,7 +117,7 @@ class BigGANPipeline:
         **kwargs: Any,
     ) -> Self:
         """
-        Loads a folder or a Hub repository.
+        Loads a folder, a Hub repository, or a model that comes with the package.
 
         Args:
             pretrained_model_name_or_path: As for `BigGANModel.from_pretrained`.

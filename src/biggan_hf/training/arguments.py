@@ -14,6 +14,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from ..configuration_biggan import BigGANConfig, Ranges, check_ranges
+from ..embedded import located
 from ..options import underscored, unknown_option
 from ..presets import PRESETS, preset_row
 from .checkpoints import SETTINGS, list_checkpoints, warn
@@ -55,8 +56,8 @@ class ModelArguments:
             except json.JSONDecodeError:
                 overrides[name] = value
         if self.init_from is not None:
-            is_folder, model = Path(self.init_from).exists(), self.init_from
-            is_hub_id = not is_folder and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model)
+            model = located(self.init_from)
+            is_hub_id = not Path(model).exists() and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model)
             if not is_hub_id and not (Path(model) / "config.json").is_file():
                 raise FileNotFoundError(
                     f"init_from must be a model's folder or Hub id, got {model!r}, which has no config.json"
