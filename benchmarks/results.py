@@ -99,24 +99,28 @@ def by_ruler(rows: Iterable[Row]) -> dict[str, tuple[float, Curves]]:
 
 
 def shared_images(curves: Curves) -> list[int]:
-    """The numbers of images at which all legs of both programs were measured, ascending."""
-    legs = [set(curve.images) for side in curves.values() for curve in side.values()]
-    return sorted(set.intersection(*legs)) if curves.keys() == NAMES.keys() else []
+    """The numbers of images at which all legs were measured, ascending."""
+    return sorted(set.intersection(*(set(curve.images) for side in curves.values() for curve in side.values())))
 
 
 def compare(floor: float, curves: Curves) -> list[str]:
-    """The cells of a ruler after its name, at the last of the shared numbers of images."""
-    ours, theirs, images = curves["ours"], curves["theirs"], shared_images(curves)[-1]
-    values = [[curve.values[curve.images.index(images)] for curve in side.values()] for side in (ours, theirs)]
+    """
+    The cells of a ruler after its name: at the last of the shared numbers of images, or else of the last snapshots,
+    and then for equal times only.
+    """
+    ours, theirs, shared = curves["ours"], curves["theirs"], shared_images(curves)
+    ends = {id(c): c.images.index(shared[-1]) if shared else -1 for side in (ours, theirs) for c in side.values()}
+    values = [[curve.values[ends[id(curve)]] for curve in side.values()] for side in (ours, theirs)]
     above, peer_above = (statistics.mean(side) - floor for side in values)
     shares, times = [], []
     for seed in sorted(ours.keys() & theirs.keys()):
-        end = theirs[seed].images.index(images)
-        seconds, value = theirs[seed].seconds[end], theirs[seed].values[end]
+        seconds, value = (numbers[ends[id(theirs[seed])]] for numbers in (theirs[seed].seconds, theirs[seed].values))
         shares.append(ratio(ours[seed].after(seconds) - floor, value - floor))
         times.append(ours[seed].time_to(value) / seconds)
-    cells = [f"{images:,}", f"{floor:.4g}", *(spread(side, ".4g") for side in values)]
-    return [*cells, *(spread(numbers, ".2f") for numbers in ([ratio(above, peer_above)], shares, times))]
+    at_equal_images = [ratio(above, peer_above)] if shared else []
+    images = f"{shared[-1]:,}" if shared else "its last"
+    cells = [images, f"{floor:.4g}", *(spread(side, ".4g") for side in values)]
+    return [*cells, *(spread(numbers, ".2f") for numbers in (at_equal_images, shares, times))]
 
 
 def ratio(above: float, peer_above: float) -> float:
@@ -177,9 +181,9 @@ def section(folder: Path) -> str:
     """Of a set of legs. Writes the files that it shows, `quality.csv` and `quality.png`."""
     legs = sorted(path.parent for path in folder.glob(f"*/{SETTINGS}"))
     rows = [row for leg in legs for row in read_rows(leg / MEASURED)]
-    rulers = {name: found for name, found in by_ruler(rows).items() if shared_images(found[1])}
+    rulers = {name: found for name, found in by_ruler(rows).items() if len(found[1]) == 2}
     if not rulers:
-        raise ValueError(f"{str(folder)!r} has no ruler that has measured all legs of both at one number of images")
+        raise ValueError(f"{str(folder)!r} has no ruler that has measured both programs")
     write_rows(folder / "quality.csv", rows)
     with write_file(folder / "quality.png") as unfinished:
         draw(rulers).savefig(unfinished, dpi=110)
