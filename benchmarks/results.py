@@ -37,8 +37,9 @@ floors, is 1; that of a classifier's error, 1 - accuracy, is the error of one th
 are means over seeds (least to most).
 
 The last columns say how biggan_hf does beside BigGAN-PyTorch, and below 1 is better: its distance above the floor
-after as many images, the same after as many seconds, and the time until it has the other's last distance. Times
-compare only where a leg had its device to itself ("legs at once" 1, and a load no higher than its threads)."""
+after as many images; the same after as long, at the other's last snapshot; and the time until it has the distance of
+that snapshot. Legs that ran at once ("legs at once") share a device: their times compare with each other, and are
+longer than those of a leg alone."""
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -105,20 +106,22 @@ def shared_images(curves: Curves) -> list[int]:
 
 def compare(floor: float, curves: Curves) -> list[str]:
     """
-    The cells of a ruler after its name: at the last of the shared numbers of images, or else of the last snapshots,
-    and then for equal times only.
+    The cells of a ruler after its name: the distances at the last of the shared numbers of images (or, where there is
+    none, of the last snapshots), and what ours has after as long as theirs took to its last snapshot.
     """
     ours, theirs, shared = curves["ours"], curves["theirs"], shared_images(curves)
-    ends = {id(c): c.images.index(shared[-1]) if shared else -1 for side in (ours, theirs) for c in side.values()}
-    values = [[curve.values[ends[id(curve)]] for curve in side.values()] for side in (ours, theirs)]
+    values = [
+        [curve.values[curve.images.index(shared[-1]) if shared else -1] for curve in side.values()]
+        for side in (ours, theirs)
+    ]
     above, peer_above = (statistics.mean(side) - floor for side in values)
+    at_equal_images = [ratio(above, peer_above)] if shared else []
     shares, times = [], []
     for seed in sorted(ours.keys() & theirs.keys()):
-        seconds, value = (numbers[ends[id(theirs[seed])]] for numbers in (theirs[seed].seconds, theirs[seed].values))
+        seconds, value = theirs[seed].seconds[-1], theirs[seed].values[-1]
         shares.append(ratio(ours[seed].after(seconds) - floor, value - floor))
         times.append(ours[seed].time_to(value) / seconds)
-    at_equal_images = [ratio(above, peer_above)] if shared else []
-    images = f"{shared[-1]:,}" if shared else "its last"
+    images = f"{shared[-1]:,}" if shared else "the last"
     cells = [images, f"{floor:.4g}", *(spread(side, ".4g") for side in values)]
     return [*cells, *(spread(numbers, ".2f") for numbers in (at_equal_images, shares, times))]
 

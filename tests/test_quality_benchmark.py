@@ -152,7 +152,7 @@ def test_ratios_of_curves() -> None:
     # Theirs was slower and has no snapshot of as many images: 4.0 after 3 of its 5 seconds, in which it came to 7.0.
     slow = results.Curve([20], [5.0], [7.0])
     cells = results.compare(2.0, {"ours": {0: ours}, "theirs": {0: slow}})
-    assert cells == ["its last", "2", "4", "7", "–", "0.40", "0.35"]
+    assert cells == ["the last", "2", "4", "7", "–", "0.40", "0.35"]
     assert theirs.time_to(5.0) == float("inf") and ours.after(2.5) == 5.0
 
 
