@@ -38,6 +38,7 @@ from transformers.utils import logging
 
 from biggan_hf import BigGANConfig, BigGANModel
 from biggan_hf.training.arguments import TrainingArguments
+from biggan_hf.training.graphs import Graphs
 from biggan_hf.training.players import build_players
 
 
@@ -101,7 +102,7 @@ def prepare(point: Point, accelerator: Accelerator) -> Callable[[], object]:
     players, ema = build_players(accelerator, config, args, None, None)
     game = Game(config, args, None, Path(), device)
     pictures, latents = game.pictures(), game.latents()
-    return lambda: train_once(players, ema, args, pictures, latents)
+    return lambda: train_once(players, ema, args, pictures, latents, Graphs())
 
 
 def measure(point: Point, accelerator: Accelerator, repeats: int) -> Result:

@@ -25,12 +25,8 @@ from training_runs import write_pictures  # noqa: E402
 LONGEST = {"test_training_options.py", "test_training_exact.py", "test_stability.py"}
 
 
-# They come last: a process in which OpenVINO 2026.4 has computed may crash when a later test forks it.
-WITH_OPENVINO = {"test_engines.py", "test_engines_hub.py", "test_quantizing.py"}
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: (item.path.name in WITH_OPENVINO, item.path.name not in LONGEST))
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture

@@ -185,7 +185,12 @@ class Handler(BaseHTTPRequestHandler):
             raise NotFound("EntryNotFound")
         if self.command == "GET":
             self.hub.downloads.append(path)
-        self.reply(files[path], 200, {"X-Repo-Commit": sha, "ETag": f'"{hashlib.sha1(files[path]).hexdigest()}"'})
+        content, about = files[path], {"X-Repo-Commit": sha, "ETag": f'"{hashlib.sha1(files[path]).hexdigest()}"'}
+        if (part := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))) is None:
+            return self.reply(content, 200, about)
+        first, last = int(part[1]), min(int(part[2]), len(content) - 1)
+        about["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
+        self.reply(content[first : last + 1], 206, about)
 
     def reply(self, content: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
         body = content if isinstance(content, bytes) else json.dumps(content).encode()

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import copy
+import itertools
 import json
 import os
 import re
@@ -30,6 +31,7 @@ sys.path.append(str(ROOT / "benchmarks"))
 import engines  # noqa: E402
 import first_image  # noqa: E402
 import graphs  # noqa: E402
+import loading  # noqa: E402
 import measuring  # noqa: E402
 import peers  # noqa: E402
 import same_function  # noqa: E402
@@ -507,3 +509,23 @@ def test_points_that_cannot_be_measured_are_refused(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(scaling, "measure_all", None)  # every size is checked before the first is measured
     with pytest.raises(ValueError, match="unknown preset 'biggan-33'"):
         scaling.main([*TINY, "--image_sizes", "32", "33"])
+
+
+# Loading
+
+
+def test_loading(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [name for name in loading.CONTESTANTS if name != "litdata"]
+    sizes = "--image_size 16 --num_pictures 12 --batch_size 4 --batches 2 --rounds 1".split()
+    loading.main([*sizes, "--json", str(tmp_path / "loading.json"), "--only", *names])
+    assert [line.split(" | ")[0][2:] for line in capsys.readouterr().out.splitlines()[2:-2]] == names
+    results = json.loads((tmp_path / "loading.json").read_text())["results"]
+    assert [result["what"] for result in results] == names and results[0]["ratio"] == 1
+
+
+def test_loading_of_other_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    black = itertools.repeat(torch.zeros(4, 3, 16, 16, dtype=torch.uint8))
+    monkeypatch.setitem(loading.CONTESTANTS, "litdata", lambda work: black)
+    sizes = "--image_size 16 --num_pictures 12 --batch_size 4 --only litdata".split()
+    with pytest.raises(ValueError, match="litdata gives other pictures: nothing is measured"):
+        loading.main(sizes)

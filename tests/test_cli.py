@@ -803,5 +803,6 @@ def test_the_page_of_options_names_those_that_there_are() -> None:
     (commands,) = [action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction)]
     for name, parser in commands.choices.items():
         there_are = {option for action in parser._actions for option in action.option_strings if option[2:] != "help"}
-        shared = set() if name in ("train", "convert", "export", "push", "env") else named["All commands with a model"]
+        without = ("train", "convert", "export", "prepare", "push", "env")
+        shared = set() if name in without else named["All commands with a model"]
         assert there_are - {"-h"} == named[name] | shared, name

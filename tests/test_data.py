@@ -541,7 +541,7 @@ def test_a_few_readable_pictures_are_enough_to_open(tmp_path: Path) -> None:
 # Order
 
 
-def stream(num: int, *arguments: int, **options: int) -> list[int]:
+def stream(num: int, *arguments: int, **options: Any) -> list[int]:
     """The first `num` batches in one list."""
     return list(itertools.chain(*itertools.islice(ShuffledBatches(*arguments, **options), num)))
 
@@ -572,7 +572,7 @@ def test_ranks_share_the_global_batch() -> None:
 @pytest.mark.parametrize("start", [0, 4, 10, 24])
 def test_resuming_with_another_world_size(start: int, world_size: int) -> None:
     whole = stream(60, 10, 1, seed=3)
-    options = {"seed": 3, "start": start, "world_size": world_size}
+    options: dict[str, Any] = {"seed": 3, "start": start, "world_size": world_size}
     ranks = [ShuffledBatches(10, 2, rank=rank, **options) for rank in range(world_size)]
     steps = itertools.islice(zip(*ranks, strict=True), 5)
     resumed = [sample for batches in steps for batch in batches for sample in batch]
@@ -585,3 +585,22 @@ def test_resuming_with_another_world_size(start: int, world_size: int) -> None:
 def test_sampler_refuses_numbers_out_of_range(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="expected"):
         ShuffledBatches(**{"num_samples": 10, "batch_size": 2, "seed": 0, **options})
+
+
+@pytest.mark.parametrize("number", [60, 61])
+def test_classes_come_equally_often(number: int) -> None:
+    labels = torch.tensor([0] * 40 + [2] * 3 + [3] * (number - 43))  # class 1 has no pictures
+    sampler = ShuffledBatches(number, 4, seed=0, balanced=labels)
+    for epoch in range(2):
+        order = sampler.order(epoch)
+        counts = torch.bincount(labels[order], minlength=4).tolist()
+        assert sum(counts) == number and counts[1] == 0 and all(20 <= counts[label] <= 21 for label in (0, 2, 3))
+        assert len(set(order[labels[order] == 0].tolist())) == counts[0]  # none twice before all came once
+        assert {6, 7} >= set(torch.bincount(order)[40:43].tolist())
+    assert {*sampler.order(0).tolist()} != {*sampler.order(1).tolist()}
+    parts = [
+        [*itertools.islice(ShuffledBatches(number, 2, seed=0, balanced=labels, start=8, rank=rank, world_size=2), 9)]
+        for rank in range(2)
+    ]
+    whole = itertools.islice(ShuffledBatches(number, 4, seed=0, balanced=labels, start=8), 9)
+    assert [a + b for a, b in zip(*parts, strict=True)] == [*whole]

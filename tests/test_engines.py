@@ -201,12 +201,28 @@ def test_eight_threads_give_what_one_gives(exported: Path, engine: Any) -> None:
 @each_engine
 def test_auto_says_what_it_takes(exported: Path, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr("biggan_hf.pipeline_biggan.logger.warning", said.append)
+    monkeypatch.setattr("biggan_hf.engines.logger.warning", said.append)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     if engine == "onnx":
         monkeypatch.setitem(sys.modules, "openvino", None)  # it can't be imported
     pipe = BigGANPipeline.from_pretrained(exported, engine="auto")
-    assert pipe.model.engine == engine and said == [f"engine='auto': {engine} generates the images of '{exported}'"]
+    assert pipe.model.engine == engine and said == [f"engine='auto': {engine} generates the images"]
+
+
+def test_auto_compiles_on_a_gpu(exported: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What is decided where there is a GPU: here there need not be one, so nothing moves and nothing is compiled."""
+    done: list[Any] = []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr(BigGANModel, "to", lambda self, *args: done.append(args))
+    monkeypatch.setattr(BigGANModel, "compile", lambda self, **kwargs: done.append(kwargs))
+    pipe = BigGANPipeline.from_pretrained(exported, engine="auto", precision="bf16")
+    assert done == [("cuda",), {"mode": "reduce-overhead"}] and pipe.dtype == torch.bfloat16
+    BigGANPipeline.from_pretrained(exported)  # asks for nothing
+    assert BigGANPipeline.from_pretrained(exported, engine="openvino").model.engine == "openvino"
+    options = ["--engine", "auto", "--device", "cpu", "--num_images_per_prompt", "1", "--output"]
+    main(["sample", str(exported), *options, str(tmp_path / "samples.png")])  # as an engine does
+    assert len(done) == 2 and (tmp_path / "samples.png").exists()
 
 
 def test_openvino_reports_nothing(exported: Path) -> None:
@@ -403,6 +419,41 @@ def test_a_batch_that_does_not_fit_is_told(exported: Path) -> None:
     command = [sys.executable, "-c", SHORT_OF_MEMORY, str(exported)]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.stdout.split() == ["onnx", "True", "openvino", "True"], done.stderr
+
+
+SIGNALS_AND_FORKS = """
+import os, signal, sys
+import torch
+from biggan_hf.engines import EngineModel
+
+signal.signal(signal.SIGUSR1, lambda *_: print("handled", flush=True))
+torch.set_num_threads(2)
+latents, labels = torch.randn(2, 16), torch.tensor([0, 1])
+for engine in ("onnx", "openvino"):
+    first, model = (EngineModel(sys.argv[1], engine, "fp32") for _ in range(2))
+    expected = model._generate(latents, labels, None, None)
+    if not (child := os.fork()):
+        signal.alarm(60)
+        torch.set_num_threads(1)
+        try:
+            model._generate(latents, labels, None, None)
+        except RuntimeError as error:
+            print(str(error).partition(") ")[2], flush=True)
+        model = EngineModel(sys.argv[1], engine, "fp32")  # the other one is given up
+        os._exit(0 if (model._generate(latents, labels, None, None) - expected).abs().max() < 1e-5 else 1)
+    print(engine, os.waitpid(child, 0)[1], flush=True)
+    del first, model  # in the order in which they were made
+    os.kill(os.getpid(), signal.SIGUSR1)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no forks")
+def test_signals_and_forks(exported: Path) -> None:
+    """A signal that Python handles, such as Ctrl-C, ends no program after a model; a fork does not wait for ever."""
+    done = subprocess.run([sys.executable, "-c", SIGNALS_AND_FORKS, str(exported)], capture_output=True, text=True)
+    refused = "was loaded before this process was forked; load it anew in this process"
+    lines = [line for engine in ("onnx", "openvino") for line in (refused, f"{engine} 0", "handled")]
+    assert done.stdout.splitlines() == lines and done.returncode == 0, done.stderr
 
 
 # Evaluations

@@ -233,6 +233,9 @@ def test_what_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
     }
     for message, argv in cases.items():
         assert message in refused(capsys, *argv)
+    # What is found after the real images were opened leaves no moments either.
+    assert "11 images are fewer" in refused(capsys, "model", *fast, "--num_images", "11", "--save_moments", "m.npz")
+    assert not Path("m.npz").exists()
     assert Path("report.json").read_text() == "precious"
 
 

@@ -2,9 +2,12 @@
 
 import copy
 import io
+import subprocess
+import sys
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -215,6 +218,12 @@ def test_folded_weights_end_with_the_pipeline() -> None:
     gone = weakref.ref(pipe)
     del pipe
     assert gone() is None and not any(folds(model))
+
+
+def test_a_pipeline_of_a_script_ends_without_a_word() -> None:
+    code = "import biggan_hf, common; pipe = biggan_hf.BigGANPipeline(common.tiny_generator())"
+    ran = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True)
+    assert (ran.returncode, ran.stderr) == (0, "")
 
 
 # Gradients, transforms, copies

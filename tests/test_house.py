@@ -98,6 +98,7 @@ WRITES = {
         "write_bytes": "the card, into this folder",
     },
     "exporting.py": {"tempfile": "a graph in ONNX on its way to OpenVINO or to int8"},
+    "data/preparing.py": {"open": "at the path that write_file gives"},
     "media.py": {"open": "a film, and the parts of an archive, at the path that write_file gives"},
     "evaluation/statistics.py": {"open": "at the path that write_file gives"},
     "training/quality.py": {"write_text": "a note, into a replaced folder", "rename": "the best model of a dead end"},

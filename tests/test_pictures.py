@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from biggan_hf.data import load_labelled_images
-from biggan_hf.pictures import decode_picture, open_picture
+from biggan_hf.pictures import decode_picture, open_picture, square_of
 
 
 RAMP = np.tile(np.linspace(0, 1, 256), (256, 1))  # from black to white
@@ -172,6 +172,46 @@ def test_a_picture_with_nan_is_unreadable(value: float) -> None:
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "CMYK", "YCbCr", "HSV"])
 def test_every_mode_of_eight_bits_is_read(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     grey = Image.new("LA" if mode == "La" else "RGBA" if mode == "RGBa" else "L", (8, 8), "white").convert(mode)
-    monkeypatch.setattr("biggan_hf.pictures.stored_picture", lambda cell: grey)
+    monkeypatch.setattr("biggan_hf.pictures.stored_picture", lambda *_: grey)
     for num_channels in (1, 3):
         assert (decode_picture({}, 4, num_channels) == 255).all()
+
+
+# JPEGs at a part of their size
+
+
+def jpeg(width: int, height: int) -> dict[str, Any]:
+    """Noise of several scales, as photographs have it."""
+    noise, layers = np.random.default_rng(0), []
+    for scale in range(2, 7):
+        grid = Image.fromarray(noise.integers(0, 256, (2**scale, 2**scale, 3), np.uint8))
+        layers.append(np.asarray(grid.resize((width, height), Image.Resampling.BICUBIC), np.float32))
+    file = io.BytesIO()
+    Image.fromarray(np.mean(layers, 0).astype(np.uint8)).save(file, "JPEG", quality=90)
+    return {"bytes": file.getvalue(), "path": None}
+
+
+@pytest.mark.parametrize(
+    ("size", "decoded"), [((500, 375), (250, 188)), ((256, 256), (128, 128)), ((255, 400), (255, 400))]
+)
+def test_jpegs_at_a_part_of_their_size(size: tuple[int, int], decoded: tuple[int, int]) -> None:
+    cell = jpeg(*size)
+    reduced = open_picture(cell, 3, at_least=128)
+    assert reduced.size == decoded
+    difference = (square_of(reduced, 128).int() - decode_picture(cell, 128, 3).int()).abs()
+    assert difference.float().mean() < 3 and difference.max() < 30
+    assert open_picture(cell, 3, at_least=1000).size == size and open_picture(cell, 1, at_least=128).mode == "L"
+
+
+def test_other_formats_come_in_full() -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(file, "PNG")
+    assert open_picture({"bytes": file.getvalue(), "path": None}, 3, at_least=8).size == (64, 64)
+
+
+def test_the_place_of_a_square() -> None:
+    wide = Image.fromarray(np.tile(np.arange(10, dtype=np.uint8), (4, 1)))
+    tall = Image.fromarray(np.tile(np.arange(10, dtype=np.uint8)[:, None], (1, 4)))
+    for picture in (wide, tall):
+        firsts = [int(square_of(picture, 4, place)[0, 0, 0]) for place in (None, 0.0, 0.5, 0.99)]
+        assert firsts == [3, 0, 3, 6]

@@ -336,6 +336,22 @@ def test_compiled_once_for_any_number_of_images(overrides: dict[str, Any]) -> No
     assert not torch.allclose(images[0], expected[0], atol=0.1) and len(graphs) == 1
 
 
+def test_a_compiled_batch_without_a_size_is_a_power_of_two(pipe: BigGANPipeline) -> None:
+    compiled = BigGANPipeline(tiny_model()).compile(backend="eager")
+    sizes: list[int] = []
+    with torch.nn.modules.module.register_module_forward_pre_hook(sizes_of(compiled, sizes)):
+        for number in (1, 5, 70):
+            images = tensors(compiled, 0, num_images_per_prompt=number, generator=seeded(0))
+            expected = tensors(pipe, 0, num_images_per_prompt=number, generator=seeded(0))
+            torch.testing.assert_close(images, expected, atol=1e-5, rtol=0)
+    assert sizes == [1, 8, 64, 64]
+
+
+def sizes_of(pipe: BigGANPipeline, sizes: list[int]) -> Any:
+    """A hook of all modules that notes how many images a pipeline's model makes at a time."""
+    return lambda module, given: sizes.append(len(given[0])) if module is pipe.model else None
+
+
 def test_a_compiled_batch_that_does_not_fit_is_halved(pipe: BigGANPipeline) -> None:
     compiled = BigGANPipeline(tiny_model()).compile(backend="eager")
     sizes: list[int] = []

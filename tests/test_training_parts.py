@@ -1,6 +1,7 @@
 """The parts of the training run, each on its own: steps, average, batches."""
 
 import copy
+import dataclasses
 import itertools
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,10 +18,11 @@ from training_runs import tiny
 from biggan_hf import BigGANConfig, BigGANDiscriminator, BigGANModel
 from biggan_hf.data import load_labelled_images
 from biggan_hf.spectral_norm import iterate_in_training
-from biggan_hf.training.arguments import TrainingArguments
+from biggan_hf.training.arguments import DataArguments, TrainingArguments
 from biggan_hf.training.batches import BatchSource, counter_generator, to_pixel_values
 from biggan_hf.training.ema import update_ema
 from biggan_hf.training.run import Run
+from biggan_hf.training.set_up import build_batches, build_quality
 from biggan_hf.training.steps import Latents, Objective, Pictures, Players, discriminator_step, generator_step
 
 
@@ -171,6 +173,66 @@ def test_no_fakes_of_classes_without_pictures(tmp_path: Path) -> None:
     # The same draws as of two classes, which are now called 1 and 3.
     assert torch.equal(drawn.class_labels, 2 * labels + 1)
     assert torch.equal(drawn.z, everyone.latents(3, 0).z)
+
+
+def test_fakes_of_classes_as_often_as_there_are_pictures(tmp_path: Path) -> None:
+    everyone = source(picture_folder(tmp_path))
+    contents = dataclasses.replace(everyone.images.contents, class_counts=[30, 0, 10])
+    everyone.images = dataclasses.replace(everyone.images, contents=contents)
+    everyone.num_labels, everyone.batch_size, everyone.label_sampling = 3, 4000, "counts"
+    labels, again = (everyone.latents(3, 0).class_labels for _ in range(2))
+    assert labels is not None and again is not None and labels.dtype == torch.int64
+    counts = torch.bincount(labels, minlength=3).tolist()
+    assert counts[1] == 0 and abs(counts[0] - 3000) < 150
+    assert torch.equal(labels, again)
+
+
+def test_real_pictures_of_all_classes_equally_often(tmp_path: Path) -> None:
+    folder = picture_folder(tmp_path)
+    for name in ("0.png", "2.png"):
+        (folder / "a" / name).unlink()
+    uneven = dataclasses.replace(source(folder), class_sampling="balanced")
+    labels = torch.cat([uneven.pictures().class_labels for _ in range(5)])  # type: ignore[misc]
+    assert torch.bincount(labels).tolist() == [10, 10]  # 20 pictures, of one and of three
+
+
+def test_random_crops_follow_from_seed_and_position(tmp_path: Path) -> None:
+    ramp = np.tile(np.arange(200, dtype=np.uint8), (32, 1))  # the first column says where a square begins
+    for index in range(12):
+        Image.fromarray(ramp).save(tmp_path / f"{index}.png")
+
+    def crops(samples_seen: int, rank: int = 0, world_size: int = 1, number: int = 6) -> list[int]:
+        images = load_labelled_images(str(tmp_path), image_size=32, num_channels=1)
+        sizes: dict[str, Any] = {"z_dim": 8, "num_labels": 0, "batch_size": 4 // world_size, "seed": 7}
+        place: dict[str, Any] = {"rank": rank, "world_size": world_size, "device": torch.device("cpu")}
+        cropping = BatchSource(
+            images, **sizes, **place, samples_seen=samples_seen, horizontal_flip=False, random_crop=True
+        )
+        pixels = torch.cat([cropping.pictures().pixel_values for _ in range(number)])
+        return ((pixels[:, 0, 0, 0] + 1) * 127.5).round().int().tolist()
+
+    whole = crops(0)
+    assert len(set(whole[:12])) > 8 and whole[:12] != whole[12:] and max(whole) > 140 and min(whole) < 30
+    assert crops(8, number=4) == whole[8:]
+    first, second = (crops(8, rank, 2, number=4) for rank in (0, 1))
+    assert [first[i // 4 * 2 + i % 4] if i % 4 < 2 else second[i // 4 * 2 + i % 4 - 2] for i in range(16)] == whole[8:]
+
+
+def test_an_evaluation_decodes_in_full(tmp_path: Path) -> None:
+    images = dataclasses.replace(source(picture_folder(tmp_path)).images, reduced_jpeg=True, cached_rows={0})
+    args = TrainingArguments(output_dir="x", evaluation_steps=1, evaluation_extractor="training_runs:features")
+    quality = build_quality(images, args, Accelerator(cpu=True))
+    assert quality is not None and not quality.images.reduced_jpeg and quality.images.cached_rows == set()
+
+
+@pytest.mark.parametrize("name, value", [("class_sampling", "balanced"), ("label_sampling", "counts")])
+def test_sampling_by_classes_needs_labels(tmp_path: Path, name: str, value: str) -> None:
+    args = TrainingArguments(output_dir="x")
+    images = source(picture_folder(tmp_path)).images
+    data_args, config = DataArguments(dataset_name="x"), BigGANConfig.preset("demo", num_labels=0)
+    setattr(data_args, name, value)
+    with pytest.raises(ValueError, match=f"{name}='{value}' needs labels, and there are none"):
+        build_batches(images, data_args, args, config, Accelerator(cpu=True))
 
 
 def test_counter_generators_are_reproducible_and_unrelated() -> None:

@@ -1,11 +1,14 @@
 """What a run says before its first step and of its time."""
 
+import struct
 import unicodedata
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from accelerate import Accelerator
 from fake_hub import FakeHub
 from PIL import Image
 from training_runs import Capture, Patch, arguments, write_checkpoint, write_pictures
@@ -86,6 +89,19 @@ def test_a_run_that_fine_tunes_says_whose_its_networks_and_its_settings_are(
     assert dict(told.public_rows())["networks"].startswith("architecture of the local folder 'checkpoint-1', gen")
 
 
+@pytest.mark.parametrize(
+    ("processes", "batch", "to_lower"),
+    [(6, 2, "--per_device_batch_size"), (11, 1, "the number of processes, 11, of which each takes a picture")],
+)
+def test_too_few_pictures_for_the_processes(
+    pictures: Path, tmp_path: Path, monkeypatch: Patch, processes: int, batch: int, to_lower: str
+) -> None:
+    monkeypatch.setattr(Accelerator, "num_processes", processes)
+    options = ["--dry_run", "--per_device_batch_size", str(batch)]
+    with pytest.raises(ValueError, match=f"10 pictures, fewer than one update takes, .*; lower {to_lower}"):
+        set_up(*parse_arguments(arguments(pictures, tmp_path / "model", *options)))
+
+
 def test_the_report_is_in_the_log_and_in_the_card(pictures: Path, tmp_path: Path, capsys: Capture) -> None:
     output = tmp_path / "model"
     main(arguments(pictures, output))
@@ -118,6 +134,7 @@ FEW = "10 pictures are few, and nothing augments them"
         (write_pictures, ["--label_column", "none"], "", "No labels were found"),
         (lambda folder: black(folder), [], "The probed pictures of more than 8 bits are nearly black", ""),
         (lambda folder: black(folder, "*/[0-4].png"), [], "the brightest value is 6% of white", ""),
+        (lambda folder: black(folder, "*/[0-4].png", channels=3), [], "of more than 8 bits are nearly black", ""),
         (write_pictures, [], "", "nearly black"),
     ],
 )
@@ -140,11 +157,24 @@ def test_what_the_pictures_have_to_say(pictures: Path, tmp_path: Path, monkeypat
     assert "Not trained on: splits test (5" in screen
 
 
-def black(folder: Path, those: str = "*/*.png") -> Path:
+def black(folder: Path, those: str = "*/*.png", channels: int = 1) -> Path:
     """Values of 12 bits in files of 16."""
     for path in write_pictures(folder).glob(those):
-        Image.fromarray(np.asarray(Image.open(path)).astype(np.uint16) * 16).save(path)
+        values = np.asarray(Image.open(path)).astype(">u2") * 16
+        path.write_bytes(deep_png(np.stack([values] * channels, axis=-1)))
     return folder
+
+
+def deep_png(values: np.ndarray) -> bytes:
+    """A PNG file of (H, W, 1 or 3) values in 16 bits. Pillow writes grey ones alone."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    height, width, channels = values.shape
+    header = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 3: 2}[channels], 0, 0, 0)
+    rows = b"".join(b"\0" + row.tobytes() for row in values.astype(">u2"))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 def test_a_held_out_split_is_used(pictures: Path, tmp_path: Path) -> None:

@@ -6,14 +6,28 @@ from types import ModuleType
 from typing import Any
 
 from . import __version__
-from .commands import convert, env, evaluate, export, interpolate, invert, neighbours, npz, push, sample, stats, sweep
+from .commands import (
+    convert,
+    env,
+    evaluate,
+    export,
+    interpolate,
+    invert,
+    neighbours,
+    npz,
+    prepare,
+    push,
+    sample,
+    stats,
+    sweep,
+)
 from .commands.common import CommandParser
 from .keywords import did_you_mean
 from .memory import is_out_of_memory
 from .options import missing_package, unknown_option
 
 
-COMMANDS = (sample, interpolate, sweep, npz, neighbours, invert, stats, convert, export, evaluate, push, env)
+COMMANDS = (sample, interpolate, sweep, npz, neighbours, invert, stats, convert, export, prepare, evaluate, push, env)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -14,6 +14,7 @@ from huggingface_hub.errors import HFValidationError
 from transformers import GenerationConfig, PreTrainedConfig
 from transformers.utils import logging
 
+from .embedded import located
 from .files import write_text
 from .keywords import did_you_mean
 from .presets import CHANNEL_MULTIPLIERS, preset_row
@@ -22,7 +23,7 @@ from .presets import CHANNEL_MULTIPLIERS, preset_row
 logger = logging.get_logger(__name__)
 
 NETWORKS = ("generator", "discriminator")
-MOST_LABELS = 1_000_000  # their names alone take a quarter of a gigabyte
+MOST_LABELS = 100_000  # transformers writes the names of all classes out whenever a model is loaded
 
 # transformers passes these to the constructor of a configuration, beside its fields.
 _BASE_KEYWORDS = {"_commit_hash", "_name_or_path", "auto_map", "model_type", "name_or_path", "output_attentions"}
@@ -138,7 +139,7 @@ class BigGANConfig(PreTrainedConfig):
         cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """As in transformers, but refuses what is no BigGAN's."""
-        source = pretrained_model_name_or_path
+        source = located(str(pretrained_model_name_or_path))
         try:
             settings, rest = super().get_config_dict(source, **kwargs)
         except TypeError as error:  # JSON, but no object

@@ -14,10 +14,13 @@ only those that the model has a use for; N is any number of samples:
 and one output, `images`, float32 (N, num_channels, image_size, image_size) in [-1, 1].
 """
 
+import ctypes
+import os
 import queue
 import shutil
 import sys
 import threading
+import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -35,6 +38,7 @@ from torch import Tensor, nn
 from transformers.utils import cached_file, logging
 
 from .configuration_biggan import BigGANConfig
+from .embedded import located
 from .engine_files import EMBEDDINGS, INDEX, PACKAGES, of_weights, read_index, write_index
 from .files import checksum_of_file, checksum_of_weights, staged_folder
 from .finite import NotFiniteError
@@ -77,12 +81,16 @@ def check_installed(engine: str, package: str | None = None) -> None:
         )
 
 
-def best_engine(precision: str = "fp32") -> str:
-    """The fastest engine of those that are installed and have the precision: on a GPU torch."""
-    if torch.cuda.is_available() and precision in PRECISIONS["torch"]:
-        return "torch"
+def best_engine(precision: str = "fp32", device: str | None = None) -> tuple[str, bool]:
+    """
+    The fastest engine of those that are installed and have the precision, and whether it computes on a GPU, as torch
+    does where there is one and `device` is not "cpu". A line says which.
+    """
+    on_gpu = device != "cpu" and torch.cuda.is_available() and precision in PRECISIONS["torch"]
     installed = [engine for engine in PACKAGES if find_spec(PACKAGES[engine]) and precision in PRECISIONS[engine]]
-    return [*installed, "torch"][0]
+    engine = "torch" if on_gpu else [*installed, "torch"][0]
+    logger.warning(f"engine='auto': {engine} generates the images{', compiled, on the GPU' if on_gpu else ''}")
+    return engine, on_gpu
 
 
 def load_engine(source: str, engine: str, precision: str, **kwargs: Any) -> "EngineModel":
@@ -129,7 +137,7 @@ def _exported_now(
 def _fetched(source: str, place: Mapping[str, Any], name: str) -> Path | None:
     # A file of a folder or repository, by its place on this machine; `None` if it is not there.
     try:
-        found = cached_file(source, name, **place)
+        found = cached_file(located(source), name, **place)
     except OSError:
         return None
     return None if found is None else Path(found)
@@ -174,11 +182,15 @@ class EngineModel(SamplingMixin):
         self.saved_step: int | None = self.entry.get("global_step")
         _check_files(self.folder / engine, self.entry)
         self._run = _RUNNERS[engine](self.folder / engine / self.entry["file"], precision)
+        self._process = os.getpid()
+        _ALIVE.add(self._run)
         self.class_embedding = _class_embedding(self.folder / engine, self.config)
 
     def _generate(
         self, latents: Tensor, labels: Tensor | None, embeddings: Tensor | None, truncation: float | None
     ) -> Tensor:
+        if os.getpid() != self._process:  # its threads stayed there: a call would never end
+            raise RuntimeError(f"{self} was loaded before this process was forked; load it anew in this process")
         feed = {"latents": _array(latents)}
         if self.config.num_labels:
             number, width = len(latents), self.config.class_width
@@ -300,13 +312,19 @@ class _OnnxRuntime:
             raise RuntimeError(_first_line(error)) from error
 
 
+_CORES: dict[str, Any] = {}
+
+
 class _OpenVINO:
     # OpenVINO keeps the channels of a pixel together only where it knows the number of samples. So the graph is
     # compiled for one sample and for as many as fill a call; larger batches are made of these.
     def __init__(self, path: Path, precision: str):
         openvino = import_openvino()
         properties = openvino.properties
-        self._core = openvino.Core()
+        # The first one made serves all models until the program ends. OpenVINO 2026.4 gives the thread that makes a
+        # core a stack for handlers of signals, and takes it away wrongly if cores end in the order they were made in,
+        # or in another thread: then the next signal that Python handles, such as Ctrl-C, ends the program (SIGSEGV).
+        self._core = _CORES.setdefault("core", openvino.Core())
         can_halve = "BF16" in self._core.get_property("CPU", properties.device.capabilities())
         if precision == "bf16" and not can_halve:
             logger.warning_once("this processor has no arithmetic in bf16; OpenVINO computes in fp32")
@@ -378,6 +396,16 @@ def import_openvino() -> Any:
         modules.update(before)
     return openvino
 
+
+def _keep_forever() -> None:
+    # A fork has none of the threads of the engines, so their objects wait for ever where they end.
+    for kept in (*_ALIVE, *_CORES.values()):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))
+
+
+_ALIVE: weakref.WeakSet[Any] = weakref.WeakSet()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_keep_forever)
 
 _RUNNERS: dict[str, Any] = {"onnx": _OnnxRuntime, "openvino": _OpenVINO}
 

@@ -31,6 +31,7 @@ from .cards import (
     without_part,
 )
 from .configuration_biggan import BigGANConfig
+from .embedded import PREFIX
 from .engine_files import INDEX, PACKAGES, Index, of_weights, read_index, write_index
 from .files import (
     CHECKSUM,
@@ -215,7 +216,7 @@ def model_card(
             on the pictures they were trained on.
         tags: Added to the card's own.
         datasets: Ids of the training data sets on the Hub.
-        base_model: Id on the Hub of the model that was fine-tuned.
+        base_model: Id on the Hub of the model that was fine-tuned. A name of a model in this package is left out.
         sample_image: File name, within the repo, of a grid of samples.
         has_code: Whether the repo holds the code of the model.
         engines: What is known of the repo's exported graphs, by engine.
@@ -256,7 +257,7 @@ def _origin(fine_tuned: str | None, engines: Mapping[str, Index], has_weights: b
     The model that was fine-tuned; or of a repository of graphs alone the model that they were exported from. A
     repository with weights of its own is that model: it is no quantized copy of itself.
     """
-    if fine_tuned and has_weights:
+    if fine_tuned and has_weights and not fine_tuned.startswith(PREFIX):
         return {"base_model": fine_tuned, "base_model_relation": "finetune"}
     sources = {entry.get("source") for index in engines.values() for entry in index.values()}
     source = sources.pop() if len(sources) == 1 and not has_weights else None

@@ -23,6 +23,7 @@ from transformers.core_model_loading import ConversionOps, WeightConverter
 from transformers.utils import cached_file, logging
 
 from .devices import check_device
+from .embedded import located
 from .files import check_weights, step_of_weights
 from .finite import wrong_tensor
 from .keywords import PLACE, unknown_keyword
@@ -72,26 +73,28 @@ class LoadingMixin(PreTrainedModel):
         cls, pretrained_model_name_or_path: str | PathLike[str] | None, *model_args: Any, **kwargs: Any
     ) -> Any:
         """
-        As in transformers, with these differences. A discriminator is found in the folder `discriminator/` of a
-        generator. The load is refused if weights are missing, or are not finite, or if a variance is negative; with
-        `state_dict=…`, weights may be missing and get initial values.
+        As in transformers, with these differences. "biggan_hf:fashion" is a generator that comes with the package. A
+        discriminator is found in the folder `discriminator/` of a generator. The load is refused if weights are
+        missing, or are not finite, or if a variance is negative; with `state_dict=…`, weights may be missing and get
+        initial values.
         """
-        source, device_map = pretrained_model_name_or_path, kwargs.get("device_map")
+        named, device_map = pretrained_model_name_or_path, kwargs.get("device_map")
         for device in device_map.values() if isinstance(device_map, Mapping) else [device_map]:
             check_device(device)
         wants_report = kwargs.pop("output_loading_info", False)
         may_differ = kwargs.pop("ignore_mismatched_sizes", False)
         network_class, folder = cls, None
+        source = None if named is None else located(str(named))
         if source is not None:
-            network_class, kwargs, folder = cls._located(str(source), kwargs)
-        where = "the given weights" if source is None else repr(str(source))
+            network_class, kwargs, folder = cls._located(source, kwargs)
+        where = "the given weights" if named is None else repr(str(named))
         may_miss = "state_dict" in kwargs
         with _told_in_one_line(network_class, where, folder), _no_table(draws_values=may_miss or may_differ):
             loaded: Any = super(LoadingMixin, network_class).from_pretrained(
                 source, *model_args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
             )
         network, report = loaded
-        network.hub_id = None if source is None or Path(source).is_dir() else str(source)
+        network.hub_id = None if source is None or Path(source).is_dir() else source
         for path in sorted(folder.glob("*.safetensors")) if folder is not None else []:
             check_weights(path)
             network.saved_step = step_of_weights(path)

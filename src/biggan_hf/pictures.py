@@ -30,33 +30,57 @@ for _order, _floats in {b"II": "F;64F", b"MM": "F;64BF"}.items():
 
 def decode_picture(cell: Mapping[str, Any] | None, image_size: int, num_channels: int) -> Tensor:
     """
-    Crops the centre square of a picture from [`open_picture`], and resizes it with PIL's Lanczos filter, whose support
-    grows with the reduction, so that nothing aliases.
+    The centre square ([`square_of`]) of a picture from [`open_picture`].
 
     Returns:
         uint8 (num_channels, image_size, image_size); where it cannot be decoded, a `ValueError` says why in one line.
     """
-    picture = open_picture(cell, num_channels)
+    return square_of(open_picture(cell, num_channels), image_size)
+
+
+def square_of(picture: Image.Image, image_size: int, place: float | None = None) -> Tensor:
+    """
+    Crops a square of a grey or RGB picture, as large as it can be, and resizes it with PIL's Lanczos filter, whose
+    support grows with the reduction, so that nothing aliases.
+
+    Args:
+        place: In [0, 1), along the longer side; default the middle.
+
+    Returns:
+        uint8 (1 or 3, image_size, image_size)
+    """
     side = min(picture.size)
-    left, top = (picture.width - side) // 2, (picture.height - side) // 2
+    left, top = (int(place * (rest + 1)) if place is not None else rest // 2 for rest in _rest(picture))
     box = (left, top, left + side, top + side)
     picture = picture.resize((image_size, image_size), Image.Resampling.LANCZOS, box)
-    array = np.array(picture).reshape(image_size, image_size, num_channels)
+    array = np.array(picture).reshape(image_size, image_size, -1)
     return torch.from_numpy(array).permute(2, 0, 1)
 
 
-def open_picture(cell: Mapping[str, Any] | None, num_channels: int) -> Image.Image:
+def _rest(picture: Image.Image) -> tuple[int, int]:
+    """How much longer width and height are than the square."""
+    return picture.width - min(picture.size), picture.height - min(picture.size)
+
+
+def as_ppm(pixels: np.ndarray) -> bytes:
+    """An encoded picture of exactly these pixels, uint8 (1 or 3, H, W): a header and the bytes."""
+    kind, (_, height, width) = 6 if len(pixels) == 3 else 5, pixels.shape
+    return b"P%d %d %d 255\n" % (kind, width, height) + pixels.transpose(1, 2, 0).tobytes()
+
+
+def open_picture(cell: Mapping[str, Any] | None, num_channels: int, at_least: int | None = None) -> Image.Image:
     """
     A picture in 8 bits, upright (EXIF), grey (1) or RGB (3), with transparency laid on white. A grey picture in more
     than 8 bits is scaled by what its file states as white.
 
     Args:
         cell: "bytes" or else "path" of an encoded picture, as `datasets` stores them.
+        at_least: A JPEG may come at a half, a fourth or an eighth of its size, if both sides keep so many pixels.
     """
     if cell is None:
         raise ValueError("there is no picture")
     try:
-        return _flatten(stored_picture(cell), "RGB" if num_channels == 3 else "L")
+        return _flatten(stored_picture(cell, at_least), "RGB" if num_channels == 3 else "L")
     except UnidentifiedImageError as error:
         raise ValueError(_unknown_format(encoded_bytes(cell))) from error
     except Image.DecompressionBombError as error:  # Pillow has a limit, too, and no words for a list of reasons
@@ -101,15 +125,11 @@ class Stored(NamedTuple):
     width: int
     is_coloured: bool  # and not grey in RGB
     largest: int  # of all values, of 255
+    is_deep: bool  # more than 8 bits; Pillow reads RGB of 16 bits as RGB of 8
 
     @property
     def channels(self) -> int:
         return 1 if self.mode.partition(";")[0] in GREY_MODES else 3
-
-    @property
-    def is_deep(self) -> bool:
-        """Grey in more than 8 bits; Pillow reads RGB of 16 bits as RGB of 8."""
-        return self.mode[0] in "IF"
 
 
 def describe_stored(cell: Mapping[str, Any]) -> Stored:
@@ -118,14 +138,19 @@ def describe_stored(cell: Mapping[str, Any]) -> Stored:
     picture = _flatten(stored, "RGB")
     pixels = np.asarray(picture.resize((64, 64), Image.Resampling.BOX)).astype(int)
     is_coloured = bool((pixels.max(2) - pixels.min(2) > 8).any())
-    return Stored(stored.mode, picture.height, picture.width, is_coloured, int(np.asarray(picture).max()))
+    # The 25th byte of a PNG file is its depth.
+    bits = encoded_bytes(cell)[24] if stored.format == "PNG" else _tag(stored, TiffImagePlugin.BITSPERSAMPLE) or 8
+    is_deep = stored.mode[0] in "IF" or bits > 8
+    return Stored(stored.mode, picture.height, picture.width, is_coloured, int(np.asarray(picture).max()), is_deep)
 
 
-def stored_picture(cell: Mapping[str, Any]) -> Image.Image:
-    """The picture as PIL decodes it: its own mode and depth, not yet upright."""
+def stored_picture(cell: Mapping[str, Any], at_least: int | None = None) -> Image.Image:
+    """The picture as PIL decodes it: its own mode and depth, not yet upright. `at_least` as for `open_picture`."""
     picture = Image.open(io.BytesIO(encoded_bytes(cell)))
     if picture.width * picture.height > MAX_PIXELS:
         raise UnreadableError(f"{picture.width}×{picture.height} pixels are more than {MAX_PIXELS:,}")
+    if at_least is not None and picture.format == "JPEG":
+        picture.draft(None, (at_least, at_least))
     picture.load()
     return picture
 

@@ -3,8 +3,8 @@
 import inspect
 import math
 import os
-import sys
 import threading
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -104,11 +104,8 @@ class BigGANPipeline:
         self.id2label = {int(label_id): label for label_id, label in (model.config.id2label or {}).items()}
         self._bar_settings: dict[str, Any] = {}
         self._is_compiled = False
-
-    def __del__(self) -> None:
-        # The constructor may have failed, and at the end of the program torch is no longer whole.
-        if sys is not None and not sys.is_finalizing() and isinstance(vars(self).get("model"), nn.Module):
-            unfold(self.model)
+        if is_network:  # its folded weights live as long as the pipeline; at the end of the program all goes anyway
+            weakref.finalize(self, unfold, self.model).atexit = False
 
     @classmethod
     def from_pretrained(
@@ -120,13 +117,14 @@ class BigGANPipeline:
         **kwargs: Any,
     ) -> Self:
         """
-        Loads a folder or a Hub repository.
+        Loads a folder, a Hub repository, or a model that comes with the package.
 
         Args:
             pretrained_model_name_or_path: As for `BigGANModel.from_pretrained`.
             engine: What computes: "torch" (the default), "onnx" or "openvino" (on the CPU), or "auto", the fastest
-                that is installed. An engine takes the graph that was exported to the folder or repository; if there
-                is none, it is exported now and kept in the cache for the next time.
+                that is installed: on a GPU torch, moved there and compiled with CUDA graphs. An engine takes the graph
+                that was exported to the folder or repository; if there is none, it is exported now and kept in the
+                cache for the next time.
             precision: "fp32" (the default), "bf16" (torch, OpenVINO) or "int8" (the other two engines).
             **kwargs: revision, token, … as for `BigGANModel.from_pretrained`.
 
@@ -135,9 +133,7 @@ class BigGANPipeline:
             ValueError: An unknown engine or precision, or a graph that was exported from other weights.
         """
         source = str(pretrained_model_name_or_path)
-        chosen = best_engine(precision or "fp32") if engine == "auto" else engine or "torch"
-        if engine == "auto":
-            logger.warning(f"engine='auto': {chosen} generates the images of {source!r}")
+        chosen, on_gpu = best_engine(precision or "fp32") if engine == "auto" else (engine or "torch", False)
         check_engine(chosen, precision or "fp32")
         if chosen != "torch":
             return cls(load_engine(source, chosen, precision or "fp32", **kwargs))
@@ -145,7 +141,8 @@ class BigGANPipeline:
             kwargs["dtype"] = torch.bfloat16
         from .modeling_biggan import BigGANModel  # here: an engine does without, and starts in half of the time
 
-        return cls(BigGANModel.from_pretrained(source, **kwargs))
+        pipe = cls(BigGANModel.from_pretrained(source, **kwargs))
+        return pipe.to("cuda").compile(mode="reduce-overhead") if on_gpu else pipe
 
     def export(
         self,
@@ -195,7 +192,8 @@ class BigGANPipeline:
         Compiles the model in place, as `torch.nn.Module.compile`; `mode="reduce-overhead"` for CUDA graphs.
 
         After that every batch has the full `batch_size`: a smaller one is filled up, and the extra images are dropped.
-        So one graph serves all batches. Another truncation or batch size compiles again.
+        So one graph serves all batches. Another truncation or batch size compiles again. Without `batch_size` it is
+        the next power of two above the number of images, but at most the size without a compiler.
         """
         self._network("compile").compile(**kwargs)
         self._is_compiled = True
@@ -376,6 +374,8 @@ class BigGANPipeline:
         pixels = PIXELS_AT_A_TIME.get(self.device.type, PIXELS_AT_A_TIME["cpu"])
         size = batch_size or max(pixels // self.model.config.image_size**2, 1)
         total, done = len(latents), 0
+        if self._is_compiled and batch_size is None:
+            size = min(size, 1 << (total - 1).bit_length())
         settings = {"unit": "image", **self._bar_settings, **({} if progress_bar else {"disable": True})}
         with open_bar(total=total, **settings) as bar:
             while done < total:

@@ -12,7 +12,7 @@ import torch
 
 from ..bars import own_bars_alone
 from ..devices import check_device, device_or_best
-from ..engines import PACKAGES, Engine, EngineModel, Precision, check_engine, check_installed
+from ..engines import PACKAGES, Engine, EngineModel, Precision, best_engine, check_engine, check_installed
 from ..latents import TruncationMode, check_truncation
 from ..options import EitherSpelling, underscored, unknown_option
 from ..pipeline_biggan import BigGANPipeline
@@ -132,6 +132,8 @@ def load_pipeline(args: argparse.Namespace, folder: str | None = None) -> BigGAN
     model, device = folder or args.model, getattr(args, "device", None)
     engine, precision = getattr(args, "engine", None), getattr(args, "precision", None)
     check_device(device)
+    if engine == "auto" and device == "cpu":
+        engine, _ = best_engine(precision or "fp32", device)
     if engine != "auto":
         check_engine(engine or "torch", precision or "fp32")
         check_installed(engine or "torch")

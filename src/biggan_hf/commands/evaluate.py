@@ -17,7 +17,7 @@ from huggingface_hub.constants import HF_HOME
 
 from ..class_names import match_classes, names_of
 from ..devices import check_device, device_or_best
-from ..evaluation import FeatureExtractor, GeneratedImages, ImageArray, ImageSource, Measurements, RealImages, Report
+from ..evaluation import GeneratedImages, ImageArray, ImageSource, Measurements, RealImages, Report
 from ..evaluation.curves import marked_points, plot_curve, truncation_in_words, write_csv
 from ..evaluation.extractors import load_extractor
 from ..evaluation.measuring import (
@@ -100,10 +100,14 @@ def run(args: argparse.Namespace) -> None:
     with joined(device.startswith("cuda")):
         samples = _samples(args)
         extractor = load_extractor(args.extractor, device, image_size=samples[0].image_shape[1])
-        reference, floor = _reference(args, samples[0], extractor, settings)
+        reference, floor = _reference(args, samples[0])
         if OF_CLASSES.keys().isdisjoint(settings.metrics):  # each needs pictures of all classes, or is refused
             samples = [_of_classes_with_pictures(source, reference) for source in samples]
         reports = evaluate_all(samples, reference, extractor, settings, floor)
+        if args.save_moments is not None:  # after all that may be refused; with a cache, this is no second pass
+            moments = measure_real(reference, extractor, settings)
+            if is_main_process():
+                write_moments(moments, args.save_moments)
         if is_main_process():
             _write(args, reports)
 
@@ -120,7 +124,7 @@ def _samples(args: argparse.Namespace) -> list[ImageSource]:
 
 
 def _reference(
-    args: argparse.Namespace, samples: ImageSource, extractor: FeatureExtractor, settings: EvaluationSettings
+    args: argparse.Namespace, samples: ImageSource
 ) -> tuple[ImageSource | Measurements, ImageSource | None]:
     """The real images, or their moments, and other real images for the floor."""
     if args.moments is not None:
@@ -133,10 +137,6 @@ def _reference(
         floor = reference.rest(args.num_images)
     elif args.floor is not None:
         floor = _open(args, samples, args.floor, args.num_images, at_most=True)
-    if args.save_moments is not None:
-        moments = measure_real(reference, extractor, settings)
-        if is_main_process():
-            write_moments(moments, args.save_moments)
     return reference, floor
 
 

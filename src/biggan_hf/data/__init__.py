@@ -6,17 +6,21 @@ from .labelled_images import (
     ShuffledBatches,
     Unreadable,
     UnreadablePictureError,
-    load_labelled_images,
 )
+from .loading import load_labelled_images
 from .opening import Contents
+from .prepared import PreparedImages
+from .preparing import prepare
 
 
 __all__ = [
     "Contents",
     "ImageBatch",
     "LabelledImages",
+    "PreparedImages",
     "ShuffledBatches",
     "Unreadable",
     "UnreadablePictureError",
     "load_labelled_images",
+    "prepare",
 ]

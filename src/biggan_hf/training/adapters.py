@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..embedded import PREFIX
 from ..files import write_text
 from ..hub import CARD
 from ..layers import BatchNorm2d, ConditionalBatchNorm2d
@@ -151,10 +152,9 @@ def save_adapter(network: AnyNetwork, folder: Path, base_model: str | None) -> N
 
 
 def write_adapter_card(folder: Path, base_model: str | None) -> None:
-    relation = "adapter" if base_model else None
-    data = ModelCardData(
-        base_model=base_model, base_model_relation=relation, library_name="peft", tags=["biggan", "lora"]
-    )
+    on_hub = None if base_model is None or base_model.startswith(PREFIX) else base_model
+    relation = "adapter" if on_hub else None
+    data = ModelCardData(base_model=on_hub, base_model_relation=relation, library_name="peft", tags=["biggan", "lora"])
     text = f"""\
 # BigGAN, adapters
 

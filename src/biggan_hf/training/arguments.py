@@ -14,6 +14,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from ..configuration_biggan import BigGANConfig, Ranges, check_ranges
+from ..embedded import located
 from ..options import underscored, unknown_option
 from ..presets import PRESETS, preset_row
 from .checkpoints import SETTINGS, list_checkpoints, warn
@@ -55,8 +56,8 @@ class ModelArguments:
             except json.JSONDecodeError:
                 overrides[name] = value
         if self.init_from is not None:
-            is_folder, model = Path(self.init_from).exists(), self.init_from
-            is_hub_id = not is_folder and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model)
+            model = located(self.init_from)
+            is_hub_id = not Path(model).exists() and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model)
             if not is_hub_id and not (Path(model) / "config.json").is_file():
                 raise FileNotFoundError(
                     f"init_from must be a model's folder or Hub id, got {model!r}, which has no config.json"
@@ -75,7 +76,18 @@ class DataArguments:
     held_out_split: str | None = _help("A split that tests whether the discriminator remembers pictures.", None)
     image_column: str | None = _help("The column of the pictures. Needed only where there are several.", None)
     label_column: str | None = _help("The column of the labels. 'none' trains without labels.", None)
+    streaming: bool = _help("Fetch parquet files as they are needed: a set may be larger than the disk.", False)
     on_unreadable_image: Literal["skip", "error"] = _help("Skip a picture that can't be read, or stop.", "skip")
+    reduced_jpeg: bool = _help(
+        "Decode JPEGs at a half, a fourth or an eighth of their size: faster, not exact.", False
+    )
+    random_crop: bool = _help("Crop squares at random places along the longer side, not in the middle.", False)
+    class_sampling: Literal["as_it_is", "balanced"] = _help(
+        "Show pictures as the data set has them, or of all classes equally often.", "as_it_is"
+    )
+    label_sampling: Literal["uniform", "counts"] = _help(
+        "Labels of generated pictures: all classes equally often, or as often as the data set has pictures.", "uniform"
+    )
     horizontal_flip: bool = _help("Mirror half of the pictures, chosen at random.", False)
     dataloader_num_workers: int = _help("Processes that decode pictures. 0: the training process does.", 0)
 

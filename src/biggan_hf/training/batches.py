@@ -4,6 +4,7 @@ Nothing here draws from a global random state. So a run that is stopped and resu
 """
 
 import atexit
+import itertools
 import logging
 import multiprocessing
 import os
@@ -52,6 +53,9 @@ class BatchSource:
     horizontal_flip: bool  # mirrors half of the pictures, chosen at random
     samples_seen: int = 0  # pictures that all processes have seen; it grows with every micro-batch
     num_workers: int = 0  # processes that decode pictures; with 0 this one does, and keeps what it has decoded
+    random_crop: bool = False  # squares lie anywhere along the longer side
+    class_sampling: str = "as_it_is"  # or "balanced": all classes come equally often
+    label_sampling: str = "uniform"  # of the latents' labels, over classes with pictures; or "counts" of pictures
 
     def __post_init__(self) -> None:
         self.unreadable: dict[int, Unreadable] = {}
@@ -60,10 +64,13 @@ class BatchSource:
     def start(self, seed: int, samples_seen: int) -> None:
         """Goes to a place in the seed's order of the pictures."""
         self.seed, self.samples_seen = seed, samples_seen
-        place = {"seed": seed, "start": samples_seen, "rank": self.rank, "world_size": self.world_size}
+        place: dict[str, Any] = {"seed": seed, "start": samples_seen, "rank": self.rank, "world_size": self.world_size}
+        is_balanced = self.class_sampling == "balanced"
+        place |= {"balanced": self.images.labels} if is_balanced else {"runs": self.images.runs}
+        rows = ShuffledBatches(len(self.images), self.batch_size, **place)
         loader = DataLoader(
             self.images,
-            batch_sampler=ShuffledBatches(len(self.images), self.batch_size, **place),
+            batch_sampler=_Placed(rows) if self.random_crop else rows,
             collate_fn=_as_it_is,
             num_workers=self.num_workers,
             pin_memory=self.device.type == "cuda",
@@ -75,13 +82,16 @@ class BatchSource:
 
     def latents(self, step: int, draw: int) -> Latents:
         """
-        Latents from N(0, 1), and labels that are uniform over the classes with pictures. `draw` counts the draws
-        within a step.
+        Latents from N(0, 1), and labels: uniform over the classes with pictures, or as often as there are pictures.
+        `draw` counts the draws within a step.
         """
         generator = counter_generator(self.device, self.seed, step, draw, self.rank)
         z = sample_latents(self.batch_size, self.z_dim, generator=generator, device=self.device)
         labels = None
-        if self.num_labels:
+        if self.num_labels and self.label_sampling == "counts":
+            counts = torch.tensor(self.images.contents.class_counts, dtype=torch.float64, device=self.device)
+            labels = counts.multinomial(self.batch_size, replacement=True, generator=generator)
+        elif self.num_labels:
             filled = self.images.contents.filled_classes
             labels = torch.randint(len(filled), (self.batch_size,), generator=generator, device=self.device)
             if len(filled) < self.num_labels:
@@ -106,6 +116,19 @@ class BatchSource:
         self.unreadable.update(new)
         for picture in new.values() if self.num_workers else ():  # without workers the data set has warned already
             logger.warning("%s; the next readable one takes its place", picture)
+
+
+class _Placed(torch.utils.data.Sampler[list[tuple[int, float]]]):
+    """Rows with the places of their squares, which follow from the seed and the position in the stream of samples."""
+
+    def __init__(self, batches: ShuffledBatches) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[list[tuple[int, float]]]:
+        seed, size, ranks = self.batches.seed, self.batches.batch_size, self.batches.world_size
+        positions = itertools.count(self.batches.start + self.batches.rank * size, size * ranks)
+        for first, rows in zip(positions, self.batches, strict=False):
+            yield [(row, counter_seed(seed, first + index) / 2**63) for index, row in enumerate(rows)]
 
 
 def to_pixel_values(pixels: Tensor, device: torch.device) -> Tensor:

@@ -138,7 +138,8 @@ def _arrange(network: BigGANModel | BigGANDiscriminator, args: TrainingArguments
         network.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
     if args.compile:
         # In place, so that the weights keep their names. There are two batch sizes at most: the generator's step shows
-        # the discriminator generated pictures alone.
+        # the discriminator generated pictures alone. Whole: stages differ in size, and hardly any share code. Stage by
+        # stage, `cifar10` compiles in two thirds of the time, and then each update takes 5 to 8 % more (on a CPU).
         network.compile(dynamic=False)
 
 

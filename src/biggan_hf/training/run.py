@@ -73,7 +73,7 @@ class Run:
 
     @property
     def base_model(self) -> str | None:
-        """The id on the Hub of the model that is fine-tuned."""
+        """The id on the Hub of the model that is fine-tuned, or its name in this package."""
         model = self.settings["init_from"]
         return None if is_path(model) else model
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from ..cards import is_text
 from ..configuration_biggan import BigGANConfig
-from ..data import LabelledImages, load_labelled_images
+from ..data import LabelledImages, PreparedImages, load_labelled_images
 from ..devices import bfloat16_unit
 from ..files import read_text, remove_unfinished, write_text
 from ..hub import create_repo
@@ -67,11 +67,7 @@ def set_up(model_args: ModelArguments, data_args: DataArguments, args: TrainingA
 
     # The checkpoint, and the settings of its run
     settings = settings_of((model_args, data_args, args), accelerator.num_processes)
-    if (seed := read_settings(Path(args.output_dir)).get("seed", args.seed)) != args.seed:
-        raise ValueError(
-            f"the run in {args.output_dir!r} has seed={seed!r}, this one seed={args.seed!r}: the order of the "
-            "pictures and the latents follow from it, so that it can't change"
-        )
+    check_same_seed(args)
     if resumed is not None and state is not None:
         changes: dict[str, str] = {}
         for network in (BASE, f"{BASE}/discriminator") if args.lora_rank else ("", "generator", "discriminator"):
@@ -150,6 +146,8 @@ def load_images(data_args: DataArguments, config: BigGANConfig, split: str | Non
         image_column=data_args.image_column,
         label_column=data_args.label_column,
         on_unreadable_image=data_args.on_unreadable_image,
+        streaming=data_args.streaming,
+        reduced_jpeg=data_args.reduced_jpeg,
     )
 
 
@@ -160,6 +158,14 @@ def build_batches(
     config: BigGANConfig,
     accelerator: Accelerator,
 ) -> BatchSource:
+    samplings = {"class_sampling": "as_it_is", "label_sampling": "uniform"}
+    for name, usual in samplings.items():
+        if (asked := getattr(data_args, name)) != usual and not config.num_labels:
+            raise ValueError(f"{name}={asked!r} needs labels, and there are none")
+    if data_args.class_sampling == "balanced" and images.runs is not None:
+        raise ValueError("class_sampling='balanced' takes pictures from anywhere, and a stream can't: choose one")
+    if data_args.random_crop and isinstance(images, PreparedImages):
+        raise ValueError("random_crop needs whole pictures, and prepared ones are squares: name their source")
     return BatchSource(
         images,
         z_dim=config.z_dim,
@@ -170,6 +176,8 @@ def build_batches(
         world_size=accelerator.num_processes,
         device=accelerator.device,
         horizontal_flip=data_args.horizontal_flip,
+        random_crop=data_args.random_crop,
+        **{name: getattr(data_args, name) for name in samplings},
         num_workers=data_args.dataloader_num_workers,
     )
 
@@ -215,6 +223,8 @@ def build_quality(images: LabelledImages, args: TrainingArguments, accelerator: 
 
     extractor = load_extractor(args.evaluation_extractor, accelerator.device)
     cache = Path(args.output_dir) / "evaluation"
+    if images.reduced_jpeg:  # which is not exact enough to measure
+        images = dataclasses.replace(images, reduced_jpeg=False, cache=None, cached_rows=set())
     metrics, few = tuple(args.evaluation_distance.split("+")), args.evaluation_allow_few_images
     return Quality(images, extractor, metrics, args.evaluation_images, few, cache)
 
@@ -230,15 +240,26 @@ def check_enough_pictures(run: Run) -> None:
         return
     name, options = "per_device_batch_size", "--per_device_batch_size"
     if args.global_batch_size is not None:
-        name, options = "global_batch_size", "--global_batch_size, and --per_device_batch_size, which divides it"
+        name, options = "global_batch_size", "--global_batch_size"
+        options += ", and --per_device_batch_size, which divides it" if args.per_device_batch_size > 1 else ""
     value, preset = getattr(args, name), run.settings["preset"]
     of_preset = f" as in preset {preset}" if preset_row(preset).training.get(name) == value else ""
     if run.report is not None:
         print(run.report.screen(), flush=True)
+    if number < (processes := run.accelerator.num_processes):
+        options = f"the number of processes, {processes}, of which each takes a picture or more"
     raise ValueError(
         f"the data set has {number:,} pictures, fewer than one update takes, {batch:,} ({name}={value}{of_preset}); "
         f"lower {options}"
     )
+
+
+def check_same_seed(args: TrainingArguments) -> None:
+    if (seed := read_settings(Path(args.output_dir)).get("seed", args.seed)) != args.seed:
+        raise ValueError(
+            f"the run in {args.output_dir!r} has seed={seed!r}, this one seed={args.seed!r}: the order of the "
+            "pictures and the latents follow from it, so that it can't change"
+        )
 
 
 def check_same_rank(state: dict[str, Any] | None, args: TrainingArguments) -> None:

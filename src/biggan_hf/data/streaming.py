@@ -1,0 +1,187 @@
+"""Parquet files, on the Hub or here, of which only a part lies in the cache: a set may be larger than the disk."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import datasets
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..files import write_file
+from ..pictures import first_line
+from .labelled_images import BUFFER
+from .labels import Labels, find_label_column, read_labels
+from .opening import UNLABELLED, Contents, Opened, find_image_column, read_parts, used_splits, with_counts
+
+
+AT_ONCE = 16  # files whose ends are read
+
+
+class Group(NamedTuple):
+    """A row group of a file: the rows that are fetched together."""
+
+    file: int
+    number: int  # in the file
+    rows: int
+
+
+class StreamedPictures:
+    """
+    A table with a column "image" of undecoded cells. A row group is fetched when the first of its rows is asked for,
+    and stays in the cache until enough others have come. Processes of a machine share the cache.
+
+    Args:
+        files: Paths or addresses.
+        heads: What is known of each file.
+        chosen: The rows of all these that count, in their order; default all.
+    """
+
+    split: str | None = None
+
+    def __init__(
+        self, files: Sequence[str], heads: Sequence[pq.FileMetaData], column: str, chosen: np.ndarray | None = None
+    ) -> None:
+        self.files, self.heads, self.column = list(files), list(heads), column
+        self.groups = [
+            Group(file, number, head.row_group(number).num_rows)
+            for file, head in enumerate(heads)
+            for number in range(head.num_row_groups)
+        ]
+        self.ends = np.cumsum([group.rows for group in self.groups])
+        self.chosen = np.arange(int(self.ends[-1])) if chosen is None else chosen
+        digest = hashlib.sha256(repr((self.files, [head.serialized_size for head in heads], column)).encode())
+        self.folder = Path(datasets.config.HF_DATASETS_CACHE) / "biggan_hf" / digest.hexdigest()[:32]
+        # An order takes a group's rows within `BUFFER` rows; workers and processes are not all at the same place.
+        self.kept = 16 + 2 * BUFFER * len(self.groups) // int(self.ends[-1])
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_opened"}
+
+    @cached_property
+    def _opened(self) -> dict[int, pa.ChunkedArray]:
+        return {}
+
+    @property
+    def runs(self) -> list[int]:
+        """The numbers of rows, one after the other, that are fetched together."""
+        groups = np.searchsorted(self.ends, self.chosen, side="right")
+        return np.diff(np.flatnonzero(np.diff(groups, prepend=-1, append=-1))).tolist()
+
+    def __getitem__(self, key: int | Sequence[int]) -> dict[str, Any]:
+        cells = [self._cell(int(self.chosen[row])) for row in ([key] if isinstance(key, int) else key)]
+        return {"image": cells[0] if isinstance(key, int) else cells}
+
+    def _cell(self, row: int) -> dict[str, Any] | None:
+        group = int(np.searchsorted(self.ends, row, side="right"))
+        if group not in self._opened:
+            while len(self._opened) >= self.kept:
+                del self._opened[next(iter(self._opened))]  # the oldest
+            self._opened[group] = self._fetched(group)
+        cells = self._opened[group]
+        return cells[row - int(self.ends[group]) + len(cells)].as_py()
+
+    def _fetched(self, group: int) -> pa.ChunkedArray:
+        """The cells of a group, which are in the cache afterwards."""
+        path, (file, number, _) = self.folder / f"{group}.arrow", self.groups[group]
+        with suppress(FileNotFoundError):
+            return _read(path)
+        try:
+            with fsspec.open(self.files[file], "rb") as opened:
+                table = pq.ParquetFile(opened, metadata=self.heads[file]).read_row_group(number, [self.column])
+        except (OSError, ValueError) as error:
+            raise ValueError(f"cannot read row group {number} of {self.files[file]!r}: {first_line(error)}") from error
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with write_file(path) as unfinished, pa.OSFile(str(unfinished), "wb") as sink:
+            with pa.ipc.new_file(sink, table.schema) as writer:
+                writer.write_table(table)
+        self._make_room()
+        return table.column(0)
+
+    def _make_room(self) -> None:
+        """Removes the oldest groups. A process that has one of them open can still read it."""
+        with suppress(FileNotFoundError):  # another process was faster
+            groups = sorted(self.folder.glob("[0-9]*.arrow"), key=lambda path: path.stat().st_mtime_ns)
+            for path in groups[: -self.kept]:
+                path.unlink()
+
+
+def _read(path: Path) -> pa.ChunkedArray:
+    with pa.memory_map(str(path)) as source:
+        return pa.ipc.open_file(source).read_all().column(0)
+
+
+# Opening
+
+
+def open_streamed(
+    name: str, config_name: str | None, spec: str, image_column: str | None, label_column: str | None
+) -> Opened:
+    """
+    See `load_labelled_images`. Reads the ends of all files of the split, and the labels.
+
+    Args:
+        spec: The split.
+    """
+    try:
+        place = Path(name).expanduser()
+        builder = datasets.load_dataset_builder(str(place) if place.exists() else name, config_name)
+        if builder.name != "parquet":
+            raise ValueError(f"a stream is of parquet files, and this is {builder.name}")
+        files = {str(split): [str(file) for file in found] for split, found in builder.config.data_files.items()}
+        used = used_splits(spec, list(files))
+        heads = {split: _in_threads(_head, files[split]) for split in used}
+        features = datasets.Features.from_arrow_schema(heads[used[0]][0].schema.to_arrow_schema())
+        image_column = find_image_column(features, image_column)
+        column = find_label_column(features, label_column)
+        known = [] if column is None else [*used, *({"train"} & files.keys() - {*used})]
+        whole = {split: _labels_of(files[split], features, str(column)) for split in known}
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise ValueError(f"cannot stream split {spec!r} of dataset {name!r}: {first_line(error)}") from error
+    lengths = {split: sum(head.num_rows for head in heads[split]) for split in used}
+    starts = dict(zip(used, np.cumsum([0, *lengths.values()]), strict=False))
+    parts = read_parts(spec, lengths)
+    chosen = np.concatenate([starts[split] + np.arange(first, last) for split, first, last in parts])
+    if not len(chosen):
+        raise ValueError(f"split {spec!r} of dataset {name!r} is empty")
+    all_files, all_heads = ([item for split in used for item in found[split]] for found in (files, heads))
+    pictures = StreamedPictures(all_files, all_heads, image_column, chosen)
+    labels: Labels | None = None
+    if column is not None:
+        rows = datasets.concatenate_datasets([whole[split] for split in used]).select(chosen)
+        labels = read_labels(rows, column, list(whole.values()))
+    ignored: dict[str, int | None] = {split: None for split in files if split not in used}
+    label_source = UNLABELLED if column is None else f"column {column!r}"
+    return with_counts(Opened(pictures, labels, Contents(spec, ignored, label_source=label_source)))
+
+
+def _head(file: str) -> pq.FileMetaData:
+    with fsspec.open(file, "rb") as opened:
+        return pq.ParquetFile(opened).metadata
+
+
+def _labels_of(files: Sequence[str], features: datasets.Features, column: str) -> datasets.Dataset:
+    """A table of this column alone."""
+    only = datasets.Features({column: features[column]})
+    table = pa.concat_tables(_in_threads(partial(_column, column=column), files))
+    return datasets.Dataset(table.cast(only.arrow_schema), datasets.DatasetInfo(features=only))
+
+
+def _column(file: str, column: str) -> pa.Table:
+    with fsspec.open(file, "rb") as opened:
+        return pq.ParquetFile(opened).read([column])
+
+
+def _in_threads(function: Callable[[str], Any], files: Sequence[str]) -> list[Any]:
+    """Each file takes a while to answer."""
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return list(pool.map(function, files))
