@@ -37,8 +37,9 @@ floors, is 1; that of a classifier's error, 1 - accuracy, is the error of one th
 are means over seeds (least to most).
 
 The last columns say how biggan_hf does beside BigGAN-PyTorch, and below 1 is better: its distance above the floor
-after as many images, the same after as many seconds, and the time until it has the other's last distance. Times
-compare only where a leg had its device to itself ("legs at once" 1, and a load no higher than its threads)."""
+after as many images; the same after as long, at the other's last snapshot; and the time until it has the distance of
+that snapshot. Legs that ran at once ("legs at once") share a device: their times compare with each other, and are
+longer than those of a leg alone."""
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -99,24 +100,30 @@ def by_ruler(rows: Iterable[Row]) -> dict[str, tuple[float, Curves]]:
 
 
 def shared_images(curves: Curves) -> list[int]:
-    """The numbers of images at which all legs of both programs were measured, ascending."""
-    legs = [set(curve.images) for side in curves.values() for curve in side.values()]
-    return sorted(set.intersection(*legs)) if curves.keys() == NAMES.keys() else []
+    """The numbers of images at which all legs were measured, ascending."""
+    return sorted(set.intersection(*(set(curve.images) for side in curves.values() for curve in side.values())))
 
 
 def compare(floor: float, curves: Curves) -> list[str]:
-    """The cells of a ruler after its name, at the last of the shared numbers of images."""
-    ours, theirs, images = curves["ours"], curves["theirs"], shared_images(curves)[-1]
-    values = [[curve.values[curve.images.index(images)] for curve in side.values()] for side in (ours, theirs)]
+    """
+    The cells of a ruler after its name: the distances at the last of the shared numbers of images (or, where there is
+    none, of the last snapshots), and what ours has after as long as theirs took to its last snapshot.
+    """
+    ours, theirs, shared = curves["ours"], curves["theirs"], shared_images(curves)
+    values = [
+        [curve.values[curve.images.index(shared[-1]) if shared else -1] for curve in side.values()]
+        for side in (ours, theirs)
+    ]
     above, peer_above = (statistics.mean(side) - floor for side in values)
+    at_equal_images = [ratio(above, peer_above)] if shared else []
     shares, times = [], []
     for seed in sorted(ours.keys() & theirs.keys()):
-        end = theirs[seed].images.index(images)
-        seconds, value = theirs[seed].seconds[end], theirs[seed].values[end]
+        seconds, value = theirs[seed].seconds[-1], theirs[seed].values[-1]
         shares.append(ratio(ours[seed].after(seconds) - floor, value - floor))
         times.append(ours[seed].time_to(value) / seconds)
-    cells = [f"{images:,}", f"{floor:.4g}", *(spread(side, ".4g") for side in values)]
-    return [*cells, *(spread(numbers, ".2f") for numbers in ([ratio(above, peer_above)], shares, times))]
+    images = f"{shared[-1]:,}" if shared else "the last"
+    cells = [images, f"{floor:.4g}", *(spread(side, ".4g") for side in values)]
+    return [*cells, *(spread(numbers, ".2f") for numbers in (at_equal_images, shares, times))]
 
 
 def ratio(above: float, peer_above: float) -> float:
@@ -177,9 +184,9 @@ def section(folder: Path) -> str:
     """Of a set of legs. Writes the files that it shows, `quality.csv` and `quality.png`."""
     legs = sorted(path.parent for path in folder.glob(f"*/{SETTINGS}"))
     rows = [row for leg in legs for row in read_rows(leg / MEASURED)]
-    rulers = {name: found for name, found in by_ruler(rows).items() if shared_images(found[1])}
+    rulers = {name: found for name, found in by_ruler(rows).items() if len(found[1]) == 2}
     if not rulers:
-        raise ValueError(f"{str(folder)!r} has no ruler that has measured all legs of both at one number of images")
+        raise ValueError(f"{str(folder)!r} has no ruler that has measured both programs")
     write_rows(folder / "quality.csv", rows)
     with write_file(folder / "quality.png") as unfinished:
         draw(rulers).savefig(unfinished, dpi=110)
