@@ -28,15 +28,18 @@ class Pool:
     """The images of a set from which halves are drawn. `None` stands for what was not kept of them."""
 
     num_images: int  # of the whole set
-    features: Tensor | None  # (K, d) float64
-    packets: Tensor | None  # (K, P, w) float64
+    features: Tensor | None  # (K, d)
+    packets: Tensor | None  # (K, P, w)
 
     def __len__(self) -> int:
         return max(len(rows) for rows in (self.features, self.packets) if rows is not None)
 
     def half(self, generator: torch.Generator) -> "Pool":
+        """In float64."""
         rows = torch.randperm(len(self), generator=generator)[: len(self) // 2]
-        features, packets = (None if x is None else x[rows.to(x.device)] for x in (self.features, self.packets))
+        features, packets = (
+            None if x is None else x[rows.to(x.device)].double() for x in (self.features, self.packets)
+        )
         return replace(self, features=features, packets=packets)
 
     @property
@@ -54,9 +57,9 @@ def pool_of(measured: "Measurements") -> Pool | None:
         return None
     rows = chosen(number, min(*kept, 2 * HALF))
     if features is not None:
-        features = features[_places(rows, measured.kept_rows, features.device)].double()
+        features = features[_places(rows, measured.kept_rows, features.device)]
     if pictures is not None:
-        pictures = log_packets(pictures[_places(rows, measured.picture_rows, pictures.device)]).double()
+        pictures = log_packets(pictures[_places(rows, measured.picture_rows, pictures.device)])
     return Pool(number, features, pictures)
 
 
