@@ -207,6 +207,15 @@ def test_recomputed_activations_change_nothing(pictures: Path, base: Path, tmp_p
     torch.testing.assert_close(*weights)
 
 
+@pytest.mark.slow  # torch compiles both networks, which takes a minute
+def test_compiled_networks_learn_the_same(pictures: Path, base: Path, tmp_path: Path) -> None:
+    for name, flags in (("plain", []), ("compiled", ["--compile"])):
+        main(tuning(pictures, base, tmp_path / name, *flags))
+    for path in APART:
+        plain, compiled = (load_file(tmp_path / name / path) for name in ("plain", "compiled"))
+        assert max((plain[name] - compiled[name]).abs().max().item() for name in plain) < 1e-5
+
+
 def test_other_classes(base: Path, tmp_path: Path) -> None:
     pictures = write_pictures(tmp_path / "three", ("ant", "cat", "bee"), 9)
     main(tuning(pictures, base, tmp_path / "model"))
