@@ -159,6 +159,7 @@ def test_a_run_leaves_the_model_merged_and_apart(base: Path, tuned: Path) -> Non
     old_discriminator = BigGANDiscriminator.from_pretrained(base, subfolder="discriminator")
     apart = PeftModel.from_pretrained(old_discriminator, tuned / "adapter" / "discriminator")
     torch.testing.assert_close(answer(apart, pair), whole, rtol=0, atol=1e-5 * float(whole.abs().max()))
+    assert {(tuned / path).stat().st_mode for path in [*WEIGHTS, *APART]} == {(tuned / "report.txt").stat().st_mode}
     said = (tuned / "report.txt").read_text()
     assert "trained     adapters of rank 2 on 34 layers, " in said
     assert "base_model" not in (tuned / "README.md").read_text()  # which is a folder here
