@@ -356,16 +356,19 @@ def _in_processes(function: Callable[[Job], Any], jobs: list[Job], workers: int)
     results = iter(torch.utils.data.DataLoader(calls, None, num_workers=workers, collate_fn=_as_it_is))
     try:
         for job in jobs:
-            result = next(results)
-            if isinstance(result, Exception):
-                raise result
-            yield job, result
+            yield job, _or_raised(next(results))
     except RuntimeError as error:
         if not workers:
             raise
         raise OSError(f"a process that decodes has ended; the same command goes on ({error})") from error
     finally:
         del results  # now, and so the workers
+
+
+def _or_raised(result: Any) -> Any:
+    if isinstance(result, Exception):
+        raise result
+    return result
 
 
 def _as_it_is(result: Any) -> Any:
