@@ -15,14 +15,18 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 from training_runs import arguments, read_log, write_pictures
 
+from biggan_hf import BigGANConfig
 from biggan_hf.cli import main
 from biggan_hf.data import LabelledImages, ShuffledBatches, load_labelled_images, prepare, preparing
 from biggan_hf.data.pixels import Shards, npy_header
 from biggan_hf.evaluation import RealImages
+from biggan_hf.training import DataArguments, TrainingArguments
 from biggan_hf.training import main as train
+from biggan_hf.training.set_up import build_batches
 
 
 SIZES = (8, 16)
@@ -165,6 +169,15 @@ def test_a_run_goes_on_with_the_prepared_pictures(tmp_path: Path) -> None:
     train(arguments(pictures, tmp_path / "run", *more, steps=1))
     train(arguments(cache, tmp_path / "run", *more, "--resume_from_checkpoint", "latest", steps=2))
     assert [line["step"] for line in read_log(tmp_path / "run")] == [1, 2]
+
+
+def test_random_squares_need_whole_pictures(whole: Path) -> None:
+    images, config = load_labelled_images(str(whole), image_size=8), BigGANConfig.preset("demo", num_labels=2)
+    data_args = DataArguments(dataset_name="x", random_crop=True)
+    with pytest.raises(ValueError, match="random_crop needs whole pictures, and prepared ones are squares"):
+        build_batches(images, data_args, TrainingArguments(output_dir="x"), config, Accelerator(cpu=True))
+    with pytest.raises(ValueError, match="is prepared: its pictures are decoded.*leave out reduced_jpeg"):
+        load_labelled_images(str(whole), image_size=8, reduced_jpeg=True)
 
 
 # Writing
@@ -397,7 +410,7 @@ def test_a_source_that_has_changed(source: Path, tmp_path: Path) -> None:
 # BigGAN-PyTorch's HDF5
 
 
-def write_hdf5(path: Path, number: int = 6) -> tuple[np.ndarray, np.ndarray]:
+def write_hdf5(path: Path, number: int = 200) -> tuple[np.ndarray, np.ndarray]:
     noise = np.random.default_rng(0)
     pictures, labels = noise.integers(0, 256, (number, 3, 8, 8), np.uint8), np.arange(number) % 3
     with h5py.File(path, "w") as file:
@@ -408,10 +421,13 @@ def write_hdf5(path: Path, number: int = 6) -> tuple[np.ndarray, np.ndarray]:
 
 def test_hdf5(tmp_path: Path) -> None:
     pictures, labels = write_hdf5(tmp_path / "I8.hdf5")
-    for name in (str(tmp_path / "I8.hdf5"), str(prepared(tmp_path / "I8.hdf5", tmp_path / "out", (8,)))):
+    for name in (
+        str(tmp_path / "I8.hdf5"),
+        str(prepared(tmp_path / "I8.hdf5", tmp_path / "out", (8,), num_workers=2)),
+    ):
         images = load_labelled_images(name, image_size=8)
+        assert np.array_equal(images.__getitems__(range(200))["pixel_values"], pictures)
         batch = images.__getitems__([4, 0, 5])
-        assert np.array_equal(batch["pixel_values"], pictures[[4, 0, 5]])
         assert images.class_names == ["0", "1", "2"] and batch["class_labels"].tolist() == labels[[4, 0, 5]].tolist()  # type: ignore[union-attr]
     part = load_labelled_images(str(tmp_path / "I8.hdf5"), image_size=8, split="train[2:4]")
     assert np.array_equal(part.__getitems__([1])["pixel_values"][0], pictures[3]) and len(part.class_names) == 3
