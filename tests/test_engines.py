@@ -255,6 +255,20 @@ def test_a_model_without_a_graph_is_exported_once(
     assert len(quick_export) == 2
 
 
+def test_a_model_of_the_package_is_exported_to_the_cache(
+    exported: Path, tmp_path: Path, quick_export: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("biggan_hf.engines.HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("biggan_hf.embedded._FOLDER", tmp_path)
+    (tmp_path / "tiny").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(exported / name, tmp_path / "tiny")
+    pipes = [BigGANPipeline.from_pretrained("biggan_hf:tiny", engine=engine) for engine in ("onnx", "onnx", None)]
+    assert [path.is_relative_to(tmp_path / "home") for path in quick_export] == [True]
+    images = [pipe(1, generator=seeded(0), output_type="np").images for pipe in pipes]
+    assert np.array_equal(*images[:2]) and np.abs(images[0] - images[2]).max() < 1e-5
+
+
 # The files
 
 

@@ -20,7 +20,7 @@ from . import common
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="a folder or a repository on the Hub")
+    parser.add_argument("model", metavar="MODEL", help=common.MODEL)
     group = parser.add_argument_group("the model")
     common.add_revision_argument(group)
     group = parser.add_argument_group("the graph")
