@@ -86,7 +86,7 @@ class LoadingMixin(PreTrainedModel):
         network_class, folder = cls, None
         source = None if named is None else located(str(named))
         if source is not None:
-            network_class, kwargs, folder = cls._located(source, kwargs)
+            network_class, kwargs, folder = cls._located(str(named), kwargs)
         where = "the given weights" if named is None else repr(str(named))
         may_miss = "state_dict" in kwargs
         with _told_in_one_line(network_class, where, folder), _no_table(draws_values=may_miss or may_differ):
@@ -136,7 +136,7 @@ class LoadingMixin(PreTrainedModel):
                 message = f"{source!r} holds a generator, and no discriminator in subfolder={place['subfolder']!r}"
                 raise OSError(message) from error
             kwargs = {**kwargs, "subfolder": place["subfolder"]}
-        config_file = cached_file(source, "config.json", **place)
+        config_file = cached_file(located(source), "config.json", **place)
         folder = None if config_file is None else Path(config_file).parent
         if folder is not None:
             _check_files(folder)
