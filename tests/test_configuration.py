@@ -42,7 +42,16 @@ def test_preset_has_the_size_of_the_published_model(name: str) -> None:
 
 
 def test_every_published_model_is_a_row() -> None:
-    assert PARAMETERS.keys() | {"demo"} == PRESETS.keys()
+    assert PARAMETERS.keys() | {"demo", "small-64", "small-128"} == PRESETS.keys()
+
+
+@pytest.mark.parametrize("size", [64, 128])
+def test_small_presets_suit_few_pictures(size: int) -> None:
+    config, training = BigGANConfig.preset(f"small-{size}"), PRESETS[f"small-{size}"].training
+    with torch.device("meta"):
+        parameters = BigGANModel(config).num_parameters()
+    assert 5_000_000 < parameters < 15_000_000 and (config.image_size, config.num_channels) == (size, 3)
+    assert training["diff_augment"] and training["global_batch_size"] < 300
 
 
 def test_preset_overrides() -> None:
