@@ -1,12 +1,13 @@
 """`--preset auto`: each rule, what it leaves to the user, and that a run keeps what was chosen for it."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from training_runs import SHORT, Capture, error_line, write_pictures
+from training_runs import REPO, SHORT, Capture, error_line, write_pictures
 
 from biggan_hf.presets import PRESETS
 from biggan_hf.training import (
@@ -18,7 +19,8 @@ from biggan_hf.training import (
     parse_arguments,
     set_up,
 )
-from biggan_hf.training.choosing import Found, choose
+from biggan_hf.training.arguments import with_chosen
+from biggan_hf.training.choosing import LENGTHS, RULES, Found, choose
 from biggan_hf.training.settings import read_settings
 
 
@@ -78,6 +80,21 @@ def test_one_line_says_why() -> None:
     )
 
 
+def test_the_page_says_what_is_chosen() -> None:
+    page = (REPO / "docs" / "your-own-pictures.md").read_text(encoding="utf-8")
+    for rule in RULES[:-1]:
+        side, pictures = (f"{number:,} " if number else "" for number in (rule.side, rule.pictures))
+        assert f"| `{rule.preset}` | {rule.gpu_memory:g} GiB | {side}| {pictures}| " in page
+    for length in LENGTHS[:-1]:
+        assert f"| below {length.below:,} | {'yes' if length.diff_augment else 'no'} | {length.passes:,} |" in page
+    for row in re.findall(r"^\| ([\d,]+) \| (\d+) \| (yes|no) \| (.+) \|$", page, re.MULTILINE):
+        pictures, side = int(row[0].replace(",", "")), int(row[1])
+        for memory, cell in zip((0, 8, 24, 80), row[3].split(" | "), strict=True):
+            settings = choose(Found(pictures, side, True, [], memory))[0]
+            assert cell.startswith(f"`{settings['preset']}`, {settings['max_train_steps']:,} steps, ")
+            assert settings["diff_augment"] is (row[2] == "yes")
+
+
 # In a run
 
 
@@ -135,6 +152,21 @@ def test_a_gpu_gets_more_and_pictures_are_opened_once(
     assert run.batches.images.__getitems__([0])["pixel_values"].shape == (1, 3, 128, 128)
     assert run.settings["preset"] == "small-128" and run.settings["diff_augment"] is False
     assert run.settings["discriminator_learning_rate"] == 2e-4
+
+
+def test_what_was_given_wins_over_what_was_chosen() -> None:
+    given = ["--config_overrides", "num_channels=1", "--label_sampling", "uniform", "--max_train_steps", "150000"]
+    arguments = parse_arguments(["--preset", "auto", "--dataset_name", "x", "--output_dir", "y", *given])
+    model, data, training = with_chosen(arguments, chosen(pictures=300, class_counts=[1, 9]))
+    assert (model.preset, model.config_overrides) == ("small-128", ["num_channels=1"])
+    assert (data.label_sampling, training.max_train_steps) == ("uniform", 150_000)  # the defaults, and yet given
+    assert training.diff_augment and training.global_batch_size == 64
+
+
+def test_a_prepared_folder_has_its_own_size(tmp_path: Path, pictures: Path, capsys: Capture) -> None:
+    (pictures / "prepared.json").write_text("{}")
+    line = error_line(auto(pictures, tmp_path / "model"), capsys)
+    assert line.endswith(f"{str(pictures)!r} is prepared for its own: name a preset, such as small-64")
 
 
 def test_what_has_networks_already_is_refused(tmp_path: Path, pictures: Path, capsys: Capture) -> None:
