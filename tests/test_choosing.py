@@ -83,8 +83,8 @@ def test_one_line_says_why() -> None:
 def test_the_page_says_what_is_chosen() -> None:
     page = (REPO / "docs" / "your-own-pictures.md").read_text(encoding="utf-8")
     for rule in RULES[:-1]:
-        side, pictures = (f"{number:,} " if number else "" for number in (rule.side, rule.pictures))
-        assert f"| `{rule.preset}` | {rule.gpu_memory:g} GiB | {side}| {pictures}| " in page
+        px, number = (f"{least:,} " if least else "" for least in (rule.side, rule.pictures))
+        assert f"| `{rule.preset}` | {rule.gpu_memory:g} GiB | {px}| {number}| " in page
     for length in LENGTHS[:-1]:
         assert f"| below {length.below:,} | {'yes' if length.diff_augment else 'no'} | {length.passes:,} |" in page
     for row in re.findall(r"^\| ([\d,]+) \| (\d+) \| (yes|no) \| (.+) \|$", page, re.MULTILINE):
