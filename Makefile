@@ -1,15 +1,21 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
-SOURCES := $(wildcard src conversion tests benchmarks train.py setup.py)
+SOURCES := $(wildcard src conversion tests benchmarks docs/recipes train.py setup.py)
 
 .PHONY: demo test test-slow style quality
 
-demo: demo/model/model.safetensors
+demo: demo/fashion.png demo/model/model.safetensors
 	$(BIN)/biggan-hf sample demo/model --images_per_class 10 --truncation 0.7 --output demo/samples.png --overwrite
 	@echo "The samples, one row a digit, are in demo/samples.png."
 	@echo "Next, try another truncation:  $(BIN)/biggan-hf sample demo/model --truncation 0.3 --output demo/sharp.png"
 	@echo "or train on your own pictures: $(BIN)/biggan-hf train --help"
+
+# Samples of the model that comes with the package: there within seconds.
+demo/fashion.png: | $(INSTALLED)
+	@mkdir -p demo
+	$(BIN)/biggan-hf sample biggan_hf:fashion --truncation 0.7 --output $@
+	@echo "Samples of the model in this package are in $@. Now a small one learns to write digits."
 
 # The model is there after the last step, however long the steps take. After Ctrl-C the shell stays to say what is next.
 demo/model/model.safetensors: | $(INSTALLED)

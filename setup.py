@@ -83,7 +83,7 @@ setup(
     package_dir={"": "src"},
     # `src/biggan_hf/conversion` is a link to `conversion/`, so every kind of install finds `biggan_hf.conversion`.
     packages=find_packages("src"),
-    package_data={"biggan_hf": ["py.typed"], "biggan_hf.conversion": ["*.txt"]},
+    package_data={"biggan_hf": ["py.typed", "models/*/*"], "biggan_hf.conversion": ["*.txt"]},
     python_requires=">=3.11",
     install_requires=install_requires,
     extras_require=extras,

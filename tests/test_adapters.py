@@ -159,6 +159,7 @@ def test_a_run_leaves_the_model_merged_and_apart(base: Path, tuned: Path) -> Non
     old_discriminator = BigGANDiscriminator.from_pretrained(base, subfolder="discriminator")
     apart = PeftModel.from_pretrained(old_discriminator, tuned / "adapter" / "discriminator")
     torch.testing.assert_close(answer(apart, pair), whole, rtol=0, atol=1e-5 * float(whole.abs().max()))
+    assert {(tuned / path).stat().st_mode for path in [*WEIGHTS, *APART]} == {(tuned / "report.txt").stat().st_mode}
     said = (tuned / "report.txt").read_text()
     assert "trained     adapters of rank 2 on 34 layers, " in said
     assert "base_model" not in (tuned / "README.md").read_text()  # which is a folder here
@@ -205,6 +206,15 @@ def test_recomputed_activations_change_nothing(pictures: Path, base: Path, tmp_p
         train_step(run)
         weights.append([value for network in run.networks for value in learned(network).values()])
     torch.testing.assert_close(*weights)
+
+
+@pytest.mark.slow  # torch compiles both networks, which takes a minute
+def test_compiled_networks_learn_the_same(pictures: Path, base: Path, tmp_path: Path) -> None:
+    for name, flags in (("plain", []), ("compiled", ["--compile"])):
+        main(tuning(pictures, base, tmp_path / name, *flags))
+    for path in APART:
+        plain, compiled = (load_file(tmp_path / name / path) for name in ("plain", "compiled"))
+        assert max((plain[name] - compiled[name]).abs().max().item() for name in plain) < 1e-5
 
 
 def test_other_classes(base: Path, tmp_path: Path) -> None:

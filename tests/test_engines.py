@@ -255,6 +255,20 @@ def test_a_model_without_a_graph_is_exported_once(
     assert len(quick_export) == 2
 
 
+def test_a_model_of_the_package_is_exported_to_the_cache(
+    exported: Path, tmp_path: Path, quick_export: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("biggan_hf.engines.HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("biggan_hf.embedded._FOLDER", tmp_path)
+    (tmp_path / "tiny").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(exported / name, tmp_path / "tiny")
+    pipes = [BigGANPipeline.from_pretrained("biggan_hf:tiny", engine=engine) for engine in ("onnx", "onnx", None)]
+    assert [path.is_relative_to(tmp_path / "home") for path in quick_export] == [True]
+    images = [pipe(1, generator=seeded(0), output_type="np").images for pipe in pipes]
+    assert np.array_equal(*images[:2]) and np.abs(images[0] - images[2]).max() < 1e-5
+
+
 # The files
 
 
@@ -320,12 +334,14 @@ def test_damaged_indices(folder: Path, text: str) -> None:
         BigGANPipeline.from_pretrained(folder, engine="onnx")
 
 
-def test_a_folder_with_other_weights(folder: Path, tmp_path: Path) -> None:
+def test_a_folder_with_other_weights(folder: Path, tmp_path: Path, quick_export: Any) -> None:
     model = BigGANModel.from_pretrained(folder)
     model.save_pretrained(folder, global_step=8)
     for engine in ("onnx", "openvino"):
-        with pytest.raises(ValueError, match=rf"/{engine}' was exported from other weights than those in .*--engine"):
+        with pytest.raises(ValueError, match=rf"/{engine}' was exported from other weights than those in") as refused:
             BigGANPipeline.from_pretrained(folder, engine=engine)
+    main(str(refused.value).split("`")[1].split()[1:])  # the command that it names
+    BigGANPipeline.from_pretrained(folder, engine="openvino")
     # The weights of one model, and the graphs of one, are no place for those of another.
     other = tiny_generator(standing_truncations=[0.3, 0.6, 1.0])
     with pytest.raises(ValueError, match="holds the weights of another model; export to a folder of its own"):
@@ -359,6 +375,13 @@ def test_a_graph_stays_unless_it_may_be_replaced(folder: Path, quick_export: lis
 def test_engines_and_precisions_that_there_are_not(exported: Path, options: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         BigGANPipeline.from_pretrained(exported, **options)
+
+
+def test_a_precision_that_was_not_exported(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    message = r"^'.*' has no graph for openvino in int8, and no weights in safetensors to export one from$"
+    with pytest.raises(ValueError, match=message):
+        BigGANPipeline.from_pretrained(folder, engine="openvino", precision="int8")
 
 
 @pytest.mark.parametrize(

@@ -128,8 +128,8 @@ def test_monge_distance_of_closed_forms() -> None:
     assert monge_distance(a, b) == pytest.approx(3 * (2**2 + 1**2 + 2**2) / 3, rel=1e-6)
     # Isotropic Gaussians of deviations 1 and 2: (2 - 1)² on every line.
     generator = torch.Generator().manual_seed(0)
-    first, second = (torch.randn(20_000, 4, generator=generator) for _ in range(2))
-    assert monge_distance(first, 2 * second) == pytest.approx(3 * 4, rel=0.03)
+    first, second = (torch.randn(4_000, 4, generator=generator) for _ in range(2))
+    assert monge_distance(first, 2 * second) == pytest.approx(3 * 4, rel=0.1)
     with pytest.raises(ValueError, match="width, 3 and 4"):
         monge_distance(torch.zeros(2, 4), torch.zeros(2, 3))
     with pytest.raises(ValueError, match="MIND needs at least 2 images, got 1"):

@@ -48,7 +48,7 @@ def test_version(metadata: dict[str, Any]) -> None:
 
 def test_typed_package_with_its_command(metadata: dict[str, Any]) -> None:
     assert {"biggan_hf", "biggan_hf.training"} <= set(metadata["packages"])
-    assert metadata["package_data"] == {"biggan_hf": ["py.typed"], "biggan_hf.conversion": ["*.txt"]}
+    assert metadata["package_data"] == {"biggan_hf": ["py.typed", "models/*/*"], "biggan_hf.conversion": ["*.txt"]}
     assert (ROOT / "src" / "biggan_hf" / "py.typed").exists()
     assert metadata["entry_points"]["console_scripts"] == ["biggan-hf = biggan_hf.cli:main"]
 
@@ -125,6 +125,7 @@ def assert_in_order(commands: list[str], starts: list[str]) -> None:
     assert found == sorted(found), commands
 
 
+SAMPLE = ".venv/bin/biggan-hf sample demo/model"
 INSTALL = [
     "python3 -m venv .venv",
     ".venv/bin/pip install \"$(grep -E '^torch==' constraints.txt)\"",
@@ -138,7 +139,7 @@ INSTALL = [
         ("test", ["OMP_NUM_THREADS=1 .venv/bin/pytest"]),
         ("quality", [".venv/bin/ruff check", ".venv/bin/ruff format --check", ".venv/bin/mypy"]),
         ("style", [".venv/bin/ruff check --fix", ".venv/bin/ruff format"]),
-        ("demo", ["trap : INT; .venv/bin/biggan-hf train", ".venv/bin/biggan-hf sample demo/model"]),
+        ("demo", [".venv/bin/biggan-hf sample biggan_hf:fashion", "trap : INT; .venv/bin/biggan-hf train", SAMPLE]),
     ],
 )
 def test_make_installs_first_and_once(tmp_path: Path, target: str, commands: list[str]) -> None:

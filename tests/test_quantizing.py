@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from biggan_hf import BigGANConfig, BigGANModel, quantizing
+from biggan_hf.commands.export import _check_in_words
 from biggan_hf.engines import _RUNNERS, EngineModel
 from biggan_hf.exporting import export_model, write_onnx
 from biggan_hf.quantizing import draw, measure, write_rounded
@@ -90,6 +91,8 @@ def test_an_export(model: BigGANModel, tmp_path: Path, monkeypatch: pytest.Monke
     for distance in (entry["frechet_distance"], entry["kernel_distance"]):
         assert distance["int8"] <= distance["allowed"] > distance["float"]
     assert entry["error"] < 0.01
+    kernel = entry["kernel_distance"]
+    assert f"KD {kernel['int8']:g} (torch: {kernel['float']:g}); 48 images, Lite0@112" in _check_in_words(entry)
     left = entry["float_convolutions"]
     assert SENSITIVE in left
     of_nodes = inputs(tmp_path / "onnx" / entry["file"])

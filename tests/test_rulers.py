@@ -81,14 +81,14 @@ def test_the_deviation_is_that_of_other_draws() -> None:
 
     def pools(draw: int) -> list[Pool]:
         pairs = (gaussian(2 * draw, 120, 0), gaussian(2 * draw + 1, 120, 1.0))
-        return [Pool(len(features), features, None) for features in pairs]
+        return [Pool(len(features), len(features), features, None) for features in pairs]
 
-    drawn = [numbers(*pools(draw)) for draw in range(20)]
-    found = [deviations(numbers, pools(draw)) for draw in range(3)]
+    drawn = [numbers(*pools(draw)) for draw in range(60)]
+    found = [deviations(numbers, pools(draw)) for draw in range(4)]
     for key in drawn[0]:
         actual = float(torch.tensor([values[key] for values in drawn]).std())
         estimated = sum(values[key] for values in found) / len(found)
-        assert 0.6 < estimated / actual < 1.6, (key, estimated, actual)
+        assert 0.7 < estimated / actual < 1.5, (key, estimated, actual)
     assert deviations(numbers, pools(0)) == found[0]  # the seed is fixed
 
 
@@ -98,7 +98,12 @@ def test_the_deviation_of_a_part_is_scaled_to_the_whole() -> None:
         return {"mean": float(pool.features.mean())}
 
     features = gaussian(0, 400, 0)
-    (whole,) = deviations(mean, [Pool(400, features, None)]).values()
-    (part,) = deviations(mean, [Pool(40_000, features, None)]).values()
-    assert part == pytest.approx(whole / 10)  # 1 / √N
+    (whole,) = deviations(mean, [Pool(400, 400, features, None)]).values()
+    # By 1 / √N. "fid" is of all images, "mean" of those whose features are kept.
+    (part,) = deviations(mean, [Pool(90_000, 40_000, features, None)]).values()
+    assert part == pytest.approx(whole / 10)
+    (of_sums,) = deviations(
+        lambda pool: {"floor_fid": mean(pool)["mean"]}, [Pool(90_000, 400, features, None)]
+    ).values()
+    assert of_sums == pytest.approx(whole / 15)
     assert whole == pytest.approx(1 / (400 * 6) ** 0.5, rel=0.5)

@@ -11,8 +11,10 @@ import pytest
 import torch
 from fake_hub import FakeHub
 from PIL import Image
+from training_runs import arguments, read_log
 
 from biggan_hf.data import ShuffledBatches, labelled_images, load_labelled_images, prepare, streaming
+from biggan_hf.training import main
 from biggan_hf.training.batches import BatchSource
 
 
@@ -158,3 +160,21 @@ def test_a_file_that_goes_away(source: Path, tmp_path: Path) -> None:
     images.__getitems__([0])
     with pytest.raises(ValueError, match=r"cannot read row group 3 of '.*train-00001-.*\.parquet': No such file"):
         images.__getitems__([ROWS + 13])
+
+
+def test_runs_with_these_options(tmp_path: Path) -> None:
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=["ant", "bee"]))
+    pictures = [Image.new("L", (40, 32), row) for row in range(12)]
+    table = datasets.Dataset.from_dict({"image": pictures, "label": [row % 2 for row in range(12)]}, features=features)
+    (tmp_path / "set").mkdir()
+    table.to_parquet(tmp_path / "set" / "train.parquet")
+    quiet = ["--sample_steps", "0", "--watch_steps", "0"]
+    for name, options in {
+        "stream": ["--streaming", "--label_sampling", "counts", "--reduced_jpeg"],
+        "balanced": ["--class_sampling", "balanced", "--random_crop"],
+    }.items():
+        main(arguments(tmp_path / "set", tmp_path / name, *quiet, *options, steps=1))
+        assert len(read_log(tmp_path / name)) == 1
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments(tmp_path / "set", tmp_path / "both", "--streaming", "--class_sampling", "balanced"))
+    assert not (tmp_path / "both").exists()

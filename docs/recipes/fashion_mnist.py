@@ -23,7 +23,8 @@ from biggan_hf import BigGANModel, collect_standing_statistics
 
 
 NAMES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
-TRUNCATIONS = [0.04, 0.2, 0.5, 0.7, 1.0, 2.0]
+TRUNCATIONS = [0.04, 0.5, 0.7, 1.0, 2.0]
+PASSES = 50  # of 64 samples, for each truncation
 
 
 def write_pictures(source: Path, output: Path) -> None:
@@ -48,16 +49,17 @@ def _png(picture: np.ndarray) -> dict[str, bytes]:
 
 
 @torch.no_grad()
-def write_model(source: str, output: Path, **numbers: int) -> None:
+def write_model(source: Path, output: Path) -> None:
     """
     Writes the generator with weights in bfloat16, half of their size, and with statistics in float32, which are
-    measured with these weights. A load makes everything float32. `numbers` go to `collect_standing_statistics`.
+    measured with these weights. A load makes everything float32.
     """
     model = BigGANModel.from_pretrained(source, dtype=torch.float32)
     for parameter in model.parameters():
         parameter.copy_(parameter.bfloat16())
     for truncations in (None, TRUNCATIONS):
-        collect_standing_statistics(model, truncations, generator=torch.Generator().manual_seed(0), **numbers)
+        generator = torch.Generator().manual_seed(0)
+        collect_standing_statistics(model, truncations, num_batches=PASSES, generator=generator)
     halved = {name for name, _ in model.named_parameters()}
     weights = {name: value.bfloat16() if name in halved else value for name, value in model.state_dict().items()}
     model.save_pretrained(output, state_dict=weights, global_step=model.saved_step)

@@ -151,7 +151,7 @@ class BigGANConfig(PreTrainedConfig):
         found = settings.get("model_type") if isinstance(settings, dict) else None
         if found != cls.model_type:
             folder = Path(source, kwargs.get("subfolder") or "")
-            if folder.is_dir() and not (folder / "config.json").is_file():
+            if Path(source).is_dir() and not (folder / "config.json").is_file():
                 raise FileNotFoundError(f"there is no config.json in {str(folder)!r}")
             told = f"its model_type is {found!r}" if found else "it names no model_type"
             raise ValueError(f"the config.json of {str(source)!r} is no BigGAN's: {told}")

@@ -119,13 +119,16 @@ def _exported_now(
     from .exporting import export_model  # here: both need what a graph at hand does without
     from .modeling_biggan import BigGANModel
 
-    model = None
-    if fetch("model.safetensors") is None:  # in shards, which a load brings here, or not there
+    model, config = None, fetch("config.json")
+    # A load brings shards here, and knows what is wrong where there is nothing.
+    if config is None or fetch("model.safetensors.index.json") is not None:
         model = BigGANModel.from_pretrained(source, **kwargs)
-    config = fetch("config.json")
+    fetch("model.safetensors")
     weights = None if config is None else checksum_of_weights(config.parent)
     if weights is None:
-        raise ValueError(f"{source!r} has no weights in safetensors, of which a graph could be exported")
+        raise ValueError(
+            f"{source!r} has no graph for {engine} in {precision}, and no weights in safetensors to export one from"
+        )
     cache = Path(HF_HOME) / "biggan_hf" / f"{weights}-{version('biggan_hf')}"
     if precision not in read_index(cache / engine):
         logger.warning(f"exports {source!r} for {engine} in {precision}, once, to {str(cache)!r}")
@@ -177,7 +180,7 @@ class EngineModel(SamplingMixin):
         if weights not in (None, self.entry["weights"]):
             raise ValueError(
                 f"{str(self.folder / engine)!r} was exported from other weights than those in {str(self.folder)!r}; "
-                f"`biggan-hf export {self.folder} --engine {engine} --precision {precision}` makes it anew"
+                f"`biggan-hf export {self.folder} --engine {engine} --precision {precision} --overwrite` makes it anew"
             )
         self.saved_step: int | None = self.entry.get("global_step")
         _check_files(self.folder / engine, self.entry)

@@ -12,6 +12,7 @@ import torch
 
 from ..bars import own_bars_alone
 from ..devices import check_device, device_or_best
+from ..embedded import located
 from ..engines import PACKAGES, Engine, EngineModel, Precision, best_engine, check_engine, check_installed
 from ..latents import TruncationMode, check_truncation
 from ..options import EitherSpelling, underscored, unknown_option
@@ -20,6 +21,7 @@ from ..pipeline_biggan import BigGANPipeline
 
 Group = argparse._ArgumentGroup
 Class = int | str | dict[int | str, float]
+MODEL = "a folder, a repository on the Hub or biggan_hf:fashion"  # what a command takes
 
 
 class CommandParser(EitherSpelling):
@@ -40,9 +42,7 @@ class CommandParser(EitherSpelling):
 # Options
 
 
-def add_model_arguments(
-    parser: argparse.ArgumentParser, what: str = "a folder or a repository on the Hub", engines: bool = False
-) -> None:
+def add_model_arguments(parser: argparse.ArgumentParser, what: str = MODEL, engines: bool = False) -> None:
     """With `engines`, for a command that only generates images, which other engines than torch do too."""
     parser.add_argument("model", metavar="MODEL", help=what)
     group = parser.add_argument_group("the model")
@@ -139,6 +139,7 @@ def load_pipeline(args: argparse.Namespace, folder: str | None = None) -> BigGAN
         check_installed(engine or "torch")
     if engine in PACKAGES and device not in (None, "cpu"):
         raise ValueError(f"the engine {engine} computes on the CPU, got --device {device}")
+    place = Path(located(model))
     try:
         with own_bars_alone():
             pipe = BigGANPipeline.from_pretrained(model, revision=args.revision, engine=engine, precision=precision)
@@ -146,9 +147,9 @@ def load_pipeline(args: argparse.Namespace, folder: str | None = None) -> BigGAN
         raise
     # A missing repository, a strange config.json and a damaged file raise half a dozen types, some of them private.
     except Exception as error:
-        if type(error) is FileNotFoundError or (Path(model).is_dir() and str(Path(model)) in str(error)):
+        if type(error) is FileNotFoundError or (place.is_dir() and str(place) in str(error)):
             raise ValueError(str(error)) from error
-        source = "" if Path(model).is_dir() else ", which is no folder here, from the Hub"
+        source = "" if place.is_dir() else ", which is no folder here, from the Hub"
         raise ValueError(f"cannot load {model!r}{source}: {error}") from error
     return pipe.to(device or ("cpu" if isinstance(pipe.model, EngineModel) else device_or_best(None)))
 

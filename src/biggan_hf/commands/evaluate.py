@@ -36,7 +36,7 @@ from . import common
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    common.add_model_arguments(parser, "a folder, a repository on the Hub, or an .npz of samples", engines=True)
+    common.add_model_arguments(parser, f"{common.MODEL}, or an .npz of samples", engines=True)
     _add_reference(parser.add_argument_group("the real images"))
     _add_samples(parser.add_argument_group("the samples"))
     _add_measures(parser.add_argument_group("the measures"))

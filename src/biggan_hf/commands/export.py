@@ -20,7 +20,7 @@ from . import common
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="a folder or a repository on the Hub")
+    parser.add_argument("model", metavar="MODEL", help=common.MODEL)
     group = parser.add_argument_group("the model")
     common.add_revision_argument(group)
     group = parser.add_argument_group("the graph")
@@ -51,6 +51,6 @@ def run(args: argparse.Namespace) -> None:
 def _check_in_words(entry: dict[str, Any]) -> str:
     if "largest_difference" in entry:
         return f"its images, in [-1, 1], differ from those of torch by at most {entry['largest_difference']:.1e}"
-    distance = entry["frechet_distance"]
-    of = f"{entry['images']} images, {entry['extractor']}"
-    return f"its images are {distance['int8']:g} from others of the model, torch's {distance['float']:g} (FD, {of})"
+    measures = {"FD": entry["frechet_distance"], "KD": entry["kernel_distance"]}
+    found = ", ".join(f"{name} {of['int8']:g} (torch: {of['float']:g})" for name, of in measures.items())
+    return f"its images, beside others of the model: {found}; {entry['images']} images, {entry['extractor']}"

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--extractor",
         metavar="NAME",
-        help="compare features: lite0, inception, inception-torchvision, a TorchScript file or module:function "
+        help="compare features: lite0, lite2, inception, inception-torchvision, a TorchScript file or module:function "
         "(default: the pixels)",
     )
     common.add_output_arguments(parser, "FILE.png", "where the sheet goes")

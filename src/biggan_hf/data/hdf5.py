@@ -1,6 +1,5 @@
 """BigGAN-PyTorch's file of pictures, `ILSVRC128.hdf5`: `imgs`, uint8 (N, C, S, S), and `labels`, integers (N,)."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,15 +17,16 @@ ENDINGS = (".hdf5", ".h5")
 
 class HDF5Pixels(StoredPixels):
     """
+    The file is opened for each reading: processes that fork must not share an open file of HDF5.
+
     Args:
         chosen: The rows that count, in their order; default all.
     """
 
     def __init__(self, path: Path, chosen: np.ndarray | None = None) -> None:
         self.path = path
-        self._file: Any = None
-        self._process = 0
-        number, *shape = _dataset(self._opened(), "imgs", 4).shape
+        with self._opened() as file:
+            number, *shape = _dataset(file, "imgs", 4).shape
         if not number or shape[0] not in (1, 3):
             raise ValueError(f"its 'imgs' are of shape {(number, *shape)}, expected (N, 1 or 3, H, W)")
         self.chosen = np.arange(number) if chosen is None else chosen
@@ -34,33 +34,27 @@ class HDF5Pixels(StoredPixels):
     def __len__(self) -> int:
         return len(self.chosen)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_file": None}
-
     def labels(self) -> np.ndarray | None:
         """int64 (N,) of all rows; `None` where the file has none."""
-        file = self._opened()
-        if "labels" not in file:
-            return None
-        labels = _dataset(file, "labels", 1)
-        if len(labels) != len(file["imgs"]):
-            raise ValueError(f"it has {len(file['imgs'])} 'imgs' and {len(labels)} 'labels'")
-        return labels[:].astype(np.int64)
+        with self._opened() as file:
+            if "labels" not in file:
+                return None
+            labels, number = _dataset(file, "labels", 1), len(file["imgs"])
+            if len(labels) != number:
+                raise ValueError(f"it has {number} 'imgs' and {len(labels)} 'labels'")
+            return labels[:].astype(np.int64)
 
     def read(self, rows: Sequence[int]) -> Tensor:
-        pictures = self._opened()["imgs"]
         try:
-            return torch.from_numpy(np.stack([pictures[row] for row in self.chosen[rows]]))
+            with self._opened() as file:
+                return torch.from_numpy(np.stack([file["imgs"][row] for row in self.chosen[rows]]))
         except OSError as error:
             raise ValueError(f"{str(self.path)!r} cannot be read: {first_line(error)}") from error
 
     def _opened(self) -> Any:
-        """Processes that fork must not share an open file of HDF5."""
         import h5py
 
-        if self._file is None or self._process != os.getpid():
-            self._file, self._process = h5py.File(self.path, "r"), os.getpid()
-        return self._file
+        return h5py.File(self.path, "r")
 
 
 def _dataset(file: Any, name: str, dimensions: int) -> Any:

@@ -210,21 +210,18 @@ def open_prepared(
     try:
         manifest = Manifest.from_json((folder / MANIFEST).read_text(encoding="utf-8"))
         _check_asked(manifest, shape, named)
-        source, pixels = _open_splits(folder, manifest, shape[1], spec, named["label_column"])
-    except (OSError, ValueError) as error:
+        images = _open(folder, manifest, shape[1], spec, named["label_column"] != NO_LABELS)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"the prepared folder {str(folder)!r}: {error}") from error
-    images = _images(source, pixels, manifest, shape, on_unreadable_image, spec)
     if on_unreadable_image == "error" and images.unreadable:
         first = next(iter(images.unreadable.values()))
         raise UnreadablePictureError(
             f"{len(images.unreadable)} pictures could not be read when {str(folder)!r} was prepared, first: {first}; "
             f"no other picture takes its place here: mend them in the source, and prepare it anew"
         )
-    if math.prod(shape) * len(images) <= max_cache_bytes:
-        images = replace(images, cache=pixels.read(range(len(images))))
-    images = images.without_unreadable()
-    remarks = list(dict.fromkeys(images.contents.remarks))  # the source's are among them
-    return replace(images, contents=replace(images.contents, remarks=remarks))
+    fits = math.prod(shape) * len(images) <= max_cache_bytes
+    cache = images.pictures.read(range(len(images))) if fits else None
+    return replace(images, on_unreadable_image=on_unreadable_image, cache=cache)
 
 
 def _check_asked(manifest: Manifest, shape: tuple[int, int, int], named: Mapping[str, str | None]) -> None:
@@ -245,74 +242,77 @@ def _colours(channels: int) -> str:
     return "RGB" if channels == 3 else "grey"
 
 
-def _open_splits(
-    folder: Path, manifest: Manifest, size: int, spec: str, label_column: str | None
-) -> tuple[Opened, Shards]:
-    lengths = {name: split.num_pictures for name, split in manifest.splits.items()}
-    used = used_splits(spec, list(lengths))
+def _open(folder: Path, manifest: Manifest, size: int, spec: str, with_labels: bool) -> PreparedImages:
+    used, chosen = _rows(manifest, spec)
     for name in used:
         check_files(folder, manifest, name, size)
     first = manifest.splits[used[0]]
     if any(manifest.splits[name].class_names != first.class_names for name in used):
         raise ValueError(f"the splits {', '.join(used)} have not the same classes: take one of them")
-    starts = dict(zip(used, np.cumsum([0, *(lengths[name] for name in used)]), strict=False))
-    parts = read_parts(spec, lengths)
-    chosen = np.concatenate([starts[name] + np.arange(low, high) for name, low, high in parts])
-    if not len(chosen):
-        raise ValueError(f"split {spec!r} is empty")
-    is_all = len(used) == 1 and len(chosen) == first.num_pictures
     files = [file for name in used for file in manifest.files(folder, name, size)]
-    pixels = Shards(files, manifest.shape(size), None if is_all else chosen)
+    pixels = Shards(files, manifest.shape(size), chosen)
     pixels.split = used[0] if len(used) == 1 else None
     labels = None
-    if first.class_names and label_column != NO_LABELS:
-        rows = np.concatenate([read_labels(folder, manifest, name) for name in used])[chosen]
-        labels = Labels(torch.from_numpy(rows), first.class_names, first.class_values)
-    left_out: dict[str, list[str]] = {}
-    for name in used:
-        for reason, names in manifest.splits[name].left_out.items():
-            left_out[reason] = list(dict.fromkeys([*left_out.get(reason, []), *names]))
-    ignored: dict[str, int | None] = {name: number for name, number in lengths.items() if name not in used}
-    label_source = UNLABELLED if labels is None else first.label_source
-    remarks = list(dict.fromkeys(remark for name in used for remark in manifest.splits[name].remarks))
-    contents = Contents(spec, ignored, left_out, label_source=label_source, remarks=remarks)
-    return with_counts(Opened(pixels, labels, contents)), pixels
-
-
-def _images(
-    source: Opened,
-    pixels: Shards,
-    manifest: Manifest,
-    shape: tuple[int, int, int],
-    on_unreadable_image: str,
-    spec: str,
-) -> PreparedImages:
-    used = used_splits(spec, list(manifest.splits))
-    starts = np.cumsum([0, *(manifest.splits[name].num_pictures for name in used)])
-    broken = {
-        int(start) + row: (name, reason)
-        for start, split in zip(starts, used, strict=False)
-        for shard in manifest.splits[split].shards
-        for row, name, reason in shard.unreadable
-    }
-    chosen = range(len(pixels)) if pixels.chosen is None else pixels.chosen.tolist()
-    places = [(place, *broken[row]) for place, row in enumerate(chosen) if row in broken] if broken else []
-    labels, first = source.labels, manifest.splits[used[0]]
-    is_whole = pixels.chosen is None and (labels is not None or not first.class_names)
-    return PreparedImages(
+    if first.class_names and with_labels:
+        rows = torch.from_numpy(np.concatenate([read_labels(folder, manifest, name) for name in used]))
+        labels = Labels(rows if chosen is None else rows[chosen], first.class_names, first.class_values)
+    contents = _contents(manifest, used, spec, UNLABELLED if labels is None else first.label_source)
+    source = with_counts(Opened(pixels, labels, contents))
+    images = PreparedImages(
         pictures=pixels,
         labels=None if labels is None else labels.rows,
         class_names=[] if labels is None else labels.names,
         class_values=[] if labels is None else labels.values,
         contents=source.contents,
-        image_size=shape[1],
-        num_channels=shape[0],
-        on_unreadable_image=on_unreadable_image,
+        image_size=size,
+        num_channels=manifest.num_channels,
+        on_unreadable_image="skip",
         cache=None,
-        unreadable={place: Unreadable(name, place, reason) for place, name, reason in places},
-        source_fingerprint=first.fingerprint if is_whole else None,
+        unreadable=_unreadable(manifest, used, chosen),
+        source_fingerprint=first.fingerprint if chosen is None and (labels or not first.class_names) else None,
         source_probed=first.probed,
-    )
+    ).without_unreadable()
+    remarks = list(dict.fromkeys(images.contents.remarks))  # some of them are the source's, too
+    return replace(images, contents=replace(images.contents, remarks=remarks))
+
+
+def _rows(manifest: Manifest, spec: str) -> tuple[list[str], np.ndarray | None]:
+    """The splits that are read, and the rows of them that count; `None` for all of one split."""
+    lengths = {name: split.num_pictures for name, split in manifest.splits.items()}
+    used = used_splits(spec, list(lengths))
+    starts = dict(zip(used, np.cumsum([0, *(lengths[name] for name in used)]), strict=False))
+    parts = read_parts(spec, lengths)
+    chosen = np.concatenate([starts[name] + np.arange(low, high) for name, low, high in parts])
+    if not len(chosen):
+        raise ValueError(f"split {spec!r} is empty")
+    is_all = len(used) == 1 and np.array_equal(chosen, np.arange(lengths[used[0]]))
+    return used, None if is_all else chosen
+
+
+def _contents(manifest: Manifest, used: list[str], spec: str, label_source: str) -> Contents:
+    ignored: dict[str, int | None] = {
+        name: split.num_pictures for name, split in manifest.splits.items() if name not in used
+    }
+    left_out: dict[str, list[str]] = {}
+    for name in used:
+        for reason, names in manifest.splits[name].left_out.items():
+            left_out[reason] = list(dict.fromkeys([*left_out.get(reason, []), *names]))
+    remarks = [remark for name in used for remark in manifest.splits[name].remarks]
+    return Contents(spec, ignored, left_out, label_source=label_source, remarks=remarks)
+
+
+def _unreadable(manifest: Manifest, used: list[str], chosen: np.ndarray | None) -> dict[int, Unreadable]:
+    """By row of what is read."""
+    start = 0
+    broken: dict[int, tuple[str | None, str]] = {}
+    for name in used:
+        for shard in manifest.splits[name].shards:
+            broken |= {start + row: (picture, reason) for row, picture, reason in shard.unreadable}
+        start += manifest.splits[name].num_pictures
+    if not broken:
+        return {}
+    rows = enumerate(range(start) if chosen is None else chosen.tolist())
+    return {place: Unreadable(broken[row][0], place, broken[row][1]) for place, row in rows if row in broken}
 
 
 # Checks
@@ -328,7 +328,7 @@ def check_files(folder: Path, manifest: Manifest, split: str, size: int) -> None
             raise ValueError(f"{path.name} is missing; {MENDS}")
         if found != expected:
             raise ValueError(f"{path.name} has {found:,} bytes, expected {expected:,}; {MENDS}")
-    if spread_digest(Shards(files, manifest.shape(size))) != manifest.splits[split].spread_sha256[str(size)]:
+    if spread_digest(Shards(files, manifest.shape(size))) != manifest.splits[split].spread_sha256.get(str(size)):
         raise ValueError(f"pictures of split {split!r} at {size} px have changed since; {MENDS}")
 
 

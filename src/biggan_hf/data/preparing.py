@@ -352,22 +352,23 @@ class _Calls(torch.utils.data.Dataset[Any]):
 def _in_processes(function: Callable[[Job], Any], jobs: list[Job], workers: int) -> Iterator[tuple[Job, Any]]:
     """The jobs with their results, in order. torch's workers end with the process that started them."""
     workers = min(workers, len(jobs)) if min(workers, len(jobs)) > 1 else 0
-    results = iter(
-        torch.utils.data.DataLoader(_Calls(function, jobs), None, num_workers=workers, collate_fn=_as_it_is)
-    )
+    calls = _Calls(function, jobs)
+    results = iter(torch.utils.data.DataLoader(calls, None, num_workers=workers, collate_fn=_as_it_is))
     try:
         for job in jobs:
-            try:
-                result = next(results)
-            except RuntimeError as error:
-                if not workers:
-                    raise
-                raise OSError(f"a process that decodes has ended; the same command goes on ({error})") from error
-            if isinstance(result, Exception):
-                raise result
-            yield job, result
+            yield job, _or_raised(next(results))
+    except RuntimeError as error:
+        if not workers:
+            raise
+        raise OSError(f"a process that decodes has ended; the same command goes on ({error})") from error
     finally:
         del results  # now, and so the workers
+
+
+def _or_raised(result: Any) -> Any:
+    if isinstance(result, Exception):
+        raise result
+    return result
 
 
 def _as_it_is(result: Any) -> Any:

@@ -19,7 +19,7 @@ from .metrics import (
     wavelet_distance,
 )
 from .reports import Measure
-from .resampling import SIDE, Pool, deviations, pool_of
+from .resampling import OF_SUMS, SIDE, Pool, deviations, pool_of
 from .statistics import Measurements
 from .wavelets import num_steps
 
@@ -66,7 +66,8 @@ class Comparison:
             name = f"FWD-log-Haar@{num_steps(fake.image_shape)}"
         else:
             name = label(key, self.extractor, key != "fid" or self.is_reference_known)
-        return Measure(key, name, value, deviation, num_images=fake.num_images)
+        number = fake.num_images if key in OF_SUMS or fake.kept is None else len(fake.kept)
+        return Measure(key, name, value, deviation, num_images=number)
 
     def _distances(self, real: Measurements, fake: Measurements) -> dict[str, tuple[float, float | None]]:
         """The distances that are asked for, by key, each with its deviation over subsets, if it has some."""
@@ -117,7 +118,10 @@ class Comparison:
 
         def interval(one: Measure) -> tuple[float, float] | None:
             side = SIDE * spread.get(one.key, math.nan)
-            return (one.value - side, one.value + side) if math.isfinite(side) else None
+            low, high = one.value - side, one.value + side
+            if one.key in ("precision", "recall", "coverage"):  # shares
+                low, high = max(low, 0.0), min(high, 1.0)
+            return (low, high) if math.isfinite(side) else None
 
         return [replace(one, interval=interval(one)) for one in measures]
 

@@ -14,7 +14,7 @@ from .reports import Report
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PANELS = ("fid", "kid", "is", "precision", "recall", "intra_class_fid")
+PANELS = ("fid", "kid", "mind", "fwd", "is", "precision", "recall", "intra_class_fid")
 
 
 def write_csv(reports: list[Report], path: Path) -> None:

@@ -194,7 +194,7 @@ class _Evaluation:
         ):
             share = accuracy_of_classifier(features, its_labels, real.kept[test], labels[test], len(classes))
             side = SIDE * (share * (1 - share) / len(test)) ** 0.5  # of a share of so many pictures
-            interval = (share - side, share + side) if self.settings.intervals else None
+            interval = (max(share - side, 0.0), min(share + side, 1.0)) if self.settings.intervals else None
             text = f"{label('accuracy', self.extractor)}, {name}"
             measures.append(Measure(key, text, share, interval=interval, num_images=number))
         return measures

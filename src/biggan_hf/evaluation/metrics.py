@@ -9,7 +9,7 @@ from torch import Tensor, nn
 NEIGHBOURS = 3  # of precision and recall (Kynkäänniemi et al. 2019)
 DENSITY_NEIGHBOURS = 5  # of density and coverage (Naeem et al. 2020)
 BLOCK = 1024  # rows of a matrix of distances that are in memory at a time
-PROJECTIONS = 1000  # of MIND, as torch-fidelity takes them; with more its value moves by less than 1 %
+PROJECTIONS = 1000  # of MIND, as torch-fidelity takes them; with others of this number its value moves by 2 %
 DIRECTIONS = 100  # of these in memory at a time
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 DRAWS = 20  # so the deviation itself is known to 1 / √(2 · 19) = 16 %, at a cost of seconds
 HALF = 500  # images at most: the cost grows with their square, and deviations of larger sets follow 1 / √N
+OF_SUMS = ("fid", "fwd")  # keys of numbers of all images; the others need features, which are kept of some
 SIDE = 1.96  # deviations from a value to the ends of its interval: 95 % of a normal distribution lie between them
 
 
@@ -28,22 +29,26 @@ class Pool:
     """The images of a set from which halves are drawn. `None` stands for what was not kept of them."""
 
     num_images: int  # of the whole set
-    features: Tensor | None  # (K, d) float64
-    packets: Tensor | None  # (K, P, w) float64
+    num_kept: int  # whose features are kept
+    features: Tensor | None  # (K, d)
+    packets: Tensor | None  # (K, P, w)
 
     def __len__(self) -> int:
         return max(len(rows) for rows in (self.features, self.packets) if rows is not None)
 
     def half(self, generator: torch.Generator) -> "Pool":
+        """In float64."""
         rows = torch.randperm(len(self), generator=generator)[: len(self) // 2]
-        features, packets = (None if x is None else x[rows.to(x.device)] for x in (self.features, self.packets))
+        features, packets = (
+            None if x is None else x[rows.to(x.device)].double() for x in (self.features, self.packets)
+        )
         return replace(self, features=features, packets=packets)
 
-    @property
-    def scale(self) -> float:
-        """From the deviation of halves to that of whole sets, of which the pool may be a part."""
+    def scale(self, key: str) -> float:
+        """From the deviation of halves to that of the images that the number with this key is computed from."""
+        number = self.num_images if key.removeprefix("floor_") in OF_SUMS else self.num_kept
         half = len(self) // 2
-        return ((1 / self.num_images) / (1 / half - 1 / len(self))) ** 0.5
+        return ((1 / number) / (1 / half - 1 / len(self))) ** 0.5
 
 
 def pool_of(measured: "Measurements") -> Pool | None:
@@ -54,10 +59,10 @@ def pool_of(measured: "Measurements") -> Pool | None:
         return None
     rows = chosen(number, min(*kept, 2 * HALF))
     if features is not None:
-        features = features[_places(rows, measured.kept_rows, features.device)].double()
+        features = features[_places(rows, measured.kept_rows, features.device)]
     if pictures is not None:
-        pictures = log_packets(pictures[_places(rows, measured.picture_rows, pictures.device)]).double()
-    return Pool(number, features, pictures)
+        pictures = log_packets(pictures[_places(rows, measured.picture_rows, pictures.device)])
+    return Pool(number, 0 if measured.kept is None else len(measured.kept), features, pictures)
 
 
 def chosen(num_images: int, number: int) -> Tensor:
@@ -73,6 +78,6 @@ def deviations(numbers: Callable[..., dict[str, float]], pools: list[Pool]) -> d
     """How far each of the numbers moves, from the numbers of halves of the sets."""
     generator = torch.Generator().manual_seed(0)
     draws = [numbers(*(pool.half(generator) for pool in pools)) for _ in range(DRAWS)]
-    scale = max(pool.scale for pool in pools)  # never too small where the sets differ in size
-    spread = {key: torch.tensor([draw[key] for draw in draws], dtype=torch.float64) for key in draws[0]}
-    return {key: scale * float(values.std()) for key, values in spread.items()}
+    spread = {key: float(torch.tensor([draw[key] for draw in draws], dtype=torch.float64).std()) for key in draws[0]}
+    # The largest scale is never too small where the sets differ in size.
+    return {key: max(pool.scale(key) for pool in pools) * deviation for key, deviation in spread.items()}

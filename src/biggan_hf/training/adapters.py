@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..embedded import PREFIX
-from ..files import write_text
+from ..files import add_checksum, write_text
 from ..hub import CARD
 from ..layers import BatchNorm2d, ConditionalBatchNorm2d
 from ..modeling_biggan import BigGANDiscriminator, BigGANModel
@@ -148,7 +148,9 @@ def save_adapter(network: AnyNetwork, folder: Path, base_model: str | None) -> N
     config.save_pretrained(folder)
     tensors = {f"base_model.model.{name.replace(f'.{_NAME}.', '.')}": value for name, value in state.items()}
     contiguous = {name: value.contiguous() for name, value in tensors.items()}
-    save_file(contiguous, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    path = folder / "adapter_model.safetensors"
+    save_file(contiguous, path, metadata={"format": "pt"})
+    add_checksum(path)  # the file is then for others to read too, which safetensors 0.8 writes for its owner alone
 
 
 def write_adapter_card(folder: Path, base_model: str | None) -> None:

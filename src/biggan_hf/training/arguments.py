@@ -34,7 +34,7 @@ class ModelArguments:
         f"A row of presets.py, networks and training: {', '.join(PRESETS)}. 'auto' chooses one for data and device.",
         "biggan-128",
     )
-    init_from: str | None = _help("Fine-tune this model (a folder or a Hub id), with its architecture.", None)
+    init_from: str | None = _help("Fine-tune this model: a folder, a Hub id or biggan_hf:fashion.", None)
     revision: str | None = _help("Branch, tag or commit of init_from on the Hub.", None)
     config_overrides: list[str] = _help("Change fields of BigGANConfig: name=value, the value in JSON.", [])
 

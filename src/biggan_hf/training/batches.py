@@ -128,7 +128,8 @@ class _Placed(torch.utils.data.Sampler[list[tuple[int, float]]]):
         seed, size, ranks = self.batches.seed, self.batches.batch_size, self.batches.world_size
         positions = itertools.count(self.batches.start + self.batches.rank * size, size * ranks)
         for first, rows in zip(positions, self.batches, strict=False):
-            yield [(row, counter_seed(seed, first + index) / 2**63) for index, row in enumerate(rows)]
+            draws = (counter_seed(seed, first + index) >> 10 for index in range(size))  # of 53 bits, as floats have
+            yield [(row, draw / 2**53) for row, draw in zip(rows, draws, strict=True)]
 
 
 def to_pixel_values(pixels: Tensor, device: torch.device) -> Tensor:
