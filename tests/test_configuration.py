@@ -42,7 +42,17 @@ def test_preset_has_the_size_of_the_published_model(name: str) -> None:
 
 
 def test_every_published_model_is_a_row() -> None:
-    assert PARAMETERS.keys() | {"demo"} == PRESETS.keys()
+    assert PARAMETERS.keys() | {"demo", "small-64", "small-128"} == PRESETS.keys()
+
+
+@pytest.mark.parametrize(("size", "parameters"), [(64, (7_818_884, 4_889_186)), (128, (7_799_876, 9_612_642))])
+def test_small_presets_suit_few_pictures(size: int, parameters: tuple[int, int]) -> None:
+    config, training = BigGANConfig.preset(f"small-{size}"), PRESETS[f"small-{size}"].training
+    with torch.device("meta"):
+        networks = BigGANModel(config), BigGANDiscriminator(config)
+    assert tuple(network.num_parameters() for network in networks) == parameters
+    assert (config.image_size, config.num_channels) == (size, 3)
+    assert training["diff_augment"] and training["global_batch_size"] < 300
 
 
 def test_preset_overrides() -> None:

@@ -349,7 +349,9 @@ def estimates(layers: Sequence[SpectralNorm], iterate: bool) -> list[Estimate]:
 def _estimates_of_a_shape(layers: Sequence[SpectralNorm], iterate: bool) -> Iterator[Estimate]:
     eps, device = layers[0].spectral_norm_eps, layers[0].weight.device.type
     # Not without need: an exported graph would hold the context, and not every engine takes it.
-    with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
+    # The meta device has no autocast to ask for.
+    is_cast = device != "meta" and torch.is_autocast_enabled(device)
+    with torch.autocast(device, enabled=False) if is_cast else nullcontext():
         weights = _stack([layer.weight.detach().flatten(1) for layer in layers])  # (layers, rows, columns)
         weights = weights.to(torch.promote_types(weights.dtype, torch.float32))
         # v ← Wᵀu / |Wᵀu|

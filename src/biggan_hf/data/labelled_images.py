@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import logging
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -25,6 +26,7 @@ from .pixels import PictureTable
 
 logger = logging.getLogger(__name__)
 
+MAX_CACHE_BYTES = 2**30  # up to this size all pixels of a set stay in memory once decoded
 NUM_PROBES = 16  # pictures from all over a set that say what its pictures are
 BUFFER = 10_000  # places by which the order of a stream moves a picture at the most
 SECONDS_AWAY = 5  # a disk of the network may be away for a while
@@ -129,6 +131,13 @@ class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
         """The smallest and the largest height and width of the probed pictures, by area."""
         sizes = sorted(((p.height, p.width) for p in self.probed), key=lambda size: (size[0] * size[1], size))
         return sizes[0], sizes[-1]
+
+    def at(self, image_size: int, num_channels: int, max_cache_bytes: int = MAX_CACHE_BYTES) -> Self:
+        """The same pictures, decoded anew: px, and 3 for RGB or 1 for grey. Up to so many bytes stay in memory."""
+        shape = (len(self), num_channels, image_size, image_size)
+        # torch.empty takes address space only: memory is used as rows are filled.
+        cache = torch.empty(shape, dtype=torch.uint8) if math.prod(shape) <= max_cache_bytes else None
+        return replace(self, image_size=image_size, num_channels=num_channels, cache=cache, cached_rows=set())
 
     def left_out(self) -> dict[str, list[str]]:
         """What was left out when the source was opened, and the pictures known to be unreadable: reasons and names."""

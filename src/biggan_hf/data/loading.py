@@ -1,10 +1,6 @@
 """From the name of a data set to pictures in batches: whatever is wrong with it is found here."""
 
-import math
-
-import torch
-
-from .labelled_images import LabelledImages, spread_rows
+from .labelled_images import MAX_CACHE_BYTES, LabelledImages, spread_rows
 from .opening import open_source
 from .prepared import find_prepared, open_prepared
 from .streaming import open_streamed
@@ -23,7 +19,7 @@ def load_labelled_images(
     image_column: str | None = None,
     label_column: str | None = None,
     on_unreadable_image: str = "skip",
-    max_cache_bytes: int = 2**30,
+    max_cache_bytes: int = MAX_CACHE_BYTES,
     streaming: bool = False,
     reduced_jpeg: bool = False,
 ) -> LabelledImages:
@@ -72,7 +68,6 @@ def load_labelled_images(
     open_it = open_streamed if streaming else open_source
     source = open_it(dataset_name, dataset_config_name, split, image_column, label_column)
     labels = source.labels
-    shape = (len(source.pictures), num_channels, image_size, image_size)
     images = LabelledImages(
         pictures=source.pictures,
         labels=None if labels is None else labels.rows,
@@ -83,10 +78,9 @@ def load_labelled_images(
         num_channels=num_channels,
         on_unreadable_image=on_unreadable_image,
         reduced_jpeg=reduced_jpeg,
-        # torch.empty takes address space only: memory is used as rows are filled.
-        cache=torch.empty(shape, dtype=torch.uint8) if math.prod(shape) <= max_cache_bytes else None,
+        cache=None,
     )
-    return _probe(images, dataset_name)
+    return _probe(images.at(image_size, num_channels, max_cache_bytes), dataset_name)
 
 
 def _probe(images: LabelledImages, dataset_name: str) -> LabelledImages:

@@ -30,12 +30,16 @@ def _help(text: str, default: Any) -> Any:
 class ModelArguments:
     """The networks."""
 
-    preset: str = _help(f"A row of presets.py, networks and training: {', '.join(PRESETS)}.", "biggan-128")
+    preset: str = _help(
+        f"A row of presets.py, networks and training: {', '.join(PRESETS)}. 'auto' chooses one for data and device.",
+        "biggan-128",
+    )
     init_from: str | None = _help("Fine-tune this model: a folder, a Hub id or biggan_hf:fashion.", None)
     revision: str | None = _help("Branch, tag or commit of init_from on the Hub.", None)
     config_overrides: list[str] = _help("Change fields of BigGANConfig: name=value, the value in JSON.", [])
 
     def __post_init__(self) -> None:
+        self.given: set[str] = set()  # the arguments that a command line or its file named
         # The last value of each field counts. The others stay, wherever they were given.
         self.config_overrides = list({item.partition("=")[0]: item for item in self.config_overrides}.values())
 
@@ -225,6 +229,7 @@ class TrainingArguments:
         return batch // forward
 
 
+AUTO = "auto"  # in the place of a preset: choosing.py chooses one, once the pictures are open
 Arguments = tuple[ModelArguments, DataArguments, TrainingArguments]
 _CLASSES: list[Any] = [ModelArguments, DataArguments, TrainingArguments]
 _TYPES: dict[str, Any] = {f.name: f.type for cls in _CLASSES for f in fields(cls)}
@@ -268,26 +273,41 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
         folder = run_folder(given.output_dir, given.resume_from_checkpoint)
         saved = _saved_settings(folder)
         argv = argv if given.output_dir else ["--output_dir", str(folder), *argv]
-    preset_is_given = any(word.partition("=")[0] == "--preset" for word in argv)
-    preset = given.preset if preset_is_given else saved.get("preset", given.preset)
-    row = preset_row(preset).training
+    named = {word.partition("=")[0].removeprefix("--") for word in argv if word.startswith("--")}
+    # What was chosen for a run stays.
+    is_given = "preset" in named and not (given.preset == AUTO and "preset" in saved)
+    preset = given.preset if is_given else saved.get("preset", given.preset)
+    row = {} if preset == AUTO else preset_row(preset).training
     if saved:  # whoever set a value of the row to another one meant it; no preset changes the pictures of a run
         kept = _TYPES if preset == saved.get("preset") else {f.name for f in fields(DataArguments)}
         row = {name: value for name, value in row.items() if name not in saved or name not in kept}
     # What comes later wins, and everything passes the same checks.
-    argv = [*_as_arguments({**saved, **row}), *argv]
+    argv = [*_as_arguments({**saved, **row}), *argv, "--preset", preset]
     model, data, training, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
     if unknown:
         raise ValueError(unknown_option(unknown, _FLAGS) or f"unrecognized arguments: {' '.join(unknown)}")
     _check_needed(data, training, is_new=not saved)
+    model.given = named
     return model, data, training
 
 
 def resumed_arguments(model: ModelArguments, data: DataArguments, training: TrainingArguments) -> Arguments:
     """The arguments of the run that goes on, but for the fields that are not at their defaults here."""
-    given = {f.name: getattr(group, f.name) for group in (model, data, training) for f in fields(group)}
+    return parse_arguments(_as_arguments(_given((model, data, training))))
+
+
+def with_chosen(arguments: Arguments, settings: dict[str, Any]) -> Arguments:
+    """The arguments where `settings` stand above the row of their preset and below what was given."""
+    given = _given(arguments)
+    del given["preset"]
+    return parse_arguments([*_as_arguments(settings), *_as_arguments(given)])
+
+
+def _given(arguments: Arguments) -> dict[str, Any]:
+    """What a command line named, and what is not at its default."""
+    values = {f.name: getattr(group, f.name) for group in arguments for f in fields(group)}
     defaults = {f.name: getattr(cls(), f.name) for cls in _CLASSES for f in fields(cls)}
-    return parse_arguments(_as_arguments({name: given[name] for name in given if given[name] != defaults[name]}))
+    return {name: values[name] for name in values if name in arguments[0].given or values[name] != defaults[name]}
 
 
 def _check_needed(data: DataArguments, training: TrainingArguments, is_new: bool) -> None:

@@ -72,8 +72,8 @@ class Report:
         return [(title, text) for title, text in [*rows, ("unusual", unusual)] if text]
 
 
-def describe(run: "Run", data_args: DataArguments, resumed: Path | None) -> Report:
-    """What the run is about to do, with what it found."""
+def describe(run: "Run", data_args: DataArguments, resumed: Path | None, chosen: str = "") -> Report:
+    """What the run is about to do, with what it found. `chosen`: why it has its preset."""
     args, size, images = run.args, run.config.image_size, run.batches.images
     data, processes = data_args.dataset_name, run.accelerator.num_processes
     batch = run.accumulation_steps * args.per_device_batch_size * processes
@@ -81,6 +81,7 @@ def describe(run: "Run", data_args: DataArguments, resumed: Path | None) -> Repo
     rows = [
         *found_rows(images, data, data_args.held_out_split),
         Row("trained as", f"{size}×{size}, {'RGB' if run.config.num_channels == 3 else 'grey'}"),
+        Row("chosen", chosen),
         _networks(run),
         _origin(run, resumed),
         Row("settings", _settings(run)),

@@ -17,14 +17,16 @@ from torch import nn
 from ..cards import is_text
 from ..configuration_biggan import BigGANConfig
 from ..data import LabelledImages, PreparedImages, load_labelled_images
+from ..data.prepared import find_prepared
 from ..devices import bfloat16_unit
 from ..files import read_text, remove_unfinished, write_text
 from ..hub import create_repo
 from ..presets import preset_row
 from ..processes import from_main
-from .arguments import DataArguments, ModelArguments, TrainingArguments, resumed_arguments
+from .arguments import AUTO, Arguments, DataArguments, ModelArguments, TrainingArguments, resumed_arguments
 from .batches import BatchSource, counter_generator, to_pixel_values
 from .checkpoints import BASE, SETTINGS, check_same_architecture, find_checkpoint, load_training_state, set_aside, warn
+from .choosing import choose_preset
 from .compile_cache import CompileCache
 from .fitting import fit_batch
 from .graphs import CudaRecorder, Graphs, why_not
@@ -43,7 +45,8 @@ def set_up(model_args: ModelArguments, data_args: DataArguments, args: TrainingA
     Everything before the first step. When it raises an error, nothing has been written yet. A run that goes on and
     names no data set takes the fields that are at their defaults from the run before.
     """
-    if args.resume_from_checkpoint and not data_args.dataset_name:
+    saved = read_settings(run_folder(args.output_dir, args.resume_from_checkpoint or "latest"))
+    if args.resume_from_checkpoint and (not data_args.dataset_name or (saved and model_args.preset == AUTO)):
         model_args, data_args, args = resumed_arguments(model_args, data_args, args)
     if args.lora_rank and model_args.init_from is None:
         raise ValueError(f"lora_rank={args.lora_rank} needs init_from: adapters change a model that is there")
@@ -53,14 +56,8 @@ def set_up(model_args: ModelArguments, data_args: DataArguments, args: TrainingA
     check_same_rank(state, args)
     args = with_precision(args)
     accelerator = build_accelerator(args)
-    saved = read_settings(run_folder(args.output_dir, args.resume_from_checkpoint or "latest"))
-    networks = model_args
-    if resumed is not None and model_args.init_from is not None:  # the checkpoint has its architecture
-        networks = dataclasses.replace(model_args, init_from=str(resumed / BASE if args.lora_rank else resumed))
-    blank = networks.config([])
-    with accelerator.main_process_first(), told_where_pictures_were(saved, data_args.dataset_name):
-        images = load_images(data_args, blank)
-    config = networks.config(images.class_names)
+    arguments, images, config, chosen = open_pictures((model_args, data_args, args), accelerator, saved, resumed)
+    model_args, data_args, args = arguments
     compile_cache = None if args.compile_cache is None else CompileCache(args.compile_cache, accelerator.device)
     args = fit_batch(args, accelerator, config, resumed, model_args.init_from, model_args.revision, saved)
     accumulation_steps = args.accumulation_steps(accelerator.num_processes)
@@ -95,7 +92,7 @@ def set_up(model_args: ModelArguments, data_args: DataArguments, args: TrainingA
             run.restore(state)
 
     if run.is_main:
-        run.report = describe(run, data_args, resumed)
+        run.report = describe(run, data_args, resumed, chosen)
     check_enough_pictures(run)
     if not args.dry_run:
         open_all(run)
@@ -103,6 +100,8 @@ def set_up(model_args: ModelArguments, data_args: DataArguments, args: TrainingA
 
 
 # What a run is built from
+
+FIRST = 32, 3  # size and channels at which pictures are opened before a preset is chosen
 
 
 def with_precision(args: TrainingArguments) -> TrainingArguments:
@@ -136,11 +135,35 @@ def build_accelerator(args: TrainingArguments) -> Accelerator:
     return accelerator
 
 
-def load_images(data_args: DataArguments, config: BigGANConfig, split: str | None = None) -> LabelledImages:
+def open_pictures(
+    arguments: Arguments, accelerator: Accelerator, saved: dict[str, Any], resumed: Path | None
+) -> tuple[Arguments, LabelledImages, BigGANConfig, str]:
+    """The arguments, with a preset that is chosen here, the pictures, the networks for them, and why that preset."""
+    model_args, data_args, args = arguments
+    if resumed is not None and model_args.init_from is not None:  # the checkpoint has its architecture
+        networks = dataclasses.replace(model_args, init_from=str(resumed / BASE if args.lora_rank else resumed))
+    else:
+        networks = model_args
+    is_auto, why = is_chosen(model_args, data_args, resumed), ""
+    shape = FIRST if is_auto else shape_of(networks.config([]))
+    with accelerator.main_process_first(), told_where_pictures_were(saved, data_args.dataset_name):
+        images = load_images(data_args, shape)
+    if is_auto:
+        arguments, why = choose_preset(arguments, images, accelerator.device)
+        networks = arguments[0]
+        images = images.at(*shape_of(networks.config([])))
+    return arguments, images, networks.config(images.class_names), why
+
+
+def shape_of(config: BigGANConfig) -> tuple[int, int]:
+    return config.image_size, config.num_channels
+
+
+def load_images(data_args: DataArguments, shape: tuple[int, int], split: str | None = None) -> LabelledImages:
     return load_labelled_images(
         data_args.dataset_name,
-        image_size=config.image_size,
-        num_channels=config.num_channels,
+        image_size=shape[0],
+        num_channels=shape[1],
         dataset_config_name=data_args.dataset_config_name,
         split=split or data_args.dataset_split,
         image_column=data_args.image_column,
@@ -198,7 +221,7 @@ def watched_pictures(
     """Where there is a held-out split, pictures of it, and as many of the training pictures."""
     if data_args.held_out_split is None:
         return {}
-    held_out = load_images(data_args, config, data_args.held_out_split)
+    held_out = load_images(data_args, shape_of(config), data_args.held_out_split)
     if config.num_labels:
         try:
             held_out = held_out.with_classes(images.class_names)
@@ -230,6 +253,18 @@ def build_quality(images: LabelledImages, args: TrainingArguments, accelerator: 
 
 
 # Checks
+
+
+def is_chosen(model_args: ModelArguments, data_args: DataArguments, resumed: Path | None) -> bool:
+    """Whether the preset is to be chosen; raises `ValueError` where networks or sizes are there already."""
+    if model_args.preset != AUTO:
+        return False
+    way = "name a preset, such as small-64"
+    if (model := model_args.init_from) is not None or resumed is not None:
+        raise ValueError(f"preset=auto chooses new networks, and {str(resumed or model)!r} has some: {way}")
+    if find_prepared(data_args.dataset_name) is not None:
+        raise ValueError(f"preset=auto chooses a size, and {data_args.dataset_name!r} is prepared for its own: {way}")
+    return True
 
 
 def check_enough_pictures(run: Run) -> None:
