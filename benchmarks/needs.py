@@ -32,7 +32,10 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Needs:
-    """Of one process in float32, without CUDA graphs."""
+    """
+    Of one process in float32, without CUDA graphs. The orthogonal penalty is left out: it takes its memory when the
+    activations are gone.
+    """
 
     weights: int  # bytes: parameters and buffers of both networks
     learning: int  # bytes: gradients and the two moments of Adam
@@ -137,7 +140,7 @@ def measured_memory(config: BigGANConfig, forward: int) -> int:
     has done nothing yet, with MALLOC_MMAP_THRESHOLD_=65536: then the C library keeps nothing that was freed.
     """
     accelerator = Accelerator(cpu=True)
-    args = TrainingArguments(per_device_batch_size=forward)
+    args = TrainingArguments(per_device_batch_size=forward, generator_orthogonality=0.0)
     grid = torch.zeros(1, 8, 8, 8)
     torch.nn.functional.conv2d(grid, torch.zeros(8, 8, 3, 3))  # the library of convolutions is loaded
     Path("/proc/self/clear_refs").write_text("5")  # the most so far is what is there now
@@ -217,18 +220,21 @@ def _duration(seconds: float) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--measure", type=int, metavar="N", help="Measure cifar10 of 16 channels, N a forward.")
+    parser.add_argument("--measure", type=int, metavar="N", help="Measure the memory, N pictures a forward.")
+    parser.add_argument("--preset", default="cifar10", help="With --measure. (default: %(default)s)")
+    parser.add_argument("--channels", type=int, default=16, help="With --measure. (default: %(default)s)")
     args = parser.parse_args(argv)
+    widths = {f"{network}_base_channels": args.channels for network in ("generator", "discriminator")}
     if args.measure:
-        config = BigGANConfig.preset("cifar10", generator_base_channels=16, discriminator_base_channels=16)
+        config = BigGANConfig.preset(args.preset, **widths)
         computed = needs_of(config, args.measure, args.measure, 1).memory
         print(json.dumps({"computed": computed, "measured": measured_memory(config, args.measure)}))
         return
     names = list(dict.fromkeys(rule.preset for rule in RULES))
     print("\n".join(table_of_presets(names)), "\n")
     print("\n".join(table_of_times({name: needs_of_preset(name, num_labels=0) for name in names})), "\n")
-    narrow = {f"{network}_base_channels": 32 for network in ("generator", "discriminator")}
-    night = needs_of_preset("cifar10", num_labels=0, **narrow).flops * 10_000 / TWO_CORES
+    narrow = {"generator_base_channels": 32, "discriminator_base_channels": 32, "num_labels": 0}
+    night = needs_of_preset("cifar10", **narrow).flops * 10_000 / TWO_CORES
     print(f"cifar10 of 32 channels, 10,000 steps on two cores: {_duration(night)}")
 
 
