@@ -26,10 +26,11 @@ def test_objectives(name: str, real: list[float], fake: list[float], discriminat
     torch.testing.assert_close(torch.stack(losses), torch.tensor([discriminator, generator]))
 
 
-def test_gradient_of_the_orthogonal_regularization() -> None:
-    weight = torch.randn(4, 3, 2, 2, dtype=torch.float64, requires_grad=True)
+@pytest.mark.parametrize("number", [4, 30], ids=["wide", "tall"])  # rows of 12 values
+def test_gradient_of_the_orthogonal_regularization(number: int) -> None:
+    weight = torch.randn(number, 3, 2, 2, dtype=torch.float64, requires_grad=True)
     rows = weight.flatten(1)
-    regularizer = (rows @ rows.t() * (1 - torch.eye(4))).square().sum() / 2
+    regularizer = (rows @ rows.t() * (1 - torch.eye(number))).square().sum() / 2
     (gradient,) = torch.autograd.grad(regularizer, weight)
     torch.testing.assert_close(orthogonal_regularization_gradient(weight.detach()), gradient)
 
