@@ -121,9 +121,13 @@ def test_run_without_its_launcher_leaves_a_checkpoint(
 def test_a_closed_terminal_leaves_a_checkpoint(many: Path, tmp_path: Path) -> None:
     output = tmp_path / "model"
     argv = arguments(many, output, *FOREVER, "--dataloader_num_workers", "1", steps=10**6)
-    with started(ONE_BY_ONE["train.py"], argv, output) as (process, members):
-        os.killpg(process.pid, signal.SIGHUP)
-        status, printed = ending_of(process, members)
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup` may have started the tests
+    try:
+        with started(ONE_BY_ONE["train.py"], argv, output) as (process, members):
+            os.killpg(process.pid, signal.SIGHUP)
+            status, printed = ending_of(process, members)
+    finally:
+        signal.signal(signal.SIGHUP, before)
     assert status == 129 and len(list(output.glob("checkpoint-*"))) == 1, printed
 
 
