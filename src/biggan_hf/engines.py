@@ -327,7 +327,7 @@ class _OpenVINO:
         # The first one made serves all models until the program ends. OpenVINO 2026.4 gives the thread that makes a
         # core a stack for handlers of signals, and takes it away wrongly if cores end in the order they were made in,
         # or in another thread: then the next signal that Python handles, such as Ctrl-C, ends the program (SIGSEGV).
-        self._core = _CORES.setdefault("core", openvino.Core())
+        self._core = _CORES.get("core") or _CORES.setdefault("core", openvino.Core())
         can_halve = "BF16" in self._core.get_property("CPU", properties.device.capabilities())
         if precision == "bf16" and not can_halve:
             logger.warning_once("this processor has no arithmetic in bf16; OpenVINO computes in fp32")

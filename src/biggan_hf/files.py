@@ -4,6 +4,7 @@ What is being written has another name, which begins with `.unfinished-`. It get
 disk. A write that fails removes it; a kill or a power cut leaves it, for `remove_unfinished`.
 """
 
+import hashlib
 import itertools
 import json
 import mmap
@@ -216,6 +217,11 @@ def checksum_of_file(path: Path) -> str:
         while part := file.read(2**20):
             checksum = zlib.crc32(part, checksum)
     return f"{checksum:08x}"
+
+
+def sha256_of_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 CHECKSUM, STEP = "crc32", "global_step"  # among the metadata of a safetensors file

@@ -100,12 +100,16 @@ class FoldableWeight(nn.Module):
         return super().train(mode)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self._folded = None
+        self._drop()
         return super()._apply(fn, recurse)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._folded = None
+        self._drop()
         super()._load_from_state_dict(*args, **kwargs)
+
+    def _drop(self) -> None:
+        # Drops what was made of weights that are moved, cast or loaded.
+        self._folded = None
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy (deepcopy or pickle) makes its own kernel.
@@ -247,13 +251,9 @@ class SpectralNorm(Float32Buffers, FoldableWeight):
             return self.weight / sigma.to(self.weight.dtype)
         return _DivideBySigma.apply(self.weight, *estimate)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+    def _drop(self) -> None:
+        super()._drop()
         self._estimate = None
-        return super()._apply(fn, recurse)
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._estimate = None
-        super()._load_from_state_dict(*args, **kwargs)
 
     @torch.no_grad()
     def plain(self) -> nn.Module:

@@ -22,6 +22,7 @@ import PIL
 import torch
 from torch import Tensor
 
+from ..files import sha256_of_file
 from ..pictures import Stored
 from .labelled_images import LabelledImages, Unreadable, UnreadablePictureError, spread_rows
 from .labels import NO_LABELS, Labels
@@ -335,17 +336,12 @@ def check_files(folder: Path, manifest: Manifest, split: str, size: int) -> None
 def read_labels(folder: Path, manifest: Manifest, split: str) -> np.ndarray:
     """int64 (N,)"""
     path, known = labels_file(folder, split), manifest.splits[split]
-    if not path.is_file() or sha256_of(path) != known.labels_sha256:
+    if not path.is_file() or sha256_of_file(path) != known.labels_sha256:
         raise ValueError(f"{path.name} is missing or has changed; {MENDS}")
     labels = np.load(path, allow_pickle=False).astype(np.int64)
     if labels.shape != (known.num_pictures,) or labels.min() < 0 or labels.max() >= len(known.class_names):
         raise ValueError(f"{path.name} does not fit {known.num_pictures} pictures of {len(known.class_names)} classes")
     return labels
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def in_words(manifest: Manifest) -> str:

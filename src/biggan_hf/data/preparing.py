@@ -19,7 +19,16 @@ from PIL import Image
 
 from ..bars import open_bar
 from ..cards import public_name
-from ..files import LOCK, UNFINISHED, locked_folder, remove_unfinished, write_bytes, write_file, write_text
+from ..files import (
+    LOCK,
+    UNFINISHED,
+    locked_folder,
+    remove_unfinished,
+    sha256_of_file,
+    write_bytes,
+    write_file,
+    write_text,
+)
 from ..pictures import square_of
 from .describing import found_rows, lines_of, printable
 from .labelled_images import LabelledImages
@@ -35,7 +44,6 @@ from .prepared import (
     find_prepared,
     in_words,
     labels_file,
-    sha256_of,
     shard_of,
     spread_digest,
 )
@@ -294,7 +302,9 @@ def _right_shards(folder: Path, before: Manifest, jobs: list[Job], workers: int)
 
 def _is_right(folder: Path, manifest: Manifest, known: Mapping[Job, Shard], job: Job) -> bool:
     paths = job.paths(folder, manifest)
-    return all(path.is_file() and sha256_of(path) == known[job].sha256.get(str(size)) for size, path in paths.items())
+    return all(
+        path.is_file() and sha256_of_file(path) == known[job].sha256.get(str(size)) for size, path in paths.items()
+    )
 
 
 def _write_shard(folder: Path, plan: Manifest, opened: Mapping[str, LabelledImages], job: Job) -> Shard:

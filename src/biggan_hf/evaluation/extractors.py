@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..files import sha256_of_file
 from .inception import (
     InceptionV3,
     preprocess_biggan_pytorch,
@@ -185,7 +186,7 @@ def find_weights(url: str, path: str | Path | None = None, more_prefixes: tuple[
         _download(url, file, prefixes[0])
     if not file.is_file():
         raise FileNotFoundError(f"there is no file of weights {str(file)!r}")
-    digest = file_digest(file)
+    digest = sha256_of_file(file)
     if not digest.startswith(prefixes):
         raise ValueError(
             f"{str(file)!r} is not {name}: its SHA-256 begins with {digest[:8]}, expected {' or '.join(prefixes)}; "
@@ -203,11 +204,6 @@ def _download(url: str, file: Path, prefix: str) -> None:
             f"cannot download {url} ({error}): fetch it elsewhere and put it at {str(file)!r}, or measure "
             f"with the extractor lite0, which needs no download"
         ) from error
-
-
-def file_digest(file: Path) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _load_inception(network: InceptionV3, path: Path) -> InceptionV3:
@@ -236,7 +232,7 @@ def _of_network(
     def function(images: Tensor) -> Features:
         return network(preprocess(images).contiguous(memory_format=torch.channels_last))
 
-    return _tried(FeatureExtractor(name, function, file_digest(file), resize, device))
+    return _tried(FeatureExtractor(name, function, sha256_of_file(file), resize, device))
 
 
 class _Lite(nn.Module):
@@ -278,7 +274,7 @@ def _load_torchscript(path: Path, device: torch.device, image_size: int) -> Feat
     except RuntimeError as error:
         raise ValueError(f"{str(path)!r} is no TorchScript file: {str(error).splitlines()[0]}") from error
     # The name keeps the file's ending: no file can take the name of an extractor of ours.
-    return _tried(FeatureExtractor(path.name, network, file_digest(path), "its own", device), image_size)
+    return _tried(FeatureExtractor(path.name, network, sha256_of_file(path), "its own", device), image_size)
 
 
 def _load_function(name: str, device: torch.device, image_size: int) -> FeatureExtractor:
@@ -292,7 +288,7 @@ def _load_function(name: str, device: torch.device, image_size: int) -> FeatureE
     finally:
         sys.path.pop(0)
     file = getattr(module, "__file__", None)
-    digest = file_digest(Path(file)) if file else hashlib.sha256(name.encode()).hexdigest()
+    digest = sha256_of_file(Path(file)) if file else hashlib.sha256(name.encode()).hexdigest()
     return _tried(FeatureExtractor(name, function, digest, "its own", device), image_size)
 
 

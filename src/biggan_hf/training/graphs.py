@@ -109,10 +109,10 @@ class Graphs:
             names[:] = scalars
             return torch.stack(list(scalars.values()))
 
-        replay = self.recorder.record(recorded)
+        replay, targets = self.recorder.record(recorded), tensors_of(kept)
 
         def repeat(inputs: Any) -> Scalars:
-            torch._foreach_copy_(tensors_of(kept), tensors_of(inputs))
+            torch._foreach_copy_(targets, tensors_of(inputs))
             scalars = replay()
             increment_version(self.written)
             return dict(zip(names, scalars.unbind(), strict=True))
