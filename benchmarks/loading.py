@@ -172,6 +172,7 @@ CONTESTANTS: dict[str, Callable[[Work], Batches]] = {
     "straight from the source": straight,
     "straight, reduced JPEGs": lambda work: straight(work, reduced_jpeg=True),
     "stream": lambda work: straight(work, streaming=True),
+    "stream, reduced JPEGs": lambda work: straight(work, streaming=True, reduced_jpeg=True),
     "torch.utils.data and Pillow": lambda work: of_torch(Decoded(work.source, work.options.image_size), work),
     "BigGAN-PyTorch's HDF5": lambda work: of_torch(OfHDF5(work.hdf5, len(work.images)), work),
     "datasets, shuffled stream": of_datasets,

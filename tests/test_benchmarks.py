@@ -340,6 +340,10 @@ def test_an_engine_that_computes_something_else_is_refused() -> None:
         engines.differences(programs, [images, images, -images])
 
 
+def test_the_guards_of_int8_that_noise_cannot_pass_exist() -> None:
+    assert graphs.UNCHECKED.keys() <= vars(quantizing).keys()
+
+
 def test_what_a_user_waits_for_and_pays(tmp_path: Path) -> None:
     model = tiny_generator(num_labels=3)
     model.save_pretrained(tmp_path / "ours")

@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 import fsspec
 import numpy as np
 import torch
-from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 
 MAX_PIXELS = 64_000_000
+FULL_SIZE = "full_size"  # in `info` of a picture that was decoded smaller than it is: width and height, upright
 SCALED_TO_16_BITS = ("PNG", "PPM", "JPEG2000")  # by Pillow, whatever depth or maximum these files state
 GREY_MODES = ("1", "L", "La", "LA", "I", "F")
 SAMPLE_FORMATS = {1: "unsigned integers", 2: "signed integers", 3: "floats"}  # of TIFF
@@ -49,17 +50,16 @@ def square_of(picture: Image.Image, image_size: int, place: float | None = None)
     Returns:
         uint8 (1 or 3, image_size, image_size)
     """
-    side = min(picture.size)
-    left, top = (int(place * (rest + 1)) if place is not None else rest // 2 for rest in _rest(picture))
-    box = (left, top, left + side, top + side)
+    width, height = picture.info.get(FULL_SIZE, picture.size)
+    reduction, side = round(width / picture.width), min(width, height)
+    rests = (width - side, height - side)
+    left, top = (int(place * (rest + 1)) if place is not None else rest // 2 for rest in rests)
+    # Of a reduced picture the edges may lie between pixels: a half of 375 is 187.5. Rounded, the picture would be
+    # stretched, which changes its pixels twice as much as the reduction does.
+    box = tuple(edge / reduction for edge in (left, top, left + side, top + side))
     picture = picture.resize((image_size, image_size), Image.Resampling.LANCZOS, box)
     array = np.array(picture).reshape(image_size, image_size, -1)
     return torch.from_numpy(array).permute(2, 0, 1)
-
-
-def _rest(picture: Image.Image) -> tuple[int, int]:
-    """How much longer width and height are than the square."""
-    return picture.width - min(picture.size), picture.height - min(picture.size)
 
 
 def as_ppm(pixels: np.ndarray) -> bytes:
@@ -75,7 +75,8 @@ def open_picture(cell: Mapping[str, Any] | None, num_channels: int, at_least: in
 
     Args:
         cell: "bytes" or else "path" of an encoded picture, as `datasets` stores them.
-        at_least: A JPEG may come at a half, a fourth or an eighth of its size, if both sides keep so many pixels.
+        at_least: An upright JPEG may come at a half, a fourth or an eighth of its size, if both sides keep so many
+            pixels.
     """
     if cell is None:
         raise ValueError("there is no picture")
@@ -149,10 +150,17 @@ def stored_picture(cell: Mapping[str, Any], at_least: int | None = None) -> Imag
     picture = Image.open(io.BytesIO(encoded_bytes(cell)))
     if picture.width * picture.height > MAX_PIXELS:
         raise UnreadableError(f"{picture.width}×{picture.height} pixels are more than {MAX_PIXELS:,}")
-    if at_least is not None and picture.format == "JPEG":
+    # One that will be turned comes in full: half a pixel would change sides.
+    if at_least is not None and picture.format == "JPEG" and _is_upright(picture):
+        full_size = picture.size
         picture.draft(None, (at_least, at_least))
+        picture.info[FULL_SIZE] = full_size
     picture.load()
     return picture
+
+
+def _is_upright(picture: Image.Image) -> bool:
+    return picture.getexif().get(ExifTags.Base.Orientation, 1) == 1
 
 
 def encoded_bytes(cell: Mapping[str, Any]) -> bytes:
@@ -166,14 +174,16 @@ def encoded_bytes(cell: Mapping[str, Any]) -> bytes:
 
 def _flatten(picture: Image.Image, mode: str) -> Image.Image:
     """The picture upright, in 8 bits a channel and without transparency."""
-    stored, picture = picture, ImageOps.exif_transpose(picture)
+    stored = picture
+    if not _is_upright(picture):  # otherwise it would be copied, as `convert` does
+        picture = ImageOps.exif_transpose(picture)
     if picture.mode[0] in "IF" or _tag(stored, SAMPLE_FORMAT) == 2:  # signed
         picture = _in_8_bits(np.asarray(picture), stored)
     if picture.has_transparency_data:
         picture = picture.convert("LA") if picture.mode == "La" else picture  # the only way of PIL from "La"
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return picture.convert(mode)
+    return picture if picture.mode == mode else picture.convert(mode)
 
 
 # Grey in more than 8 bits, which PIL's own conversion clips
