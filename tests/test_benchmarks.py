@@ -341,7 +341,7 @@ def test_an_engine_that_computes_something_else_is_refused() -> None:
 
 
 def test_the_guards_of_int8_that_noise_cannot_pass_exist() -> None:
-    assert graphs.UNCHECKED.keys() <= vars(quantizing).keys()
+    assert graphs.UNCHECKED.keys() <= vars(graphs.quantizing).keys()
 
 
 def test_what_a_user_waits_for_and_pays(tmp_path: Path) -> None:
