@@ -30,7 +30,11 @@ CALIBRATION_IMAGES = 32
 # Of the check of our own, which takes minutes with more.
 FEW_IMAGES = 64
 # Random weights make noise, of which the distances that guard int8 say nothing. `engines.py` compares the images.
-UNCHECKED = {"DISTANCE_TOLERANCE": float("inf"), "DEVIATIONS": float("inf"), "CHECKED_IMAGES": FEW_IMAGES}
+UNCHECKED: dict[str, Any] = {
+    "DISTANCE_TOLERANCE": float("inf"),
+    "DEVIATIONS": float("inf"),
+    "CHECKED_IMAGES": FEW_IMAGES,
+}
 
 
 class Program(NamedTuple):
