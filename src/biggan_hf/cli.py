@@ -15,6 +15,7 @@ from .commands import (
     invert,
     neighbours,
     npz,
+    polish,
     prepare,
     push,
     sample,
@@ -27,7 +28,22 @@ from .memory import is_out_of_memory
 from .options import missing_package, unknown_option
 
 
-COMMANDS = (sample, interpolate, sweep, npz, neighbours, invert, stats, convert, export, prepare, evaluate, push, env)
+COMMANDS = (
+    sample,
+    interpolate,
+    sweep,
+    npz,
+    neighbours,
+    invert,
+    stats,
+    convert,
+    export,
+    prepare,
+    evaluate,
+    polish,
+    push,
+    env,
+)
 
 
 def main(argv: list[str] | None = None) -> None:

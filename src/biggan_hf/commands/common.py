@@ -229,3 +229,11 @@ def check_output(path: Path, suffixes: Sequence[str], overwrite: bool) -> None:
         raise IsADirectoryError(f"the output {str(path)!r} is a folder")
     if path.exists() and not overwrite:
         raise FileExistsError(f"{str(path)!r} exists; --overwrite replaces it")
+
+
+def check_folder(folder: Path) -> None:
+    """Raises unless `folder` is one or may be made."""
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"the output {str(folder)!r} is a file, expected a folder")
+    if not folder.parent.is_dir():
+        raise FileNotFoundError(f"the output's folder {str(folder.parent)!r} does not exist")

@@ -51,9 +51,6 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _check_folder(folder: Path, overwrite: bool) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"the output {str(folder)!r} is a file, expected a folder")
-    if not folder.parent.is_dir():
-        raise FileNotFoundError(f"the output's folder {str(folder.parent)!r} does not exist")
+    common.check_folder(folder)
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
         raise FileExistsError(f"{str(folder)!r} already holds something; --overwrite replaces the generator in it")

@@ -1,0 +1,140 @@
+"""Train a generator further with a distance as its loss.
+
+The generator of MODEL learns, without a discriminator, to lower the Fréchet distance of its images to those of a data
+set. An encoder on which it does not learn judges: the best average by its verdicts is written. A call that was stopped
+goes on.
+
+examples:
+  biggan-hf polish my-biggan --dataset_name pictures --output my-biggan-polished
+  biggan-hf polish biggan_hf:fashion --dataset_name fashion --num_steps 300 --output polished
+"""
+
+import argparse
+import copy
+import re
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from huggingface_hub.constants import HF_HOME
+
+from ..cards import is_by_hand, is_path
+from ..class_names import names_of
+from ..configuration_biggan import BigGANConfig
+from ..devices import check_device, device_or_best
+from ..files import LOCK, locked_folder, read_text, write_file, write_text
+from ..hub import CARD, model_card
+from ..processes import is_main_process, joined
+from . import common
+
+
+if TYPE_CHECKING:
+    from ..data import LabelledImages
+
+CACHE = Path(HF_HOME) / "biggan_hf" / "evaluation"
+SHEET = "before-and-after.png"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    common.add_model_arguments(parser)
+    group = parser.add_argument_group("the real pictures")
+    common.add_dataset_arguments(group, required=True)
+    group.add_argument("--image_column", metavar="NAME", help="default: the only column of images")
+    group.add_argument("--label_column", metavar="NAME", help="default: found by its type")
+    text = "pictures on each side whose moments are compared"
+    common.add_number(group, "--population", 8_192, text)
+    _add_learning(parser.add_argument_group("the learning"))
+    group = common.add_output_arguments(parser, "FOLDER", "where the polished generator goes")
+    group.add_argument("--force_unlock", action="store_true", help="take the folder over from a process that is dead")
+
+
+def _add_learning(group: common.Group) -> None:
+    text = "encoders that are learnt from, as for evaluate (default: lite0)"
+    group.add_argument("--extractors", nargs="+", default=["lite0"], metavar="NAME", help=text)
+    text = "the encoder that judges, and is not learnt from (default: %(default)s)"
+    group.add_argument("--judge", default="lite2", metavar="NAME", help=text)
+    common.add_number(group, "--num_steps", 1_000, "at most")
+    common.add_number(group, "--batch_size", 64, "images a step, of all processes together")
+    text = "of Adam (default: %(default)s)"
+    group.add_argument("--learning_rate", type=float, default=1e-4, metavar="R", help=text)
+    text = "share of the way back to the weights of MODEL that each step goes (default: %(default)s)"
+    group.add_argument("--anchor", type=float, default=0.0, metavar="A", help=text)
+    common.add_number(group, "--evaluation_steps", 200, "between two verdicts; a multiple of 20")
+    common.add_number(group, "--evaluation_images", 2_000, "that are judged", least=2)
+    common.add_number(group, "--patience", 3, "verdicts in a row without a better one that end the work")
+    common.add_seed_argument(group)
+
+
+def run(args: argparse.Namespace) -> None:
+    from ..evaluation import load_extractor  # here: --help does without
+    from ..polishing import Polishing, PolishSettings, before_and_after, polish
+
+    settings = PolishSettings(**{field.name: getattr(args, field.name) for field in fields(PolishSettings)})
+    if args.judge in args.extractors:
+        raise ValueError(f"the judge {args.judge!r} is learnt from, too: name an encoder that is not")
+    common.check_folder(args.output)
+    check_device(args.device)
+    device = device_or_best(args.device)
+    with joined(device.startswith("cuda")), ExitStack() as held:
+        if is_main_process():
+            held.enter_context(locked_folder(args.output, args.force_unlock))
+            _make_room(args.output, args.overwrite)
+        model = common.load_pipeline(args).model
+        start, size = copy.deepcopy(model), model.config.image_size
+        encoders = [load_extractor(name, device, image_size=size) for name in (*args.extractors, args.judge)]
+        pictures = _pictures(args, model.config)
+        polishing = Polishing(model, pictures, encoders[:-1], encoders[-1], settings, CACHE)
+        best = polish(polishing, args.output)
+        if is_main_process():
+            with write_file(args.output / SHEET) as unfinished:
+                before_and_after(start, start.from_pretrained(args.output).to(device), args.seed).save(unfinished)
+            _write_card(args, model.config)
+            print(_verdict(polishing.verdicts, best), args.output, sep="\n")
+
+
+def _make_room(folder: Path, overwrite: bool) -> None:
+    from ..polishing import LOG, STATE
+
+    ours = [folder / name for name in (STATE, LOG, SHEET)]
+    if overwrite:
+        for path in ours:
+            path.unlink(missing_ok=True)
+    elif not ours[0].exists() and any(path.name != LOCK for path in folder.iterdir()):
+        raise FileExistsError(f"{str(folder)!r} already holds something; --overwrite replaces the generator in it")
+
+
+def _pictures(args: argparse.Namespace, config: BigGANConfig) -> "LabelledImages":
+    from ..data import load_labelled_images
+
+    images = load_labelled_images(
+        args.dataset_name,
+        image_size=config.image_size,
+        num_channels=config.num_channels,
+        dataset_config_name=args.dataset_config_name,
+        split=args.dataset_split,
+        image_column=args.image_column,
+        label_column=args.label_column,
+    )
+    return (
+        images.with_classes(names_of(config.id2label)) if config.num_labels and images.labels is not None else images
+    )
+
+
+def _write_card(args: argparse.Namespace, config: BigGANConfig) -> None:
+    path = args.output / CARD
+    if is_by_hand(read_text(path)):
+        return
+    ids = [name if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not is_path(name) else None
+           for name in (args.dataset_name, args.model)]  # fmt: skip
+    card = model_card(config, datasets=[ids[0]] if ids[0] else None, base_model=ids[1], sample_image=SHEET)
+    write_text(path, card)
+
+
+def _verdict(verdicts: Sequence[tuple[int, float]], best: int) -> str:
+    """What the judge found, in words."""
+    found = dict(verdicts)
+    if best == 0:
+        return "The judge found nothing better than the model as it was, which is in the folder."
+    return f"Step {best} is the best: the judge's distance is {found[best] / found[0]:.2f} of that before."
