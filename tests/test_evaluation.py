@@ -100,6 +100,14 @@ def test_the_fingerprint_of_generated_images_follows_all_that_they_depend_on() -
     assert GeneratedImages(tiny_generator(), 8).fingerprint == sources[0].fingerprint
 
 
+def test_a_saved_model_generates_the_same_images(tmp_path: Path) -> None:
+    model = tiny_generator()
+    before = GeneratedImages(model, 8).fingerprint
+    model.save_pretrained(tmp_path)  # which fills in fields of the configuration
+    models = model, BigGANModel.from_pretrained(tmp_path)
+    assert {GeneratedImages(one, 8).fingerprint for one in models} == {before}
+
+
 @pytest.mark.parametrize("training", [False, True])
 def test_a_pass_shares_the_normalised_weights(training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     model, fold, folded = tiny_generator().train(training), FoldableWeight.fold, list[FoldableWeight]()
