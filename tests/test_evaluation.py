@@ -18,6 +18,7 @@ from evaluation_common import noise, noise_source, save_pictures, tiny_extractor
 from huggingface_hub import ModelCard
 from torch import Tensor
 
+from biggan_hf import BigGANModel
 from biggan_hf.data import LabelledImages, load_labelled_images
 from biggan_hf.evaluation import (
     EvaluationSettings,
