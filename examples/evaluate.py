@@ -1,4 +1,4 @@
-"""Measures a model against real pictures: `python examples/evaluate.py path/to/pictures` prints numbers and protocol."""
+"""Measures a model against real pictures: `python examples/evaluate.py path/to/pictures` prints a table."""
 
 import sys
 

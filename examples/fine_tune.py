@@ -1,4 +1,4 @@
-"""Goes on with a trained model on other pictures: `python examples/fine_tune.py path/to/pictures` writes fine-tuned/."""
+"""Trains a model further on other pictures: `python examples/fine_tune.py path/to/pictures` writes fine-tuned/."""
 
 __program__ = "biggan_hf"  # biggan_hf then sets how torch's threads wait, which a library must not do
 

@@ -50,10 +50,8 @@ def shown(result: Result) -> dict[str, list[str]]:
     """What a dry run says that it would send, by name."""
     assert result.exit_code == 0, result.output
     values: dict[str, list[str]] = {}
-    for line in result.output.splitlines():
-        if match := re.fullmatch(r"  (\w*) +(.+)", line):
-            name = match[1] or name
-            values.setdefault(name, []).append(match[2])
+    for name, value in re.findall(r"^  (\w*) +(.+)$", result.output, re.MULTILINE):  # no name: another value
+        values.setdefault(name or [*values][-1], []).append(value)
     return values
 
 
@@ -75,7 +73,8 @@ def test_client_takes_a_job(words: list[str], monkeypatch: pytest.MonkeyPatch, t
 
     bucket, *options = shlex.split(job["args"][0])
     assert bucket.startswith("hf://buckets/USER/runs/")
-    _, data, training = parse_arguments([*options, "--output_dir", str(tmp_path), "--resume_from_checkpoint", "latest"])
+    options += ["--output_dir", str(tmp_path), "--resume_from_checkpoint", "latest"]
+    _, data, training = parse_arguments(options)
     mounted = [volume.partition(":")[2] for volume in job["volumes"][1:]]
     assert [data.dataset_name] == (mounted or ["uoft-cs/cifar10"])
     limit = parse_duration(job["timeout"][0].removesuffix(" (from script)"))
@@ -181,16 +180,19 @@ def job(folder: Path, monkeypatch: pytest.MonkeyPatch, **changed: Any) -> Any:
     return train
 
 
-def test_the_next_job_goes_on(buckets: Buckets, pictures: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    options = arguments(pictures, Path("elsewhere"), steps=2)
+def test_the_next_job_goes_on(
+    buckets: Buckets, pictures: Path, tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = arguments(pictures, Path("elsewhere"), "--sample_steps", "0", steps=2)
     job(tmp_path / "first", monkeypatch)(BUCKET, *options)
     kept = buckets.place / "user" / "runs" / "mine"
     assert (kept / "checkpoint-2").is_dir() and not [*kept.rglob(".*")]  # and no lock of the machine that is gone
+    assert [line["step"] for line in read_lines(kept / "log.jsonl")] == [1, 2]
 
-    job(tmp_path / "second", monkeypatch)(BUCKET, *options, "--max_train_steps", "4")
-    lines = read_lines(kept / "log.jsonl")
-    assert [line["step"] for line in lines] == [1, 2, 3, 4] and (kept / "checkpoint-4").is_dir()
-    assert "step 2" in (kept / "report.txt").read_text()
+    capsys.readouterr()
+    job(tmp_path / "second", monkeypatch)(BUCKET, "--max_train_steps", "4", "--dry_run")  # the folder tells the rest
+    assert re.search(r"weights +of step 2, checkpoint-2\n", capsys.readouterr().out)
+    assert (kept / "checkpoint-2" / "training_state.pt").is_file()
 
 
 def test_a_job_sends_while_it_trains_and_when_it_is_ended(
