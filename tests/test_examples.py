@@ -47,7 +47,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where a script leaves its files."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", [])
+    monkeypatch.setattr(sys, "argv", ["python"])
     return tmp_path
 
 
@@ -147,6 +147,8 @@ def test_what_the_notebook_shows() -> None:
     kept = outputs(notebook)
     pictures = [base64.b64decode(content) for kind, content in kept if kind == "image/png"]
     assert len(pictures) == 5 and sum(map(len, pictures)) < 300_000
-    assert {kind for kind, _ in kept} == {"image/png", "text/plain", "stdout"}  # no warnings
+    assert {kind for kind, _ in kept} == {"image/png", "text/plain", "stdout", "stderr"}
+    (told,) = [text for kind, text in kept if kind == "stderr"]  # and no warnings
+    assert told == "biggan_hf:fashion has no discriminator: a new one learns from the start\n"
     text = NOTEBOOK.read_text(encoding="utf-8")
     assert not re.search(r"/(?:home|root|tmp|work|Users)/", text) and "iopub" not in text
