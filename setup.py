@@ -60,6 +60,8 @@ extras["dev"] = (
     + extras["video"]
     + extras["adapters"]
     + ["setuptools", "pytest", "pytest-xdist", "ruff", "mypy", "tensorboard", "psutil", "PyWavelets"]
+    # For the notebook of examples/.
+    + ["nbclient", "nbformat", "ipykernel"]
 )
 
 setup(

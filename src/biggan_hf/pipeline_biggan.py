@@ -30,7 +30,8 @@ from .memory import is_out_of_memory
 from .spectral_norm import fold, unfold
 
 
-ClassMixture = Mapping[int | str, float]
+# Three, since the type of keys is invariant: {"goldfish": 0.7} is no Mapping[int | str, float].
+ClassMixture = Mapping[int, float] | Mapping[str, float] | Mapping[int | str, float]
 ClassLabels = int | str | ClassMixture | Sequence[int | str | ClassMixture] | Tensor
 Generators = torch.Generator | Sequence[torch.Generator]
 OutputType = Literal["pil", "np", "pt", "uint8"]
