@@ -121,9 +121,8 @@ def _exported_now(
 
     model, config = None, fetch("config.json")
     # A load brings shards here, and knows what is wrong where there is nothing.
-    if config is None or fetch("model.safetensors.index.json") is not None:
+    if config is None or fetch("model.safetensors") is None:
         model = BigGANModel.from_pretrained(source, **kwargs)
-    fetch("model.safetensors")
     weights = None if config is None else checksum_of_weights(config.parent)
     if weights is None:
         raise ValueError(
