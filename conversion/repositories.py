@@ -118,7 +118,7 @@ class HubFolder:
 def checkpoints(files: Iterable[str]) -> dict[str, tuple[str, str]]:
     """The folders that hold checkpoints of other programs, by their paths; the kind and the script of each."""
     found: dict[PurePosixPath, tuple[str, str | None]] = {}
-    paths = [PurePosixPath(file) for file in sorted(files)]
+    paths = [path for path in map(PurePosixPath, sorted(files)) if not path.match("G_optim*")]
     for pattern, kind, script in FOLDERS:
         for path in paths:
             if path.match(pattern):
