@@ -301,7 +301,7 @@ def test_pushed_code_needs_no_package(way: str, fake_hub: FakeHub, tmp_path: Pat
     images, logits = torch.load(tmp_path / "output.pt")
     expected = model.sample(["dog"], generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(images, expected)
-    assert Image.open(tmp_path / "picture.png") == to_pil(images)[0]
+    assert Image.open(tmp_path / "picture.png").tobytes() == to_pil(images)[0].tobytes()
     torch.testing.assert_close(logits, disc(expected, 1).logits, rtol=1e-4, atol=1e-4)
     # Saved again without the code, the configuration does not name it.
     BigGANModel.from_pretrained(source).save_pretrained(tmp_path / "again")
@@ -365,7 +365,8 @@ def test_no_token_is_written(
     theirs = {path.name: path.read_bytes() for path in (ORIGINALS / "biggan_thin").glob("*.pth")}
     fake_hub.repos["models", "user/theirs"].commit("main", theirs)
     told = []
-    for number, given in enumerate([{}, {"token": OF_ARGUMENT}]):
+    arguments: list[dict[str, Any]] = [{}, {"token": OF_ARGUMENT}]
+    for number, given in enumerate(arguments):
         option, output = ["--token", OF_ARGUMENT] if given else [], str(tmp_path / f"output-{number}")
         main(["push", str(tmp_path / "ours"), f"user/x{number}", "--include_code", *option])
         main(["convert", "user/theirs", "--output", output, *option])

@@ -3,7 +3,6 @@
 from typing import Any
 
 from PIL import Image
-from torch import Tensor
 from transformers import Pipeline
 
 from .images import to_pil
@@ -20,17 +19,21 @@ class BigGANRemotePipeline(Pipeline):
         ```
     """
 
-    _load_tokenizer = _load_processor = _load_feature_extractor = False
-    _load_image_processor = _load_video_processor = False
+    model: Any
+    _load_tokenizer: Any = False
+    _load_processor: Any = False
+    _load_feature_extractor: Any = False
+    _load_image_processor: Any = False
+    _load_video_processor: Any = False
 
     def _sanitize_parameters(self, **options: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         return {}, options, {}
 
-    def preprocess(self, class_labels: Any) -> dict[str, Any]:
-        return {"class_labels": class_labels}
+    def preprocess(self, input_: Any, **_: Any) -> dict[str, Any]:
+        return {"class_labels": input_}
 
-    def _forward(self, inputs: dict[str, Any], **options: Any) -> Tensor:
-        return self.model.sample(**inputs, **options)
+    def _forward(self, input_tensors: dict[str, Any], **options: Any) -> Any:
+        return self.model.sample(**input_tensors, **options)
 
-    def postprocess(self, images: Tensor) -> list[Image.Image]:
-        return to_pil(images)
+    def postprocess(self, model_outputs: Any, **_: Any) -> list[Image.Image]:
+        return to_pil(model_outputs)
