@@ -271,6 +271,7 @@ pipe = pipeline(model=source, trust_remote_code=True)
 (picture,) = pipe("dog", generator=torch.Generator().manual_seed(0))
 picture.save(folder + "/picture.png")
 assert [len(drawn) for drawn in pipe(["cat", 1], truncation=0.5, num_images_per_prompt=3)] == [3, 3]
+assert len(pipe(None, truncation=0.5, num_images_per_prompt=4)) == 4  # as the card says
 pipe.save_pretrained(folder + "/from-pipeline")
 torch.save((images, disc(images, 1).logits.detach()), folder + "/output.pt")
 """
