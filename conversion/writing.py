@@ -21,7 +21,7 @@ from biggan_hf.conversion.rename import abbreviated
 from biggan_hf.conversion.training_state import STATE_FILE
 from biggan_hf.files import check_archive, replaced_folder, save_archive, staged_folder
 from biggan_hf.hub import model_card
-from biggan_hf.options import EitherSpelling
+from biggan_hf.options import EitherSpelling, underscored, unknown_option
 
 
 # The largest difference from a reference answer that is accepted, relative to the largest entry of the answer.
@@ -64,6 +64,13 @@ class Conversion:
 
 
 class _Parser(EitherSpelling):
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        args = underscored(sys.argv[1:] if args is None else args)
+        wrong = unknown_option(args, self._option_string_actions)  # names no value, which may be a token
+        if wrong is not None:
+            self.error(wrong)
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}\n")
 
@@ -192,18 +199,27 @@ def _comparison(key: str, ours: Tensor, theirs: Tensor) -> str:
 
 def convert_and_write(convert: Callable[[argparse.Namespace], Conversion], args: argparse.Namespace) -> None:
     """Does all the work of a converter. If the source or the output is wrong, raises `ValueError` or `OSError`."""
+    print("\n".join([*written(convert, args), str(args.output)]))
+
+
+def written(
+    convert: Callable[[argparse.Namespace], Conversion], args: argparse.Namespace, origin: str | None = None
+) -> list[str]:
+    """As `convert_and_write`, but returns what that prints. The card says the `origin` of the files if it is given."""
     check_output(args.output, args.overwrite)
     try:
         conversion = convert(args)
     # A tensor is missing or has the wrong shape where a layout is changed.
     except (AttributeError, KeyError, IndexError, TypeError, RuntimeError) as error:
         raise ValueError(f"{str(args.source)!r} fits no BigGAN: {type(error).__name__}: {error}") from error
-    finish(conversion, args)
+    if origin is not None:
+        conversion.findings.remark(origin)
+    return finish(conversion, args)
 
 
 @own_bars_alone()
-def finish(conversion: Conversion, args: argparse.Namespace) -> None:
-    """Builds both networks, compares them with the reference, writes the folder, and prints what was done."""
+def finish(conversion: Conversion, args: argparse.Namespace) -> list[str]:
+    """Builds both networks, compares them with the reference, writes the folder, and says what was done."""
     config = conversion.findings.config()
     generator = build(BigGANModel, config, conversion.generator)
     discriminator = None
@@ -223,14 +239,15 @@ def finish(conversion: Conversion, args: argparse.Namespace) -> None:
             write_training_state(conversion, generator.config, discriminator, staging)
         card = model_card(config) + _source_section(conversion, remarks)
         (staging / "README.md").write_text(card, encoding="utf-8")
-    print(f"{conversion.source.program}: {', '.join(path.name for path in conversion.files)}")
-    print(conversion.findings.table())
-    for remark in remarks:
-        print(f"  {remark}")
-    print(f"  generator ({conversion.weights}): all {len(conversion.generator)} tensors in their places")
+    lines = [
+        f"{conversion.source.program}: {', '.join(path.name for path in conversion.files)}",
+        conversion.findings.table(),
+        *(f"  {remark}" for remark in remarks),
+        f"  generator ({conversion.weights}): all {len(conversion.generator)} tensors in their places",
+    ]
     if conversion.discriminator is not None:
-        print(f"  discriminator: all {len(conversion.discriminator)} tensors in their places")
-    print(args.output)
+        lines.append(f"  discriminator: all {len(conversion.discriminator)} tensors in their places")
+    return lines
 
 
 def write_training_state(

@@ -39,6 +39,7 @@ def fake_hub(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathF
         monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", files)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(home / "hub"))
+        monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(home))
         # transformers keeps a client of its own, which knows the endpoint of its making.
         monkeypatch.setattr("transformers.utils.hub._hf_api", None)
         monkeypatch.setattr("datasets.config.HF_ENDPOINT", hub.endpoint)

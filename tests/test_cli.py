@@ -569,7 +569,7 @@ def test_invert_reads_pictures_as_training_does(
         seen.append(pictures)
         raise ValueError("that is all")
 
-    monkeypatch.setattr("biggan_hf.commands.invert.invert", spied)
+    monkeypatch.setattr("biggan_hf.inversion.invert", spied)
     output = ["--output", str(tmp_path / "sheet.png")]
     refused(["invert", model, *map(str, sorted(folder.iterdir())), "--convert", *output], capsys)
     torch.testing.assert_close(seen[0], expected / 127.5 - 1)
@@ -775,6 +775,13 @@ def test_a_missing_package_names_the_extra(
     line = ran.stderr.splitlines()[-1]
     assert ran.returncode == 2 and line.startswith("biggan-hf: error: ") and "Traceback" not in ran.stderr
     assert f'pip install "biggan_hf[{extra}]"' in line
+
+
+def test_the_networks_are_imported_where_they_are_needed() -> None:
+    heavy = {"biggan_hf.modeling_biggan", "transformers.modeling_utils", "datasets", "accelerate"}
+    code = f"import sys, biggan_hf.cli as cli; cli.build_parser(); print({heavy} & sys.modules.keys() or 'none')"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert ran.stdout == "none\n", ran.stdout + ran.stderr
 
 
 def test_training_without_its_packages_names_the_extra(tmp_path: Path) -> None:

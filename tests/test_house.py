@@ -30,6 +30,7 @@ MODEL_FILES = {
     "ops",
     "configuration_biggan",
     "presets",
+    "remote_pipeline",
 }
 ANYTHING = {"__init__", "__main__", "cli", "commands"}
 

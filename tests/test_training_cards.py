@@ -108,7 +108,7 @@ def test_a_card_by_hand_tells_of_code_that_comes_later(pictures: Path, tmp_path:
     (output / "README.md").write_text(BY_HAND)
     for steps in (3, 4):
         main(arguments(pictures, output, *AGAIN, "--include_code", "--hub_model_id", "user/cats", steps=steps))
-        assert keeps(card_of(output)) and card_of(output).count("'user/cats', trust_remote_code=True") == 1
+        assert keeps(card_of(output)) and card_of(output).count("AutoModel.from_pretrained('user/cats',") == 1
 
 
 def test_all_weights_of_a_run_say_their_step(pictures: Path, tmp_path: Path, fake_hub: FakeHub) -> None:

@@ -60,8 +60,8 @@ PUBLISHED += [f"{folder}{name}" for folder in ("", "discriminator/") for name in
 PUBLISHED += [f"adapter/{folder}{name}" for folder in ("", "discriminator/")
               for name in (CARD, "adapter_config.json", "adapter_model.safetensors")]  # fmt: skip
 # No field of a configuration names a file; some are words that a file here may have for its name.
-_OWN_FIELDS = {*BigGANConfig.__dataclass_fields__, "model_type"}
-_MODELING = "modeling_biggan.py"
+_OWN_FIELDS = {*BigGANConfig.__dataclass_fields__, "model_type", "custom_pipelines"}
+_MODELING, _PIPELINE = "modeling_biggan.py", "remote_pipeline.py"
 CODE = tuple(path.name for path in Path(__file__).parent.glob("*.py") if not path.name.startswith("_"))
 
 # How a reader of a card gets the package. It has no address yet. A reader must not take a stranger's of the same name.
@@ -166,8 +166,9 @@ class PublishingMixin(LoadingMixin):
             create_pr: Opens a pull request against the main branch instead.
             max_shard_size: As for `save_pretrained`.
             tags: Tags to add to the card, if it is a generated one.
-            include_code: Uploads the code too: `AutoModel.from_pretrained(repo_id, trust_remote_code=True)` then needs
-                no package but transformers. A repository that has the code gets it anew in any case.
+            include_code: Uploads the code too: `AutoModel.from_pretrained(repo_id, trust_remote_code=True)` and
+                `transformers.pipeline(model=repo_id, trust_remote_code=True)` then need no package but transformers.
+                A repository that has the code gets it anew in any case.
 
         Returns:
             The commit's address.
@@ -339,12 +340,16 @@ def _on_code(repo_id: str | None) -> str:
     return f"""\
 ## Without the package
 
-The generator alone, from the code in this repository:
+With the code in this repository, and `transformers` alone:
 
 ```python
-from transformers import AutoModel
+from transformers import AutoModel, pipeline
+
+pipe = pipeline(model={repo_id or _NO_PLACE_YET!r}, trust_remote_code=True)
+images = pipe(None, truncation=0.5, num_images_per_prompt=4)  # PIL images; in place of None a class
 
 model = AutoModel.from_pretrained({repo_id or _NO_PLACE_YET!r}, trust_remote_code=True)
+images = model.sample(num_images_per_prompt=4, truncation=0.5)  # tensor in [-1, 1]
 ```"""
 
 
@@ -601,25 +606,28 @@ def _named(engine: str, index: Index) -> set[str]:
 
 def add_code(folder: Path) -> None:
     """
-    Adds the code of the networks to a saved model, and to the `config.json` of each network the names by which
-    `AutoModel` finds its class.
+    Adds the code of networks and pipeline to a saved model, and to the `config.json` of each network the names
+    by which `AutoModel` and `transformers.pipeline` find the classes.
     """
-    modeling = Path(__file__).with_name(_MODELING)
-    for file in (modeling, *map(Path, get_relative_import_files(modeling))):
+    starts = [Path(__file__).with_name(name) for name in (_MODELING, _PIPELINE)]
+    for file in {*starts, *(Path(name) for start in starts for name in get_relative_import_files(start))}:
         (folder / file.name).unlink(missing_ok=True)
         shutil.copyfile(file, folder / file.name)
     for path in (folder / "config.json", folder / "discriminator" / "config.json"):
         settings = _settings(path)
         for name in (settings.get("architectures") or [])[:1]:
             names = {"AutoConfig": "configuration_biggan.BigGANConfig", "AutoModel": f"modeling_biggan.{name}"}
-            _write_settings(path, {**settings, "auto_map": names})
+            impl = {"impl": "remote_pipeline.BigGANRemotePipeline", "pt": ["AutoModel"]}
+            pipelines = {} if _is_of_discriminator(settings) else {"unconditional-image-generation": impl}
+            _write_settings(path, {**settings, "auto_map": names, "custom_pipelines": pipelines})
 
 
 def forget_code(path: Path) -> None:
     """Removes from a `config.json` the names of classes in files that are not there."""
     settings = _settings(path)
     if _names_code(settings):
-        _write_settings(path, {name: value for name, value in settings.items() if name != "auto_map"})
+        of_code = ("auto_map", "custom_pipelines")
+        _write_settings(path, {name: value for name, value in settings.items() if name not in of_code})
 
 
 def forget_paths(folder: Path) -> None:

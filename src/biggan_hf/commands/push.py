@@ -14,7 +14,6 @@ from pathlib import Path
 
 from ..bars import own_bars_alone
 from ..configuration_biggan import BigGANConfig
-from ..hub import upload_folder
 from . import common
 
 
@@ -37,6 +36,8 @@ def run(args: argparse.Namespace) -> None:
     if not (args.folder / "config.json").is_file():
         raise FileNotFoundError(f"{str(args.folder)!r} is no folder of a model: it has no config.json")
     BigGANConfig.from_pretrained(args.folder)  # an error comes before the repository
+    from ..hub import upload_folder  # here: it brings transformers' models, three seconds
+
     try:
         with own_bars_alone():
             commit = upload_folder(
