@@ -175,7 +175,7 @@ def test_nothing_of_the_machine_is_published(pictures: Path, tmp_path: Path, fak
     (output / "LICENSE").write_text("mine")
     main(arguments(pictures, output, *AGAIN, steps=3))
     published = fake_hub.files("user/cats")
-    files = {"README.md", "LICENSE", "samples.png", "config.json", "model.safetensors"}
+    files = {"README.md", "LICENSE", "samples.png", "truncation.png", "config.json", "model.safetensors"}
     assert published.keys() - {".gitattributes"} == {
         *files,
         "discriminator/config.json",
@@ -193,4 +193,4 @@ def test_nothing_of_the_machine_is_published(pictures: Path, tmp_path: Path, fak
 
 
 def test_a_table_has_a_line_for_each_setting() -> None:
-    assert settings_table({"note": "a|b\nc"}).splitlines()[2:] == ["| note | a\\|b c |"]
+    assert settings_table({"note": "a|b\nc"}).splitlines()[2:] == ["| note | a&#124;b c |"]
