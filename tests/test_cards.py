@@ -272,8 +272,8 @@ def test_sheets_are_small_and_their_columns_are_one_draw(tmp_path: Path) -> None
 
 
 NAMES = ["a|b", "<img src=x onerror=y>", "`code`", "[free](http://x.test)", "![](http://x.test/y.png)", "```",
-         "# title", "--> # x", "<!-- biggan_hf: begin --> x <!-- biggan_hf: end -->", "<!-- biggan_hf: generated 0 -->",
-         "'); x('", "\\|", "a\nb", "---"]  # fmt: skip
+         "# title", "--> # x", "<!-- biggan_hf: begin --> x <!-- biggan_hf: end -->",
+         "<!-- biggan_hf: generated 0 -->", "'); x('", "\\|", "a\nb", "---"]  # fmt: skip
 
 
 def test_names_of_classes_break_no_card(tmp_path: Path) -> None:

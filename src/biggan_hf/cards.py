@@ -179,7 +179,9 @@ def with_numbers(card: str, index: Any) -> str:
 
 def _without_numbers(card: str) -> str:
     block = _METADATA.match(card)
-    return card if block is None else _INDEX_LINES.sub("", block[0], count=1) + card[block.end() :]
+    if block is None:
+        return card
+    return card[: block.start(1)] + _INDEX_LINES.sub("", block[1], count=1) + card[block.end(1) :]
 
 
 def merged_numbers(index: list[dict[str, Any]], ours: dict[str, Any]) -> list[dict[str, Any]]:
