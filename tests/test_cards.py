@@ -208,6 +208,11 @@ def evaluated(folder: Path, value: float, source: str = "user/pets") -> None:
     write_eval_results(report, folder)
 
 
+def results_of(card: ModelCard) -> list[Any]:
+    data: Any = card.data
+    return data.eval_results or []
+
+
 @pytest.mark.parametrize("there", ["generated", "by hand", "windows"])
 def test_numbers_of_an_evaluation_reach_the_hub_each_time(there: str, folder: Path, fake_hub: FakeHub) -> None:
     on_the_hub(fake_hub, README=CARDS[there] or b"")
@@ -217,7 +222,7 @@ def test_numbers_of_an_evaluation_reach_the_hub_each_time(there: str, folder: Pa
         assert not is_by_hand((folder / "README.md").read_text())
         push("biggan-hf push", folder)
         card = ModelCard(fake_hub.files("user/x")["README.md"].decode())
-        (result,) = card.data.eval_results or []
+        (result,) = results_of(card)
         assert (result.metric_name, result.metric_value, result.dataset_type) == ("FID", value, "user/pets")
         assert result.metric_args == {"reference.source": "user/pets", "reference.split": "test",
                                       "samples.truncation": 0.5, "date": "2026-11-28"}  # fmt: skip
@@ -228,7 +233,7 @@ def test_numbers_of_an_evaluation_reach_the_hub_each_time(there: str, folder: Pa
         assert entry.notes and "samples.truncation: 0.5; date: 2026-11-28" in entry.notes
     assert is_by_hand(fake_hub.files("user/x")["README.md"].decode()) == (there != "generated")
     BigGANPipeline(MODEL).push_to_hub("user/x")  # without numbers: those that are there stay
-    assert (ModelCard(fake_hub.files("user/x")["README.md"].decode()).data.eval_results or [])[0].metric_value == 9.25
+    assert results_of(ModelCard(fake_hub.files("user/x")["README.md"].decode()))[0].metric_value == 9.25
 
 
 def test_numbers_beside_private_pictures_are_no_results_of_the_hub(folder: Path) -> None:
@@ -246,7 +251,7 @@ def test_numbers_on_the_hub_stay_beside_new_ones(folder: Path, fake_hub: FakeHub
     evaluated(folder, 2.5)
     push("biggan-hf push", folder)
     card = fake_hub.files("user/x")["README.md"].decode()
-    assert [result.metric_value for result in ModelCard(card).data.eval_results or []] == [1, 2.5]
+    assert [result.metric_value for result in results_of(ModelCard(card))] == [1, 2.5]
     assert "license: mit  # mine\n" in card and "# Pets\n" in card
     on_the_hub(fake_hub, README=theirs.replace("results:", "wrong:").encode())  # what can't be read stays as it is
     push("biggan-hf push", folder)

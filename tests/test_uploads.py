@@ -4,6 +4,7 @@ import logging
 import re
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from common import tiny_generator
@@ -122,7 +123,7 @@ def test_a_token_is_in_no_log_card_configuration_or_error(
     printed += error_line(["--token", OTHER], capsys)
     files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     commits = [commit for repo in fake_hub.repos.values() for commit in repo.commits.values()]
-    said = {**files, "out": printed.encode(), "log": caplog.text.encode()}
+    said: dict[Any, bytes] = {**files, "out": printed.encode(), "log": caplog.text.encode()}
     said |= {f"{number}/{name}": text for number, commit in enumerate(commits) for name, text in commit.items()}
     assert len(files) > 20 and len(commits) > 5 and b"cannot upload to" in said["out"]
     assert not [name for name, text in said.items() if re.search(b"NoOneMayRead|NorMayAnyone", text)]
