@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -550,9 +551,9 @@ def upload_folder(
 
     Raises:
         FileNotFoundError: There is no such folder, or no model in it, or a file is missing that an index names.
-        ValueError: The folder holds graphs without weights, and the repo holds other weights.
+        ValueError: The folder holds graphs without weights, and the repo holds other weights; or a malformed token.
     """
-    folder, token = Path(folder), token.strip() if isinstance(token, str) else token
+    folder, token = Path(folder), _checked(token)
     settings = _settings(folder / "config.json")
     weights, engines = _exported(folder, settings)
     files = _files_to_upload(folder, settings, also, engines)
@@ -598,6 +599,15 @@ def upload_folder(
             commit_description=commit_description,
             delete_patterns=[*weight_patterns(list(files)), *stale],
         )
+
+
+def _checked(token: bool | str | None) -> bool | str | None:
+    """The token without space around it. One that no header can hold is refused: the client would log all of it."""
+    if not isinstance(token, str):
+        return token
+    if not re.fullmatch("[!-~]+", token.strip()):
+        raise ValueError("the access token holds a line break, a space or a letter that no token has, or is empty")
+    return token.strip()
 
 
 def _files_to_upload(

@@ -12,8 +12,6 @@ examples:
 import argparse
 from pathlib import Path
 
-from huggingface_hub import get_token
-
 from ..bars import own_bars_alone
 from ..configuration_biggan import BigGANConfig
 from ..devices import device_or_best
@@ -60,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
                 commit_message=args.commit_message,
             )
     except Exception as error:  # the Hub's client raises a dozen types
-        raise ValueError(f"cannot upload to {args.repo_id!r}: {without_token(str(error), args.token)}") from None
+        raise ValueError(f"cannot upload to {args.repo_id!r}: {error}") from error
     print(commit.pr_url or commit.commit_url)
 
 
@@ -70,10 +68,3 @@ def _without_sheets(folder: Path, config: BigGANConfig) -> BigGANModel | None:
     if not is_generator or all((folder / name).exists() for name in SHEETS):
         return None
     return BigGANModel.from_pretrained(folder).to(device_or_best(None))
-
-
-def without_token(text: str, token: str | None) -> str:
-    """An error may quote what was sent."""
-    for secret in filter(None, (token, token and token.strip(), get_token())):
-        text = text.replace(secret, "(token)").replace(repr(secret)[1:-1], "(token)")
-    return text
