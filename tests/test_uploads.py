@@ -80,7 +80,7 @@ def test_a_slow_hub_is_not_waited_for(
 
 def test_uploads_need_a_repository(pictures: Path, tmp_path: Path, capsys: Capture) -> None:
     line = error_line(arguments(pictures, tmp_path / "model", "--push_to_hub_every", "1"), capsys)
-    assert "push_to_hub_every need hub_model_id" in line
+    assert "push_to_hub_every needs hub_model_id" in line
     for repo_id in ("user/cats\n# Mine", "a/b/c", "user/<b>"):
         line = error_line(arguments(pictures, tmp_path / "model", "--hub_model_id", repo_id), capsys)
         assert "Repo id must" in line
