@@ -215,8 +215,8 @@ class TrainingArguments:
              "lora_rank freezes all weights but the adapters and those of the classes: leave out sigma_clamp, "
              "sigma_clamp_ratio, freeze_discriminator_stages and train_only"),
             ((self.push_to_hub or self.push_to_hub_every) and not self.hub_model_id,
-             f"push_to_hub{'_every' * (not self.push_to_hub)} needs hub_model_id, the repository 'user/name' to upload "
-             "to"),
+             f"push_to_hub{'_every' * (not self.push_to_hub)} needs hub_model_id, the repository 'user/name' to "
+             "upload to"),
         ):  # fmt: skip
             if is_wrong:
                 raise ValueError(why)
