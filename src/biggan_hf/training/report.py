@@ -266,6 +266,6 @@ def seconds_trained(folder: Path) -> float:
     starts = [datetime.fromisoformat(line).timestamp() for line in _STARTS.findall(read_text(folder / REPORT))]
     times = [line["time"] for line in read_lines(folder / LOG) if "time" in line]
     seconds = 0.0
-    for start, end in zip(starts, [*starts[1:], math.inf], strict=True):
+    for start, end in zip(starts, [*starts[1:], math.inf], strict=False):
         seconds += max((time - start for time in times if start <= time < end), default=0.0)
     return seconds
