@@ -10,6 +10,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # Removed when the tests end; what tests prepare does not pile up in the user's own cache.
 _datasets_cache = tempfile.TemporaryDirectory()
 os.environ["HF_DATASETS_CACHE"] = _datasets_cache.name
+_trackio = tempfile.TemporaryDirectory()
+os.environ["TRACKIO_DIR"] = _trackio.name
 
 from collections.abc import Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402

@@ -75,8 +75,8 @@ def test_card_claims_nothing_it_was_not_told() -> None:
 
 
 def test_card_body() -> None:
-    card = model_card(BigGANConfig.preset("biggan-deep-128"), sample_image="samples.png")
-    assert "![samples](samples.png)" in card
+    card = model_card(BigGANConfig.preset("biggan-deep-128"), sheets=["samples.png"])
+    assert "![samples](samples.png)" in card and "truncation.png" not in card
     assert "A BigGAN-deep generator of 128×128 images in 1000 classes" in card
     assert "| z_dim | 128 |" in card
     assert "1809.11096" in card
@@ -142,7 +142,8 @@ def test_upload_passes_on_who_and_how(fake_hub: FakeHub, tmp_path: Path) -> None
 
 # All that may lie in the folder of a run, by whether it is published.
 IN_A_FOLDER = {
-    True: """README.md LICENSE samples.png config.json model.safetensors model.safetensors.index.json
+    True: """README.md LICENSE samples.png truncation.png .eval_results/user--data-0a1b2c3d.yaml config.json
+        model.safetensors model.safetensors.index.json
         model-00001-of-00002.safetensors discriminator/config.json discriminator/model.safetensors
         discriminator/model.safetensors.index.json discriminator/model-00002-of-00002.safetensors""".split(),
     False: """training_settings.json log.jsonl spectra.jsonl evaluations.jsonl collapses.jsonl curves.png
@@ -169,7 +170,9 @@ def test_what_is_published_is_the_model(fake_hub: FakeHub, tmp_path: Path) -> No
     assert not any(part.startswith((".unfinished", ".replaced")) for name in more for part in name.split("/"))
     page = (Path(__file__).parents[1] / "docs" / "sampling.md").read_text(encoding="utf-8")
     listed = page.partition("## What is published")[2].partition("\n## ")[0]
-    assert all(f"`{name}`" in listed for name in ("README.md", "LICENSE", "samples.png", "config.json"))
+    assert all(
+        f"`{name}`" in listed for name in ("README.md", "LICENSE", "samples.png", "truncation.png", "config.json")
+    )
 
 
 def test_no_path_of_this_machine_is_published(
@@ -243,7 +246,7 @@ def test_push_of_a_pipeline(fake_hub: FakeHub, tmp_path: Path) -> None:
     pipe.push_to_hub("user/x", **push)
     assert fake_hub.tokens == {"hf_other"} and fake_hub.repos["models", "user/x"].private
     assert fake_hub.repos["models", "user/x"].messages == ["cats"]
-    names = {".gitattributes", "README.md", "config.json", "model.safetensors", "samples.png"}
+    names = {".gitattributes", "README.md", "config.json", "model.safetensors", "samples.png", "truncation.png"}
     assert fake_hub.files("user/x", "next").keys() == names
     assert b"pip install" in fake_hub.files("user/x", "next")["README.md"]
     loaded = BigGANPipeline.from_pretrained("user/x", revision="next")
