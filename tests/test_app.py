@@ -282,12 +282,14 @@ class Served:
         command = [sys.executable, "-m", "biggan_hf", "app", *argv]
         with log.open("w") as file:
             self.process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
-        for _ in range(600):
+        for _ in range(3000):  # five minutes, on a machine with much other work
             found = re.search(r"The page is at (\S+) until", log.read_text())
             if found or self.process.poll() is not None:
                 break
             threading.Event().wait(0.1)
-        assert found, log.read_text()
+        if found is None:
+            self.process.kill()
+            pytest.fail(f"the page did not start: {log.read_text()}")
         self.url = found[1].rstrip("/")
 
     def ask(self, path: str, data: bytes | None = None, **headers: str) -> tuple[int, str]:

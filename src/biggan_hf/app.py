@@ -51,8 +51,13 @@ NEIGHBOURS = 5
 TABS = {"classes": "Classes", "walk": "Walk", "sweep": "Truncations", "neighbours": "Nearest pictures"}
 OVER = ["classes", "latents"]
 
-# Small pictures keep their pixels.
-CSS = ".small img { image-rendering: pixelated; } h1 { overflow-wrap: anywhere; }"
+# Small pictures keep their pixels. A phone has two columns.
+CSS = """
+.small img { image-rendering: pixelated; }
+.small:not(.pictures) img { width: 100%; height: 100%; object-fit: contain; }
+h1 { overflow-wrap: anywhere; }
+@media (max-width: 640px) { .pictures .grid-container { grid-template-columns: repeat(2, 1fr) !important; } }
+"""
 
 # The settings that are not the usual ones go to the address of the page, and to that of a Space around it.
 REMEMBER = """(...values) => {
@@ -446,8 +451,9 @@ def _tabs(page: Page) -> Parts:
 
 def _pictures(small: list[str]) -> Parts:
     parts: Parts = {}
-    options: Any = {"columns": 4, "height": "auto", "object_fit": "contain", "format": "png", "elem_classes": small}
-    parts["pictures"] = gr.Gallery(label="Pictures", interactive=False, **options)
+    options: Any = {"columns": 4, "height": "auto", "object_fit": "contain", "format": "png"}
+    options["elem_classes"] = [*small, "pictures"]
+    parts["pictures"] = gr.Gallery(label="Pictures", show_label=False, interactive=False, **options)
     with gr.Row():
         parts["sheet"] = gr.DownloadButton("Download the sheet (PNG)", min_width=120)
         parts["kept"] = gr.DownloadButton("Download the settings (JSON)", min_width=120)
@@ -555,6 +561,11 @@ def serve(blocks: gr.Blocks, **options: Any) -> None:
             says, as on a Space.
     """
     fonts: Any = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # fetched nowhere
-    settings: Any = {"theme": gr.themes.Default(**fonts), "css": CSS, "footer_links": ["api"], "run_history": False}
+    settings: Any = {
+        "theme": gr.themes.Default(**fonts),
+        "css": CSS,
+        "footer_links": ["api", "settings"],
+        "run_history": False,
+    }
     settings |= {"allowed_paths": [], "app_kwargs": {"middleware": [Middleware(SmallRequests)]}}
     blocks.queue(max_size=MOST_WAITING).launch(**settings, **options)

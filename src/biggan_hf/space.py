@@ -110,8 +110,8 @@ def _card(own: bool, model: str, title: str) -> str:
         "tags": ["biggan", "gan", "image-generation", "mcp-server"],
         **({"models": [model]} if on_hub else {}),
     }
-    name = f"[{model}](https://huggingface.co/{model})" if on_hub else "`biggan_hf:fashion`"
-    return f"---\n{yaml_dump(data)}---\n\n" + CARD.format(model=name, command=model)
+    name = f"[{model}](https://huggingface.co/{model})" if on_hub else "the model in `model/`" if own else f"`{model}`"
+    return f"---\n{yaml_dump(data)}---\n\n" + CARD.format(model=name, command="FOLDER" if own else model)
 
 
 def requirements(engine: str | None = None) -> Iterator[str]:
