@@ -3,12 +3,14 @@ The page in a headless Chromium: `apt-get install chromium`, `pip install playwr
 skipped.
 """
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from common import tiny_generator
 from test_app import ODD_NAMES, gradio_folder  # noqa: F401  # the fixture acts in this file, too
 
 from biggan_hf import BigGANPipeline
