@@ -560,12 +560,13 @@ def serve(blocks: gr.Blocks, **options: Any) -> None:
         options: Of gradio's `launch`. Without a `server_name` the address is 127.0.0.1, or what GRADIO_SERVER_NAME
             says, as on a Space.
     """
-    fonts: Any = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # fetched nowhere
-    settings: Any = {
-        "theme": gr.themes.Default(**fonts),
-        "css": CSS,
-        "footer_links": ["api", "settings"],
-        "run_history": False,
-    }
-    settings |= {"allowed_paths": [], "app_kwargs": {"middleware": [Middleware(SmallRequests)]}}
-    blocks.queue(max_size=MOST_WAITING).launch(**settings, **options)
+    fonts = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]  # which are fetched nowhere
+    blocks.queue(max_size=MOST_WAITING).launch(
+        theme=gr.themes.Default(font=fonts[0], font_mono=fonts[1]),
+        css=CSS,
+        footer_links=["api", "settings"],
+        run_history=False,
+        allowed_paths=[get_upload_folder()],  # an empty list would leave it to GRADIO_ALLOWED_PATHS
+        app_kwargs={"middleware": [Middleware(SmallRequests)]},
+        **options,
+    )
