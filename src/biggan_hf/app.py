@@ -250,6 +250,10 @@ class Page:
             return [*skipped * 3, self.frame(over, place, classes, truncation, seed)]
         return skipped * 4
 
+    def opened(self, event: gr.SelectData) -> str:
+        """The name of the tab that was opened."""
+        return next((name for name, label in TABS.items() if label == event.value), "classes")
+
     def weight_sliders(self, classes: Any, mix: Any) -> list[Any]:
         """The sliders of the weights: one for each class, if there is a mixture."""
         names = classes if isinstance(classes, list) and mix is True and len(classes) > 1 else []
@@ -436,14 +440,14 @@ def _tabs(page: Page) -> Parts:
     small = ["small"] if page.pipe.model.config.image_size <= 64 else []
     parts: Parts = {}
     with gr.Tabs() as parts["tabs"]:
-        with gr.Tab(TABS["classes"], id="classes") as parts["classes tab"]:
+        with gr.Tab(TABS["classes"], id="classes"):
             parts |= _pictures(small)
-        with gr.Tab(TABS["walk"], id="walk") as parts["walk tab"]:
+        with gr.Tab(TABS["walk"], id="walk"):
             parts |= _walk(page, small)
-        with gr.Tab(TABS["sweep"], id="sweep") as parts["sweep tab"]:
+        with gr.Tab(TABS["sweep"], id="sweep"):
             parts |= _sheet("sweep", "Compare truncations", "the same draws, a column a truncation")
         if page.data_set is not None:
-            with gr.Tab(TABS["neighbours"], id="neighbours") as parts["neighbours tab"]:
+            with gr.Tab(TABS["neighbours"], id="neighbours"):
                 what = "generated pictures, each beside the nearest of the data set"
                 parts |= _sheet("neighbours", "Find the nearest pictures", what)
     return parts
@@ -519,12 +523,11 @@ def _connect_settings(page: Page, parts: Parts, decorate: Callable[[Any], Any], 
     gr.on(changed, **refresh, trigger_mode="always_last")
     another = "() => Math.floor(Math.random() * 2 ** 32)"
     parts["another"].click(None, js=another, outputs=parts["seed"]).then(**remember).then(**refresh)
-    for name in TABS:
-        if f"{name} tab" in parts:
-            opened = parts[f"{name} tab"].select(None, js=f"() => {name!r}", outputs=parts["tab"])
-            opened.then(**remember).then(**refresh)
+    # Not of each tab: those events come when the page is laid out, too.
+    opened = parts["tabs"].select(page.opened, outputs=parts["tab"], queue=False, **private)
+    opened.then(**remember).then(**refresh)
     restored: Any = {"inputs": parts["query"], "outputs": [parts["tabs"], *settings], "queue": False, **private}
-    loaded = blocks.load(page.restore, js="() => [location.search]", **restored)
+    loaded = blocks.load(page.restore, js="() => location.search", **restored)
     loaded.then(page.weight_sliders, **weigh).then(**refresh)
 
 
