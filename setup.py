@@ -62,7 +62,7 @@ extras["dev"] = (
     + extras["video"]
     + extras["adapters"]
     + extras["app"]
-    + ["setuptools", "pytest", "pytest-xdist", "ruff", "mypy", "tensorboard", "psutil", "PyWavelets", "playwright"]
+    + ["setuptools", "pytest", "pytest-xdist", "ruff", "mypy", "tensorboard", "psutil", "PyWavelets"]
 )
 
 setup(
