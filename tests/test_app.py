@@ -9,8 +9,9 @@ import subprocess
 import sys
 import threading
 import urllib.error
+import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -335,7 +336,7 @@ FILES += [str(Path(__file__)), "pyproject.toml", "http://127.0.0.1:1/x"]
 @pytest.mark.parametrize("path", FILES)
 def test_no_path_from_the_browser_is_read(served: Served, path: str) -> None:
     for route in ("/gradio_api/file=", "/file=", "/gradio_api/proxy=", "/static/", "/assets/"):
-        status, text = served.ask(route + urllib.request.quote(path))
+        status, text = served.ask(route + urllib.parse.quote(path))
         assert status in (400, 403, 404, 405, 422, 500) and "root:" not in text, route
 
 
@@ -348,43 +349,29 @@ def test_files_and_large_requests_are_refused(served: Served) -> None:
     assert status == 413
 
 
-def odd_requests() -> list[Callable[[Served], tuple[int, str]]]:
-    """200 of them: of a page, of what is none, of files, of events with what no browser sends."""
+def odd_requests() -> list[tuple[str, bytes | None]]:
+    """Path and body of 200 requests: of a page, of what is none, of files, of events with what no browser sends."""
     bodies: list[Any] = [{}, [], None, {"data": None}, {"data": [[]] * 11, "fn_index": 0, "session_hash": "a"}]
     settings = [["Sneaker"], False, 0.7, 1, 8, *WEIGHTS]
     for wrong in ([None] * 11, ["x"] * 11, settings[:3], [["Bag"] * 999, *settings[1:]], [["Bag"], True, 1e308, 0, 8]):
         bodies += [{"data": wrong, "fn_index": index, "session_hash": "odd"} for index in (0, 1, 5, 9)]
     bodies += [{"data": settings, "fn_index": 0, "session_hash": f"good-{number}"} for number in range(15)]
-    as_json = {"Content-Type": "application/json"}
-    paths = [
-        "/",
-        "/?classes=%00&seed=" + "9" * 300,
-        "/config",
-        "/gradio_api/info",
-        "/nothing",
-        "/%ff%fe",
-        "//etc/passwd",
-    ]
-    asks: list[Callable[[Served], tuple[int, str]]] = []
-    for body in bodies:
-        data = json.dumps(body).encode()
-        asks += [lambda server, data=data: server.ask("/gradio_api/queue/join", data, **as_json)]
-        asks += [lambda server, data=data: server.ask("/gradio_api/call/sample", data, **as_json)]
-        asks += [lambda server, data=data: server.ask("/gradio_api/run/sample", data, **as_json)]
-    asks += [
-        lambda server, data=data: server.ask("/gradio_api/queue/join", data, **as_json)
-        for data in (b"\xff", b"{", b"")
-    ]
-    asks += [lambda server, path=path: server.ask(path) for path in paths]
+    sent = [*(json.dumps(body).encode() for body in bodies), b"\xff", b"{", b""]
+    routes = ["/gradio_api/queue/join", "/gradio_api/call/sample", "/gradio_api/run/sample"]
+    asked = ["/", "/?classes=%00&seed=" + "9" * 300, "/config", "/gradio_api/info", "/nothing", "/%ff%fe", "//etc"]
+    asks = [*((path, None) for path in asked), *((route, body) for body in sent for route in routes)]
     return [asks[index % len(asks)] for index in range(200)]
 
 
 def test_200_odd_requests_at_once(served: Served) -> None:
     process, asks = psutil.Process(served.process.pid), odd_requests()
 
+    def ask(request: tuple[str, bytes | None]) -> tuple[int, str]:
+        return served.ask(*request, **{"Content-Type": "application/json"})
+
     def wave() -> int:
         with ThreadPoolExecutor(200) as pool:
-            answers = [*pool.map(lambda ask: ask(served), asks)]
+            answers = [*pool.map(ask, asks)]
         assert {status for status, _ in answers} <= {200, 400, 404, 405, 413, 422, 429, 500, 503}
         assert not [text for _, text in answers if TOKEN in text or "Traceback" in text or "root:" in text]
         Client(served.url, verbose=False).predict(["Bag"], False, 0.7, 0, 1, *WEIGHTS, api_name="/sample")

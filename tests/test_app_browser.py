@@ -28,7 +28,7 @@ from biggan_hf.data import load_labelled_images  # noqa: E402
 WIDE, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 
 
-def start(page: Page) -> str:
+def start(page: Page) -> Any:
     blocks = build(page)
     serve(blocks, server_name="127.0.0.1", share=False, quiet=True, prevent_thread_lock=True)
     return blocks.local_url
@@ -56,16 +56,21 @@ def tab(browser: Any, url: str) -> Iterator[Any]:
     wrong: list[str] = []
     tab = browser.new_page(viewport=WIDE)
     tab.set_default_timeout(60_000)
-    tab.on("dialog", lambda dialog: (wrong.append(f"dialog {dialog.message}"), dialog.dismiss()))
+
+    def on_dialog(dialog: Any) -> None:
+        wrong.append(f"dialog {dialog.message}")
+        dialog.dismiss()
+
+    def on_request(request: Any) -> None:
+        if not request.url.startswith(("http://127.0.0.1:", "data:", "blob:")):
+            wrong.append(f"request of {request.url}")
+
+    tab.on("dialog", on_dialog)
     tab.on("pageerror", lambda error: wrong.append(f"error {error}"))
-    tab.on("request", lambda request: is_outside(request.url) and wrong.append(f"request of {request.url}"))
+    tab.on("request", on_request)
     yield tab
     tab.close()
     assert wrong == []
-
-
-def is_outside(url: str) -> bool:
-    return re.match(r"(http://127\.0\.0\.1:|data:|blob:)", url) is None
 
 
 PICTURES = "[...document.querySelectorAll('.thumbnail-item img')].map(image => image.src)"

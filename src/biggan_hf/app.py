@@ -142,7 +142,8 @@ class Page:
             The pictures with captions, a labelled sheet of them (PNG), and the settings that make them again (JSON).
         """
         prompts = self._prompts(classes, mix, weights)
-        options = {"num_images_per_prompt": self._whole("number", number), "truncation": self._truncation(truncation)}
+        options: dict[str, Any] = {"num_images_per_prompt": self._whole("number", number)}
+        options["truncation"] = self._truncation(truncation)
         seed = self._whole("seed", seed)
         made = self.pipe(prompts, **options, generator=_seeded(seed), output_type="uint8", progress_bar=False)
         images = torch.from_numpy(made.images).permute(0, 3, 1, 2)
@@ -175,7 +176,11 @@ class Page:
             The film as GIF, to be shown and to be kept, and as MP4 where the server can write one.
         """
         latents, embeddings = self._stops(over, classes, truncation, seed)
-        path = {"spherical": over == "latents", "closed": True, "truncation": self._truncation(truncation)}
+        path: dict[str, Any] = {
+            "spherical": over == "latents",
+            "closed": True,
+            "truncation": self._truncation(truncation),
+        }
         images = interpolate(self.pipe, latents, embeddings, FRAMES, **path)
         frames = [image_grid(image[None], 1, padding=0) for image in images]
         gif = _file("walk.gif", lambda path: save_gif(frames, path, FRAMES_PER_SECOND))
