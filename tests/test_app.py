@@ -462,7 +462,7 @@ def test_the_space_starts_in_a_fresh_environment(tmp_path: Path) -> None:
     write_space(space, "biggan_hf:fashion")
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "environment")], check=True)
     subprocess.run([str(python), "-m", "pip", "install", "-q", "-r", "requirements.txt"], cwd=space, check=True)
-    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "GRADIO_SERVER_NAME": "127.0.0.1"}
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONUNBUFFERED": "1"}
     server = Served(tmp_path / "log", [str(python), "app.py"], environment, space)
     try:
         pictures, *_ = Client(server.url, verbose=False).predict(
