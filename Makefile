@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
-SOURCES := $(wildcard src conversion tests benchmarks docs/recipes train.py setup.py)
+SOURCES := $(wildcard src conversion tests benchmarks examples docs/recipes train.py setup.py)
 
 .PHONY: demo test test-slow style quality
 

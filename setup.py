@@ -44,6 +44,8 @@ extras = {
     "video": ["av"],
     "bench": ["pytorch-pretrained-biggan"],
     "docs": ["zensical"],
+    # The page. gradio takes no Pillow from 13 on.
+    "app": ["gradio>=6.31"],
     # Fine-tuning by adapters.
     "adapters": ["peft>=0.21"],
     # What else docs/neighbours.md tells of. transformers imports torchao wherever it is, so `dev` does without.
@@ -59,7 +61,10 @@ extras["dev"] = (
     + extras["convert"]
     + extras["video"]
     + extras["adapters"]
+    + extras["app"]
     + ["setuptools", "pytest", "pytest-xdist", "ruff", "mypy", "tensorboard", "psutil", "PyWavelets"]
+    # For the notebook of examples/.
+    + ["nbclient", "nbformat", "ipykernel"]
 )
 
 setup(

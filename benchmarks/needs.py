@@ -1,6 +1,7 @@
 """What a training needs, computed without a device: memory by a formula, work by torch's counter of FLOPs.
 
 python benchmarks/needs.py                                            # the tables of docs/your-own-pictures.md
+python benchmarks/needs.py --dollars_an_hour 5                        # the table of docs/jobs.md
 MALLOC_MMAP_THRESHOLD_=65536 python benchmarks/needs.py --measure 64  # a tiny model: computed, and on a CPU
 """
 
@@ -167,10 +168,11 @@ class Device:
     rate: float  # FLOP/s of a training
 
 
-# Measured: 8,535 pictures a second of `cifar10` on an H200 in bfloat16 (docs/benchmarks.md), 200 pictures and
+# Measured: pictures a second of `cifar10` on an H200 in bfloat16 (docs/benchmarks.md), 200 pictures and
 # FLOPS_OF_CIFAR10 an iteration. Two cores: 10 pictures a forward in 2.90 s an iteration (docs/training.md).
 FLOPS_OF_CIFAR10 = 2.014e12
-H200 = 8_535 / 200 * FLOPS_OF_CIFAR10
+CIFAR10_IN_BF16 = 8_535
+H200 = CIFAR10_IN_BF16 / 200 * FLOPS_OF_CIFAR10
 TWO_CORES = FLOPS_OF_CIFAR10 * 10 / 50 / 2.90
 # As many times slower as the card has less of what it lacks most beside an H200 (989 TFLOP/s, 4,800 GB/s, dense
 # bfloat16 with sums in float32): RTX 3070 40.6 and 448, RTX 3090 71 and 936 (NVIDIA's white paper of GA102), A100 with
@@ -218,12 +220,52 @@ def _duration(seconds: float) -> str:
     return f"{max(seconds / 60, 1):.0f} min"
 
 
+# The table of docs/jobs.md
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training whose rate was measured on an H200."""
+
+    name: str
+    pictures: int  # that the discriminator sees, generated ones not counted
+    rate: float  # pictures a second
+
+    @property
+    def hours(self) -> float:
+        return self.pictures / self.rate / 3_600
+
+
+def measured_trainings() -> list[Training]:
+    row = preset_row("cifar10").training
+    pictures = row["max_train_steps"] * row["num_discriminator_steps"] * row["per_device_batch_size"]
+    return [
+        Training("`cifar10`, bfloat16, channels last", pictures, CIFAR10_IN_BF16),
+        Training("`cifar10`, TF32", pictures, 6_173),
+        # The model that comes with the package, by its card: 3.1 minutes beside four other trainings.
+        Training("`docs/recipes/fashion-mnist.yaml`, beside four other trainings", 373_504, 373_504 / (3.1 * 60)),
+    ]
+
+
+def table_of_costs(dollars_an_hour: float) -> Iterator[str]:
+    yield "| training | pictures | images/s, measured | minutes | dollars |"
+    yield "|---|---|---|---|---|"
+    for training in measured_trainings():
+        numbers = f"{training.pictures:,} | {training.rate:,.0f} | {60 * training.hours:.1f}"
+        yield f"| {training.name} | {numbers} | {training.hours * dollars_an_hour:.2f} |"
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--measure", type=int, metavar="N", help="Measure the memory, N pictures a forward.")
     parser.add_argument("--preset", default="cifar10", help="With --measure. (default: %(default)s)")
     parser.add_argument("--channels", type=int, default=16, help="With --measure. (default: %(default)s)")
+    text = "What an hour of the GPU costs: prints what trainings cost."
+    parser.add_argument("--dollars_an_hour", type=float, metavar="X", help=text)
     args = parser.parse_args(argv)
+    if args.dollars_an_hour is not None:
+        print("\n".join(table_of_costs(args.dollars_an_hour)))
+        return
     widths = {f"{network}_base_channels": args.channels for network in ("generator", "discriminator")}
     if args.measure:
         config = BigGANConfig.preset(args.preset, **widths)

@@ -2,6 +2,7 @@
 
 import argparse
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from biggan_hf.conversion.architecture import (
 )
 from biggan_hf.conversion.reading import State, check_folder, hint, load, load_state
 from biggan_hf.conversion.rename import class_first, fill_in_singular_values, fold_power_step, rename
+from biggan_hf.conversion.repositories import HubFolder
 from biggan_hf.conversion.training_state import adam_state, counters
 from biggan_hf.conversion.writing import Conversion, Source, convert_and_write, parser, run
 
@@ -81,19 +83,32 @@ def find_checkpoint(source: Path, weights: str | None, suffix: str) -> Checkpoin
         implied = "ema" if match and match[1] else "live"
         return Checkpoint(source, None, counters if counters.is_file() else None, weights or implied)
     check_folder(source)
+    return choose(source, {path.name for path in source.iterdir() if path.is_file()}, weights, suffix)
+
+
+def choose(folder: Path, held: Collection[str], weights: str | None, suffix: str) -> Checkpoint:
+    """`find_checkpoint` among the names of the files that a folder holds, which may be on the Hub."""
     tail = f"_{suffix.removeprefix('_')}" if suffix else ""
-    paths = {name: source / f"{name}{tail}.pth" for name in ("G", "G_ema", "D", "state_dict")}
-    existing = {name: path for name, path in paths.items() if path.is_file()}
+    paths = {name: folder / f"{name}{tail}.pth" for name in ("G", "G_ema", "D", "state_dict")}
+    existing = {name: path for name, path in paths.items() if path.name in held}
     chosen = weights or ("ema" if "G_ema" in existing else "live")
     network = "G_ema" if chosen == "ema" else "G"
     if network not in existing:
-        found = sorted(path.name for path in source.glob("*.pth") if re.match(r"G(_(?!optim)|\.)", path.name))
-        known = f"; there are {', '.join(found)}: choose with --suffix and --weights" if found else hint(source)
+        found = sorted(name for name in held if re.match(r"G(_(?!optim).*)?\.pth$", name))
+        known = f"; there are {', '.join(found)}: choose with --suffix and --weights" if found else hint(folder)
         wanted = paths[network].name
         raise FileNotFoundError(
-            f"{str(source)!r} holds no {wanted}, so it is no such checkpoint of BigGAN-PyTorch{known}"
+            f"{str(folder)!r} holds no {wanted}, so it is no such checkpoint of BigGAN-PyTorch{known}"
         )
     return Checkpoint(existing[network], existing.get("D"), existing.get("state_dict"), chosen)
+
+
+def needed(folder: HubFolder, args: argparse.Namespace) -> list[str]:
+    """The files of a folder on the Hub that the conversion reads."""
+    files = choose(Path(str(folder)), folder.names, args.weights, args.suffix).files
+    tail = files[0].stem.removeprefix("G_ema").removeprefix("G")
+    of_training = [f"{name}{tail}.pth" for name in ("G", "G_optim", "D_optim") if args.training_state]
+    return [path.name for path in files] + [name for name in of_training if name in folder.names]
 
 
 # Names, also for the exporter
@@ -262,7 +277,7 @@ def add_training_state(conversion: Conversion, args: argparse.Namespace, checkpo
     conversion.findings.remark(f"optimisers and counters are those of step {saved['itr']}")
 
 
-def main(argv: list[str] | None = None) -> None:
+def options() -> argparse.ArgumentParser:
     arguments = parser(__doc__, "CHECKPOINT_DIR", "the folder with G.pth, G_ema.pth, D.pth …, or a generator's file")
     arguments.add_argument("--weights", choices=["ema", "live"], help="default: ema if there is such a file")
     arguments.add_argument("--suffix", default="", metavar="NAME", help="what follows G_, such as best0 or copy1")
@@ -289,7 +304,11 @@ def main(argv: list[str] | None = None) -> None:
         help="what a checkpoint of --cross_replica does with the gain: add is the program's eval mode, multiply its "
         "training on several GPUs (default: %(default)s)",
     )
-    convert_and_write(convert, arguments.parse_args(argv))
+    return arguments
+
+
+def main(argv: list[str] | None = None) -> None:
+    convert_and_write(convert, options().parse_args(argv))
 
 
 if __name__ == "__main__":

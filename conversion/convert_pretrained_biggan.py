@@ -14,6 +14,7 @@ from biggan_hf.conversion.rename import (
     keep_three_channels,
     rename,
 )
+from biggan_hf.conversion.repositories import HubFolder
 from biggan_hf.conversion.writing import Conversion, Source, convert_and_write, parser, run
 
 
@@ -67,6 +68,12 @@ def read_settings(path: Path) -> dict[str, Any]:
     return settings
 
 
+def needed(folder: HubFolder, args: argparse.Namespace) -> list[str]:
+    """The files of a folder on the Hub that the conversion reads; raises for those of another program."""
+    read_settings(folder.fetch(["config.json"]) / "config.json")
+    return ["config.json", "pytorch_model.bin"]
+
+
 def stage_modules(layers: list[list[Any]], attention: int) -> dict[str, str]:
     """
     The names of the program's layers, which are numbered, and ours. The layer that upsamples is the last of a stage.
@@ -118,7 +125,7 @@ def convert(args: argparse.Namespace) -> Conversion:
     return Conversion(SOURCE, findings, state, None, [weights, args.source / "config.json"])
 
 
-def main(argv: list[str] | None = None) -> None:
+def options() -> argparse.ArgumentParser:
     arguments = parser(__doc__, "DIR", "the folder with config.json and pytorch_model.bin")
     arguments.add_argument(
         "--stats_interpolation",
@@ -127,7 +134,11 @@ def main(argv: list[str] | None = None) -> None:
         help="between two rows of statistics: linear is right, mirrored exchanges the weights of the rows, as that "
         "program does (default: %(default)s)",
     )
-    convert_and_write(convert, arguments.parse_args(argv))
+    return arguments
+
+
+def main(argv: list[str] | None = None) -> None:
+    convert_and_write(convert, options().parse_args(argv))
 
 
 if __name__ == "__main__":

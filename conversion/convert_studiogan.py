@@ -2,6 +2,7 @@
 
 import argparse
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from biggan_hf.conversion.architecture import (
 )
 from biggan_hf.conversion.reading import State, check_folder, hint, load_state
 from biggan_hf.conversion.rename import fold_spectral_norm, keep_spectral_norm, output_gain, rename
+from biggan_hf.conversion.repositories import HubFolder
 from biggan_hf.conversion.writing import Conversion, Source, convert_and_write, parser, run
 from biggan_hf.presets import CHANNEL_MULTIPLIERS
 
@@ -80,20 +82,33 @@ def find_checkpoint(source: Path, weights: str | None, step: int | None) -> Chec
         FileNotFoundError: There is no such folder, or no generator in it.
     """
     check_folder(source)
+    return choose(source, {path.name for path in source.iterdir()}, weights, step)
+
+
+def choose(folder: Path, held: Collection[str], weights: str | None, step: int | None) -> Checkpoint:
+    """`find_checkpoint` among the names of the files that a folder holds, which may be on the Hub."""
     found: dict[tuple[str, int], Path] = {}
-    for path in sorted(source.glob("model=*.pth"), reverse=True):  # "current" before "best"
-        match = re.fullmatch(r"model=(G|G_ema|D)-(best|current)-weights-step=(\d+)", path.stem)
+    for name in sorted(held, reverse=True):  # "current" before "best"
+        match = re.fullmatch(r"model=(G|G_ema|D)-(best|current)-weights-step=(\d+)\.pth", name)
         if match:
-            found[match[1], int(match[3])] = path
+            found[match[1], int(match[3])] = folder / name
     networks = {"ema": ["G_ema"], "live": ["G"], None: ["G_ema", "G"]}[weights]
     steps = sorted({number for network, number in found if network in networks})
     if not steps or (step is not None and step not in steps):
         wanted = " or ".join(f"model={network}-…-weights-step={step or 'N'}.pth" for network in networks)
-        known = f"; there are the steps {', '.join(map(str, steps))}" if steps else hint(source)
-        raise FileNotFoundError(f"{str(source)!r} holds no {wanted}, so it is no such checkpoint of StudioGAN{known}")
+        known = f"; there are the steps {', '.join(map(str, steps))}" if steps else hint(folder)
+        raise FileNotFoundError(f"{str(folder)!r} holds no {wanted}, so it is no such checkpoint of StudioGAN{known}")
     step = steps[-1] if step is None else step
     network = next(network for network in networks if (network, step) in found)
     return Checkpoint(found[network, step], found.get(("D", step)), step, "ema" if network == "G_ema" else "live")
+
+
+def needed(folder: HubFolder, args: argparse.Namespace) -> list[str]:
+    """The files of a folder on the Hub that the conversion reads."""
+    checkpoint = choose(Path(str(folder)), folder.names, args.weights, args.step)
+    networks = [path.name for path in (checkpoint.generator, checkpoint.discriminator) if path is not None]
+    settings = [name for name in folder.names if re.fullmatch(r"[^/]+\.ya?ml", name)]
+    return networks + (settings if len(settings) == 1 and args.config is None else [])
 
 
 def read_settings(given: Path | None, source: Path) -> dict[str, Any]:
@@ -213,7 +228,7 @@ def convert(args: argparse.Namespace) -> Conversion:
     return Conversion(SOURCE, findings, generator, discriminator, files, checkpoint.weights)
 
 
-def main(argv: list[str] | None = None) -> None:
+def options() -> argparse.ArgumentParser:
     arguments = parser(__doc__, "CHECKPOINT_DIR", "the folder with model=G-best-weights-step=N.pth and so on")
     arguments.add_argument(
         "--config",
@@ -230,7 +245,11 @@ def main(argv: list[str] | None = None) -> None:
         help="fold it into the weights, and the model answers as the program does; or keep it, and the model can be "
         "trained further (default: %(default)s)",
     )
-    convert_and_write(convert, arguments.parse_args(argv))
+    return arguments
+
+
+def main(argv: list[str] | None = None) -> None:
+    convert_and_write(convert, options().parse_args(argv))
 
 
 if __name__ == "__main__":

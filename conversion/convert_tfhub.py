@@ -25,6 +25,7 @@ from biggan_hf.conversion.rename import (
     keep_three_channels,
     rename,
 )
+from biggan_hf.conversion.repositories import HubFolder
 from biggan_hf.conversion.tensorflow_files import Constants, read_checkpoint
 from biggan_hf.conversion.writing import Conversion, Source, convert_and_write, parser, run
 
@@ -158,6 +159,12 @@ def _graph_statistics(path: Path) -> list[np.ndarray]:
     return [constants[name] for name in names]
 
 
+def needed(folder: HubFolder, args: argparse.Namespace) -> list[str]:
+    """The files of a folder on the Hub that the conversion reads."""
+    of_module = r"saved_model\.pb|(variables/)?[^/]+\.(index|data-.+)"
+    return [name for name in folder.names if re.fullmatch(of_module, name)]
+
+
 # Names and layouts
 
 
@@ -258,9 +265,12 @@ def convert(args: argparse.Namespace) -> Conversion:
     return Conversion(SOURCE, findings, state, None, files)
 
 
+def options() -> argparse.ArgumentParser:
+    return parser(__doc__, "SOURCE", "biggan-128.h5, or the folder of a module or of a TensorFlow checkpoint")
+
+
 def main(argv: list[str] | None = None) -> None:
-    arguments = parser(__doc__, "SOURCE", "biggan-128.h5, or the folder of a module or of a TensorFlow checkpoint")
-    convert_and_write(convert, arguments.parse_args(argv))
+    convert_and_write(convert, options().parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Writes a model folder: loads all tensors, compares with a reference, and writes the card, or writes nothing."""
 
 import argparse
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -11,17 +12,19 @@ from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import torch
+from huggingface_hub.utils import validate_repo_id
 from torch import Tensor
 
 from biggan_hf import BigGANConfig, BigGANDiscriminator, BigGANModel
 from biggan_hf.bars import own_bars_alone
+from biggan_hf.cards import SOURCE, with_part
 from biggan_hf.conversion.architecture import Findings
 from biggan_hf.conversion.reading import State, sha256
 from biggan_hf.conversion.rename import abbreviated
 from biggan_hf.conversion.training_state import STATE_FILE
 from biggan_hf.files import check_archive, replaced_folder, save_archive, staged_folder
 from biggan_hf.hub import model_card
-from biggan_hf.options import EitherSpelling
+from biggan_hf.options import EitherSpelling, underscored, unknown_option
 
 
 # The largest difference from a reference answer that is accepted, relative to the largest entry of the answer.
@@ -64,6 +67,13 @@ class Conversion:
 
 
 class _Parser(EitherSpelling):
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        args = underscored(sys.argv[1:] if args is None else args)
+        wrong = unknown_option(args, self._option_string_actions)  # names no value, which may be a token
+        if wrong is not None:
+            self.error(wrong)
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}\n")
 
@@ -74,6 +84,8 @@ def parser(description: str | None, source: str, help: str, reference: bool = Tr
     result.add_argument("source", type=Path, metavar=source, help=help)
     result.add_argument("--output", type=Path, required=True, metavar="DIR", help="the model folder to write")
     result.add_argument("--overwrite", action="store_true", help="write into a folder that already holds something")
+    text = "its id on the Hub, for the card (default: told by its place in the Hub's cache)"
+    result.add_argument("--base_model", metavar="ID", help=text)
     if reference:
         result.add_argument(
             "--reference",
@@ -192,18 +204,29 @@ def _comparison(key: str, ours: Tensor, theirs: Tensor) -> str:
 
 def convert_and_write(convert: Callable[[argparse.Namespace], Conversion], args: argparse.Namespace) -> None:
     """Does all the work of a converter. If the source or the output is wrong, raises `ValueError` or `OSError`."""
+    print("\n".join([*written(convert, args), str(args.output)]))
+
+
+def written(
+    convert: Callable[[argparse.Namespace], Conversion], args: argparse.Namespace, origin: str | None = None
+) -> list[str]:
+    """As `convert_and_write`, but returns what that prints. The card says the `origin` of the files if it is given."""
     check_output(args.output, args.overwrite)
+    if args.base_model is not None:
+        validate_repo_id(args.base_model)
     try:
         conversion = convert(args)
     # A tensor is missing or has the wrong shape where a layout is changed.
     except (AttributeError, KeyError, IndexError, TypeError, RuntimeError) as error:
         raise ValueError(f"{str(args.source)!r} fits no BigGAN: {type(error).__name__}: {error}") from error
-    finish(conversion, args)
+    if origin is not None:
+        conversion.findings.remark(origin)
+    return finish(conversion, args)
 
 
 @own_bars_alone()
-def finish(conversion: Conversion, args: argparse.Namespace) -> None:
-    """Builds both networks, compares them with the reference, writes the folder, and prints what was done."""
+def finish(conversion: Conversion, args: argparse.Namespace) -> list[str]:
+    """Builds both networks, compares them with the reference, writes the folder, and says what was done."""
     config = conversion.findings.config()
     generator = build(BigGANModel, config, conversion.generator)
     discriminator = None
@@ -221,16 +244,20 @@ def finish(conversion: Conversion, args: argparse.Namespace) -> None:
             discriminator.save_pretrained(staging / "discriminator")
         if conversion.training_state is not None:
             write_training_state(conversion, generator.config, discriminator, staging)
-        card = model_card(config) + _source_section(conversion, remarks)
+        # "quantized" is the Hub's word for the same model in another format, of its four.
+        base_model = args.base_model or _in_cache(args.source)
+        card = model_card(config, base_model=base_model, base_model_relation="quantized")
+        card = with_part(card, _source_section(conversion, remarks), SOURCE)
         (staging / "README.md").write_text(card, encoding="utf-8")
-    print(f"{conversion.source.program}: {', '.join(path.name for path in conversion.files)}")
-    print(conversion.findings.table())
-    for remark in remarks:
-        print(f"  {remark}")
-    print(f"  generator ({conversion.weights}): all {len(conversion.generator)} tensors in their places")
+    lines = [
+        f"{conversion.source.program}: {', '.join(path.name for path in conversion.files)}",
+        conversion.findings.table(),
+        *(f"  {remark}" for remark in remarks),
+        f"  generator ({conversion.weights}): all {len(conversion.generator)} tensors in their places",
+    ]
     if conversion.discriminator is not None:
-        print(f"  discriminator: all {len(conversion.discriminator)} tensors in their places")
-    print(args.output)
+        lines.append(f"  discriminator: all {len(conversion.discriminator)} tensors in their places")
+    return lines
 
 
 def write_training_state(
@@ -249,16 +276,22 @@ def write_training_state(
     save_archive(state, folder / STATE_FILE)
 
 
+def _in_cache(source: Path) -> str | None:
+    """The id of a repository of whose place in the Hub's cache a path is; `None` for any other path."""
+    found = re.search(r"/models--([\w.-]+?)--([\w.-]+)/snapshots/", source.absolute().as_posix())
+    return f"{found[1]}/{found[2]}" if found else None
+
+
 def _source_section(conversion: Conversion, remarks: list[str]) -> str:
     source = conversion.source
     lines = [
-        "\n## Source\n",
+        "## Source\n",
         f"Converted from [{source.program}]({source.url}), the generator's {conversion.weights} weights.",
         f"{source.note}\n",
         *(f"- `{path.name}`: SHA-256 `{sha256(path)}`" for path in conversion.files),
         *(f"- {remark}" for remark in remarks),
     ]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 @contextmanager

@@ -10,6 +10,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # Removed when the tests end; what tests prepare does not pile up in the user's own cache.
 _datasets_cache = tempfile.TemporaryDirectory()
 os.environ["HF_DATASETS_CACHE"] = _datasets_cache.name
+_trackio = tempfile.TemporaryDirectory()
+os.environ["TRACKIO_DIR"] = _trackio.name
 
 from collections.abc import Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
@@ -39,6 +41,7 @@ def fake_hub(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathF
         monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", files)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(home / "hub"))
+        monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(home))
         # transformers keeps a client of its own, which knows the endpoint of its making.
         monkeypatch.setattr("transformers.utils.hub._hf_api", None)
         monkeypatch.setattr("datasets.config.HF_ENDPOINT", hub.endpoint)

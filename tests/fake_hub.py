@@ -43,7 +43,8 @@ class FakeHub:
     """
     Within a `with` block, the server runs at `endpoint`. `repos` is what it stores, by (type, id), where the type is
     `"models"` or `"datasets"`; `asked` are the methods and paths of all requests, `downloads` the paths of the files
-    that were fetched, `tokens` what the requests to repos showed.
+    that were fetched, `tokens` what the requests to repos showed. It refuses the actions in `refuses`, such as
+    "commit", and commits wait until `accepts` is set, as it is at first.
     """
 
     def __init__(self) -> None:
@@ -51,6 +52,9 @@ class FakeHub:
         self.asked: list[str] = []
         self.downloads: list[str] = []
         self.tokens: set[str] = set()
+        self.refuses: set[str] = set()
+        self.accepts = threading.Event()
+        self.accepts.set()
 
     def __enter__(self) -> "FakeHub":
         handler = type("BoundHandler", (Handler,), {"hub": self})
@@ -60,6 +64,7 @@ class FakeHub:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.accepts.set()
         self.server.shutdown()
         self.server.server_close()
 
@@ -114,6 +119,10 @@ class Handler(BaseHTTPRequestHandler):
             self.hub.tokens.add(self.headers.get("Authorization", "").removeprefix("Bearer "))
             kind, repo_id, action, revision, folder = match.groups()
             name = (action or "revision").replace("-", "_")
+            if name == "commit":
+                self.hub.accepts.wait()
+            if name in self.hub.refuses:
+                return self.reply({"error": "you may not write here"}, 403)
             getattr(self, name)(kind, repo_id, unquote(revision or "main"), (folder or "").strip("/"))
         elif match := FILE.fullmatch(path):
             kind, repo_id, revision, file = match.groups()

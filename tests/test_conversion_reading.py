@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 from conversion_common import FIXTURES, ORIGINALS, SHARED, answers, assert_equal, convert, weights
+from huggingface_hub import ModelCard
 from torch import nn
 
 from biggan_hf import BigGANModel
+from biggan_hf.cards import is_by_hand
 from biggan_hf.conversion import convert_biggan_pytorch as biggan_pytorch
 from biggan_hf.conversion import convert_ivclab, reading
 from biggan_hf.conversion import convert_pretrained_biggan as pretrained_biggan
@@ -251,7 +253,17 @@ def test_the_card(checkpoint: Path, tmp_path: Path) -> None:
     assert "[BigGAN-PyTorch](https://github.com/ajbrock/BigGAN-PyTorch), the generator's ema weights" in card
     assert f"`G_ema.pth`: SHA-256 `{reading.sha256(checkpoint / 'G_ema.pth')}`" in card
     assert "the source holds no discriminator" in card
-    assert "MIT licence" in card
+    assert "MIT licence" in card and "base_model" not in card and not is_by_hand(card)
+
+
+def test_the_card_names_the_model_on_the_hub_that_was_converted(tmp_path: Path) -> None:
+    cached = tmp_path / "models--user--x.y" / "snapshots" / "0a1b" / "model"
+    shutil.copytree(SHARED_CASE, cached)
+    for source, options, base in ((cached, [], "user/x.y"), (SHARED_CASE, ["--base-model", "user/z"], "user/z")):
+        card = convert(biggan_pytorch, source, tmp_path / base, *options) / "README.md"
+        told = ModelCard.load(card).data.to_dict()
+        assert (told["base_model"], told["base_model_relation"]) == (base, "quantized")
+    refused(SHARED_CASE, tmp_path / "out", "Repo id must", "--base_model", "user/<z>")
 
 
 def test_the_reference_and_what_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

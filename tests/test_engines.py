@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from common import VARIANTS, seeded, tiny_generator, tiny_labels, tiny_latents, with_standing_statistics
+from PIL import Image
 
 from biggan_hf import BigGANModel, BigGANPipeline
 from biggan_hf.cli import main
@@ -59,6 +61,20 @@ def test_images_are_those_of_torch(exported: Path, engine: str, precision: str) 
     assert_alike(model, graph, TRUNCATIONS, GRAPHS[engine, precision])
     spread = [model._generate(tiny_latents(1, model.config), torch.tensor([0]), None, t) for t in TRUNCATIONS]
     assert min((a - b).abs().max().item() for a, b in zip(spread, spread[1:], strict=False)) > 1e-3  # rows differ
+
+
+def test_example(exported: Path, quick_export: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """examples/engine.py, with a tiny model in the place of the one that comes with the package."""
+    graphs = shutil.ignore_patterns("onnx", "openvino")
+    config = shutil.copytree(exported, tmp_path / "models" / "fashion", ignore=graphs) / "config.json"
+    config.write_text(config.read_text().replace("goldfish", "Ankle boot"))
+    monkeypatch.setattr("biggan_hf.embedded._FOLDER", tmp_path / "models")
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(REPO / "examples" / "engine.py"))
+    pipe = BigGANPipeline.from_pretrained("biggan_hf:fashion")
+    (picture,) = pipe("Ankle boot", truncation=0.7, generator=seeded(0)).images
+    with Image.open("engine.png") as drawn:
+        assert np.abs(np.asarray(drawn, dtype=float) - np.asarray(picture)).max() <= 1 and quick_export
 
 
 MIRRORED: dict[str, Any] = {"standing_truncations": [0.0, 0.5, 1.0], "standing_interpolation": "mirrored"}

@@ -19,7 +19,7 @@ from biggan_hf.engine_files import Index, read_index, write_index
 from biggan_hf.exporting import _checksum as checksum
 from biggan_hf.exporting import export_model
 from biggan_hf.files import checksum_of_weights
-from biggan_hf.hub import model_card, on_engines, upload_folder
+from biggan_hf.hub import SHEETS, model_card, on_engines, upload_folder
 
 
 MODEL = tiny_generator(id2label={0: "cat", 1: "dog"})
@@ -100,11 +100,11 @@ def test_graphs_of_other_weights_are_not_published(
 def test_graphs_of_the_same_weights_stay_on_the_hub(folder: Path, fake_hub: FakeHub) -> None:
     upload_folder(folder, "user/x")
     MODEL.push_to_hub("user/x")
-    assert fake_hub.files("user/x").keys() == OF_MODEL | OF_OPENVINO | OF_ONNX | {"samples.png"}
+    assert fake_hub.files("user/x").keys() == OF_MODEL | OF_OPENVINO | OF_ONNX | {*SHEETS}
     assert "| openvino | bf16 |" in card_of(fake_hub) and "| onnx | fp32 |" in card_of(fake_hub)
     save_other_weights(folder)
     upload_folder(folder, "user/x", revision="next")
-    assert fake_hub.files("user/x", "next").keys() == OF_MODEL | {"samples.png"}
+    assert fake_hub.files("user/x", "next").keys() == OF_MODEL | {*SHEETS}
     assert OF_OPENVINO < fake_hub.files("user/x").keys()
 
 
@@ -239,7 +239,7 @@ def test_push_of_a_pipeline_with_an_engine(folder: Path, fake_hub: FakeHub) -> N
     pipe = BigGANPipeline.from_pretrained(folder, engine="onnx")
     pipe.push_to_hub("user/x", revision="next", private=True, token="hf_other")
     assert fake_hub.tokens == {"hf_other"} and fake_hub.repos["models", "user/x"].private
-    alone = OF_ONNX | {".gitattributes", "README.md", "config.json", "samples.png"}
+    alone = OF_ONNX | {".gitattributes", "README.md", "config.json", *SHEETS}
     assert fake_hub.files("user/x", "next").keys() == alone
     card = fake_hub.files("user/x", "next")["README.md"].decode()
     assert "base_model" not in card and 'engine="onnx", precision="fp32"' in card  # of a folder

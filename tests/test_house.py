@@ -30,6 +30,7 @@ MODEL_FILES = {
     "ops",
     "configuration_biggan",
     "presets",
+    "remote_pipeline",
 }
 ANYTHING = {"__init__", "__main__", "cli", "commands"}
 
@@ -71,6 +72,7 @@ def test_third_parties() -> None:
     assert third_party("torchvision") == third_party("diffusers") == set()
     assert third_party("accelerate") <= {"training"}
     assert third_party("datasets") <= {"data", "evaluation"}
+    assert third_party("gradio") == {"app"}
     for engine in ("onnx", "onnx_ir", "onnxruntime", "onnxscript", "openvino"):
         assert third_party(engine) <= {"engines", "exporting", "quantizing"}
 
@@ -86,7 +88,7 @@ def test_model_files_work_as_code_on_the_hub(name: str) -> None:
         assert all(flat and module.count(".") == 1 for module, flat in inside), current
         waiting += {module.removeprefix("biggan_hf.") for module, _ in inside} - reached
     others = "cards class_labels devices embedded engine_files files finite hub images initialization keywords latents"
-    assert reached <= MODEL_FILES | {*others.split(), "loading"}
+    assert reached <= MODEL_FILES | {*others.split(), "loading", "sheets"}
 
 
 # Files are written by files.py
@@ -99,8 +101,11 @@ WRITES = {
     },
     "exporting.py": {"tempfile": "a graph in ONNX on its way to OpenVINO or to int8"},
     "data/preparing.py": {"open": "at the path that write_file gives"},
+    "app.py": {"tempfile": "a film or a sheet, on its way to the files that gradio serves"},
+    "commands/app.py": {"tempfile": "the files that gradio serves, until the page is closed"},
     "media.py": {"open": "a film, and the parts of an archive, at the path that write_file gives"},
     "evaluation/statistics.py": {"open": "at the path that write_file gives"},
+    "training/uploads.py": {"tempfile": "a copy of the networks, to upload"},
     "training/quality.py": {"write_text": "a note, into a replaced folder", "rename": "the best model of a dead end"},
     "training/compile_cache.py": {"write_bytes": "at the path that write_file gives"},
     "training/checkpoints.py": {"rename": "checkpoints of a dead end"},

@@ -10,16 +10,19 @@ from typing import Any
 import pytest
 import torch
 from common import tiny_discriminator, tiny_generator
+from conversion_common import ORIGINALS
 from fake_hub import FakeHub
 from huggingface_hub import ModelCard, snapshot_download
+from PIL import Image
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from biggan_hf import BigGANModel, BigGANPipeline
 from biggan_hf.cli import main
 from biggan_hf.configuration_biggan import BigGANConfig
 from biggan_hf.files import staged_folder
 from biggan_hf.hub import model_card, upload_folder
+from biggan_hf.images import to_pil
 
 
 class TinyConfig(PreTrainedConfig):
@@ -72,8 +75,8 @@ def test_card_claims_nothing_it_was_not_told() -> None:
 
 
 def test_card_body() -> None:
-    card = model_card(BigGANConfig.preset("biggan-deep-128"), sample_image="samples.png")
-    assert "![samples](samples.png)" in card
+    card = model_card(BigGANConfig.preset("biggan-deep-128"), sheets=["samples.png"])
+    assert "![samples](samples.png)" in card and "truncation.png" not in card
     assert "A BigGAN-deep generator of 128×128 images in 1000 classes" in card
     assert "| z_dim | 128 |" in card
     assert "1809.11096" in card
@@ -139,7 +142,8 @@ def test_upload_passes_on_who_and_how(fake_hub: FakeHub, tmp_path: Path) -> None
 
 # All that may lie in the folder of a run, by whether it is published.
 IN_A_FOLDER = {
-    True: """README.md LICENSE samples.png config.json model.safetensors model.safetensors.index.json
+    True: """README.md LICENSE samples.png truncation.png .eval_results/user--data-0a1b2c3d.yaml config.json
+        model.safetensors model.safetensors.index.json
         model-00001-of-00002.safetensors discriminator/config.json discriminator/model.safetensors
         discriminator/model.safetensors.index.json discriminator/model-00002-of-00002.safetensors""".split(),
     False: """training_settings.json log.jsonl spectra.jsonl evaluations.jsonl collapses.jsonl curves.png
@@ -166,7 +170,9 @@ def test_what_is_published_is_the_model(fake_hub: FakeHub, tmp_path: Path) -> No
     assert not any(part.startswith((".unfinished", ".replaced")) for name in more for part in name.split("/"))
     page = (Path(__file__).parents[1] / "docs" / "sampling.md").read_text(encoding="utf-8")
     listed = page.partition("## What is published")[2].partition("\n## ")[0]
-    assert all(f"`{name}`" in listed for name in ("README.md", "LICENSE", "samples.png", "config.json"))
+    assert all(
+        f"`{name}`" in listed for name in ("README.md", "LICENSE", "samples.png", "truncation.png", "config.json")
+    )
 
 
 def test_no_path_of_this_machine_is_published(
@@ -240,7 +246,7 @@ def test_push_of_a_pipeline(fake_hub: FakeHub, tmp_path: Path) -> None:
     pipe.push_to_hub("user/x", **push)
     assert fake_hub.tokens == {"hf_other"} and fake_hub.repos["models", "user/x"].private
     assert fake_hub.repos["models", "user/x"].messages == ["cats"]
-    names = {".gitattributes", "README.md", "config.json", "model.safetensors", "samples.png"}
+    names = {".gitattributes", "README.md", "config.json", "model.safetensors", "samples.png", "truncation.png"}
     assert fake_hub.files("user/x", "next").keys() == names
     assert b"pip install" in fake_hub.files("user/x", "next")["README.md"]
     loaded = BigGANPipeline.from_pretrained("user/x", revision="next")
@@ -257,13 +263,19 @@ WITHOUT_THE_PACKAGE = """
 import sys
 sys.modules["biggan_hf"] = None  # an import of it fails
 import torch
-from transformers import AutoModel
+from transformers import AutoModel, pipeline
 
 source, folder = sys.argv[1:]
 model = AutoModel.from_pretrained(source, trust_remote_code=True)
 disc = AutoModel.from_pretrained(source, subfolder="discriminator", trust_remote_code=True)
 assert type(model).__name__ == "BigGANModel" and type(disc).__name__ == "BigGANDiscriminator"
 images = model.sample(["dog"], generator=torch.Generator().manual_seed(0))
+pipe = pipeline(model=source, trust_remote_code=True)
+(picture,) = pipe("dog", generator=torch.Generator().manual_seed(0))
+picture.save(folder + "/picture.png")
+assert [len(drawn) for drawn in pipe(["cat", 1], truncation=0.5, num_images_per_prompt=3)] == [3, 3]
+assert len(pipe(None, truncation=0.5, num_images_per_prompt=4)) == 4  # as the card says
+pipe.save_pretrained(folder + "/from-pipeline")
 torch.save((images, disc(images, 1).logits.detach()), folder + "/output.pt")
 """
 
@@ -293,6 +305,7 @@ def test_pushed_code_needs_no_package(way: str, fake_hub: FakeHub, tmp_path: Pat
     images, logits = torch.load(tmp_path / "output.pt")
     expected = model.sample(["dog"], generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(images, expected)
+    assert Image.open(tmp_path / "picture.png").tobytes() == to_pil(images)[0].tobytes()
     torch.testing.assert_close(logits, disc(expected, 1).logits, rtol=1e-4, atol=1e-4)
     # Saved again without the code, the configuration does not name it.
     BigGANModel.from_pretrained(source).save_pretrained(tmp_path / "again")
@@ -300,11 +313,145 @@ def test_pushed_code_needs_no_package(way: str, fake_hub: FakeHub, tmp_path: Pat
     assert all("--" in name for name in settings.get("auto_map", {}).values())
 
 
+NOT_TRUSTED = """
+import sys
+sys.modules["biggan_hf"] = None  # an import of it fails
+from transformers import AutoModel
+
+try:
+    AutoModel.from_pretrained("user/x")
+except ValueError as error:
+    assert "trust_remote_code=True" in str(error), error
+else:
+    raise AssertionError("the code was loaded")
+"""
+
+
+def test_code_of_a_repository_runs_only_where_it_is_trusted(fake_hub: FakeHub, tmp_path: Path) -> None:
+    tiny_generator().push_to_hub("user/x", include_code=True)
+    marker = tmp_path / "executed"
+    line = f"\n__import__('os').mkdir({str(marker)!r})\n".encode()
+    files = {name: code + line * name.endswith(".py") for name, code in fake_hub.files("user/x").items()}
+    fake_hub.repos["models", "user/x"].commit("main", files)
+    for load in (BigGANModel, BigGANPipeline, AutoModel, AutoConfig):
+        load.from_pretrained("user/x")
+    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    command = [sys.executable, "-c", NOT_TRUSTED]
+    subprocess.run(command, check=True, env=environment, cwd=tmp_path, stdin=subprocess.DEVNULL)
+    assert not marker.exists()
+
+
 def test_push_of_what_is_no_model(fake_hub: FakeHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["push", str(tmp_path), "user/x"])
     assert stopped.value.code == 2 and "it has no config.json" in capsys.readouterr().err
     assert not fake_hub.repos
+
+
+# What strangers may read, and what they may write
+
+OF_ARGUMENT, OF_ENVIRONMENT = "hf_" + "argument" * 4, "hf_" + "environment" * 3
+
+
+def test_no_token_is_written(
+    fake_hub: FakeHub,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", OF_ENVIRONMENT)
+    monkeypatch.setenv("HF_DEBUG", "1")
+    for name in ("", "huggingface_hub", "transformers", "httpx2"):
+        caplog.set_level("DEBUG", logger=name)
+    tiny_generator().save_pretrained(tmp_path / "ours")
+    fake_hub.create("models", "user/theirs")
+    theirs = {path.name: path.read_bytes() for path in (ORIGINALS / "biggan_thin").glob("*.pth")}
+    fake_hub.repos["models", "user/theirs"].commit("main", theirs)
+    told = []
+    arguments: list[dict[str, Any]] = [{}, {"token": OF_ARGUMENT}]
+    for number, given in enumerate(arguments):
+        option, output = ["--token", OF_ARGUMENT] if given else [], str(tmp_path / f"output-{number}")
+        main(["push", str(tmp_path / "ours"), f"user/x{number}", "--include_code", *option])
+        main(["convert", "user/theirs", "--output", output, *option])
+        model = BigGANModel.from_pretrained("user/theirs", convert=True, **given)
+        model.save_pretrained(tmp_path / "saved", push_to_hub=True, repo_id=f"user/y{number}", **given)
+        BigGANPipeline.from_pretrained(f"user/x{number}", **given).push_to_hub(f"user/z{number}", **given)
+        for load in (BigGANModel, BigGANPipeline, AutoModel):
+            for source in ("user/nowhere", "user/not a name"):
+                with pytest.raises((OSError, ValueError)) as error:
+                    load.from_pretrained(source, **given)
+                told.append(error.getrepr(style="short"))
+        for argv in (
+            ["push", str(tmp_path / "ours"), "user/not a name", *option],
+            ["convert", "user/nowhere", "--output", output, *option],
+            ["convert", "user/theirs", "--output", output, "--toke", OF_ARGUMENT],
+            ["convert", "user/theirs", "--output", output, f"--tokens={OF_ARGUMENT}"],
+            ["push", str(tmp_path / "ours"), "user/x", f"--tokens={OF_ARGUMENT}"],
+            ["sample", "user/nowhere", "--output", f"{output}.png"],
+        ):
+            with pytest.raises(SystemExit) as stopped:
+                main(argv)
+            assert stopped.value.code == 2
+    assert fake_hub.tokens >= {OF_ARGUMENT, OF_ENVIRONMENT}
+    with pytest.raises(TypeError, match="takes no keyword 'hf_token': did you mean token=?") as wrong:
+        model.push_to_hub("user/x", hf_token=OF_ARGUMENT)
+    files = [
+        content for repo in fake_hub.repos.values() for held in repo.commits.values() for content in held.values()
+    ]
+    for place in (tmp_path, Path(os.environ["HF_HOME"])):
+        files += [path.read_bytes() for path in place.rglob("*") if path.is_file()]
+    words = [*map(str, told), str(wrong.value), caplog.text, *capfd.readouterr()]
+    assert len(files) > 50 and "'user/nowhere'" in "".join(words)
+    for secret in (OF_ARGUMENT, OF_ENVIRONMENT):
+        assert not [text for text in words if secret in text]
+        assert not [content for content in files if secret.encode() in content]
+
+
+EVIL = [
+    "../../evil",
+    "```\n# Evil\n![x](http://evil.example)",
+    "---\nlicense: mit\n---",
+    "|",
+    "'" * 3 + '"',
+    "<script>",
+]
+
+
+def test_class_names_break_no_card_and_leave_no_folder(
+    fake_hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, name in enumerate(["cat", *EVIL]):
+        model = tiny_generator(id2label={0: name, 1: "dog"})
+        model.push_to_hub(f"user/x{number}")
+    cards = [fake_hub.files(f"user/x{number}")["README.md"].decode() for number in range(len(EVIL) + 1)]
+    expected = ModelCard(cards[0]).data.to_dict()
+    for card in cards:
+        assert ModelCard(card).data.to_dict() == expected
+        assert [line[:3] for line in card.splitlines()] == [line[:3] for line in cards[0].splitlines()]
+        compile(card.split("```python\n")[1].split("\n```")[0], "card", "exec")
+    (inside := tmp_path / "a" / "b" / "c").mkdir(parents=True)
+    monkeypatch.chdir(inside)
+    tiny_generator(id2label=dict(enumerate(EVIL))).save_pretrained("model")
+    before = {path for path in tmp_path.rglob("*") if not path.is_relative_to(inside)}
+    main(["sample", "model", "--output", "samples.png", "--images_per_class", "1"])
+    main(["push", "model", "user/evil"])
+    assert {path for path in tmp_path.rglob("*") if not path.is_relative_to(inside)} == before
+    assert sorted(path.name for path in inside.iterdir()) == ["model", "samples.png"]
+
+
+@pytest.mark.parametrize(
+    "repo_id", ["../x", "user/../x", "user/x/../../y", "user/x)\n# Evil", "user/`x`", "user/..", "/x"]
+)
+def test_a_name_of_a_repository_is_checked_first(repo_id: str, fake_hub: FakeHub, tmp_path: Path) -> None:
+    tiny_generator().save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError):
+        tiny_generator().push_to_hub(repo_id)
+    with pytest.raises(ValueError):
+        upload_folder(tmp_path / "model", repo_id, include_code=True)
+    with pytest.raises((OSError, ValueError)):
+        BigGANModel.from_pretrained(repo_id, convert=True)
+    assert not fake_hub.repos and not fake_hub.downloads
 
 
 # Saving over an earlier save

@@ -20,7 +20,7 @@ import biggan_hf
 
 ROOT = Path(__file__).parents[1]
 EXTRAS = {"train", "eval", "onnx", "openvino", "convert", "video", "demo", "bench", "docs", "adapters", "neighbours"}
-EXTRAS |= {"dev"}
+EXTRAS |= {"app", "dev"}
 
 
 @pytest.fixture

@@ -19,9 +19,7 @@ from biggan_hf.polishing import LOG, STATE, Polishing, PolishSettings, polish
 from biggan_hf.processes import joined
 
 
-SETTINGS = PolishSettings(
-    num_steps=40, batch_size=16, learning_rate=1e-4, population=100, evaluation_steps=20, evaluation_images=32
-)
+SETTINGS = PolishSettings(num_rounds=2, batch_size=16, learning_rate=1e-3, population=100, evaluation_images=32)
 
 
 @pytest.fixture(scope="module")
@@ -48,13 +46,11 @@ def lines(folder: Path) -> list[dict[str, float]]:
 
 
 def test_it_comes_closer_to_the_pictures(pictures: Path, tmp_path: Path) -> None:
-    settings = dataclasses.replace(SETTINGS, num_steps=160, evaluation_steps=80)
-    best = polish(polishing_of(pictures, settings), tmp_path)
-    distances = [line["FD-tiny of the memory"] for line in lines(tmp_path) if "FD-tiny of the memory" in line]
+    best = polish(polishing_of(pictures, dataclasses.replace(SETTINGS, num_rounds=6)), tmp_path)
+    distances = [line["FD-tiny N=100, before the round"] for line in lines(tmp_path)[1:]]
     assert distances[-1] < 0.5 * distances[0]
-    judged = {line["step"]: line for line in lines(tmp_path) if "KD-judge N=32" in line}
-    assert [*judged] == [0, 80, 160] and best > 0
-    assert judged[best]["KD-judge N=32"] < judged[0]["KD-judge N=32"]
+    judged = [line["KD-judge N=32"] for line in lines(tmp_path)]
+    assert [line["round"] for line in lines(tmp_path)] == [*range(7)] and judged[best] < judged[0] and best > 0
     polished, start = BigGANModel.from_pretrained(tmp_path), model_of()
     assert any(not torch.equal(x, y) for x, y in zip(polished.parameters(), start.parameters(), strict=True))
     assert all(torch.equal(x, y) for x, y in zip(polished.buffers(), start.buffers(), strict=True))
@@ -68,13 +64,13 @@ def weights(folder: Path) -> dict[str, Tensor]:
 def test_a_stopped_one_goes_on_to_the_bit(pictures: Path, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     polish(polishing_of(pictures), whole)
-    polish(polishing_of(pictures, dataclasses.replace(SETTINGS, num_steps=20)), parts)
+    polish(polishing_of(pictures, dataclasses.replace(SETTINGS, num_rounds=1)), parts)
     polish(polishing_of(pictures), parts)
     expected, found = weights(whole), weights(parts)
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     assert lines(whole) == lines(parts)
     with pytest.raises(
-        ValueError, match=r"holds a polishing with learning_rate=0.0001, and now it is 0.1.*--overwrite"
+        ValueError, match=r"holds a polishing with learning_rate=0.001, and now it is 0.1.*--overwrite"
     ):
         polish(polishing_of(pictures, dataclasses.replace(SETTINGS, learning_rate=0.1)), parts)
 
@@ -89,19 +85,19 @@ def test_two_processes_do_what_one_does(pictures: Path, tmp_path: Path) -> None:
     in_two_processes(in_a_process, tmp_path, pictures, tmp_path / "both")
     expected, found = weights(tmp_path / "one"), weights(tmp_path / "both")
     for name in expected:
-        torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(found[name], expected[name], rtol=0, atol=2e-3)  # Adam enlarges rounding
 
 
 def test_where_nothing_gets_better_the_start_stays(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def ever_worse(polishing: Polishing) -> dict[str, float]:
-        polishing.verdicts.append((polishing.step, 1.0 + polishing.step))
+        polishing.verdicts.append(1.0 + polishing.rounds)
         return {}
 
     monkeypatch.setattr(Polishing, "verdict", ever_worse)
-    polishing = polishing_of(pictures, dataclasses.replace(SETTINGS, num_steps=400, patience=2))
-    assert polish(polishing, tmp_path) == 0 and polishing.step == 40
+    polishing = polishing_of(pictures, dataclasses.replace(SETTINGS, num_rounds=9, patience=2))
+    assert polish(polishing, tmp_path) == 0 and polishing.rounds == 2
     for name, tensor in BigGANModel.from_pretrained(tmp_path).state_dict().items():
         assert torch.equal(tensor, model_of().state_dict()[name])
 
@@ -109,9 +105,7 @@ def test_where_nothing_gets_better_the_start_stays(
 def test_the_anchor_holds_the_weights(pictures: Path) -> None:
     def moved(anchor: float) -> float:
         polishing = polishing_of(pictures, dataclasses.replace(SETTINGS, anchor=anchor))
-        polishing.fill()
-        for _ in range(20):
-            polishing.update()
+        polishing.learn(polishing.draw()[0])
         pairs = zip(polishing.parameters, polishing.start, strict=True)
         return sum((now - start).square().sum().item() for now, start in pairs)
 
@@ -120,16 +114,14 @@ def test_the_anchor_holds_the_weights(pictures: Path) -> None:
 
 def test_a_model_without_classes(pictures: Path, tmp_path: Path) -> None:
     model = tiny_generator(num_labels=0, num_channels=1)
-    settings = dataclasses.replace(SETTINGS, num_steps=20)
-    polish(polishing_of(pictures, settings, model=model), tmp_path)
-    assert {line["step"] for line in lines(tmp_path)} == {0, 20}
+    polish(polishing_of(pictures, model=model), tmp_path)
+    assert [line["round"] for line in lines(tmp_path)] == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_steps": 0}, "num_steps must be at least 1, got 0"),
-        ({"evaluation_steps": 30}, "evaluation_steps must be a multiple of 20, got 30"),
+        ({"num_rounds": 0}, "num_rounds must be at least 1, got 0"),
         ({"anchor": 1.0}, "expected 0 <= anchor < 1"),
         ({"learning_rate": float("nan")}, "learning_rate > 0, got 0.0 and nan"),
         ({"evaluation_images": 1}, "evaluation_images must be at least 2, got 1"),
@@ -155,13 +147,12 @@ def test_the_command(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     model_of().save_pretrained("model")
     command = ["polish", "model", "--dataset_name", str(pictures), "--output", "polished", "--device", "cpu"]
     command += ["--extractors", "tiny_features:extract", "--judge", "other_features:extract"]
-    command += "--num_steps 20 --batch_size 16 --population 100 --evaluation_steps 20 --evaluation_images 32".split()
+    command += "--num_rounds 1 --batch_size 16 --population 100 --evaluation_images 32".split()
     main(command)
     told = capsys.readouterr().out
     assert told.endswith("polished\n") and "judge" in told
     assert {path.name for path in Path("polished").iterdir()} >= {"config.json", "model.safetensors", "README.md"}
     assert Image.open("polished/before-and-after.png").width > 500
-    assert "before-and-after.png" in Path("polished/README.md").read_text()
     main(command)  # there is nothing left to do
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken/notes.txt").write_text("mine")

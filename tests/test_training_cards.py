@@ -2,6 +2,8 @@
 
 import getpass
 import json
+import re
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from biggan_hf import BigGANDiscriminator, BigGANModel
 from biggan_hf.cards import settings_table, without_part
 from biggan_hf.evaluation import Measure, Report, add_to_card
 from biggan_hf.training import main
+from biggan_hf.training.report import seconds_trained
 
 
 PUSH = ["--push_to_hub", "--hub_model_id", "user/cats"]
@@ -64,6 +67,20 @@ def test_a_new_card_is_written_anew_by_every_run(pictures: Path, tmp_path: Path)
     assert without_part(first) == without_part(second) and second.count("## Training") == 1
     assert second.index("## Training") < second.index("## Intended use and limits")
     assert "library_name: biggan_hf" in second
+    told = r"Trained on 10 pictures of 2 classes \(the local folder 'pictures\d*'\): 3 steps, 12 pictures shown"
+    assert re.search(rf"\n{told} to the discriminator, in \d+\.\d seconds, on CPU\. A step is one", second)
+
+
+def test_the_time_of_a_run_is_that_of_the_steps_that_count(tmp_path: Path) -> None:
+    assert seconds_trained(tmp_path) == 0
+    starts = [datetime(2026, 11, 28, 9, 0, 0), datetime(2026, 11, 28, 10, 30, 0)]
+    text = "".join(f"{start.isoformat(' ')}, step {7 * i}\nweights     new\n\n" for i, start in enumerate(starts))
+    (tmp_path / "report.txt").write_text(text)
+    at = [(starts[0], 60.0), (starts[0], 600.0), (starts[1], 30.5)]  # it stood still from 9:10 to 10:30
+    losses = {"discriminator_loss": 1.0, "generator_loss": 1.0}
+    lines = [{"step": i, "time": start.timestamp() + seconds, **losses} for i, (start, seconds) in enumerate(at)]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert seconds_trained(tmp_path) == pytest.approx(630.5)
 
 
 @pytest.mark.parametrize("ends", ["\n", "\r\n"])
@@ -108,7 +125,7 @@ def test_a_card_by_hand_tells_of_code_that_comes_later(pictures: Path, tmp_path:
     (output / "README.md").write_text(BY_HAND)
     for steps in (3, 4):
         main(arguments(pictures, output, *AGAIN, "--include_code", "--hub_model_id", "user/cats", steps=steps))
-        assert keeps(card_of(output)) and card_of(output).count("'user/cats', trust_remote_code=True") == 1
+        assert keeps(card_of(output)) and card_of(output).count("AutoModel.from_pretrained('user/cats',") == 1
 
 
 def test_all_weights_of_a_run_say_their_step(pictures: Path, tmp_path: Path, fake_hub: FakeHub) -> None:
@@ -175,7 +192,7 @@ def test_nothing_of_the_machine_is_published(pictures: Path, tmp_path: Path, fak
     (output / "LICENSE").write_text("mine")
     main(arguments(pictures, output, *AGAIN, steps=3))
     published = fake_hub.files("user/cats")
-    files = {"README.md", "LICENSE", "samples.png", "config.json", "model.safetensors"}
+    files = {"README.md", "LICENSE", "samples.png", "truncation.png", "config.json", "model.safetensors"}
     assert published.keys() - {".gitattributes"} == {
         *files,
         "discriminator/config.json",
@@ -193,4 +210,4 @@ def test_nothing_of_the_machine_is_published(pictures: Path, tmp_path: Path, fak
 
 
 def test_a_table_has_a_line_for_each_setting() -> None:
-    assert settings_table({"note": "a|b\nc"}).splitlines()[2:] == ["| note | a\\|b c |"]
+    assert settings_table({"note": "a|b\nc"}).splitlines()[2:] == ["| note | a&#124;b c |"]

@@ -32,6 +32,7 @@ from training_runs import (
     error_line,
     files_of_at_most,
     read_log,
+    set_rule,
     start,
     write_pictures,
 )
@@ -341,6 +342,36 @@ def test_tracker_gets_scalars_and_pictures(pictures: Path, tmp_path: Path) -> No
         np.testing.assert_allclose([event.value for event in events.Scalars(name)], expected, rtol=1e-5, err_msg=name)
 
 
+def test_trackio_gets_scalars_sheets_and_an_alert(pictures: Path, tmp_path: Path, monkeypatch: Patch) -> None:
+    trackio = pytest.importorskip("trackio", reason="needs trackio, whose 0.43 needs pillow<13")
+    from trackio.sqlite_storage import SQLiteStorage
+
+    output = tmp_path / "model"
+    main(arguments(pictures, output, "--report_to", "trackio", "--sample_steps", "2", *EVALUATION, steps=3))
+    (run,) = trackio.Api().runs("biggan_hf")
+    logs = SQLiteStorage.get_logs("biggan_hf", run.name)
+    for line in [*read_log(output), *read_log(output, "evaluations.jsonl")]:
+        at_step = [entry for entry in logs if entry["step"] == line["step"]]
+        told = {name: value for entry in at_step for name, value in entry.items()}
+        assert told.items() >= {name: value for name, value in line.items() if name != "time"}.items()
+    (sheet,) = [entry["samples"] for entry in logs if "samples" in entry]
+    with Image.open(trackio.utils.MEDIA_DIR / sheet["file_path"]) as shown:
+        drawn = Image.open(output / "samples" / "step-0000002.png")
+        assert shown.convert("RGB").tobytes() == drawn.convert("RGB").tobytes()
+    assert not run.alerts()
+    set_rule(monkeypatch, WINDOW=1, LOSS_FLOOR=1e9)
+    with pytest.raises(SystemExit):
+        main(arguments(pictures, tmp_path / "collapsed", "--report_to", "trackio", "--watch_steps", "1", steps=9))
+    (alert,) = trackio.Api().alerts("biggan_hf")
+    (note,) = read_log(tmp_path / "collapsed", "collapses.jsonl")
+    assert (alert["title"], alert["level"], alert["step"], alert["text"]) == (
+        "collapse",
+        "error",
+        note["step"],
+        note["why"],
+    )
+
+
 def test_tracker_that_can_not_start_is_one_line_and_writes_nothing(
     pictures: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
@@ -433,8 +464,10 @@ def is_a_whole_model(folder: Path, steps: int) -> bool:
         model, loading = network.from_pretrained(folder, output_loading_info=True, subfolder=where)
         assert not any(loading.values()) and model.config.id2label == {0: "cat", 1: "dog"}
     assert BigGANModel.from_pretrained(folder).sample([0, 1], truncation=0.5).shape == (2, 1, 32, 32)
-    sizes = {Image.open(folder / sheet).size for sheet in ("samples.png", f"samples/step-{steps:07d}.png")}
-    return len(sizes) == 1 and "library_name: biggan_hf" in (folder / "README.md").read_text(encoding="utf-8")
+    sheets = ("samples.png", "truncation.png", f"samples/step-{steps:07d}.png")
+    return all(Image.open(folder / sheet).size[0] > 64 for sheet in sheets) and "library_name: biggan_hf" in (
+        folder / "README.md"
+    ).read_text(encoding="utf-8")
 
 
 def test_killed_run_ends_as_if_it_had_not_been(pictures: Path, tmp_path: Path) -> None:

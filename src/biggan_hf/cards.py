@@ -1,9 +1,10 @@
 """
-A model's card, README.md: whether a person has written into it, which parts of it a program writes anew, and what it
-may tell of the machine.
+A model's card, README.md: whether a person has written into it, which parts of it a program writes anew, its numbers,
+and what it may tell of the machine.
 """
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,6 +32,13 @@ RUN = Part(
 ENGINES = Part(
     "<!-- biggan_hf: engines; a push writes this part anew, and nothing else -->", "<!-- biggan_hf: end of engines -->"
 )
+SOURCE = Part(
+    "<!-- biggan_hf: source; a conversion writes this part anew, and nothing else -->",
+    "<!-- biggan_hf: end of source -->",
+)
+EVALUATION = Part(
+    "<!-- evaluation: begin; an evaluation writes this part anew, and nothing else -->", "<!-- evaluation: end -->"
+)
 _SIGNATURE = re.compile(r"<!-- biggan_hf: generated (\w+) -->")
 _METADATA = re.compile(r"\A\ufeff?\s*---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE)
 
@@ -55,7 +63,7 @@ def is_text(card: str) -> bool:
 
 
 def _digest(card: str) -> str:
-    return hashlib.sha256(without_part(card).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    return hashlib.sha256(without_part(_without_numbers(card)).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 # The parts that a program writes anew
@@ -73,26 +81,35 @@ def with_part(card: str, text: str, part: Part = RUN) -> str:
     return f"{before}{marked}\n\n{found}{after}" if found else f"{card.rstrip()}\n\n{marked}\n"
 
 
-def part_of(card: str) -> str:
-    """The part of a run; empty if the card has none."""
-    part = RUN.pattern.search(card)
-    return part[1] if part else ""
+def part_of(card: str, part: Part = RUN) -> str:
+    """The text of a part; empty if the card has none."""
+    found = part.pattern.search(card)
+    return found[1].strip() if found else ""
 
 
 def without_part(card: str) -> str:
     """What others than the programs have in the card, for a comparison."""
-    for pattern in (RUN.pattern, ENGINES.pattern, _SIGNATURE):
+    for pattern in (*(part.pattern for part in (RUN, ENGINES, SOURCE, EVALUATION)), _SIGNATURE):
         card = pattern.sub("", card)
     return " ".join(card.split())
 
 
+# Names that people or files have given, in Markdown
+
+
+def harmless(text: str) -> str:
+    """A text in which no tag, no comment, no code and no link of Markdown begins."""
+    return text.replace("<", "&lt;").replace("`", "&#96;").replace("](", "]&#40;")
+
+
+def escaped(text: object) -> str:
+    """A text as one line, or as one cell of a table."""
+    return harmless(" ".join(str(text).split())).replace("|", "&#124;")
+
+
 def settings_table(settings: Mapping[str, object], title: str = "setting") -> str:
     """A table in Markdown with a row for each setting."""
-
-    def cell(value: object) -> str:
-        return " ".join(str(value).split()).replace("|", "\\|")
-
-    rows = [f"| {cell(name)} | {cell(value)} |" for name, value in settings.items()]
+    rows = [f"| {escaped(name)} | {escaped(value)} |" for name, value in settings.items()]
     return "\n".join([f"| {title} | value |", "|---|---|", *rows])
 
 
@@ -133,6 +150,76 @@ def with_metadata(card: str, other: str) -> str:
     except ValueError:
         return card
     return card[: block.start(1)] + text + card[block.end(1) :] if added else card
+
+
+# Numbers: the `model-index` of the metadata
+
+INDEX = "model-index"
+_INDEX_LINES = re.compile(rf"^{INDEX}:.*?(?=^[^\s-]|\Z)", re.DOTALL | re.MULTILINE)
+# Two runs of one protocol may differ in these: the probe by the device's rounding, the source since models move, the
+# step and the weights since models are trained further.
+OF_THE_RUN = ("software.", "device", "processes", "date", "samples.source", "samples.global_step", "samples.checksum",
+              "extractor.probe", "interval")  # fmt: skip
+_REAL_IN_WORDS = re.compile(r", real against real| of the (real images|floor) \(")
+
+
+def with_numbers(card: str, index: Any) -> str:
+    """The card with this `model-index`. All else stays as it is written, but where lines of YAML can't be replaced."""
+    lines, block = yaml_dump({INDEX: index}, sort_keys=False), _METADATA.match(card)
+    if block is None:
+        return f"---\n{lines}---\n\n{card.lstrip()}"
+    data, replaced = {**_mapping(block[1]), INDEX: index}, _INDEX_LINES.sub(lambda _: lines, block[1], count=1)
+    text = replaced if INDEX in _mapping(block[1]) else block[1] + lines
+    try:
+        is_same = _mapping(text) == data
+    except ValueError:
+        is_same = False
+    return card[: block.start(1)] + (text if is_same else yaml_dump(data, sort_keys=False)) + card[block.end(1) :]
+
+
+def _without_numbers(card: str) -> str:
+    block = _METADATA.match(card)
+    if block is None:
+        return card
+    return card[: block.start(1)] + _INDEX_LINES.sub("", block[1], count=1) + card[block.end(1) :]
+
+
+def merged_numbers(index: list[dict[str, Any]], ours: dict[str, Any]) -> list[dict[str, Any]]:
+    """
+    A model-index with the results of an entry in the place of those that they repeat: of the same data set, measure
+    and protocol. Results of real images, which an earlier version wrote there, go.
+    """
+    new = {_identity(result, metric) for result in ours["results"] for metric in result["metrics"]}
+    entries = [{**entry, "results": _without(new, entry["results"])} for entry in index]
+    if all(entry["name"] != ours["name"] for entry in entries):
+        entries.append({**ours, "results": []})
+    own = next(entry for entry in entries if entry["name"] == ours["name"])
+    own["results"] += ours["results"]
+    return [entry for entry in entries if entry["results"]]
+
+
+def _without(identities: set[str], results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    kept = []
+    for result in results:
+        metrics = [
+            metric
+            for metric in result["metrics"]
+            if _identity(result, metric) not in identities and not _REAL_IN_WORDS.search(str(metric.get("name")))
+        ]
+        kept += [{**result, "metrics": metrics}] if metrics else []
+    return kept
+
+
+def _identity(result: Mapping[str, Any], metric: Mapping[str, Any]) -> str:
+    """The data set, the measure and the protocol of a number, without what differs from run to run."""
+    args = metric.get("args")
+    args = of_protocol(args) if isinstance(args, Mapping) else args
+    return json.dumps([result["dataset"], metric["type"], args], sort_keys=True, default=str)
+
+
+def of_protocol(args: Mapping[str, Any]) -> dict[str, Any]:
+    """What two runs of one protocol have in common, of all that a number depends on."""
+    return {name: value for name, value in args.items() if not name.startswith(OF_THE_RUN)}
 
 
 # What others may read

@@ -7,6 +7,7 @@ from typing import Any
 
 from . import __version__
 from .commands import (
+    app,
     convert,
     env,
     evaluate,
@@ -42,6 +43,7 @@ COMMANDS = (
     evaluate,
     polish,
     push,
+    app,
     env,
 )
 

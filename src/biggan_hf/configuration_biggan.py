@@ -27,6 +27,7 @@ MOST_LABELS = 100_000  # transformers writes the names of all classes out whenev
 
 # transformers passes these to the constructor of a configuration, beside its fields.
 _BASE_KEYWORDS = {"_commit_hash", "_name_or_path", "auto_map", "model_type", "name_or_path", "output_attentions"}
+_BASE_KEYWORDS |= {"custom_pipelines"}  # of a repository with code
 _BASE_KEYWORDS |= {"torch_dtype", "attn_implementation", "_attn_implementation_internal"}
 _BASE_KEYWORDS |= {"experts_implementation", "_experts_implementation_internal"}
 
@@ -186,7 +187,9 @@ class BigGANConfig(PreTrainedConfig):
 
     def to_diff_dict(self) -> dict[str, Any]:
         """What goes to `config.json`. transformers leaves out defaults; the names of the classes stay."""
-        return {**super().to_diff_dict(), "id2label": self.id2label, "label2id": self.label2id}
+        settings = {**super().to_diff_dict(), "id2label": self.id2label, "label2id": self.label2id}
+        settings.pop("custom_pipelines", None)  # it comes with the code; `transformers.pipeline` puts classes into it
+        return settings
 
     def to_json_file(self, json_file_path: str | PathLike[str], use_diff: bool = True) -> None:
         """As in transformers, but what could not be loaded again is not written."""

@@ -117,6 +117,7 @@ def _exported_now(
     source: str, engine: str, precision: str, fetch: Callable[[str], Path | None], kwargs: dict[str, Any]
 ) -> "EngineModel":
     from .exporting import export_model  # here: both need what a graph at hand does without
+    from .loading import settings_of
     from .modeling_biggan import BigGANModel
 
     model, config = None, fetch("config.json")
@@ -126,6 +127,7 @@ def _exported_now(
     fetch("model.safetensors")
     weights = None if config is None else checksum_of_weights(config.parent)
     if weights is None:
+        settings_of(BigGANConfig, source, kwargs)  # says so of another program's checkpoint
         raise ValueError(
             f"{source!r} has no graph for {engine} in {precision}, and no weights in safetensors to export one from"
         )

@@ -7,8 +7,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .bars import open_bar
 from .latents import interpolation_path
 from .pipeline_biggan import BigGANPipeline, ClassLabels
+
+
+PICTURES_AT_A_TIME = 256  # of a data set that is searched
 
 
 def interpolate(
@@ -36,6 +40,16 @@ def interpolate(
     Returns:
         uint8 ((K - 1) · num_steps + 1, num_channels, H, W), or (K · num_steps, …) if closed.
     """
+    latents, class_embeddings = path_of(latents, class_embeddings, num_steps, spherical=spherical, closed=closed)
+    if class_embeddings is None:
+        return uint8_images(pipe, num_images_per_prompt=len(latents), latents=latents, **options)
+    return uint8_images(pipe, class_embeddings=class_embeddings, latents=latents, **options)
+
+
+def path_of(
+    latents: Tensor, class_embeddings: Tensor | None, num_steps: int, *, spherical: bool = False, closed: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """The latents and class embeddings of all images along the path that `interpolate` follows, a row an image."""
     numbers = {len(latents), 1 if class_embeddings is None else len(class_embeddings)} - {1}
     if len(numbers) != 1 or 0 in numbers:
         given = f"{len(latents)} latents and {0 if class_embeddings is None else len(class_embeddings)} classes"
@@ -48,9 +62,7 @@ def interpolate(
             return through.expand(num_frames, -1)
         return interpolation_path(through, num_steps, spherical=spherical, closed=closed)
 
-    if class_embeddings is None:
-        return uint8_images(pipe, num_images_per_prompt=num_frames, latents=along(latents), **options)
-    return uint8_images(pipe, class_embeddings=along(class_embeddings), latents=along(latents), **options)
+    return along(latents), None if class_embeddings is None else along(class_embeddings)
 
 
 def class_grid(
@@ -147,6 +159,31 @@ def nearest_neighbours(
     if not 1 <= k <= seen:
         raise ValueError(f"k must be from 1 to the {seen} pictures of the data set, got {k}")
     return Neighbours(distances / math.sqrt(described.shape[1]), indices)
+
+
+def closest_pictures(
+    samples: Tensor, data_set: Any, k: int, features: Callable[[Tensor], Tensor] | None = None
+) -> tuple[Tensor, Neighbours]:
+    """
+    Samples beside the pictures that are closest to them.
+
+    Args:
+        samples: uint8 (N, C, H, W).
+        data_set: As `load_labelled_images` opens it, of pictures (C, H, W).
+        k: Pictures beside each sample, fewer where the data set has fewer.
+        features: As for `nearest_neighbours`.
+
+    Returns:
+        uint8 (N, 1 + k, C, H, W), a sample and its neighbours a row, and what was found.
+    """
+    rows = range(len(data_set))
+    batches = (
+        data_set.__getitems__(rows[start : start + PICTURES_AT_A_TIME])["pixel_values"]
+        for start in open_bar(rows[::PICTURES_AT_A_TIME], unit="batch")
+    )
+    found = nearest_neighbours(samples, batches, min(k, len(data_set)), features)
+    pictures = data_set.__getitems__(found.indices.flatten().tolist())["pixel_values"].unflatten(0, (len(samples), -1))
+    return torch.cat([samples[:, None], pictures], dim=1), found
 
 
 @torch.no_grad()

@@ -2,37 +2,47 @@
 
 import inspect
 import json
+import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from os import PathLike
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from huggingface_hub import CommitInfo, HfApi, ModelCardData
 from huggingface_hub.errors import NotASafetensorsRepoError
-from huggingface_hub.utils import filter_repo_objects
+from huggingface_hub.utils import filter_repo_objects, yaml_dump
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import logging
 
 from .cards import (
     ENGINES,
+    EVALUATION,
+    INDEX,
+    RUN,
+    SOURCE,
+    escaped,
     is_by_hand,
     is_path,
     is_text,
+    merged_numbers,
     metadata,
     part_of,
     settings_table,
     signed,
     with_metadata,
+    with_numbers,
     with_part,
     without_part,
 )
+from .class_labels import label_of
 from .configuration_biggan import BigGANConfig
 from .embedded import PREFIX
-from .engine_files import INDEX, PACKAGES, Index, of_weights, read_index, write_index
+from .engine_files import INDEX as EXPORTS
+from .engine_files import PACKAGES, Index, of_weights, read_index, write_index
 from .files import (
     CHECKSUM,
     LEFTOVERS,
@@ -45,9 +55,9 @@ from .files import (
     write_file,
     write_text,
 )
-from .images import sample_sheet
 from .keywords import answers_keywords, check_keywords
 from .loading import LoadingMixin, check_configuration
+from .sheets import write_sheets
 
 
 logger = logging.get_logger(__name__)
@@ -55,17 +65,27 @@ logger = logging.get_logger(__name__)
 # What is published of a folder: the model and its card, and of `onnx/` and `openvino/` the files that their indices
 # name. All else stays here unless it is asked for.
 CARD, SAMPLES = "README.md", "samples.png"
-PUBLISHED = [CARD, SAMPLES, "LICENSE", "LICENSE.txt", "LICENSE.md"]
+SHEETS = {  # that a card shows, each with its caption
+    SAMPLES: "Samples, a row for each of the first classes.",
+    "truncation.png": "The same draws at each truncation: the smaller, the more typical and the less varied.",
+}
+PUBLISHED = [CARD, *SHEETS, "LICENSE", "LICENSE.txt", "LICENSE.md", ".eval_results/*.yaml"]
 PUBLISHED += [f"{folder}{name}" for folder in ("", "discriminator/") for name in ("config.json", *WEIGHT_GLOBS)]
 PUBLISHED += [f"adapter/{folder}{name}" for folder in ("", "discriminator/")
               for name in (CARD, "adapter_config.json", "adapter_model.safetensors")]  # fmt: skip
 # No field of a configuration names a file; some are words that a file here may have for its name.
-_OWN_FIELDS = {*BigGANConfig.__dataclass_fields__, "model_type"}
-_MODELING = "modeling_biggan.py"
+_OWN_FIELDS = {*BigGANConfig.__dataclass_fields__, "model_type", "custom_pipelines"}
+_MODELING, _PIPELINE = "modeling_biggan.py", "remote_pipeline.py"
 CODE = tuple(path.name for path in Path(__file__).parent.glob("*.py") if not path.name.startswith("_"))
 
 # How a reader of a card gets the package. It has no address yet. A reader must not take a stranger's of the same name.
-INSTALL = "It is not on PyPI: `pip install .` in a clone of its repository installs it."
+INSTALL = """\
+The model needs the package `biggan_hf` (Python ≥ 3.11). It is not on PyPI. In a clone of its repository:
+
+```bash
+pip install torch
+pip install .
+```"""
 # What a card names before it is known where the model will be.
 _NO_PLACE_YET = "path/to/this/folder"
 
@@ -86,9 +106,14 @@ variety, the gaps and the biases of its training pictures, and may come close to
 not photographs: do not present them as such. A low truncation gives typical pictures, a high one varied pictures with
 more failures."""
 
+HOW_TO_LICENSE = "`biggan-hf push FOLDER REPOSITORY --license ID`, or license= of push_to_hub, names one"
+NO_LICENSE = f"""\
+None is stated: ask the author before you use the model. If you are the author, choose one. That of the training
+pictures may limit the choice. {HOW_TO_LICENSE}."""
+
 CARD_SETTINGS = "architecture image_size num_channels num_labels z_dim class_embedding_dim truncation_mode".split()
 CARD_SETTINGS += ["generator_base_channels", "discriminator_base_channels"]
-PUSH_ARGUMENTS = "repo_id commit_message commit_description private token revision create_pr tags".split()
+PUSH_ARGUMENTS = "repo_id commit_message commit_description private token revision create_pr tags license".split()
 SAVE_ARGUMENTS = [*inspect.signature(PreTrainedModel.save_pretrained).parameters, *PUSH_ARGUMENTS]
 
 
@@ -150,6 +175,7 @@ class PublishingMixin(LoadingMixin):
         create_pr: bool = False,
         max_shard_size: int | str | None = "50GB",
         tags: list[str] | None = None,
+        license: str | None = None,
         include_code: bool = False,
     ) -> str:
         """
@@ -166,8 +192,10 @@ class PublishingMixin(LoadingMixin):
             create_pr: Opens a pull request against the main branch instead.
             max_shard_size: As for `save_pretrained`.
             tags: Tags to add to the card, if it is a generated one.
-            include_code: Uploads the code too: `AutoModel.from_pretrained(repo_id, trust_remote_code=True)` then needs
-                no package but transformers. A repository that has the code gets it anew in any case.
+            license: The licence that the card names, if it names none: an identifier of the Hub's list, as `"mit"`.
+            include_code: Uploads the code too: `AutoModel.from_pretrained(repo_id, trust_remote_code=True)` and
+                `transformers.pipeline(model=repo_id, trust_remote_code=True)` then need no package but transformers.
+                A repository that has the code gets it anew in any case.
 
         Returns:
             The commit's address.
@@ -179,6 +207,7 @@ class PublishingMixin(LoadingMixin):
                 repo_id,
                 sampled=None if self._path_in_repo else self,
                 tags=tags,
+                license=license,
                 include_code=include_code,
                 token=token,
                 private=private,
@@ -197,11 +226,13 @@ def model_card(
     config: PreTrainedConfig,
     *,
     repo_id: str | None = None,
+    revision: str | None = None,
     license: str | None = None,
     tags: list[str] | None = None,
     datasets: list[str] | None = None,
     base_model: str | None = None,
-    sample_image: str | None = None,
+    base_model_relation: str = "finetune",
+    sheets: Iterable[str] = (),
     has_code: bool = False,
     engines: Mapping[str, Index] | None = None,
     has_weights: bool = True,
@@ -212,38 +243,47 @@ def model_card(
     Args:
         config: The model's `BigGANConfig`.
         repo_id: `"user/name"` on the Hub: the title and the usage examples name it.
-        license: An identifier of the Hub's list, such as `"mit"`. `None` claims nothing: the weights' license depends
-            on the pictures they were trained on.
+        revision: The branch that the usage examples name.
+        license: An identifier of the Hub's list, such as `"mit"`. `None` claims nothing, and the card asks for one:
+            the weights' license depends on the pictures they were trained on.
         tags: Added to the card's own.
         datasets: Ids of the training data sets on the Hub.
-        base_model: Id on the Hub of the model that was fine-tuned. A name of a model in this package is left out.
-        sample_image: File name, within the repo, of a grid of samples.
+        base_model: Id on the Hub of the model that this one was made of. A model of this package is left out.
+        base_model_relation: How it was made of it, in the Hub's words.
+        sheets: Those of `SHEETS` that lie beside the card.
         has_code: Whether the repo holds the code of the model.
         engines: What is known of the repo's exported graphs, by engine.
         has_weights: Whether the repo holds weights, and not graphs alone.
     """
     own_tags = ["biggan", "gan", "image-generation"]
     own_tags += ["class-conditional-image-generation"] if config.num_labels else []
+    place = _place(repo_id, revision)
     data = ModelCardData(
         license=license,
         library_name="biggan_hf",
         pipeline_tag="unconditional-image-generation",
         tags=own_tags + (tags or []),
         datasets=datasets,
-        **cast(Any, _origin(base_model, engines or {}, has_weights)),
+        **cast(Any, _origin(base_model, base_model_relation, engines or {}, has_weights)),
     )
     sections = [
-        f"# {repo_id.split('/')[-1] if repo_id else 'BigGAN'}",
+        f"# {escaped(repo_id).split('/')[-1] if repo_id else 'BigGAN'}",
         _summary(config),
-        f"![samples]({sample_image})" if sample_image else "",
-        f"## Usage\n\n{_usage(config, repo_id or _NO_PLACE_YET, '' if has_weights else _choice(engines or {}))}",
-        _on_code(repo_id) if has_code and has_weights else "",
+        *(f"![{Path(name).stem}]({name})\n\n*{SHEETS[name]}*" for name in SHEETS if name in sheets),
+        f"## Usage\n\n{INSTALL}\n\n{_usage(config, place, '' if has_weights else _choice(engines or {}))}",
+        _on_code(place) if has_code and has_weights else "",
         f"## Architecture\n\n{settings_table({name: getattr(config, name) for name in CARD_SETTINGS})}",
         f"## Intended use and limits\n\n{LIMITS}",
+        "" if license else f"## License\n\n{NO_LICENSE}",
         f"## Citation\n\n{CITATION}",
     ]
     card = signed(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(filter(None, sections)))
-    return with_part(card, on_engines(engines or {}, repo_id), ENGINES)
+    return with_part(card, on_engines(engines or {}, repo_id, revision), ENGINES)
+
+
+def _place(repo_id: str | None, revision: str | None = None) -> str:
+    """The arguments of `from_pretrained` that load a model."""
+    return f"{repo_id or _NO_PLACE_YET!r}" + (f", revision={revision!r}" if revision else "")
 
 
 def _summary(config: PreTrainedConfig) -> str:
@@ -252,13 +292,13 @@ def _summary(config: PreTrainedConfig) -> str:
     return f"A {name} generator of {size}×{size} images {classes} ([Brock et al. 2018](https://arxiv.org/abs/1809.11096))."
 
 
-def _origin(fine_tuned: str | None, engines: Mapping[str, Index], has_weights: bool) -> dict[str, str]:
+def _origin(made_of: str | None, relation: str, engines: Mapping[str, Index], has_weights: bool) -> dict[str, str]:
     """
-    The model that was fine-tuned; or of a repository of graphs alone the model that they were exported from. A
+    The model that this one was made of; or of a repository of graphs alone the model that they were exported from. A
     repository with weights of its own is that model: it is no quantized copy of itself.
     """
-    if fine_tuned and has_weights and not fine_tuned.startswith(PREFIX):
-        return {"base_model": fine_tuned, "base_model_relation": "finetune"}
+    if made_of and has_weights and not made_of.startswith(PREFIX):
+        return {"base_model": made_of, "base_model_relation": relation}
     sources = {entry.get("source") for index in engines.values() for entry in index.values()}
     source = sources.pop() if len(sources) == 1 and not has_weights else None
     return {"base_model": source, "base_model_relation": "quantized"} if source else {}
@@ -272,17 +312,16 @@ def _choice(engines: Mapping[str, Index]) -> str:
     return ""
 
 
-def on_engines(engines: Mapping[str, Index], repo_id: str | None) -> str:
+def on_engines(engines: Mapping[str, Index], repo_id: str | None, revision: str | None = None) -> str:
     """The section of a card on exported graphs; empty if there are none."""
     rows = [
-        f"| {engine} | {precision} | {entry.get('bytes', 0) / 1e6:.1f} MB | {_check_of(entry)} |"
+        f"| {engine} | {escaped(precision)} | {entry.get('bytes', 0) / 1e6:.1f} MB | {escaped(_check_of(entry))} |"
         for engine, index in engines.items()
         for precision, entry in index.items()
     ]
     if not rows:
         return ""
     table = "\n".join(["| engine | precision | size | check |", "|---|---|---|---|", *rows])
-    source = f"{repo_id or _NO_PLACE_YET!r}{_choice(engines)}"
     return f"""\
 ## Engines
 
@@ -293,7 +332,7 @@ The generator as a graph, for a CPU. Such a pipeline does what one in torch does
 ```python
 from biggan_hf import BigGANPipeline
 
-pipe = BigGANPipeline.from_pretrained({source})
+pipe = BigGANPipeline.from_pretrained({_place(repo_id, revision)}{_choice(engines)})
 ```"""
 
 
@@ -310,47 +349,60 @@ def _check_of(entry: Mapping[str, Any]) -> str:
     return "; ".join([*found, f"of {entry['images']} images each"] if found else [])
 
 
-def _usage(config: PreTrainedConfig, source: str, choice: str) -> str:
+def _usage(config: PreTrainedConfig, place: str, choice: str) -> str:
     prompt = label = ""
     for name in list((config.id2label or {}).values())[:1]:
-        first = name.split(",")[0]  # as the pipeline takes it, if it is a name
-        prompt, label = f"{0 if first in ('LABEL_0', '') else first!r}, ", "class_labels=[0], "
+        prompt, label = f"{_prompt(name.split(',')[0].strip(), config)!r}, ", "class_labels=[0], "
     network = f"""
 
-model = BigGANModel.from_pretrained({source!r})
+model = BigGANModel.from_pretrained({place})
 images = model.sample({label}num_images_per_prompt=4, truncation=0.5, generator=generator)  # tensor in [-1, 1]"""
     return f"""\
-The model needs the package `biggan_hf` (Python ≥ 3.11, torch, transformers). {INSTALL}
-
 ```python
 import torch
 from biggan_hf import {"" if choice else "BigGANModel, "}BigGANPipeline
 
 generator = torch.Generator().manual_seed(0)
 
-pipe = BigGANPipeline.from_pretrained({source!r}{choice})
+pipe = BigGANPipeline.from_pretrained({place}{choice})
 images = pipe({prompt}truncation=0.5, num_images_per_prompt=4, generator=generator).images  # PIL images{
         "" if choice else network
     }
 ```"""
 
 
-def _on_code(repo_id: str | None) -> str:
+def _prompt(name: str, config: PreTrainedConfig) -> int | str:
+    """The name of the first class as the pipeline takes it; its id, where that is none or looks like a comment."""
+    with suppress(ValueError):
+        if name != "LABEL_0" and "<" not in name and label_of(name, config.id2label) == 0:
+            return name
+    return 0
+
+
+def _on_code(place: str) -> str:
     return f"""\
 ## Without the package
 
-The generator alone, from the code in this repository:
+With the code in this repository, and `transformers` alone:
+
+```bash
+pip install torch transformers
+```
 
 ```python
-from transformers import AutoModel
+from transformers import AutoModel, pipeline
 
-model = AutoModel.from_pretrained({repo_id or _NO_PLACE_YET!r}, trust_remote_code=True)
+pipe = pipeline(model={place}, trust_remote_code=True)
+images = pipe(None, truncation=0.5, num_images_per_prompt=4)  # PIL images; in place of None a class
+
+model = AutoModel.from_pretrained({place}, trust_remote_code=True)
+images = model.sample(num_images_per_prompt=4, truncation=0.5)  # tensor in [-1, 1]
 ```"""
 
 
-def with_code(card: str, repo_id: str | None) -> str:
+def with_code(card: str, repo_id: str | None, revision: str | None = None) -> str:
     """The card with a section on the code that its repository holds, unless it tells of that."""
-    return card if "trust_remote_code" in card else f"{card.rstrip()}\n\n{_on_code(repo_id)}\n"
+    return card if "trust_remote_code" in card else f"{card.rstrip()}\n\n{_on_code(_place(repo_id, revision))}\n"
 
 
 def published_card(repo_id: str, token: bool | str | None = None, revision: str | None = None) -> str:
@@ -362,37 +414,36 @@ def published_card(repo_id: str, token: bool | str | None = None, revision: str 
     return ""
 
 
-def card_to_upload(
-    folder: Path,
-    repo_id: str,
-    there: str,
-    tags: list[str] | None,
-    brings_code: bool,
-    name: str,
-    engines: Mapping[str, Index],
-    has_weights: bool,
-) -> str:
+class Upload(NamedTuple):
+    """What a card tells of an upload."""
+
+    repo_id: str
+    revision: str | None
+    tags: list[str] | None
+    license: str | None
+    brings_code: bool
+    engines: Mapping[str, Index]  # that the repository holds then
+    has_weights: bool
+
+
+def card_to_upload(folder: Path, there: str, upload: Upload, name: str) -> str:
     """
     The one place that decides on a card: the text to upload; empty if the one on the Hub (`there`) does not change.
 
-    A card by hand on the Hub keeps its text. It gets the part of a run from the folder's card and the part on the
-    repository's `engines`, with metadata that is missing, and the section on code that is uploaded. A card by hand in
-    the folder goes to a repository that has none by hand. Any other card is generated anew, and keeps what it says of
-    the training. `name` is the folder's name in a warning.
+    A card by hand on the Hub keeps its text. It gets the parts that programs wrote into the folder's card, their
+    numbers, and the part on the repository's engines, with metadata that is missing, and the section on code that is
+    uploaded. A card by hand in the folder goes to a repository that has none by hand. Any other card is generated
+    anew, and keeps these parts and numbers. `name` is the folder's name in a warning.
     """
-    here = read_text(folder / CARD)
+    here, repo_id = read_text(folder / CARD), upload.repo_id
     for card, place in ((there, repo_id), (here, name)):
         if not is_text(card):
             logger.warning(f"the card of {place!r} stays where it is, and as it is: it is no text in UTF-8")
     here = here if is_text(here) else ""
-    old = next((card for card in (here, there) if not is_by_hand(card) and card.strip()), "")
-    new = _generated_card(folder, repo_id, old, tags, engines, has_weights)
+    new = _generated_card(folder, upload, here, there)
     mine, theirs = here.replace(f"({_NO_PLACE_YET!r}", f"({repo_id!r}") if is_by_hand(here) else "", there
-    if brings_code and new and has_weights:
-        mine, theirs = (card and with_code(card, repo_id) for card in (mine, theirs))
     if new:
-        about = on_engines(engines, repo_id)
-        mine, theirs = (card and with_part(card, about, ENGINES) for card in (mine, theirs))
+        mine, theirs = (card and _with_parts(card, upload) for card in (mine, theirs))
     if not is_by_hand(there):
         return mine or new or here
     if not is_text(there):
@@ -400,34 +451,71 @@ def card_to_upload(
     if mine and without_part(with_metadata(mine, new)) != without_part(with_metadata(theirs, new)):
         way = f"`hf upload {repo_id} {Path(name) / CARD} {CARD}` uploads yours"
         logger.warning(f"the card of {name!r} differs from that of {repo_id!r}: each keeps its own text; {way}")
-    if part_of(here):
-        theirs = with_part(theirs, part_of(here))
-    if part_of(here) or engines:
-        theirs = with_metadata(theirs, new)
+    brought = [part for part in (RUN, SOURCE, EVALUATION) if part_of(here, part)]
+    for part in brought:
+        theirs = with_part(theirs, part_of(here, part), part)
+    if brought or upload.engines:
+        theirs = with_metadata(_with_numbers_of(theirs, here), new)
     return "" if theirs == there else theirs
 
 
-def _generated_card(
-    folder: Path, repo_id: str, old: str, tags: list[str] | None, engines: Mapping[str, Index], has_weights: bool
-) -> str:
-    """A new card in place of an older one; empty if the folder holds no generator."""
+def _with_parts(card: str, upload: Upload) -> str:
+    """A card by hand with what it has to tell of an upload."""
+    if upload.brings_code and upload.has_weights:
+        card = with_code(card, upload.repo_id, upload.revision)
+    if upload.license:
+        card = with_metadata(card, f"---\n{yaml_dump({'license': upload.license})}---\n")
+        if (named := _license_of(card)) != upload.license:
+            logger.warning(f"the card of {upload.repo_id!r} names the license {named!r}, and keeps it")
+    return with_part(card, on_engines(upload.engines, upload.repo_id, upload.revision), ENGINES)
+
+
+def _license_of(card: str) -> Any:
+    with suppress(ValueError):
+        return metadata(card).get("license")
+    return None
+
+
+def _with_numbers_of(card: str, other: str) -> str:
+    """The card with the numbers of another one beside its own; as it is if one of the two can't be read."""
+    with suppress(AttributeError, KeyError, TypeError, ValueError):
+        index = own = metadata(card).get(INDEX) or []
+        for entry in metadata(other).get(INDEX) or []:
+            index = merged_numbers(index, entry)
+        return card if index == own else with_numbers(card, index)
+    return card
+
+
+def _generated_card(folder: Path, upload: Upload, here: str, there: str) -> str:
+    """A new card in place of those that nobody has written; empty if the folder holds no generator."""
     settings = _settings(folder / "config.json")
     if settings.get("model_type") != BigGANConfig.model_type:
         return ""
+    olds = [card for card in (here, there) if card.strip() and not is_by_hand(card)]
+    old = olds[0] if olds else ""
     told = metadata(old)
+    # "quantized" is of graphs alone, or of a conversion.
+    keeps_base = told.get("base_model_relation") == "finetune" or part_of(old, SOURCE)
     card = model_card(
         BigGANConfig.from_pretrained(folder),
-        repo_id=repo_id,
-        license=told.get("license"),
-        tags=[*told.get("tags", []), *(tags or [])],
+        repo_id=upload.repo_id,
+        revision=upload.revision,
+        license=upload.license or next(filter(None, map(_license_of, olds)), None),
+        tags=[*told.get("tags", []), *(upload.tags or [])],
         datasets=told.get("datasets"),
-        base_model=told.get("base_model") if told.get("base_model_relation") == "finetune" else None,
-        sample_image=SAMPLES if (folder / SAMPLES).exists() else None,
+        base_model=told.get("base_model") if keeps_base else None,
+        base_model_relation=told.get("base_model_relation", ""),
+        sheets=[name for name in SHEETS if (folder / name).exists()],
         has_code="auto_map" in settings,
-        engines=engines,
-        has_weights=has_weights,
+        engines=upload.engines,
+        has_weights=upload.has_weights,
     )
-    return with_part(card, part_of(old))
+    for part in (RUN, SOURCE):
+        card = with_part(card, part_of(old, part), part)
+    for other in reversed(olds):
+        card = _with_numbers_of(card, other)
+        card = with_part(card, part_of(other, EVALUATION) or part_of(card, EVALUATION), EVALUATION)
+    return card
 
 
 # The upload
@@ -446,6 +534,7 @@ def upload_folder(
     sampled: PreTrainedModel | None = None,
     include_code: bool = False,
     tags: list[str] | None = None,
+    license: str | None = None,
     token: bool | str | None = None,
     private: bool | None = None,
     revision: str | None = None,
@@ -463,13 +552,13 @@ def upload_folder(
         folder: The folder of a model.
         repo_id: As the arguments from `include_code` on, those of [`~PublishingMixin.push_to_hub`].
         also: Globs, relative to `folder`, of what else to upload.
-        sampled: The generator in the folder: a generated card then shows a sheet of its samples.
+        sampled: The generator in the folder: a generated card then shows sheets of its samples.
 
     Raises:
         FileNotFoundError: There is no such folder, or no model in it, or a file is missing that an index names.
-        ValueError: The folder holds graphs without weights, and the repo holds other weights.
+        ValueError: The folder holds graphs without weights, and the repo holds other weights; or a malformed token.
     """
-    folder = Path(folder)
+    folder, token = Path(folder), _checked(token)
     settings = _settings(folder / "config.json")
     weights, engines = _exported(folder, settings)
     files = _files_to_upload(folder, settings, also, engines)
@@ -495,10 +584,13 @@ def upload_folder(
             add_code(staging)
         forget_paths(staging)
         there = published_card(repo_id, token, revision)
-        if sampled is not None and not is_by_hand(there):
-            sample_sheet(sampled, rows=8, columns=4).save(staging / SAMPLES)
-        brings_code = include_code or has_code
-        card = card_to_upload(staging, repo_id, there, tags, brings_code, str(folder), engines, has_weights)
+        if sampled is not None and not is_by_hand(there) and not is_by_hand(read_text(staging / CARD)):
+            write_sheets(sampled, staging)
+        shown = None if create_pr else revision
+        upload = Upload(repo_id, shown, tags, license, include_code or has_code, engines, has_weights)
+        card = card_to_upload(staging, there, upload, str(folder))
+        if (text := card or there) and shown is None and not _license_of(text):
+            logger.warning(f"the card of {repo_id!r} names no license: {HOW_TO_LICENSE}")
         (staging / CARD).unlink(missing_ok=True)
         if card:
             with write_file(staging / CARD) as unfinished:
@@ -514,6 +606,15 @@ def upload_folder(
         )
 
 
+def _checked(token: bool | str | None) -> bool | str | None:
+    """The token without space around it. One that no header can hold is refused: the client would log all of it."""
+    if not isinstance(token, str):
+        return token
+    if not re.fullmatch("[!-~]+", token.strip()):
+        raise ValueError("the access token holds a line break, a space or a letter that no token has, or is empty")
+    return token.strip()
+
+
 def _files_to_upload(
     folder: Path, settings: Mapping[str, Any], also: Sequence[str], engines: Mapping[str, Index]
 ) -> dict[str, Path]:
@@ -526,7 +627,7 @@ def _files_to_upload(
     for engine, index in engines.items():
         named = _named(engine, index)
         for name in named - files.keys():
-            raise FileNotFoundError(f"{str(folder / engine / INDEX)!r} names {name!r}, which is not there")
+            raise FileNotFoundError(f"{str(folder / engine / EXPORTS)!r} names {name!r}, which is not there")
         chosen |= named
     return {name: files[name] for name in sorted(chosen)}
 
@@ -558,7 +659,7 @@ def _published_engines(api: HfApi, repo_id: str, revision: str | None) -> dict[s
     """What is known of the graphs in a repository, by engine. A damaged index counts as none."""
     found: dict[str, Index] = {}
     for engine in PACKAGES:
-        name = f"{engine}/{INDEX}"
+        name = f"{engine}/{EXPORTS}"
         if api.file_exists(repo_id, name, revision=revision):
             with suppress(ValueError):
                 found[engine] = read_index(Path(api.hf_hub_download(repo_id, name, revision=revision)).parent)
@@ -587,7 +688,7 @@ def _joined(
         return dict(there), []
     joined = {name: {**of_weights(there.get(name, {}), weights), **new.get(name, {})} for name in PACKAGES}
     stale = set().union(*(_named(name, there.get(name, {})) - _named(name, joined[name]) for name in PACKAGES))
-    stale |= {f"{name}/{INDEX}" for name in PACKAGES if not joined[name]}
+    stale |= {f"{name}/{EXPORTS}" for name in PACKAGES if not joined[name]}
     return {name: index for name, index in joined.items() if index}, sorted(stale)
 
 
@@ -601,25 +702,28 @@ def _named(engine: str, index: Index) -> set[str]:
 
 def add_code(folder: Path) -> None:
     """
-    Adds the code of the networks to a saved model, and to the `config.json` of each network the names by which
-    `AutoModel` finds its class.
+    Adds the code of networks and pipeline to a saved model, and to the `config.json` of each network the names
+    by which `AutoModel` and `transformers.pipeline` find the classes.
     """
-    modeling = Path(__file__).with_name(_MODELING)
-    for file in (modeling, *map(Path, get_relative_import_files(modeling))):
+    starts = [Path(__file__).with_name(name) for name in (_MODELING, _PIPELINE)]
+    for file in {*starts, *(Path(name) for start in starts for name in get_relative_import_files(start))}:
         (folder / file.name).unlink(missing_ok=True)
         shutil.copyfile(file, folder / file.name)
     for path in (folder / "config.json", folder / "discriminator" / "config.json"):
         settings = _settings(path)
         for name in (settings.get("architectures") or [])[:1]:
             names = {"AutoConfig": "configuration_biggan.BigGANConfig", "AutoModel": f"modeling_biggan.{name}"}
-            _write_settings(path, {**settings, "auto_map": names})
+            impl = {"impl": "remote_pipeline.BigGANRemotePipeline", "pt": ["AutoModel"]}
+            pipelines = {} if _is_of_discriminator(settings) else {"unconditional-image-generation": impl}
+            _write_settings(path, {**settings, "auto_map": names, "custom_pipelines": pipelines})
 
 
 def forget_code(path: Path) -> None:
     """Removes from a `config.json` the names of classes in files that are not there."""
     settings = _settings(path)
     if _names_code(settings):
-        _write_settings(path, {name: value for name, value in settings.items() if name != "auto_map"})
+        of_code = ("auto_map", "custom_pipelines")
+        _write_settings(path, {name: value for name, value in settings.items() if name not in of_code})
 
 
 def forget_paths(folder: Path) -> None:

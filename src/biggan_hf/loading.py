@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from importlib import import_module
 from logging import Filter, LogRecord
 from os import PathLike
 from pathlib import Path
@@ -35,7 +36,16 @@ _TABLE = logging.get_logger("transformers.modeling_utils")
 
 # Where each network stands in a repository.
 _FOLDERS = {"BigGANModel": "", "BigGANDiscriminator": "discriminator"}
-_KEYWORDS = (*PLACE, "config", "dtype", "device_map", "ignore_mismatched_sizes", "use_safetensors", "state_dict")
+_KEYWORDS = (
+    *PLACE,
+    "convert",
+    "config",
+    "dtype",
+    "device_map",
+    "ignore_mismatched_sizes",
+    "use_safetensors",
+    "state_dict",
+)
 # Whether weights that a load does not find get initial values. Each thread has its own answer.
 _DRAWS_VALUES = ContextVar("draws_values", default=True)
 
@@ -76,17 +86,17 @@ class LoadingMixin(PreTrainedModel):
         As in transformers, with these differences. "biggan_hf:fashion" is a generator that comes with the package. A
         discriminator is found in the folder `discriminator/` of a generator. The load is refused if weights are
         missing, or are not finite, or if a variance is negative; with `state_dict=…`, weights may be missing and get
-        initial values.
+        initial values. If a repository on the Hub holds another program's checkpoint, an error names the command that
+        converts it; with `convert=True` it is converted, once, to a folder in the cache, and loaded from there.
         """
         named, device_map = pretrained_model_name_or_path, kwargs.get("device_map")
         for device in device_map.values() if isinstance(device_map, Mapping) else [device_map]:
             check_device(device)
         wants_report = kwargs.pop("output_loading_info", False)
         may_differ = kwargs.pop("ignore_mismatched_sizes", False)
-        network_class, folder = cls, None
-        source = None if named is None else located(str(named))
-        if source is not None:
-            network_class, kwargs, folder = cls._located(str(named), kwargs)
+        network_class, source, folder = cls, None, None
+        if named is not None:
+            network_class, source, kwargs, folder = cls._located(str(named), kwargs)
         where = "the given weights" if named is None else repr(str(named))
         may_miss = "state_dict" in kwargs
         with _told_in_one_line(network_class, where, folder), _no_table(draws_values=may_miss or may_differ):
@@ -94,7 +104,7 @@ class LoadingMixin(PreTrainedModel):
                 source, *model_args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
             )
         network, report = loaded
-        network.hub_id = None if source is None or Path(source).is_dir() else source
+        network.hub_id = None if named is None or Path(located(str(named))).is_dir() else str(named)
         for path in sorted(folder.glob("*.safetensors")) if folder is not None else []:
             check_weights(path)
             network.saved_step = step_of_weights(path)
@@ -110,18 +120,18 @@ class LoadingMixin(PreTrainedModel):
             super().initialize_weights()
 
     @classmethod
-    def _located(cls, source: str, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any], Path | None]:
-        # The class to load, the arguments, with the folder in which the network was found, and the local folder of
-        # its files. The class is another one only where `AutoModel` asks: in remote code it knows the generator's
-        # alone.
+    def _located(cls, source: str, kwargs: dict[str, Any]) -> tuple[Any, str, dict[str, Any], Path | None]:
+        # The class to load, where from, the arguments, with the folder in which the network was found, and the local
+        # folder of its files. The class is another one only where `AutoModel` asks: in remote code it knows the
+        # generator's alone.
         config_class: Any = cls.config_class
-        place = {name: kwargs[name] for name in PLACE if name in kwargs}
         try:
-            settings, _ = config_class.get_config_dict(source, **place)
+            settings, source, kwargs = settings_of(config_class, source, kwargs)
         except OSError:
             if "config" not in kwargs:
                 raise
-            return cls, kwargs, None
+            return cls, located(source), {name: value for name, value in kwargs.items() if name != "convert"}, None
+        place = {name: kwargs[name] for name in PLACE if name in kwargs}
         held = next((name for name in settings.get("architectures") or [] if name in _FOLDERS), None)
         network_class = cls
         if held is not None and "trust_remote_code" in kwargs and cls.__name__ in _FOLDERS:  # `AutoModel` passes it on
@@ -140,7 +150,46 @@ class LoadingMixin(PreTrainedModel):
         folder = None if config_file is None else Path(config_file).parent
         if folder is not None:
             _check_files(folder)
-        return network_class, kwargs, folder
+        return network_class, located(source), kwargs, folder
+
+
+# Another program's checkpoint
+
+
+def settings_of(
+    config_class: Any, source: str, kwargs: Mapping[str, Any]
+) -> tuple[dict[str, Any], str, dict[str, Any]]:
+    """
+    The content of a model's `config.json`, where the model is, and the other arguments of `from_pretrained`. With
+    `convert=True` among these, another program's checkpoint on the Hub is converted first, to a folder in the cache.
+
+    Raises:
+        ValueError: It is another program's. The message says which command converts it.
+    """
+    rest = {name: value for name, value in kwargs.items() if name != "convert"}
+    place = {name: value for name, value in rest.items() if name in PLACE}
+    try:
+        return config_class.get_config_dict(source, **place)[0], source, rest
+    except (OSError, ValueError):
+        folder = _converted(source, place, bool(kwargs.get("convert")))
+        if folder is None:
+            raise
+    return config_class.get_config_dict(folder)[0], folder, {name: rest[name] for name in rest.keys() - {*PLACE}}
+
+
+def _converted(source: str, place: Mapping[str, Any], convert: bool) -> str | None:
+    # The folder with what another program's checkpoint was converted to; `None` if there is no such checkpoint.
+    try:
+        repositories = import_module("biggan_hf.conversion.repositories")
+    except ImportError:  # this is remote code, without the package
+        return None
+    if convert and not Path(source).exists():
+        converted = repositories.converted(source, **place)
+        return None if converted is None else str(converted)
+    told = repositories.told(source, **place)
+    if told is not None:
+        raise ValueError(told)
+    return None
 
 
 # What may be wrong with the files

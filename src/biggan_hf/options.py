@@ -21,6 +21,7 @@ EXTRAS = {
     "av": "video",
     "mlxtend": "demo",
     "peft": "adapters",
+    "gradio": "app",
 }
 
 

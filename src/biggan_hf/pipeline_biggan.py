@@ -20,6 +20,7 @@ from transformers.utils import ModelOutput, logging
 
 from .bars import open_bar
 from .class_labels import check_class_labels, check_label_range, label_of, labels_by_name, normalized
+from .configuration_biggan import BigGANConfig
 from .devices import check_device, check_not_offloaded, device_or_best
 from .engines import Engine, EngineModel, Precision, best_engine, check_engine, load_engine
 from .finite import check_images
@@ -30,7 +31,8 @@ from .memory import is_out_of_memory
 from .spectral_norm import fold, unfold
 
 
-ClassMixture = Mapping[int | str, float]
+# Three, since the type of keys is invariant: {"goldfish": 0.7} is no Mapping[int | str, float].
+ClassMixture = Mapping[int, float] | Mapping[str, float] | Mapping[int | str, float]
 ClassLabels = int | str | ClassMixture | Sequence[int | str | ClassMixture] | Tensor
 Generators = torch.Generator | Sequence[torch.Generator]
 OutputType = Literal["pil", "np", "pt", "uint8"]
@@ -126,20 +128,25 @@ class BigGANPipeline:
                 that was exported to the folder or repository; if there is none, it is exported now and kept in the
                 cache for the next time.
             precision: "fp32" (the default), "bf16" (torch, OpenVINO) or "int8" (the other two engines).
-            **kwargs: revision, token, … as for `BigGANModel.from_pretrained`.
+            **kwargs: revision, token, convert, … as for `BigGANModel.from_pretrained`.
 
         Raises:
             ImportError: The engine is not installed.
-            ValueError: An unknown engine or precision, or a graph that was exported from other weights.
+            ValueError: An unknown engine or precision, a graph that was exported from other weights, or another
+                program's checkpoint; `convert=True` converts one that is on the Hub.
         """
         source = str(pretrained_model_name_or_path)
         chosen, on_gpu = best_engine(precision or "fp32") if engine == "auto" else (engine or "torch", False)
         check_engine(chosen, precision or "fp32")
         if chosen != "torch":
+            if kwargs.get("convert"):
+                from .loading import settings_of  # here: an engine does without, and starts in half of the time
+
+                _, source, kwargs = settings_of(BigGANConfig, source, kwargs)
             return cls(load_engine(source, chosen, precision or "fp32", **kwargs))
         if precision == "bf16":
             kwargs["dtype"] = torch.bfloat16
-        from .modeling_biggan import BigGANModel  # here: an engine does without, and starts in half of the time
+        from .modeling_biggan import BigGANModel  # here, as above
 
         pipe = cls(BigGANModel.from_pretrained(source, **kwargs))
         return pipe.to("cuda").compile(mode="reduce-overhead") if on_gpu else pipe

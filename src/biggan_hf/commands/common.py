@@ -21,6 +21,7 @@ from ..pipeline_biggan import BigGANPipeline
 
 Group = argparse._ArgumentGroup
 Class = int | str | dict[int | str, float]
+TOKEN = re.compile("hf_[A-Za-z0-9]{16,}")  # of the Hub, which no error repeats
 MODEL = "a folder, a repository on the Hub or biggan_hf:fashion"  # what a command takes
 
 
@@ -36,15 +37,21 @@ class CommandParser(EitherSpelling):
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> Any:
-        self.exit(2, f"biggan-hf: error: {message}\n")
+        self.exit(2, f"biggan-hf: error: {TOKEN.sub('hf_…', message)}\n")
 
 
 # Options
 
 
-def add_model_arguments(parser: argparse.ArgumentParser, what: str = MODEL, engines: bool = False) -> None:
-    """With `engines`, for a command that only generates images, which other engines than torch do too."""
-    parser.add_argument("model", metavar="MODEL", help=what)
+def add_model_arguments(
+    parser: argparse.ArgumentParser, what: str = MODEL, engines: bool = False, default: str | None = None
+) -> None:
+    """
+    With `engines`, for a command that only generates images, which other engines than torch do too. With a `default`,
+    for one that runs without a model, too.
+    """
+    optional: Any = {} if default is None else {"nargs": "?", "default": default}
+    parser.add_argument("model", metavar="MODEL", help=what, **optional)
     group = parser.add_argument_group("the model")
     add_revision_argument(group)
     add_device_argument(group)
@@ -124,7 +131,7 @@ def add_output_arguments(parser: argparse.ArgumentParser, metavar: str, help: st
     return group
 
 
-# The model, the draw and the classes
+# The model, the draw, the classes and the data set
 
 
 def load_pipeline(args: argparse.Namespace, folder: str | None = None) -> BigGANPipeline:
@@ -152,6 +159,20 @@ def load_pipeline(args: argparse.Namespace, folder: str | None = None) -> BigGAN
         source = "" if place.is_dir() else ", which is no folder here, from the Hub"
         raise ValueError(f"cannot load {model!r}{source}: {error}") from error
     return pipe.to(device or ("cpu" if isinstance(pipe.model, EngineModel) else device_or_best(None)))
+
+
+def load_pictures(args: argparse.Namespace, pipe: BigGANPipeline) -> Any:
+    """The data set that `add_dataset_arguments` asks for, as pictures like those of the pipeline, without labels."""
+    from ..data import load_labelled_images
+
+    return load_labelled_images(
+        args.dataset_name,
+        image_size=pipe.model.config.image_size,
+        num_channels=pipe.model.config.num_channels,
+        dataset_config_name=args.dataset_config_name,
+        split=args.dataset_split,
+        label_column="none",
+    )
 
 
 def checked_pipeline(args: argparse.Namespace, *suffixes: str) -> BigGANPipeline:

@@ -29,7 +29,7 @@ from ..evaluation.measuring import (
     in_words,
     measure_real,
 )
-from ..evaluation.reports import add_to_card, read_card, write_json
+from ..evaluation.reports import add_to_card, read_card, write_eval_results, write_json
 from ..evaluation.statistics import read_moments, write_moments
 from ..processes import is_main_process, joined
 from . import common
@@ -42,7 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_measures(parser.add_argument_group("the measures"))
     text = "where the numbers and their protocol go; a curve beside it"
     group = common.add_output_arguments(parser, "FILE.json", text, required=False)
-    group.add_argument("--update_card", action="store_true", help="add the numbers to MODEL/README.md")
+    group.add_argument(
+        "--update_card", action="store_true", help="add the numbers to MODEL/README.md and .eval_results/"
+    )
     text = "keeps statistics of real images and unfinished passes"
     group.add_argument(
         "--cache_dir", type=Path, default=Path(HF_HOME) / "biggan_hf" / "evaluation", metavar="FOLDER", help=text
@@ -210,6 +212,7 @@ def _write(args: argparse.Namespace, reports: list[Report]) -> None:
         write_json(reports, args.output)
     if args.update_card:
         add_to_card(reports[0], Path(args.model) / "README.md", Path(args.model).resolve().name)
+        write_eval_results(reports[0], Path(args.model))
     if len(reports) > 1:
         write_csv(reports, args.output.with_suffix(".csv"))
         plot_curve(reports, args.output.with_suffix(".png"))

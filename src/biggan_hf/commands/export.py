@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ..engines import PACKAGES, Precision, check_engine, check_installed
-from ..exporting import export_model
 from ..files import checksum_of_weights
 from . import common
 
@@ -38,6 +37,8 @@ def run(args: argparse.Namespace) -> None:
     if args.output is None and not source.is_dir():
         raise ValueError(f"--output is needed: {args.model!r} is no folder here")
     output = args.output or source
+    from ..exporting import export_model  # here: it brings the networks
+
     of_torch = argparse.Namespace(model=args.model, revision=args.revision, device="cpu")
     model = common.load_pipeline(of_torch).model
     weights = checksum_of_weights(source) if source.is_dir() else None

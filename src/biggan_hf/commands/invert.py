@@ -18,7 +18,6 @@ from torch import Tensor
 
 from ..files import write_file
 from ..images import image_grid
-from ..inversion import invert
 from ..media import save_png
 from ..pictures import decode_picture, open_picture
 from . import common
@@ -56,6 +55,8 @@ def run(args: argparse.Namespace) -> None:
     pictures = torch.stack(
         [_read(path, config.image_size, config.num_channels, args.convert) for path in args.pictures]
     )
+    from ..inversion import invert  # here: it brings the networks
+
     found = invert(
         pipe.model,
         pictures,

@@ -9,22 +9,15 @@ examples:
 """
 
 import argparse
-from collections.abc import Iterator
-from typing import Any
 
-import torch
-from torch import Tensor
-
-from ..bars import open_bar
 from ..evaluation import load_extractor
-from ..exploring import nearest_neighbours, uint8_images
+from ..exploring import closest_pictures, uint8_images
 from ..images import image_grid
 from ..media import save_png
 from . import common
 
 
 NEIGHBOURS = 5  # pictures a row: they fit a page beside the sample
-PICTURES_AT_A_TIME = 256
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,35 +37,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from ..data import load_labelled_images
-
     pipe = common.checked_pipeline(args, ".png")
     extractor = None if args.extractor is None else load_extractor(args.extractor, pipe.device)
-    data_set = load_labelled_images(
-        args.dataset_name,
-        image_size=pipe.model.config.image_size,
-        num_channels=pipe.model.config.num_channels,
-        dataset_config_name=args.dataset_config_name,
-        split=args.dataset_split,
-        label_column="none",
-    )
+    data_set = common.load_pictures(args, pipe)
     classes, number = common.classes_to_sample(pipe, args.classes), args.images_per_class
     options = common.drawing_options(args)
     samples = uint8_images(pipe, classes, num_images_per_prompt=number, progress_bar=True, **options)
     features = None if extractor is None else lambda images: extractor(images)[0]
-    found = nearest_neighbours(samples, _batches(data_set), min(NEIGHBOURS, len(data_set)), features)
-    pictures = data_set.__getitems__(found.indices.flatten().tolist())["pixel_values"].unflatten(0, (len(samples), -1))
-    sheet = torch.cat([samples[:, None], pictures], dim=1)
+    sheet, found = closest_pictures(samples, data_set, NEIGHBOURS, features)
     labels = common.class_names(pipe, classes, number) or None
-    titles = ["sample", *(str(rank) for rank in range(1, pictures.shape[1] + 1))]
+    titles = ["sample", *map(str, range(1, sheet.shape[1]))]
     save_png(image_grid(sheet.flatten(0, 1), len(titles), labels, column_labels=titles), args.output)
     print(args.output)
     unit = "in grey levels of 255" if extractor is None else f"of the features of {extractor.name}"
     nearest = ", ".join(f"{distance:.3g}" for distance in found.distances[:, 0].tolist())
     print(f"Root mean square differences to the nearest, {unit}: {nearest}")
-
-
-def _batches(data_set: Any) -> Iterator[Tensor]:
-    rows = range(len(data_set))
-    for start in open_bar(rows[::PICTURES_AT_A_TIME], unit="batch"):
-        yield data_set.__getitems__(rows[start : start + PICTURES_AT_A_TIME])["pixel_values"]

@@ -6,7 +6,7 @@ goes on.
 
 examples:
   biggan-hf polish my-biggan --dataset_name pictures --output my-biggan-polished
-  biggan-hf polish biggan_hf:fashion --dataset_name fashion --num_steps 300 --output polished
+  biggan-hf polish biggan_hf:fashion --dataset_name fashion --num_rounds 4 --output polished
 """
 
 import argparse
@@ -43,8 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_dataset_arguments(group, required=True)
     group.add_argument("--image_column", metavar="NAME", help="default: the only column of images")
     group.add_argument("--label_column", metavar="NAME", help="default: found by its type")
-    text = "pictures on each side whose moments are compared"
-    common.add_number(group, "--population", 8_192, text)
+    text = "pictures on each side whose moments are compared; a round learns from each sample once"
+    common.add_number(group, "--population", 4_096, text)
     _add_learning(parser.add_argument_group("the learning"))
     group = common.add_output_arguments(parser, "FOLDER", "where the polished generator goes")
     group.add_argument("--force_unlock", action="store_true", help="take the folder over from a process that is dead")
@@ -55,15 +55,14 @@ def _add_learning(group: common.Group) -> None:
     group.add_argument("--extractors", nargs="+", default=["lite0"], metavar="NAME", help=text)
     text = "the encoder that judges, and is not learnt from (default: %(default)s)"
     group.add_argument("--judge", default="lite2", metavar="NAME", help=text)
-    common.add_number(group, "--num_steps", 1_000, "at most")
-    common.add_number(group, "--batch_size", 64, "images a step, of all processes together")
+    common.add_number(group, "--num_rounds", 12, "at most")
+    common.add_number(group, "--batch_size", 32, "images a step, of all processes together")
     text = "of Adam (default: %(default)s)"
-    group.add_argument("--learning_rate", type=float, default=1e-4, metavar="R", help=text)
+    group.add_argument("--learning_rate", type=float, default=3e-6, metavar="R", help=text)
     text = "share of the way back to the weights of MODEL that each step goes (default: %(default)s)"
     group.add_argument("--anchor", type=float, default=0.0, metavar="A", help=text)
-    common.add_number(group, "--evaluation_steps", 200, "between two verdicts; a multiple of 20")
-    common.add_number(group, "--evaluation_images", 2_000, "that are judged", least=2)
-    common.add_number(group, "--patience", 3, "verdicts in a row without a better one that end the work")
+    common.add_number(group, "--evaluation_images", 2_000, "samples that are judged after each round", least=2)
+    common.add_number(group, "--patience", 3, "rounds in a row without a better verdict that end the work")
     common.add_seed_argument(group)
 
 
@@ -128,13 +127,12 @@ def _write_card(args: argparse.Namespace, config: BigGANConfig) -> None:
         return
     ids = [name if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not is_path(name) else None
            for name in (args.dataset_name, args.model)]  # fmt: skip
-    card = model_card(config, datasets=[ids[0]] if ids[0] else None, base_model=ids[1], sample_image=SHEET)
+    card = model_card(config, datasets=[ids[0]] if ids[0] else None, base_model=ids[1])
     write_text(path, card)
 
 
-def _verdict(verdicts: Sequence[tuple[int, float]], best: int) -> str:
+def _verdict(verdicts: Sequence[float], best: int) -> str:
     """What the judge found, in words."""
-    found = dict(verdicts)
     if best == 0:
         return "The judge found nothing better than the model as it was, which is in the folder."
-    return f"Step {best} is the best: the judge's distance is {found[best] / found[0]:.2f} of that before."
+    return f"Round {best} is the best: the judge's distance is {verdicts[best] / verdicts[0]:.2f} of that before."

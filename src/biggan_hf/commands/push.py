@@ -1,21 +1,27 @@
 """Upload a model to the Hub.
 
 Uploads the model in a folder, the graphs that were exported from it, and its card, and nothing else: no checkpoints,
-no logs, no statistics of pictures.
+no logs, no statistics of pictures. Sheets of samples that the folder lacks are drawn for the card.
 A card on the Hub that somebody has written stays. The folder does not change.
 
 examples:
-  biggan-hf push my-biggan user/biggan --private
+  biggan-hf push my-biggan user/biggan --private --license mit
   biggan-hf push my-biggan user/biggan --include_code --commit_message "Longer training"
 """
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..bars import own_bars_alone
 from ..configuration_biggan import BigGANConfig
-from ..hub import upload_folder
+from ..devices import device_or_best
+from ..files import checksum_of_weights
 from . import common
+
+
+if TYPE_CHECKING:
+    from ..modeling_biggan import BigGANModel
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--create_pr", action="store_true", help="open a pull request")
     group.add_argument("--private", action="store_true", default=None, help="a repository that is created is private")
     group.add_argument("--token", metavar="TOKEN", help="access token (default: the one stored on this machine)")
+    text = "that the card names, of the Hub's list, such as mit (default: as the card says)"
+    group.add_argument("--license", metavar="ID", help=text)
     group.add_argument("--commit_message", default="Upload BigGAN", metavar="TEXT", help="default: %(default)s")
     text = "also upload the code, so that AutoModel loads the model without this package"
     group.add_argument("--include_code", action="store_true", help=text)
@@ -36,14 +44,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     if not (args.folder / "config.json").is_file():
         raise FileNotFoundError(f"{str(args.folder)!r} is no folder of a model: it has no config.json")
-    BigGANConfig.from_pretrained(args.folder)  # an error comes before the repository
+    config = BigGANConfig.from_pretrained(args.folder)  # an error comes before the repository
+    from ..hub import upload_folder  # here: it brings transformers' models, three seconds
+
     try:
         with own_bars_alone():
             commit = upload_folder(
                 args.folder,
                 args.repo_id,
                 also=args.also,
+                sampled=_without_sheets(args.folder, config),
                 include_code=args.include_code,
+                license=args.license,
                 token=args.token,
                 private=args.private,
                 revision=args.revision,
@@ -53,3 +65,14 @@ def run(args: argparse.Namespace) -> None:
     except Exception as error:  # the Hub's client raises a dozen types
         raise ValueError(f"cannot upload to {args.repo_id!r}: {error}") from error
     print(commit.pr_url or commit.commit_url)
+
+
+def _without_sheets(folder: Path, config: BigGANConfig) -> "BigGANModel | None":
+    """The generator of a folder that lacks sheets of its samples; `None` if there is nothing to draw."""
+    from ..hub import SHEETS
+    from ..modeling_biggan import BigGANModel
+
+    is_generator = config.architectures != ["BigGANDiscriminator"] and checksum_of_weights(folder) is not None
+    if not is_generator or all((folder / name).exists() for name in SHEETS):
+        return None
+    return BigGANModel.from_pretrained(folder).to(device_or_best(None))

@@ -17,7 +17,6 @@ import torch
 from ..devices import device_or_best
 from ..latents import check_truncation
 from ..processes import is_main_process, joined
-from ..standing_stats import collect_standing_statistics
 from . import common
 
 
@@ -37,6 +36,8 @@ def run(args: argparse.Namespace) -> None:
     _check_folder(args.output, args.overwrite)
     for truncation in args.truncations or []:
         check_truncation(truncation)
+    from ..standing_stats import collect_standing_statistics  # here: it brings the networks
+
     with joined(device_or_best(args.device).startswith("cuda")):
         model = common.load_pipeline(args).model
         generator = torch.Generator().manual_seed(args.seed)

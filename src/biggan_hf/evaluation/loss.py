@@ -1,14 +1,15 @@
 """
-The Fréchet distance of features as a loss for a generator (FD-loss, arXiv:2604.28190).
+The Fréchet distance of features as a loss for a generator (after FD-loss, arXiv:2604.28190).
 
 The distance belongs to a whole set of images, and a step sees a batch. But its gradient with respect to one image's
 features x is known in closed form. With Gaussians N(μ, Σ) of the generated and N(μr, Σr) of the real features,
 
-    N/2 · ∂FD/∂x = (μ - μr) + (I - T)(x - μ),    T = Σr^½ (Σr^½ Σ Σr^½)^-½ Σr^½
+    N/2 · ∂FD/∂x = x - y(x),    y(x) = μr + T (x - μ),    T = Σr^½ (Σr^½ Σ Σr^½)^-½ Σr^½
 
-where T is the optimal map from one Gaussian to the other: each image is pulled to where the real one in its place is.
-So a step needs the moments and T of many images, which a memory of detached features gives, and the batch alone is
-differentiated. Moments and maps are float64.
+where y is the optimal map from one Gaussian to the other: FD is the mean of |x - y(x)|². So the gradient pulls each
+image to y(x), to where the real one in its place is, and a regression on y(x) as fixed targets begins with this
+gradient and ends there. (The gradient of moments that are some hundred steps old went on past that: FD doubled.)
+Moments and maps are float64.
 """
 
 from typing import NamedTuple
@@ -44,17 +45,16 @@ def with_classes(features: Tensor, labels: Tensor | None, num_labels: int, lengt
 
 
 class Map(NamedTuple):
-    """What a step needs of the moments of generated and real images."""
+    """Where each of the generated images has to go."""
 
     mean: Tensor  # μ
     real_mean: Tensor  # μr
     matrix: Tensor  # T, (d, d)
     distance: float  # FD
 
-    def gradient(self, features: Tensor) -> Tensor:
-        """N · ∂FD/∂x of each of these (B, d), float64."""
-        away = features - self.mean
-        return 2 * (self.mean - self.real_mean + away - away @ self.matrix)
+    def targets(self, features: Tensor) -> Tensor:
+        """y(x) of each of these (N, d), float64."""
+        return self.real_mean + (features - self.mean) @ self.matrix
 
 
 class Target:

@@ -1,5 +1,6 @@
 """Reports: numbers with their protocol, as JSON, as a table, and in a model's card."""
 
+import hashlib
 import json
 import math
 import re
@@ -9,24 +10,29 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import EvalResult
+from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_yaml
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 from huggingface_hub.utils import yaml_dump
 
-from ..cards import public_name
+from ..cards import (
+    EVALUATION,
+    INDEX,
+    harmless,
+    is_path,
+    merged_numbers,
+    of_protocol,
+    public_name,
+    with_numbers,
+    with_part,
+)
 from ..files import write_text
 
 
 TASK = "unconditional-image-generation"  # the Hub's name, with classes or without
-# Two runs of one protocol may differ in these: the probe by the device's rounding, the source since models move, the
-# step and the weights since models are trained further.
-OF_THE_RUN = ("software.", "device", "processes", "date", "samples.source", "samples.global_step", "samples.checksum",
-              "extractor.probe", "interval")  # fmt: skip
 LOCAL = "imagefolder"  # the Hub's word for pictures that are no data set there
 OF_REAL_IMAGES = ("floor_", "reference_")  # how the keys of measures begin that are none of the model
-REAL_IN_WORDS = re.compile(r", real against real| of the (real images|floor) \(")
-BEGIN, END = "<!-- evaluation: begin -->", "<!-- evaluation: end -->"
+RESULTS = ".eval_results"  # the Hub's folder of numbers beside the model, of which leaderboards are made
 
 
 @dataclass(frozen=True)
@@ -120,7 +126,7 @@ def _eval_results(report: Report) -> list[EvalResult]:
             dataset_type=LOCAL if source != reference["source"] else source,
             dataset_name=source,
             dataset_split=reference.get("split"),
-            metric_type=measure.label.lower().replace(" ", "-"),
+            metric_type=_type(measure),
             metric_name=f"{measure.label} {when}".strip(),
             metric_value=measure.value,
             metric_args=flatten(_public(report.protocol)) | {"interval": _interval(measure) or None},
@@ -145,16 +151,39 @@ def add_to_card(report: Report, path: Path, model_name: str) -> None:
     at which step, or with which weights, they were measured: the model may be trained further. The metadata never
     holds numbers of real images; those that an earlier version wrote there go.
     """
-    data, text = read_card(path)
+    data, card = read_card(path)
     ours: dict[str, Any] = eval_results_to_model_index(model_name, _eval_results(report))[0]
     report = replace(report, protocol=_public(report.protocol))
     measured = f"Measured {_when(report.protocol)}.\n\n" if _when(report.protocol) else ""
-    data["model-index"] = _merged(data.get("model-index") or [], ours)
-    before, _, rest = text.partition(BEGIN)
-    after = rest.partition(END)[2]
-    section = f"{BEGIN}\n## Evaluation\n\n{measured}{report.table()}\n{END}"
-    text = f"{before.rstrip()}\n\n{section}\n{after}"
-    write_text(path, f"---\n{yaml_dump(data, sort_keys=False).strip()}\n---\n\n{text.lstrip()}")
+    table = harmless(report.table().replace("\\|", "&#124;"))
+    card = with_part(card, f"## Evaluation\n\n{measured}{table}", EVALUATION)
+    write_text(path, with_numbers(card, merged_numbers(data.get(INDEX) or [], ours)))
+
+
+def write_eval_results(report: Report, folder: Path) -> Path | None:
+    """
+    Writes the numbers to a file in `.eval_results/`, as the Hub reads them beside a model. Its name comes from the
+    data set and the protocol, so that a later report of the same protocol replaces it. Returns the file; `None` if the
+    real images are no data set of the Hub, which that format cannot name.
+    """
+    source, protocol = report.protocol["reference"]["source"], flatten(_public(report.protocol))
+    if is_path(source) or not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+        return None
+    notes = "; ".join(f"{name}: {value}" for name, value in protocol.items() if value is not None)
+    entries = [
+        EvalResultEntry(source, _type(measure), measure.value, date=report.protocol.get("date"), notes=notes)
+        for measure in report.measures
+        if not measure.key.startswith(OF_REAL_IMAGES) and math.isfinite(measure.value)
+    ]
+    digest = hashlib.sha256(json.dumps(of_protocol(protocol), sort_keys=True, default=str).encode()).hexdigest()
+    path = folder / RESULTS / f"{source.replace('/', '--')}-{digest[:8]}.yaml"
+    path.parent.mkdir(exist_ok=True)
+    write_text(path, yaml_dump(eval_result_entries_to_yaml(entries), sort_keys=False))
+    return path
+
+
+def _type(measure: Measure) -> str:
+    return measure.label.lower().replace(" ", "-")
 
 
 def _public(protocol: Mapping[str, Any]) -> dict[str, Any]:
@@ -166,13 +195,13 @@ def _public(protocol: Mapping[str, Any]) -> dict[str, Any]:
 
 def read_card(path: Path) -> tuple[dict[str, Any], str]:
     """
-    The metadata and the text of a `README.md`. Raises `FileNotFoundError` or `ValueError` where no numbers can be
+    The metadata and all the text of a `README.md`. Raises `FileNotFoundError` or `ValueError` where no numbers can be
     added to them.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no card {str(path)!r} to add the numbers to")
     try:
-        content = path.read_text(encoding="utf-8")
+        content = path.read_bytes().decode()
         block = REGEX_YAML_BLOCK.search(content)
         data = yaml.safe_load(block.group(2)) if block else {}
     except UnicodeDecodeError as error:
@@ -189,38 +218,4 @@ def read_card(path: Path) -> tuple[dict[str, Any], str]:
         raise ValueError(
             f"the model-index of {str(path)!r} is invalid ({error!r}): correct it, or remove it"
         ) from error
-    text = content[block.end() :] if block else content
-    if BEGIN in text and END not in text.partition(BEGIN)[2]:
-        raise ValueError(f"{str(path)!r} has {BEGIN!r} without {END!r} after it: put that back")
-    return data, text
-
-
-def _merged(index: list[dict[str, Any]], ours: dict[str, Any]) -> list[dict[str, Any]]:
-    """A model-index with our results in the place of those that they repeat."""
-    new = {_identity(result, metric) for result in ours["results"] for metric in result["metrics"]}
-    entries = [{**entry, "results": _without(new, entry["results"])} for entry in index]
-    if all(entry["name"] != ours["name"] for entry in entries):
-        entries.append({**ours, "results": []})
-    own = next(entry for entry in entries if entry["name"] == ours["name"])
-    own["results"] += ours["results"]
-    return [entry for entry in entries if entry["results"]]
-
-
-def _without(identities: set[str], results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    kept = []
-    for result in results:
-        metrics = [
-            metric
-            for metric in result["metrics"]
-            if _identity(result, metric) not in identities and not REAL_IN_WORDS.search(str(metric.get("name")))
-        ]
-        kept += [{**result, "metrics": metrics}] if metrics else []
-    return kept
-
-
-def _identity(result: Mapping[str, Any], metric: Mapping[str, Any]) -> str:
-    """The data set, the measure and the protocol of a number, without what differs from run to run."""
-    args = metric.get("args")
-    if isinstance(args, Mapping):
-        args = {name: value for name, value in args.items() if not name.startswith(OF_THE_RUN)}
-    return json.dumps([result["dataset"], metric["type"], args], sort_keys=True, default=str)
+    return data, content

@@ -28,6 +28,11 @@ if TYPE_CHECKING:  # `datasets` is slow to import, and samples do not need it
     from ..data import ImageBatch, LabelledImages
 
 
+# Fields of a configuration that a save or a load fills in, and that change no image: a resumed run must find the pass
+# that it was killed in. (The precision is in the description.)
+OF_A_SAVE = ("_name_or_path", "architectures", "dtype", "transformers_version")
+
+
 class ImageSource(Protocol):
     """
     Images in a fixed order: the image at an index does not depend on the batch or on the process that asks for it.
@@ -120,7 +125,8 @@ class GeneratedImages:
     @cached_property
     def fingerprint(self) -> str:
         description = json.dumps(self.description, sort_keys=True)
-        return digest_of(description, self.model.config.to_json_string(), self._checksum)
+        config = {name: value for name, value in self.model.config.to_dict().items() if name not in OF_A_SAVE}
+        return digest_of(description, json.dumps(config, sort_keys=True, default=str), self._checksum)
 
     @property
     def _is_an_engines(self) -> bool:

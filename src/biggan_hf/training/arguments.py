@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import yaml
+from huggingface_hub.utils import validate_repo_id
 from transformers import HfArgumentParser
 
 from ..configuration_biggan import BigGANConfig, Ranges, check_ranges
@@ -100,8 +101,9 @@ class DataArguments:
 _RANGES: Ranges = [
     ("max_train_steps per_device_batch_size num_discriminator_steps logging_steps r1_interval evaluation_images",
      lambda value: value >= 1, "be at least 1"),
-    ("seed ema_start_step sample_steps checkpointing_steps watch_steps evaluation_steps generator_orthogonality "
-     "r1_gamma freeze_discriminator_stages lora_rank", lambda value: value >= 0, "be at least 0"),
+    ("seed ema_start_step sample_steps checkpointing_steps watch_steps evaluation_steps push_to_hub_every "
+     "generator_orthogonality r1_gamma freeze_discriminator_stages lora_rank",
+     lambda value: value >= 0, "be at least 0"),
     ("generator_learning_rate discriminator_learning_rate adam_epsilon", lambda value: value > 0, "be positive"),
     ("adam_beta1 adam_beta2 ema_decay", lambda value: 0 <= value < 1, "be in [0, 1)"),
     ("max_train_minutes global_batch_size checkpoints_total_limit sigma_clamp sigma_clamp_ratio",
@@ -185,8 +187,10 @@ class TrainingArguments:
 
     # The Hub
     push_to_hub: bool = _help("Upload the finished model.", False)
+    push_to_hub_every: int = _help("Steps from one upload to the branch 'training' to the next. 0: none.", 0)
     include_code: bool = _help("Upload the code too: the model then loads without this package.", False)
     hub_model_id: str | None = _help("The repository to upload to, 'user/name'.", None)
+    license: str | None = _help("The licence of the model that its card names, of the Hub's list, such as mit.", None)
 
     def __post_init__(self) -> None:
         self.report_to = [name for words in self.report_to for name in words.split(",")]
@@ -210,11 +214,14 @@ class TrainingArguments:
             (self.lora_rank and (clamps or self.freeze_discriminator_stages or self.train_only != "all"),
              "lora_rank freezes all weights but the adapters and those of the classes: leave out sigma_clamp, "
              "sigma_clamp_ratio, freeze_discriminator_stages and train_only"),
-            (self.push_to_hub and not self.hub_model_id,
-             "push_to_hub needs hub_model_id, the repository 'user/name' to upload to"),
+            ((self.push_to_hub or self.push_to_hub_every) and not self.hub_model_id,
+             f"push_to_hub{'_every' * (not self.push_to_hub)} needs hub_model_id, the repository 'user/name' to "
+             "upload to"),
         ):  # fmt: skip
             if is_wrong:
                 raise ValueError(why)
+        if self.hub_model_id is not None:
+            validate_repo_id(self.hub_model_id)
 
     def accumulation_steps(self, num_processes: int) -> int:
         """Micro-batches in an update; raises `ValueError` where the global batch does not divide."""

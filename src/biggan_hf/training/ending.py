@@ -22,6 +22,7 @@ from ..memory import is_out_of_memory
 from ..processes import is_main_process, num_processes
 from .batches import kill_workers
 from .run import Run
+from .uploads import THREAD
 
 
 TRACEBACK = "traceback.txt"
@@ -240,9 +241,12 @@ class Lasting:
 
 
 def leave(status: int) -> NoReturn:
-    """Ends this program. What its libraries still wait for keeps it for some seconds at most, after a failure."""
+    """
+    Ends this program. What its libraries still wait for keeps it for some seconds at most, after a failure and where
+    an upload was given up.
+    """
     before_torch.status = status
-    if status:
+    if status or any(thread.name == THREAD for thread in threading.enumerate()):
         timer = threading.Timer(LAST_MOMENTS, os._exit, [status])
         timer.daemon = True
         timer.start()

@@ -93,8 +93,21 @@ def track_sheet(accelerator: Accelerator, sheet: Image.Image, step: int) -> None
     for tracker in accelerator.trackers:
         if tracker.name == "tensorboard":
             tracker.log_images({"samples": np.asarray(sheet)[None]}, step, dataformats="NHWC")
+        elif tracker.name == "trackio":  # which takes pictures, though accelerate's tracker of it has no method
+            import trackio
+
+            tracker.tracker.log({"samples": trackio.Image(sheet)}, step=step)
         elif hasattr(tracker, "log_images"):
             tracker.log_images({"samples": [sheet]}, step)
+
+
+def track_collapse(accelerator: Accelerator, why: str, step: int) -> None:
+    """Tells of a collapse by an alert of trackio, which may go on to a chat (TRACKIO_WEBHOOK_URL)."""
+    for tracker in accelerator.trackers:
+        if tracker.name == "trackio":
+            import trackio
+
+            tracker.tracker.alert("collapse", why, level=trackio.AlertLevel.ERROR, step=step)
 
 
 # Curves

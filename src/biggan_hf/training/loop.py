@@ -15,6 +15,7 @@ from ..files import append_line, staged_folder, write_file
 from ..finite import NotFiniteError
 from ..images import sample_sheet
 from ..processes import Vote, from_main
+from ..sheets import write_sheets
 from . import stability
 from .adapters import FOLDER, bound_adapters, merged, save_adapter, write_adapter_card
 from .arguments import TrainingArguments
@@ -22,13 +23,25 @@ from .batches import counter_seed
 from .checkpoints import step_of
 from .ema import update_ema
 from .ending import Interruption, Stop, exit_status
-from .logs import COLLAPSES, EVALUATIONS, LOG, SPECTRA, draw_curves, fetch, last_lines, read_lines, track_sheet
-from .publishing import publish, write_card
+from .logs import (
+    COLLAPSES,
+    EVALUATIONS,
+    LOG,
+    SPECTRA,
+    draw_curves,
+    fetch,
+    last_lines,
+    read_lines,
+    track_collapse,
+    track_sheet,
+)
+from .publishing import publish, publish_step, write_card
 from .quality import keep_if_best
 from .replicas import average_running_statistics
 from .report import Estimate
 from .run import Run
 from .steps import Latents, Objective, discriminator_step, generator_step
+from .uploads import LITTLE_PATIENCE, PATIENCE
 
 
 FINISHED = (Stop.STEPS_ARE_DONE, Stop.TIME_IS_UP)
@@ -119,8 +132,8 @@ def why_stop(run: Run, vote: Vote, deadline: float, interruption: Interruption) 
 
 
 def saves(run: Run) -> bool:
-    """Whether the weights of this step go to a checkpoint, or may become the best."""
-    return run.is_due(run.args.checkpointing_steps) or run.is_due(run.args.evaluation_steps)
+    """Whether the weights of this step go to a checkpoint or to the Hub, or may become the best."""
+    return any(map(run.is_due, (run.args.checkpointing_steps, run.args.evaluation_steps, run.args.push_to_hub_every)))
 
 
 def not_finite(run: Run) -> str | None:
@@ -140,6 +153,7 @@ def stop_or_roll_back(run: Run, why: str) -> bool:
         tqdm.write(f"collapse at {why}")  # this comes first and the weights last: the disk may be full
         note = {"step": run.global_step, "why": why, "rolled_back_to": good and step_of(good)}
         append_line(run.output_dir / COLLAPSES, note)
+        track_collapse(run.accelerator, why, run.global_step)
         run.save(run.output_dir / f"collapsed-{run.global_step}")
     run.accelerator.wait_for_everyone()
     if good is not None:
@@ -202,6 +216,8 @@ def periodically(run: Run) -> None:
         evaluate(run)
     if run.is_main and run.is_due(run.args.sample_steps):
         draw_samples(run)
+    if run.is_main and run.is_due(run.args.push_to_hub_every):
+        publish_step(run, sheet_of(run))
 
 
 def make_up(run: Run) -> None:
@@ -266,6 +282,7 @@ def end(run: Run, stop: int) -> Path | None:
         draw_curves(run.output_dir)
         steps = f"{run.global_step:,} of {run.args.max_train_steps:,} steps"
         tqdm.write(f"unfinished: {steps}; --resume_from_checkpoint latest goes on from {saved}")
+    run.uploads.finish(LITTLE_PATIENCE if folder is None else PATIENCE)
     run.exit_status = exit_status(stop) if is_unfinished else 0
     run.accelerator.wait_for_everyone()
     run.accelerator.end_training()
@@ -286,7 +303,7 @@ def finish(run: Run, folder: Path) -> None:
             save_adapter(run.ema, staging / FOLDER, run.base_model)
             save_adapter(discriminator, staging / FOLDER / "discriminator", run.base_model)
             write_adapter_card(staging / FOLDER, run.base_model)
-        sample_sheet(run.ema, seed=run.args.seed).save(staging / "samples.png")
+        write_sheets(run.ema, staging, run.args.seed)
     write_card(run)
     draw_curves(folder)
     if run.args.push_to_hub:

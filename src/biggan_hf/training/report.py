@@ -1,5 +1,7 @@
 """What a run found before its first step, on one screen, and from its first steps how long it will take."""
 
+import math
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,18 +26,20 @@ from ..data.describing import (
     wrapped,
 )
 from ..devices import bfloat16_unit
-from ..files import write_text
+from ..files import read_text, write_text
 from ..words import counted
 from .adapters import said_of
 from .arguments import DataArguments
 from .fine_tuning import map_classes
 from .graphs import why_not
+from .logs import LOG, read_lines
 
 
 if TYPE_CHECKING:
     from .run import Run
 
 REPORT, LINES = "report.txt", 24
+_STARTS = re.compile(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d), step \d+$", re.MULTILINE)  # as `write_report` writes them
 FEW_PICTURES = 1_000  # below, the discriminator learns the pictures by heart (DiffAugment, Zhao et al. 2020)
 MEASURED = 10.0  # seconds of steps, after the first one, from which the time of a run is estimated
 
@@ -139,6 +143,11 @@ def _origin(run: "Run", resumed: Path | None) -> Row:
     return Row("weights", said, public)
 
 
+def device_in_words(device: torch.device, processes: int) -> str:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
+    return f"{processes} × {name}" if processes > 1 else name
+
+
 def _device(run: "Run") -> str:
     device, processes = run.accelerator.device, run.accelerator.num_processes
     name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
@@ -238,7 +247,25 @@ def time_in_words(seconds_a_step: float, steps: int, max_minutes: float | None =
     if max_minutes is not None and seconds > 60 * max_minutes:
         done = min(int(60 * max_minutes / seconds_a_step), steps)
         return f"about {done:,} steps in the {max_minutes:g} minutes of max_train_minutes on this device {measured}"
+    advice = ": see docs/training.md" if seconds >= 86_400 else ""
+    return f"about {in_units(seconds)} on this device{advice} {measured}"
+
+
+def in_units(seconds: float) -> str:
     units = (("days", 86_400), ("hours", 3_600), ("minutes", 60))
     unit, length = next((unit for unit in units if seconds >= unit[1]), ("seconds", 1))
-    advice = ": see docs/training.md" if unit == "days" else ""
-    return f"about {seconds / length:.1f} {unit} on this device{advice} {measured}"
+    return f"{seconds / length:.1f} {unit}"
+
+
+def seconds_trained(folder: Path) -> float:
+    """
+    How long the steps of a run have taken: from each of its starts, which report.txt names, to the last line of the
+    log before the next one. What was trained after a checkpoint to which the run went back is not in the log, and does
+    not count. 0 where the two files do not tell.
+    """
+    starts = [datetime.fromisoformat(line).timestamp() for line in _STARTS.findall(read_text(folder / REPORT))]
+    times = [line["time"] for line in read_lines(folder / LOG) if "time" in line]
+    seconds = 0.0
+    for start, end in zip(starts, [*starts[1:], math.inf], strict=False):
+        seconds += max((time - start for time in times if start <= time < end), default=0.0)
+    return seconds

@@ -33,6 +33,7 @@ from .quality import Quality
 from .report import Report
 from .stability import SigmaClamp, Spectra
 from .steps import Objective, Pictures, Players
+from .uploads import Uploads
 
 
 @dataclass
@@ -50,6 +51,7 @@ class Run:
     quality: Quality | None
     settings: dict[str, Any]  # all arguments, for training_settings.json and, without what is private, the card
     graphs: Graphs = field(default_factory=Graphs)
+    uploads: Uploads = field(default_factory=Uploads)
     global_step: int = 0
     rollbacks: int = 0
     collapsed: bool = False

@@ -360,7 +360,7 @@ def open_all(run: Run) -> None:
     Opens the repository on the Hub, the trackers and the folder: the run writes from here on. In a resumed run's
     folder, moves aside what came after the step where it goes on.
     """
-    if run.is_main and run.args.push_to_hub:
+    if run.is_main and (run.args.push_to_hub or run.args.push_to_hub_every):
         # Now: if that fails, the run fails before it trains.
         with told_as(f"can't create the repository {run.args.hub_model_id!r}"):
             create_repo(run.args.hub_model_id or "")

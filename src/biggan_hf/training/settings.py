@@ -14,7 +14,7 @@ from .checkpoints import SETTINGS, warn
 # A resumed run is told these anew.
 OF_THE_START = {"output_dir", "resume_from_checkpoint", "dry_run", "force_unlock", "compile_cache"}
 # The card does not show these.
-NOT_PUBLIC = {*OF_THE_START, "push_to_hub", "hub_model_id"}
+NOT_PUBLIC = {*OF_THE_START, "push_to_hub", "push_to_hub_every", "hub_model_id", "license"}
 # These may name a file or a folder, by a path that means something in one working directory only.
 PATHS = ("dataset_name", "init_from", "evaluation_extractor")
 

@@ -1,0 +1,130 @@
+"""The page as a Space of the Hub: a folder with its program, its pinned requirements, its card and this package."""
+
+import shutil
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.utils import yaml_dump
+from packaging.requirements import Requirement
+
+from .embedded import PREFIX, located
+from .engine_files import PACKAGES
+from .files import staged_folder, write_text
+from .hub import forget_paths
+from .pipeline_biggan import BigGANPipeline
+
+
+PYTHON = "3.12"  # ZeroGPU has few versions, of which this package takes this one
+SPACES = "spaces==0.51.3"  # which only a Space needs
+
+PROGRAM = '''\
+"""The page of a BigGAN generator. `python app.py` starts it, here and on a Space."""
+
+__program__ = "biggan_hf"  # its threads sleep while they wait
+
+from pathlib import Path
+
+import spaces  # before torch, as ZeroGPU asks
+
+from biggan_hf import BigGANPipeline
+from biggan_hf.app import Page, build, serve
+
+
+# Not compiled: ZeroGPU has no torch.compile.
+pipe = BigGANPipeline.from_pretrained({source}{options})
+page = Page(pipe{move}, {title!r})
+
+if __name__ == "__main__":
+    serve(build(page, spaces.GPU), mcp_server=True)
+'''
+
+CARD = """\
+Pictures of {model}, a [BigGAN](https://arxiv.org/abs/1809.11096) generator: classes and mixtures of classes, walks
+between them, truncations. The address of the page holds its settings.
+
+The page is an MCP server, too: its tools `sample`, `walk` and `sweep` say what they take. On ZeroGPU it asks for a GPU
+for each picture; on other hardware it uses what there is.
+
+`biggan-hf app {command} --export_space FOLDER` wrote this Space. `biggan_hf/` is the package, under the MIT license in
+`LICENSE`. The pictures are not photographs: do not present them as such.
+"""
+
+
+def write_space(
+    output: Path, model: str, revision: str | None = None, engine: str | None = None, precision: str | None = None
+) -> None:
+    """
+    Writes a Space. `hf upload user/name FOLDER --repo-type space` puts it on the Hub.
+
+    Args:
+        output: A folder that is new or empty.
+        model: As for `BigGANPipeline.from_pretrained`. The Space downloads a model of the Hub when it starts; a
+            model in a folder of this machine becomes a part of the Space.
+        revision: Of a model of the Hub.
+        engine, precision: What computes there; by default torch, on a GPU if there is one.
+
+    Raises:
+        FileExistsError: The folder holds something.
+        ValueError: The engine "auto", which depends on what is installed, or a model that cannot be loaded.
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise FileExistsError(f"{str(output)!r} exists and is not empty; a Space needs a new folder")
+    if engine == "auto":
+        raise ValueError("a Space needs the name of its engine, torch, onnx or openvino, got auto")
+    place = Path(located(model))
+    own = place.is_dir() and not model.startswith(PREFIX)
+    title = place.resolve().name if own else model
+    options: dict[str, Any] = {"revision": revision, "engine": engine, "precision": precision}
+    with staged_folder(output) as staging:
+        if own:
+            BigGANPipeline.from_pretrained(model, **options).save_pretrained(staging / "model")
+            forget_paths(staging)
+        shutil.copytree(Path(__file__).parent, staging / "biggan_hf", ignore=shutil.ignore_patterns("__pycache__"))
+        write_text(staging / "app.py", _program(own, model, title, options))
+        write_text(staging / "requirements.txt", "\n".join(sorted(requirements(engine))) + "\n")
+        write_text(staging / "README.md", _card(own, model, title))
+        write_text(staging / "LICENSE", metadata.distribution("biggan_hf").read_text("licenses/LICENSE") or "")
+
+
+def _program(own: bool, model: str, title: str, options: dict[str, Any]) -> str:
+    source = 'Path(__file__).with_name("model")' if own else repr(model)
+    keywords = "".join(f", {name}={value!r}" for name, value in options.items() if value is not None)
+    move = "" if options["engine"] in PACKAGES else '.to("auto")'
+    return PROGRAM.format(source=source, options=keywords, move=move, title=title)
+
+
+def _card(own: bool, model: str, title: str) -> str:
+    on_hub = not own and not model.startswith(PREFIX)
+    data = {
+        "title": title,
+        "emoji": "🖼️",
+        "colorFrom": "gray",
+        "colorTo": "blue",
+        "sdk": "gradio",
+        "sdk_version": metadata.version("gradio"),
+        "python_version": PYTHON,
+        "app_file": "app.py",
+        "short_description": "Pictures of a BigGAN generator",
+        "tags": ["biggan", "gan", "image-generation", "mcp-server"],
+        **({"models": [model]} if on_hub else {}),
+    }
+    name = f"[{model}](https://huggingface.co/{model})" if on_hub else "the model in `model/`" if own else f"`{model}`"
+    return f"---\n{yaml_dump(data)}---\n\n" + CARD.format(model=name, command="FOLDER" if own else model)
+
+
+def requirements(engine: str | None = None) -> Iterator[str]:
+    """What the Space installs: the packages that this package needs, in the versions that are installed here."""
+    for line in metadata.requires("biggan_hf") or []:
+        requirement = Requirement(line)
+        if requirement.marker is None or requirement.marker.evaluate({"extra": engine or ""}):
+            yield _pinned(requirement.name)
+    yield _pinned("gradio", "[mcp]")
+    yield SPACES
+
+
+def _pinned(name: str, extras: str = "") -> str:
+    return (
+        f"{name}{extras}=={metadata.version(name).partition('+')[0]}"  # without the name of a build, as in 2.13.0+cpu
+    )
