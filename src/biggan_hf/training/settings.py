@@ -68,10 +68,20 @@ def warn_of_other_settings(saved: dict[str, Any], settings: dict[str, Any]) -> N
         warn(f"the run goes on with other settings: {changes}")
     batches = [told["num_processes"] * told["per_device_batch_size"] for told in (saved, now) if _has_no_batch(told)]
     if len(batches) == 2 and batches[0] != batches[1]:
+        way = what_keeps(batches[0], now["num_processes"], now["per_device_batch_size"])
         warn(
             f"without global_batch_size an update is of per_device_batch_size times num_processes: {batches[1]} "
-            f"pictures now, {batches[0]} before, at the same learning rates; --global_batch_size {batches[0]} keeps it"
+            f"pictures now, {batches[0]} before, at the same learning rates; {way}"
         )
+
+
+def what_keeps(batch: int, num_processes: int, per_device_batch_size: int) -> str:
+    """What on so many processes keeps the size of an update."""
+    if batch % num_processes:
+        return f"{num_processes} processes can't keep it, since {batch} does not divide by {num_processes}"
+    size = max(part for part in range(1, per_device_batch_size + 1) if batch // num_processes % part == 0)
+    smaller = f" --per_device_batch_size {size}" if size < per_device_batch_size else ""
+    return f"--global_batch_size {batch}{smaller} keeps it"
 
 
 def _has_no_batch(settings: dict[str, Any]) -> bool:
