@@ -184,8 +184,8 @@ class Constants:
         self._number += number
         if self._number > MAX_VALUES:
             raise ValueError(
-                f"{str(self.path)!r}: with {name!r} its constants hold {self._number:,} values, more than any tables of "
-                "statistics"
+                f"{str(self.path)!r}: with {name!r} its constants hold {self._number:,} values, more than any tables "
+                "of statistics"
             )
 
 

@@ -28,8 +28,8 @@ if TYPE_CHECKING:  # `datasets` is slow to import, and samples do not need it
     from ..data import ImageBatch, LabelledImages
 
 
-# Fields of a configuration that a save or a load fills in. A resumed run must find the pass that it was killed in. (The
-# precision is in the description.)
+# Fields of a configuration that a save or a load fills in. A resumed run must find the pass that it was killed in.
+# (The precision is in the description.)
 OF_A_SAVE = ("_name_or_path", "architectures", "dtype", "transformers_version")
 
 

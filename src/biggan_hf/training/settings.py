@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ..cards import is_path, public_name
+from ..cards import is_path, names_path, public_name
 from .checkpoints import SETTINGS, warn
 
 
@@ -33,9 +33,22 @@ def absolute(value: Any) -> Any:
 
 
 def public_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """What others may read: nothing that has no value, and no path, which would tell of the machine and its user."""
+    """
+    What others may read: nothing that has no value, and no path and no password, which would tell of the machine and
+    its user.
+    """
     shown = {name: value for name, value in settings.items() if name not in NOT_PUBLIC and value not in (None, [])}
-    return shown | {name: public_name(shown[name]) for name in PATHS if name in shown}
+    return {name: _public(value, name in (*PATHS, "dataset_config_name")) for name, value in shown.items()}
+
+
+def _public(value: Any, may_be_path: bool) -> Any:
+    if isinstance(value, list):
+        return [_public(one, may_be_path) for one in value]
+    # A word that is no path may be the name of a file here.
+    if not isinstance(value, str) or not (may_be_path or names_path(value) or "://" in value):
+        return value
+    name = public_name(value)
+    return "it names a local path" if names_path(name) else name
 
 
 # Going on with a run
