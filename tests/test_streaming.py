@@ -1,5 +1,6 @@
 """Parquet files, fetched as they are needed: each picture exactly once an epoch, with any number of processes."""
 
+import os
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -7,6 +8,8 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from fake_hub import FakeHub
@@ -14,6 +17,7 @@ from PIL import Image
 from training_runs import arguments, read_log
 
 from biggan_hf.data import ShuffledBatches, labelled_images, load_labelled_images, prepare, streaming
+from biggan_hf.pictures import as_ppm
 from biggan_hf.training import main
 from biggan_hf.training.batches import BatchSource
 
@@ -73,6 +77,23 @@ def test_of_the_hub(fake_hub: FakeHub, source: Path) -> None:
     images = load_labelled_images("user/pictures", image_size=8, streaming=True, max_cache_bytes=0)
     assert rows_of(images.__getitems__([7, 60])["pixel_values"]) == [7, 60]
     assert images.contents.class_counts == [ROWS, ROWS]
+
+
+def test_a_file_that_is_replaced_is_fetched_anew(fake_hub: FakeHub, source: Path, tmp_path: Path) -> None:
+    """Also under the same size and time of modification."""
+    mine = write_parquet(tmp_path / "mine")
+    fake_hub.create("datasets", "user/pictures")
+    file = mine / "data" / "train-00000-of-00002.parquet"
+    before, pictures = file.stat(), pq.read_table(file)
+    for red in (5, 6):
+        cells = [{"bytes": as_ppm(np.full((3, 8, 8), red, np.uint8)), "path": None} for _ in range(ROWS)]
+        column = pa.array(cells, pictures.schema.field("image").type)
+        pq.write_table(pictures.set_column(0, pictures.schema.field("image"), column), file, row_group_size=4)
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+        fake_hub.repos["datasets", "user/pictures"].commit("main", {"train.parquet": file.read_bytes()})
+        for name in (str(mine), "user/pictures"):
+            images = load_labelled_images(name, image_size=8, streaming=True, max_cache_bytes=0)
+            assert rows_of(images.__getitems__([7])["pixel_values"]) == [red]
 
 
 def batches(images: Any, samples_seen: int, ranks: int, number: int, workers: int = 0) -> list[int]:

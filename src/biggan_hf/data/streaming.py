@@ -19,6 +19,7 @@ from ..pictures import first_line
 from .labelled_images import BUFFER
 from .labels import Labels, find_label_column, read_labels
 from .opening import UNLABELLED, Contents, Opened, find_image_column, read_parts, used_splits, with_counts
+from .tars import stamp
 
 
 AT_ONCE = 16  # files whose ends are read
@@ -56,8 +57,9 @@ class StreamedPictures:
         ]
         self.ends = np.cumsum([group.rows for group in self.groups])
         self.chosen = np.arange(int(self.ends[-1])) if chosen is None else chosen
-        digest = hashlib.sha256(repr((self.files, [head.serialized_size for head in heads], column)).encode())
-        self.folder = Path(datasets.config.HF_DATASETS_CACHE) / "biggan_hf" / digest.hexdigest()[:32]
+        states = [_state_of(file, head) for file, head in zip(self.files, heads, strict=True)]
+        digest = hashlib.sha256(repr((states, column)).encode()).hexdigest()
+        self.folder = Path(datasets.config.HF_DATASETS_CACHE) / "biggan_hf" / digest[:32]
         # An order takes a group's rows within `BUFFER` rows; workers and processes are not all at the same place.
         self.kept = 16 + 2 * BUFFER * len(self.groups) // int(self.ends[-1])
 
@@ -113,6 +115,15 @@ class StreamedPictures:
             groups = sorted(self.folder.glob("[0-9]*.arrow"), key=lambda path: path.stat().st_mtime_ns)
             for path in groups[: -self.kept]:
                 path.unlink()
+
+
+def _state_of(file: str, head: pq.FileMetaData) -> tuple[object, ...]:
+    """What changes with a file: an address on the Hub has the commit in it; elsewhere the head must tell."""
+    if "://" not in file:
+        return file, stamp(file)
+    written = pa.BufferOutputStream()
+    head.write_metadata_file(written)
+    return file, hashlib.sha256(written.getvalue()).digest()
 
 
 def _read(path: Path) -> pa.ChunkedArray:
