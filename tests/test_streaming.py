@@ -125,24 +125,35 @@ def test_exactly_once_an_epoch_resumed_with_other_processes(source: Path, worker
     assert parts == whole[: len(parts)]
 
 
-def test_a_group_is_fetched_once_an_epoch_and_few_are_kept(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    images = load_labelled_images(str(source), image_size=8, streaming=True, max_cache_bytes=0)
-    monkeypatch.setattr(images.pictures, "kept", 9)
-    fetched: Counter[int] = Counter()
+@pytest.mark.parametrize("buffer", [10, 2])  # larger and smaller than a row group
+def test_a_group_is_fetched_once_an_epoch_and_few_are_kept(
+    source: Path, monkeypatch: pytest.MonkeyPatch, buffer: int
+) -> None:
+    for module in (labelled_images, streaming):
+        monkeypatch.setattr(module, "BUFFER", buffer)
+    fetched: Counter[tuple[int, int]] = Counter()
     read_row_group = streaming.pq.ParquetFile.read_row_group
 
     def counted(self: Any, number: int, columns: list[str]) -> Any:
-        fetched[number] += 1
+        fetched[self.metadata.num_rows, number] += 1
         assert columns == ["image"]
         return read_row_group(self, number, columns)
 
-    for path in images.pictures.folder.iterdir():  # type: ignore[attr-defined]
-        path.unlink()  # the pictures that were probed
-    images.pictures._opened.clear()  # type: ignore[attr-defined]
     monkeypatch.setattr(streaming.pq.ParquetFile, "read_row_group", counted)
-    assert sorted(batches(images, 0, 1, 2 * ROWS // 12 + 1)[: 2 * ROWS]) == [*range(2 * ROWS)]
-    assert fetched.total() <= 2 * ROWS // 4 + 3  # some of the next epoch
-    assert len([*images.pictures.folder.iterdir()]) == len(images.pictures._opened) == 9  # type: ignore[attr-defined]
+    images = load_labelled_images(str(source), image_size=8, streaming=True, max_cache_bytes=0)
+    assert images.fingerprint and images.probed and fetched.total() <= 16  # of each picture that is probed
+    pictures: Any = images.pictures
+    fetched.clear()
+    for file in pictures.folder.iterdir():
+        file.unlink()
+    pictures._opened.clear()
+    before, seen = pa.total_allocated_bytes(), []
+    for rows in islice(ShuffledBatches(2 * ROWS, 4, seed=5, runs=images.runs), 2 * ROWS // 4):
+        seen += rows_of(images.__getitems__(rows)["pixel_values"])
+        assert sum(pictures.groups[group].rows for group in pictures._opened) <= 2 * buffer + 2 * 4
+        assert {int(path.stem) for path in pictures.folder.iterdir()} == {*pictures._opened}
+    assert sorted(seen) == [*range(2 * ROWS)] and fetched.total() <= 2 * ROWS // 4
+    assert pa.total_allocated_bytes() - before < 10_000  # they are mapped
 
 
 def test_order(monkeypatch: pytest.MonkeyPatch) -> None:
