@@ -65,8 +65,11 @@ class BatchSource:
         """Goes to a place in the seed's order of the pictures."""
         self.seed, self.samples_seen = seed, samples_seen
         place: dict[str, Any] = {"seed": seed, "start": samples_seen, "rank": self.rank, "world_size": self.world_size}
-        is_balanced = self.class_sampling == "balanced"
-        place |= {"balanced": self.images.labels} if is_balanced else {"runs": self.images.runs}
+        if self.class_sampling == "balanced" and (labels := self.images.labels) is not None:
+            filled = torch.tensor(self.images.contents.filled_classes)
+            place["balanced"] = torch.where(torch.isin(labels, filled), labels, -1)  # some may have no readable picture
+        else:
+            place["runs"] = self.images.runs
         rows = ShuffledBatches(len(self.images), self.batch_size, **place)
         loader = DataLoader(
             self.images,
