@@ -71,9 +71,9 @@ class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
     A map-style dataset that serves whole batches: a `DataLoader` calls `images.__getitems__([0, 5, 2])` with each list
     of its batch sampler, and needs an identity `collate_fn`. Made by [`load_labelled_images`].
 
-    The next readable row of its class replaces an unreadable picture (of a stream, the next of all, with its label); the
-    order of the others stays. So which pictures come depends on the source alone, and not on what was found so far. With
-    `DataLoader(num_workers > 0)` each worker process fills a `cache` and an `unreadable` of its own.
+    The next readable row of its class replaces an unreadable picture (of a stream, the next of all, with its label);
+    the order of the others stays. So which pictures come depends on the source alone, and not on what was found so
+    far. With `DataLoader(num_workers > 0)` each worker process fills a `cache` and an `unreadable` of its own.
     """
 
     pictures: PictureTable  # with a column "image" of undecoded {"bytes", "path"} cells
@@ -373,7 +373,9 @@ class ShuffledBatches(torch.utils.data.Sampler[list[int]]):
 
 def _equally_often(labels: Tensor, generator: torch.Generator) -> Tensor:
     """As many rows as there are labels, of each class equally many: permutations of its rows, one after the other."""
-    classes = [rows for rows in labels.argsort(stable=True).split(torch.bincount(labels + 1).tolist())[1:] if len(rows)]
+    classes = [
+        rows for rows in labels.argsort(stable=True).split(torch.bincount(labels + 1).tolist())[1:] if len(rows)
+    ]
     longer = torch.randperm(len(classes), generator=generator) < len(labels) % len(classes)  # by one
     chosen = []
     for rows, is_longer in zip(classes, longer.tolist(), strict=True):
