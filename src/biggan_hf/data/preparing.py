@@ -291,7 +291,7 @@ def _finish(folder: Path, plan: Manifest, done: Mapping[Job, Shard]) -> None:
 def _right_shards(
     folder: Path, before: Manifest, jobs: list[Job], opened: Mapping[str, LabelledImages], workers: int
 ) -> dict[Job, Shard]:
-    """The parts whose files have the right hashes and, until all parts are there, were made of what the source holds."""
+    """The parts whose files have the right hashes and, until all are there, were made of what the source holds now."""
     known = {job: before.splits[job.split].shards[job.number] for job in jobs if before.splits[job.split].shards}
     for job in jobs if not known else ():
         with suppress(OSError, ValueError, TypeError, KeyError):  # there is none, or a power cut has damaged it
