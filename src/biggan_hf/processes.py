@@ -3,8 +3,10 @@
 Everything works in a process alone, where `torch.distributed` is not initialised.
 """
 
+import multiprocessing
 import os
 import socket
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -104,3 +106,17 @@ class Vote:
         largest = torch.tensor(number)
         self._on_its_way = dist.all_reduce(largest, dist.ReduceOp.MAX, self._group, async_op=True), largest
         return agreed
+
+
+def end_with_parent(worker: int = 0) -> None:
+    """
+    Called in a process of `multiprocessing`: ends it as soon as the one that started it has ended, killed or not.
+    torch's workers look for that only between two tasks, and never notice that it was gone before they looked first.
+    """
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        os._exit(1)
