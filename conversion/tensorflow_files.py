@@ -20,7 +20,7 @@ DTYPES = {1: "<f4", 2: "<f8", 3: "<i4", 4: "u1", 5: "<i2", 6: "i1", 9: "<i8", 10
 # The fields of a tensor that list its values, by type, and how a value is packed.
 VALUES = {1: (5, "<f4"), 2: (6, "<f8")}
 TABLE_MAGIC = bytes.fromhex("57fb808b247547db")
-MAX_CONSTANT = 2**24  # values; a few bytes can declare a constant of any size
+MAX_VALUES = 2**25  # of a graph; that of BigGAN-deep at 512 px has 5 million. A few bytes can declare any number
 
 
 # Checkpoints
@@ -44,11 +44,16 @@ def read_checkpoint(index: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{str(index)!r} is truncated or no TensorFlow checkpoint") from error
     if header.get(2, 0) != 0:
         raise ValueError(f"{str(index)!r} is of a big-endian machine, expected little-endian numbers")
+    shards = [path for path in index.parent.iterdir() if path.name.startswith(f"{index.stem}.data-")]
+    room = sum(path.stat().st_size for path in shards)
     variables: dict[str, np.ndarray] = {}
     for key, entry in entries.items():
         if not key.startswith(b"\0"):  # a slice of a variable
             name = key.decode(errors="replace")
             value = _variable(name, entry, index, header.get(1, 1))
+            room -= 0 if value is None else value.nbytes
+            if room < 0:
+                raise ValueError(f"{str(index)!r} is damaged: its variables, such as {name!r}, overlap")
             variables |= {} if value is None else {name: value}
     return variables
 
@@ -115,6 +120,8 @@ class Constants:
     def __init__(self, path: Path):
         self.path = path
         self.nodes: dict[str, dict[int, list[Any]]] = {}
+        self._values: dict[str, np.ndarray] = {}  # each is computed once, however many nodes name it
+        self._number = 0  # of what they hold
         try:
             for number, meta_graph in _fields(path.read_bytes()):
                 if number == 2:
@@ -145,6 +152,11 @@ class Constants:
             raise ValueError(f"{str(self.path)!r}: the constant {name!r} is damaged") from error
 
     def _value(self, name: str, outer: tuple[str, ...]) -> np.ndarray:
+        if name not in self._values:
+            self._values[name] = self._computed(name, outer)
+        return self._values[name]
+
+    def _computed(self, name: str, outer: tuple[str, ...]) -> np.ndarray:
         node = self.nodes[name]
         operation = node[2][0].decode()
         if operation not in ("Const", "Identity", "Pack") or name in outer or len(outer) > 8:
@@ -154,23 +166,31 @@ class Constants:
             )
         attributes = {part[1][0]: _repeated(part[2][0]) for part in map(_repeated, node.get(5, []))}
         if operation == "Const":
-            return _constant(attributes[b"value"][8][0])
+            tensor = _repeated(attributes[b"value"][8][0])
+            shape = _shape(tensor.get(2, [b""])[0])
+            self._hold(name, math.prod(shape))
+            return _constant(tensor, shape)
         # An input that begins with ^ says only what would have to run before.
         names = [one.decode().removesuffix(":0") for one in node.get(3, []) if not one.startswith(b"^")]
         inputs = [self._value(one, (*outer, name)) for one in names]
         if operation == "Identity":
             return inputs[0]
-        if sum(one.size for one in inputs) > MAX_CONSTANT:
-            raise ValueError(f"{str(self.path)!r}: {name!r} is larger than any table of statistics")
+        self._hold(name, sum(one.size for one in inputs))
         axis = attributes.get(b"axis", {}).get(3, [0])[0]
         return np.stack(inputs, axis if axis < 2**63 else axis - 2**64)
 
+    def _hold(self, name: str, number: int) -> None:
+        """Counts the values of a constant before they are made; raises `ValueError` for too many."""
+        self._number += number
+        if self._number > MAX_VALUES:
+            raise ValueError(
+                f"{str(self.path)!r}: with {name!r} its constants hold {self._number:,} values, more than any tables "
+                "of statistics"
+            )
 
-def _constant(content: bytes) -> np.ndarray:
-    tensor = _repeated(content)
-    number, shape = tensor[1][0], _shape(tensor.get(2, [b""])[0])
-    if math.prod(shape) > MAX_CONSTANT:
-        raise ValueError(f"a constant of the shape {shape} is larger than any table of statistics")
+
+def _constant(tensor: dict[int, list[Any]], shape: tuple[int, ...]) -> np.ndarray:
+    number = tensor[1][0]
     if 4 in tensor:
         return np.frombuffer(tensor[4][0], DTYPES[number]).reshape(shape)
     field, dtype = VALUES[number]

@@ -1,4 +1,7 @@
-"""Trains as train.py does, until a fault, named by the first word, comes with the second step of the last process."""
+"""
+Trains as train.py does, until a fault, named by the first word, comes with the second step of the last process; a
+fault "first" of the first one.
+"""
 
 import multiprocessing
 import os
@@ -37,6 +40,7 @@ FAULTS = {
     "abort": abort,
     "error": error,
     "memory": memory,
+    "first": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "launcher": lambda: os.kill(os.getppid(), signal.SIGKILL),
     "pictures": lambda: shutil.rmtree(pictures),
     "process": lambda: os.kill(os.getpid(), signal.SIGKILL),
@@ -48,7 +52,7 @@ def update_and_fail(*args: Any) -> None:
     global steps
     update_ema(*args)
     steps += 1
-    if steps == 2 and process_rank() == num_processes() - 1:
+    if steps == 2 and process_rank() == (0 if fault == "first" else num_processes() - 1):
         (output / "fault").touch()
         FAULTS[fault]()
 

@@ -29,6 +29,7 @@ from biggan_hf.training.logs import cut_logs, draw_curves, last_lines, read_line
 from biggan_hf.training.players import load_networks
 from biggan_hf.training.quality import keep_if_best, set_best_aside
 from biggan_hf.training.set_up import warn_of_other_settings
+from biggan_hf.training.settings import what_keeps
 from biggan_hf.training.stability import WINDOW
 
 
@@ -153,11 +154,25 @@ def test_other_settings_are_told(pictures: Path, tmp_path: Path, capsys: Capture
 def test_another_number_of_processes_changes_the_batch(capsys: Capture) -> None:
     settings = {"seed": 0, "num_processes": 1, "per_device_batch_size": 4, "global_batch_size": None}
     warn_of_other_settings(settings, {**settings, "num_processes": 2})
-    assert (
-        "8 pictures now, 4 before, at the same learning rates; --global_batch_size 4 keeps" in capsys.readouterr().err
-    )
+    told = "at the same learning rates; --global_batch_size 4 --per_device_batch_size 2 keeps it\n"
+    assert f"8 pictures now, 4 before, {told}" in capsys.readouterr().err
     warn_of_other_settings(settings, {**settings, "num_processes": 2, "global_batch_size": 4})
     assert "pictures now" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("before", "now"), [((1, 4), (2, 4)), ((3, 2), (2, 4)), ((8, 4), (1, 4)), ((2, 6), (4, 6))])
+def test_what_keeps_the_size_of_an_update_does(before: tuple[int, int], now: tuple[int, int]) -> None:
+    batch = math.prod(before)
+    words = what_keeps(batch, *now).removesuffix(" keeps it").split()
+    advice: dict[str, Any] = {
+        name.removeprefix("--"): int(value) for name, value in zip(words[::2], words[1::2], strict=True)
+    }
+    args = TrainingArguments(**({"per_device_batch_size": now[1]} | advice))
+    assert args.accumulation_steps(now[0]) * args.per_device_batch_size * now[0] == batch == args.global_batch_size
+
+
+def test_an_update_of_fewer_pictures_than_processes_can_not_be_kept() -> None:
+    assert what_keeps(2, 3, 1) == "3 processes can't keep it, since 2 does not divide by 3"
 
 
 def test_other_weights_to_train_are_refused(pictures: Path, tmp_path: Path, capsys: Capture) -> None:

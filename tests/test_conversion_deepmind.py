@@ -304,6 +304,65 @@ def test_a_damaged_module(tmp_path: Path, file: str, change: Callable[[bytes], b
         convert(convert_tfhub, copy_of(MODULE, tmp_path / "copy", file, change), tmp_path / "model")
 
 
+def field(number: int, content: bytes) -> bytes:
+    """A field of a protocol buffer."""
+    return bytes([number << 3 | 2, len(content) & 127 | 128, len(content) >> 7]) + content
+
+
+def write_graph(path: Path, constants: int, levels: list[list[str]]) -> tensorflow_files.Constants:
+    """A graph of constants c0, c1 … of four values, and of p0, p1 …, which stack what a level names."""
+    tensor = bytes([8, 1]) + field(2, field(2, bytes([8, 4]))) + field(4, np.arange(4, dtype="<f4").tobytes())
+    value = field(5, field(1, b"value") + field(2, field(8, tensor)))
+    nodes = [field(1, f"c{number}".encode()) + field(2, b"Const") + value for number in range(constants)]
+    for number, inputs in enumerate(levels):
+        names = b"".join(field(3, name.encode()) for name in inputs)
+        nodes.append(field(1, f"p{number}".encode()) + field(2, b"Pack") + names)
+    path.write_bytes(field(2, field(2, b"".join(field(1, node) for node in nodes))))
+    return tensorflow_files.Constants(path)
+
+
+def counted_constants(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    made, constant = list[Any](), tensorflow_files._constant
+
+    def count(*args: Any) -> np.ndarray:
+        made.append(args)
+        return constant(*args)
+
+    monkeypatch.setattr(tensorflow_files, "_constant", count)
+    return made
+
+
+def test_a_constant_is_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    levels = [["c0"] * 2, *([f"p{level}"] * 2 for level in range(5))]
+    made, constants = counted_constants(monkeypatch), write_graph(tmp_path / "saved_model.pb", 1, levels)
+    np.testing.assert_array_equal(constants["p5"], np.broadcast_to(np.arange(4), (2,) * 6 + (4,)))
+    assert len(made) == 1  # named 64 times
+
+
+@pytest.mark.parametrize(("constants", "inputs"), [(3, ["c0", "c1", "c2"]), (1, ["c0", "c0", "c0"])])
+def test_a_graph_of_too_many_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, constants: int, inputs: list[str]
+) -> None:
+    monkeypatch.setattr(tensorflow_files, "MAX_VALUES", 10)
+    made, graph = counted_constants(monkeypatch), write_graph(tmp_path / "saved_model.pb", constants, [inputs])
+    with pytest.raises(ValueError, match="its constants hold 1[26] values, more than any tables of statistics"):
+        graph["p0"]
+    assert len(made) == min(constants, 2)
+
+
+def test_variables_that_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An index may name the same bytes any number of times."""
+    table = tensorflow_files._table
+
+    def twice(content: bytes) -> Iterator[tuple[bytes, bytes]]:
+        for key, entry in table(content):
+            yield from [(key, entry), (key + b"_again", entry)] if key else [(key, entry)]
+
+    monkeypatch.setattr(tensorflow_files, "_table", twice)
+    with pytest.raises(ValueError, match=r"variables.index' is damaged: its variables, such as '\S+', overlap"):
+        convert_tfhub.read_variables(MODULE)
+
+
 def test_variables_in_a_missing_file(tmp_path: Path) -> None:
     shutil.copytree(MODULE, tmp_path / "copy")
     (tmp_path / "copy" / "variables" / "variables.data-00000-of-00001").unlink()

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch.distributed as dist
 from training_runs import ON_CPU, REPO, arguments, launcher, write_pictures
 
 from biggan_hf.training import ending
@@ -205,12 +207,14 @@ def test_a_lost_terminal_is_no_error() -> None:
 
 # Faults
 
+LOST = "another process of this run has ended; its line or the launcher's says why: "
 LINES = {
     "abort": ("aborted after step", 130),
     "error": ("error: RuntimeError: a fault of the test; the traceback is in", 1),
     "memory": ("error: out of memory at step 3 with per_device_batch_size=4: try --per_device_batch_size 2", 2),
     "pictures": ("error: ", 2),
-    "process": ("another process of this run has ended; its line or the launcher's says why: ", 1),
+    "process": (LOST, 1),
+    "first": (LOST, 1),
     "worker": ("error: a process that reads pictures (dataloader_num_workers) has ended: ", 1),
 }
 FAST = {("error", 1, 0), ("worker", 2, 0), ("abort", 1, 0), ("pictures", 1, 0), ("memory", 0, 2)}
@@ -219,7 +223,7 @@ CAMPAIGN = [
     for fault in LINES
     for workers in (0, 1, 2)
     for processes in (0, 2)
-    if (workers or fault != "worker") and (processes or fault != "process")
+    if (workers or fault != "worker") and (processes or fault not in ("process", "first"))
 ]
 
 
@@ -228,10 +232,55 @@ def test_every_fault_ends_all_processes(many: Path, tmp_path: Path, fault: str, 
     output = tmp_path / "model"
     flags = [*FOREVER, "--dataloader_num_workers", str(workers), "--on_unreadable_image", "error"]
     command = [*(launcher(processes) if processes else [sys.executable]), str(REPO / "tests" / "failing.py"), fault]
-    with started(command, arguments(many, output, *flags, steps=10**6), output) as (process, members):
+    with started(command, arguments(many, output, *flags, steps=10**6), output, "fault") as (process, members):
         code, printed = ending_of(process, members)
     line, status = LINES[fault]
     assert code == (1 if processes else status), printed
-    last_words = [text for text in re.split("[\r\n]+", printed) if text.startswith(("error: ", "aborted"))]
-    assert len(last_words) == (fault != "process") and printed.count(line), printed
+    beginnings = ("error: ", "aborted", "another process", "stopping after")
+    last_words = [text for text in re.split("[\r\n]+", printed) if text.startswith(beginnings)]
+    expected = [STOPPING, line] if fault == "abort" and not processes else [line]
+    assert len(last_words) == len(expected) and all(map(str.startswith, last_words, expected)), printed
     assert "Traceback" not in printed or processes  # launchers print theirs
+
+
+@pytest.fixture
+def one_of_two(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The second of two processes, whose launcher counts."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True)
+    two = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1"}
+    for name, value in {**two, "MASTER_PORT": str(store.port)}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(ending, "num_processes", lambda: 2)
+    yield
+    del store
+
+
+def test_one_of_several_processes_tells(one_of_two: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [ending.may_tell(of_other) for of_other in (False, False, True)] == [True, False, False]
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")  # what has been told belongs to the run before
+    assert [ending.may_tell(of_other) for of_other in (True, True, False)] == [True, False, True]
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("MASTER_PORT", str(nobody.getsockname()[1]))
+        monkeypatch.setattr(ending, "PATIENCE", 0)
+        assert ending.may_tell(True) and ending.may_tell(False)
+
+
+def test_every_process_tells_of_a_lost_one(one_of_two: None, capfd: pytest.CaptureFixture[str]) -> None:
+    for told in (f"\n{LOST}Connection closed by peer\n", ""):
+        with pytest.raises(SystemExit), Interruption():
+            raise RuntimeError("Connection closed by peer")
+        assert capfd.readouterr().err == told
+
+
+def test_sigterm_of_the_launcher_is_told_once_all_stop(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It also comes where another process has failed: then this one does not stop after its step."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    with Interruption() as interruption:
+        signal.raise_signal(signal.SIGTERM)
+        assert interruption.reason() == Stop.TERMINATED and capfd.readouterr().err == ""
+        for told in (1, 0):
+            interruption.agreed()
+            assert capfd.readouterr().err.count("stopping after this step") == told

@@ -478,7 +478,11 @@ for engine in ("onnx", "openvino"):
             model._generate(latents, labels, None, None)
         except RuntimeError as error:
             print(str(error).partition(") ")[2], flush=True)
-        model = EngineModel(sys.argv[1], engine, "fp32")  # the other one is given up
+        try:
+            model = EngineModel(sys.argv[1], engine, "fp32")  # the other one is given up
+        except RuntimeError as error:
+            print(error, flush=True)
+            os._exit(0)
         os._exit(0 if (model._generate(latents, labels, None, None) - expected).abs().max() < 1e-5 else 1)
     print(engine, os.waitpid(child, 0)[1], flush=True)
     del first, model  # in the order in which they were made
@@ -490,8 +494,11 @@ for engine in ("onnx", "openvino"):
 def test_signals_and_forks(exported: Path) -> None:
     """A signal that Python handles, such as Ctrl-C, ends no program after a model; a fork does not wait for ever."""
     done = subprocess.run([sys.executable, "-c", SIGNALS_AND_FORKS, str(exported)], capture_output=True, text=True)
-    refused = "was loaded before this process was forked; load it anew in this process"
-    lines = [line for engine in ("onnx", "openvino") for line in (refused, f"{engine} 0", "handled")]
+    refused = "was loaded before this process was forked; load it anew in "
+    lines = [f"{refused}this process", "onnx 0", "handled", f"{refused}a process that was spawned"]
+    # OpenVINO may wait for ever there, if another thread computes at the fork.
+    lines += ["OpenVINO was in use before this process was forked; load models in a spawned process"]
+    lines += ["openvino 0", "handled"]
     assert done.stdout.splitlines() == lines and done.returncode == 0, done.stderr
 
 

@@ -14,6 +14,8 @@ from conversion_common import ORIGINALS
 from fake_hub import FakeHub
 from huggingface_hub import ModelCard, snapshot_download
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
@@ -178,11 +180,19 @@ def test_what_is_published_is_the_model(fake_hub: FakeHub, tmp_path: Path) -> No
 def test_no_path_of_this_machine_is_published(
     fake_hub: FakeHub, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    private = {"_name_or_path": str(tmp_path), "made": [{"by": "~/secret/train.py"}], "note": "of cats"}
-    (tmp_path / "adapter").mkdir()
-    (tmp_path / "adapter" / "adapter_config.json").write_text(
-        json.dumps({"base_model_name_or_path": str(tmp_path), "target_modules": ".*conv"})
-    )
+    private: dict[str, Any] = {
+        "_name_or_path": str(tmp_path),
+        "made": [{"by": "~/secret/train.py"}],
+        "note": "of cats",
+    }
+    private["told"] = "see /home/bob/notes"
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    words = {"base_model_name_or_path": str(tmp_path), "target_modules": r".*\.conv", "notes": ["of /home/bob"]}
+    (adapter / "adapter_config.json").write_text(json.dumps(words))
+    (adapter / "README.md").write_text(f"---\nbase_model: {tmp_path}\n---\nAdapters")
+    weights = {"x": torch.ones(2)}
+    save_file(weights, adapter / "adapter_model.safetensors", {"format": "pt", "made in": "~/secret"})
     for folder in (tmp_path, tmp_path / "discriminator"):
         tiny_model(1.0).save_pretrained(folder)
         settings = json.loads((folder / "config.json").read_text())
@@ -192,9 +202,15 @@ def test_no_path_of_this_machine_is_published(
     files = fake_hub.files("user/x")
     for name in ("config.json", "discriminator/config.json"):
         assert json.loads(files[name]) == {**settings, "note": "of cats"}
-    assert json.loads(files["adapter/adapter_config.json"]) == {"target_modules": ".*conv"}
+    assert json.loads(files["adapter/adapter_config.json"]) == {"target_modules": r".*\.conv"}
+    assert "adapter/README.md" not in files and not [name for name, content in files.items() if b"bob" in content]
+    (tmp_path / "sent").write_bytes(files["adapter/adapter_model.safetensors"])
+    with safe_open(tmp_path / "sent", "pt") as sent, safe_open(adapter / "adapter_model.safetensors", "pt") as kept:
+        assert sent.metadata() == {"format": "pt"} and torch.equal(sent.get_tensor("x"), weights["x"])
+        assert kept.metadata() == {"format": "pt", "made in": "~/secret"}
     assert (tmp_path / "config.json").read_text() == before
-    assert "not published of config.json, since it names files of this machine: _name_or_path, made" in caplog.text
+    told = "not published of config.json, since it names files of this machine: _name_or_path, made, told"
+    assert told in caplog.text
 
 
 def test_sharded_upload_replaces_the_single_file(fake_hub: FakeHub, tmp_path: Path) -> None:

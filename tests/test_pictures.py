@@ -3,13 +3,14 @@
 import io
 import struct
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageDraw
 
 from biggan_hf.data import load_labelled_images
 from biggan_hf.pictures import decode_picture, open_picture, square_of
@@ -224,3 +225,24 @@ def test_the_place_of_a_square() -> None:
     for picture in (wide, tall):
         firsts = [int(square_of(picture, 4, place)[0, 0, 0]) for place in (None, 0.0, 0.5, 0.99)]
         assert firsts == [3, 0, 3, 6]
+
+
+def test_a_png_with_a_changed_byte_is_the_same_picture_or_none() -> None:
+    """Pillow alone decodes some into other pixels: areas of one colour take few bytes, and none is missing."""
+    drawn = Image.new("RGB", (40, 40), "white")
+    ImageDraw.Draw(drawn).ellipse((5, 5, 30, 35), fill="red", outline="blue")
+    pixels = np.asarray(drawn)
+    content = saved(pixels)
+    others = 0
+    for place in range(8, len(content)):
+        flipped = bytearray(content)
+        flipped[place] ^= 4
+        for damaged in (bytes(flipped), content[:place] + bytes(len(content) - place)):
+            with suppress(ValueError):
+                assert np.array_equal(levels(damaged, 3), pixels)
+            with suppress(Exception):
+                others += not np.array_equal(np.asarray(Image.open(io.BytesIO(damaged))), pixels)
+    assert others > 3
+    with pytest.raises(ValueError, match="^the pixels in the PNG file do not fit their checksum: it is damaged$"):
+        levels(content[:-13] + bytes(13), 3)
+    assert np.array_equal(levels(content[:-12], 3), pixels)  # the pixels are all there

@@ -5,10 +5,13 @@ import io
 import multiprocessing
 import os
 import resource
+import select
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import h5py
@@ -224,6 +227,28 @@ def test_a_worker_that_is_killed(source: Path, tmp_path: Path, monkeypatch: pyte
     assert sorted(contents(tmp_path / "out")) == ["train-labels.npy", "unfinished.json"]
 
 
+@pytest.mark.parametrize("when", ["before it begins", "while it decodes"])
+def test_a_worker_ends_with_a_prepare_that_is_killed(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """Each worker holds the writing end of a pipe: it is closed when all have ended."""
+    reading, writing = os.pipe()
+
+    def kill_parent(*args: Any) -> None:
+        if (parent := multiprocessing.parent_process()) is not None and parent.pid != os.getpid():
+            os.kill(parent.pid or 0, signal.SIGKILL)
+            time.sleep(60 if when == "while it decodes" else 0.2)
+
+    if when == "while it decodes":
+        monkeypatch.setattr(preparing, "square_of", kill_parent)
+    else:  # before torch's worker looks whose child it is
+        monkeypatch.setattr(torch.utils.data._utils.worker, "random", SimpleNamespace(seed=kill_parent))
+    assert in_a_fork(lambda: prepared(source, tmp_path / "out", num_workers=2)) == -signal.SIGKILL
+    os.close(writing)
+    assert select.select([reading], [], [], 20)[0] and os.read(reading, 1) == b""
+    os.close(reading)
+
+
 def test_a_disk_that_fills(source: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 0, 10**4))
@@ -294,7 +319,8 @@ def flip_elsewhere(path: Path) -> None:
         (flip, "train-8-001.npy", "pictures of split 'train' at 8 px have changed since; the same"),
         (missing, "train-labels.npy", "train-labels.npy is missing or has changed; the same"),
         (flip, "train-labels.npy", "train-labels.npy is missing or has changed; the same"),
-        (flip_elsewhere, "train-8-000.npy", None),
+        (flip_elsewhere, "train-8-000.npy", "train-8-000.npy has changed since; the same"),
+        (flip_elsewhere, "train-16-000.npy", None),
         (missing, "train-16-001.npy", None),
     ],
 )
@@ -303,10 +329,12 @@ def test_damage_is_found_and_mended(
 ) -> None:
     damage(copy / file)
     if message is None:
-        load_labelled_images(str(copy), image_size=8)  # of another size, or none of the 16 that are compared
+        load_labelled_images(str(copy), image_size=8)  # of another size
     else:
         with pytest.raises(ValueError, match=message):
             load_labelled_images(str(copy), image_size=8)
+    if damage is flip_elsewhere:  # none of the 16 pictures that are compared of a large set
+        load_labelled_images(str(copy), image_size=8, max_cache_bytes=0)
     prepared(source, copy, splits=["train", "test"])
     assert contents(copy) == contents(whole)
 
@@ -407,6 +435,24 @@ def test_a_source_that_has_changed(source: Path, tmp_path: Path) -> None:
         load_labelled_images(str(out), image_size=8)
 
 
+def test_a_source_that_changes_before_all_is_prepared(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = Path(shutil.copytree(source, tmp_path / "set"))
+    with monkeypatch.context() as patch:
+        left = [preparing.square_of] * 66  # of 71: the second file is not finished
+        patch.setattr(preparing, "square_of", lambda *args: (left.pop() if left else die)(*args))
+        assert in_a_fork(lambda: prepared(mine, tmp_path / "out", (8,))) == -signal.SIGKILL
+    assert (tmp_path / "out" / "train-8-000.npy").is_file()
+    picture = mine / "train" / "ant" / "6.png"  # none of the 16 that are compared, and of the first file
+    pixels = np.asarray(Image.open(picture))
+    Image.fromarray(255 - pixels).save(picture)
+    told: list[str] = []
+    prepared(mine, tmp_path / "out", (8,), say=told.append)
+    assert "parts are there" not in told[1]
+    assert contents(tmp_path / "out") == contents(prepared(mine, tmp_path / "other", (8,)))
+
+
 # BigGAN-PyTorch's HDF5
 
 
@@ -489,8 +535,11 @@ def read_twice(folder: Path) -> None:
     resident = []
     for step, rows in zip(range(2 * NUMBER // 256), ShuffledBatches(NUMBER, 256, seed=0), strict=False):
         assert shards.read(rows).shape == (256, 3, 128, 128)
-        if step % 100 == 99:
-            resident.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
+        if step >= NUMBER // 256 and step % 100 == 99:  # not in the first pass: the second makes a new order
+            status = Path(
+                "/proc/self/status"
+            ).read_text()  # without pages of files, as of libraries that are read late
+            resident.append(1024 * int(status.partition("RssAnon:")[2].split()[0]))
     slope = 1000 * np.polyfit(100 * np.arange(len(resident)), resident, 1)[0]
     print(f"{slope:,.0f} bytes in 1,000 batches")
     os._exit(int(slope > 2**20))

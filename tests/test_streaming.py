@@ -1,5 +1,6 @@
 """Parquet files, fetched as they are needed: each picture exactly once an epoch, with any number of processes."""
 
+import os
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -7,6 +8,8 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from fake_hub import FakeHub
@@ -14,6 +17,7 @@ from PIL import Image
 from training_runs import arguments, read_log
 
 from biggan_hf.data import ShuffledBatches, labelled_images, load_labelled_images, prepare, streaming
+from biggan_hf.pictures import as_ppm
 from biggan_hf.training import main
 from biggan_hf.training.batches import BatchSource
 
@@ -75,6 +79,23 @@ def test_of_the_hub(fake_hub: FakeHub, source: Path) -> None:
     assert images.contents.class_counts == [ROWS, ROWS]
 
 
+def test_a_file_that_is_replaced_is_fetched_anew(fake_hub: FakeHub, source: Path, tmp_path: Path) -> None:
+    """Also under the same size and time of modification."""
+    mine = write_parquet(tmp_path / "mine")
+    fake_hub.create("datasets", "user/pictures")
+    file = mine / "data" / "train-00000-of-00002.parquet"
+    before, pictures = file.stat(), pq.read_table(file)
+    for red in (5, 6):
+        cells = [{"bytes": as_ppm(np.full((3, 8, 8), red, np.uint8)), "path": None} for _ in range(ROWS)]
+        column = pa.array(cells, pictures.schema.field("image").type)
+        pq.write_table(pictures.set_column(0, pictures.schema.field("image"), column), file, row_group_size=4)
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+        fake_hub.repos["datasets", "user/pictures"].commit("main", {"train.parquet": file.read_bytes()})
+        for name in (str(mine), "user/pictures"):
+            images = load_labelled_images(name, image_size=8, streaming=True, max_cache_bytes=0)
+            assert rows_of(images.__getitems__([7])["pixel_values"]) == [red]
+
+
 def batches(images: Any, samples_seen: int, ranks: int, number: int, workers: int = 0) -> list[int]:
     """The pictures of so many global batches of 12, in order of the ranks."""
     sources = [
@@ -104,24 +125,35 @@ def test_exactly_once_an_epoch_resumed_with_other_processes(source: Path, worker
     assert parts == whole[: len(parts)]
 
 
-def test_a_group_is_fetched_once_an_epoch_and_few_are_kept(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    images = load_labelled_images(str(source), image_size=8, streaming=True, max_cache_bytes=0)
-    monkeypatch.setattr(images.pictures, "kept", 9)
-    fetched: Counter[int] = Counter()
+@pytest.mark.parametrize("buffer", [10, 2])  # larger and smaller than a row group
+def test_a_group_is_fetched_once_an_epoch_and_few_are_kept(
+    source: Path, monkeypatch: pytest.MonkeyPatch, buffer: int
+) -> None:
+    for module in (labelled_images, streaming):
+        monkeypatch.setattr(module, "BUFFER", buffer)
+    fetched: Counter[tuple[int, int]] = Counter()
     read_row_group = streaming.pq.ParquetFile.read_row_group
 
     def counted(self: Any, number: int, columns: list[str]) -> Any:
-        fetched[number] += 1
+        fetched[self.metadata.num_rows, number] += 1
         assert columns == ["image"]
         return read_row_group(self, number, columns)
 
-    for path in images.pictures.folder.iterdir():  # type: ignore[attr-defined]
-        path.unlink()  # the pictures that were probed
-    images.pictures._opened.clear()  # type: ignore[attr-defined]
     monkeypatch.setattr(streaming.pq.ParquetFile, "read_row_group", counted)
-    assert sorted(batches(images, 0, 1, 2 * ROWS // 12 + 1)[: 2 * ROWS]) == [*range(2 * ROWS)]
-    assert fetched.total() <= 2 * ROWS // 4 + 3  # some of the next epoch
-    assert len([*images.pictures.folder.iterdir()]) == len(images.pictures._opened) == 9  # type: ignore[attr-defined]
+    images = load_labelled_images(str(source), image_size=8, streaming=True, max_cache_bytes=0)
+    assert images.fingerprint and images.probed and fetched.total() <= 16  # of each picture that is probed
+    pictures: Any = images.pictures
+    fetched.clear()
+    for file in pictures.folder.iterdir():
+        file.unlink()
+    pictures._opened.clear()
+    before, seen = pa.total_allocated_bytes(), []
+    for rows in islice(ShuffledBatches(2 * ROWS, 4, seed=5, runs=images.runs), 2 * ROWS // 4):
+        seen += rows_of(images.__getitems__(rows)["pixel_values"])
+        assert sum(pictures.groups[group].rows for group in pictures._opened) <= 2 * buffer + 2 * 4
+        assert {int(path.stem) for path in pictures.folder.iterdir()} == {*pictures._opened}
+    assert sorted(seen) == [*range(2 * ROWS)] and fetched.total() <= 2 * ROWS // 4
+    assert pa.total_allocated_bytes() - before < 10_000  # they are mapped
 
 
 def test_order(monkeypatch: pytest.MonkeyPatch) -> None:

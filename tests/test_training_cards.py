@@ -5,16 +5,18 @@ import json
 import re
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_hub import FakeHub
 from training_runs import Capture, arguments
 
 from biggan_hf import BigGANDiscriminator, BigGANModel
-from biggan_hf.cards import settings_table, without_part
+from biggan_hf.cards import names_path, settings_table, without_part
 from biggan_hf.evaluation import Measure, Report, add_to_card
 from biggan_hf.training import main
 from biggan_hf.training.report import seconds_trained
+from biggan_hf.training.settings import public_settings
 
 
 PUSH = ["--push_to_hub", "--hub_model_id", "user/cats"]
@@ -207,6 +209,37 @@ def test_nothing_of_the_machine_is_published(pictures: Path, tmp_path: Path, fak
     )
     assert json.loads((output / "training_settings.json").read_text())["dataset_name"] == str(pictures)
     assert BigGANModel.from_pretrained("user/cats").config.num_labels == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [
+        ("dataset_name", "s3://user:key@bucket/cats", "s3://bucket/cats"),
+        ("dataset_name", "https://user:tok@host/cats.zip?key=1", "https://host/cats.zip"),
+        ("dataset_name", "https://host/users/@cats", "https://host/users/@cats"),
+        ("dataset_name", "file:///home/bob/cats", "the local folder 'cats'"),
+        ("dataset_config_name", "/home/bob/cats", "the local folder 'cats'"),
+        ("revision", "src", "src"),  # a folder here has this name
+        ("config_overrides", ["id2label=/home/bob/names.json"], ["it names a local path"]),
+        ("loss", "hinge", "hinge"),
+    ],
+)
+def test_settings_are_shown_without_paths_and_passwords(name: str, value: Any, shown: Any) -> None:
+    assert public_settings({name: value, "output_dir": "/home/bob/model"}) == {name: shown}
+
+
+@pytest.mark.parametrize(
+    "text", ["see /home/bob", "~/notes", "(~bob/x)", "C:\\Users", '"/data/x"', "file:/x", "a=/mnt"]
+)
+def test_a_path_is_found_in_a_text(text: str) -> None:
+    assert names_path(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["https://host/a/b", "user/cats", "and/or 1 / 2", "4 /s", "<b>x</b>", "128x128, ~3 h"]
+)
+def test_no_path_is_found_in_a_text(text: str) -> None:
+    assert not names_path(text)
 
 
 def test_a_table_has_a_line_for_each_setting() -> None:

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from training_runs import tiny
 
 from biggan_hf import BigGANConfig, BigGANDiscriminator, BigGANModel
-from biggan_hf.data import load_labelled_images
+from biggan_hf.data import load_labelled_images, prepare
 from biggan_hf.spectral_norm import iterate_in_training
 from biggan_hf.training.arguments import DataArguments, TrainingArguments
 from biggan_hf.training.batches import BatchSource, counter_generator, to_pixel_values
@@ -194,6 +194,34 @@ def test_real_pictures_of_all_classes_equally_often(tmp_path: Path) -> None:
     uneven = dataclasses.replace(source(folder), class_sampling="balanced")
     labels = torch.cat([uneven.pictures().class_labels for _ in range(5)])  # type: ignore[misc]
     assert torch.bincount(labels).tolist() == [10, 10]  # 20 pictures, of one and of three
+
+
+def test_unreadable_pictures_leave_classes_equally_often(tmp_path: Path) -> None:
+    """Whether they are known at the start, or found on the way, by this process or by others."""
+    for label, name in enumerate(("ant", "bee", "cow")):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        for index in range(30):
+            path = tmp_path / "set" / name / f"{index}.png"
+            broken = name == "cow" or (name == "ant" and 2 < index < 29)
+            path.write_bytes(b"") if broken else Image.new("L", (32, 32), 30 * label + index).save(path)
+    prepare(str(tmp_path / "set"), tmp_path / "prepared", [32], num_channels=1, say=lambda text: None)
+
+    def drawn(name: str, samples_seen: int = 0, **options: Any) -> list[int]:
+        images = load_labelled_images(str(tmp_path / name), image_size=32, num_channels=1, max_cache_bytes=0)
+        batches = BatchSource(
+            images, 8, 3, 9, 7, 0, 1, torch.device("cpu"), False, samples_seen, class_sampling="balanced", **options
+        )
+        values = [batches.pictures() for _ in range(samples_seen // 9, 20)]
+        pixels = torch.cat([value.pixel_values[:, 0, 0, 0] for value in values])
+        found = ((pixels + 1) * 127.5).round().int().tolist()
+        assert torch.cat([value.class_labels for value in values]).tolist() == [int(v >= 30) for v in found]  # type: ignore[misc]
+        return found
+
+    whole = drawn("set")
+    assert [sum(value < 30 for value in epoch) for epoch in (whole[:90], whole[90:])] == [45, 45]
+    assert {value for value in whole if value < 30} == {0, 1, 2, 29}
+    assert whole == drawn("prepared") == drawn("set", num_workers=2)
+    assert whole[90:] == drawn("set", samples_seen=90) == drawn("prepared", samples_seen=90)
 
 
 def test_random_crops_follow_from_seed_and_position(tmp_path: Path) -> None:

@@ -224,6 +224,8 @@ def of_protocol(args: Mapping[str, Any]) -> dict[str, Any]:
 
 # What others may read
 
+_PATH = re.compile(r"""(?:^|[\s'"`(\[{=,;|])(?:~[\w-]*/|/[\w.-]{2}|[A-Za-z]:[\\/]\w|\\\\\w)|file:/""")
+
 
 def is_path(value: Any) -> bool:
     """Whether a setting names a file or a folder of this machine, and not, say, a repository on the Hub."""
@@ -235,10 +237,19 @@ def is_path(value: Any) -> bool:
         return False
 
 
+def names_path(text: str) -> bool:
+    """Whether a text names, anywhere in it, an absolute path, or one of a home."""
+    return _PATH.search(text) is not None
+
+
 def public_name(value: str) -> str:
-    """What others may read of a data set or a model: of a path its end, unless that tells who the user is."""
+    """
+    What others may read of a data set or a model: of a path its end, unless that tells who the user is; of an address
+    neither a password nor what follows a question mark, which may be a key.
+    """
+    value = value.removeprefix("file://")
     if not is_path(value):
-        return value
+        return re.sub(r"(?<=://)[^/\s]*@", "", value).partition("?")[0] if "://" in value else value
     path = Path(value).expanduser().absolute()
     kind = "file" if path.is_file() else "folder"
     return f"a local {kind}" if Path.home().name in path.name else f"the local {kind} {path.name!r}"

@@ -195,7 +195,8 @@ class EngineModel(SamplingMixin):
         self, latents: Tensor, labels: Tensor | None, embeddings: Tensor | None, truncation: float | None
     ) -> Tensor:
         if os.getpid() != self._process:  # its threads stayed there: a call would never end
-            raise RuntimeError(f"{self} was loaded before this process was forked; load it anew in this process")
+            way = "a process that was spawned" if self.engine == "openvino" else "this process"
+            raise RuntimeError(f"{self} was loaded before this process was forked; load it anew in {way}")
         feed = {"latents": _array(latents)}
         if self.config.num_labels:
             number, width = len(latents), self.config.class_width
@@ -317,19 +318,22 @@ class _OnnxRuntime:
             raise RuntimeError(_first_line(error)) from error
 
 
-_CORES: dict[str, Any] = {}
+_CORES: dict[int, Any] = {}  # by process
 
 
 class _OpenVINO:
     # OpenVINO keeps the channels of a pixel together only where it knows the number of samples. So the graph is
     # compiled for one sample and for as many as fill a call; larger batches are made of these.
     def __init__(self, path: Path, precision: str):
+        # If another thread computed at the fork, `compile_model` may wait for ever, whether the core is new or not.
+        if _CORES.keys() - {os.getpid()}:
+            raise RuntimeError("OpenVINO was in use before this process was forked; load models in a spawned process")
         openvino = import_openvino()
         properties = openvino.properties
         # The first one made serves all models until the program ends. OpenVINO 2026.4 gives the thread that makes a
         # core a stack for handlers of signals, and takes it away wrongly if cores end in the order they were made in,
         # or in another thread: then the next signal that Python handles, such as Ctrl-C, ends the program (SIGSEGV).
-        self._core = _CORES.get("core") or _CORES.setdefault("core", openvino.Core())
+        self._core = _CORES.get(os.getpid()) or _CORES.setdefault(os.getpid(), openvino.Core())
         can_halve = "BF16" in self._core.get_property("CPU", properties.device.capabilities())
         if precision == "bf16" and not can_halve:
             logger.warning_once("this processor has no arithmetic in bf16; OpenVINO computes in fp32")

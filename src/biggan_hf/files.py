@@ -16,7 +16,7 @@ import tempfile
 import time
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -229,12 +229,31 @@ CHECKSUM, STEP = "crc32", "global_step"  # among the metadata of a safetensors f
 
 def add_checksum(path: Path, global_step: int | None = None) -> None:
     """Adds to a safetensors file at which step of the training it was saved, and a checksum of all."""
-    with _mapped(path) as (header, tensors), write_file(path) as unfinished, unfinished.open("wb") as copy:
+    with _mapped(path) as (header, tensors):
         metadata = header.setdefault("__metadata__", {})
         metadata |= {} if global_step is None else {STEP: str(global_step)}
         metadata[CHECKSUM] = _checksum(header, tensors)
-        text = json.dumps(header).encode()
-        text += b" " * (-len(text) % 8)
+        _write_weights(path, header, tensors)
+
+
+def without_metadata(path: Path, names_path: Callable[[str], bool]) -> list[str]:
+    """Removes from a safetensors file the words about it that name a path, and returns their names."""
+    try:
+        with _mapped(path) as (header, tensors):
+            metadata = header.get("__metadata__", {})
+            private = sorted(name for name, text in metadata.items() if names_path(text) or names_path(name))
+            if private:
+                header["__metadata__"] = {name: text for name, text in metadata.items() if name not in private}
+                _write_weights(path, header, tensors)
+            return private
+    except (ValueError, AttributeError, TypeError, OverflowError, MemoryError):  # who reads it is told
+        return []
+
+
+def _write_weights(path: Path, header: Mapping[str, Any], tensors: memoryview) -> None:
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with write_file(path) as unfinished, unfinished.open("wb") as copy:
         copy.write(len(text).to_bytes(8, "little") + text)
         copy.write(tensors)
 

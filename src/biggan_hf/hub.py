@@ -30,6 +30,7 @@ from .cards import (
     is_text,
     merged_numbers,
     metadata,
+    names_path,
     part_of,
     settings_table,
     signed,
@@ -52,6 +53,7 @@ from .files import (
     read_text,
     staged_folder,
     weight_patterns,
+    without_metadata,
     write_file,
     write_text,
 )
@@ -728,23 +730,36 @@ def forget_code(path: Path) -> None:
 
 def forget_paths(folder: Path) -> None:
     """
-    Removes from the settings of the networks in a folder what names files of this machine: where a network came from,
-    and fields that another program has added.
+    Removes from what is published what names files of this machine: in the settings of the networks where they came
+    from, and fields that another program has added; words about the weights; an adapter's card that names some.
     """
     for path in (*folder.rglob("config.json"), *folder.rglob("adapter_config.json")):
-        settings = _settings(path)
-        told = {"base_model_name_or_path"} if path.name.startswith("adapter") else settings.keys() - _OWN_FIELDS
-        private = sorted(name for name in told & settings.keys() if _holds_path(settings[name]))
-        if private:
-            where = path.relative_to(folder).as_posix()
-            logger.warning(f"not published of {where}, since it names files of this machine: {', '.join(private)}")
+        settings, own = _settings(path), set() if path.name.startswith("adapter") else _OWN_FIELDS
+        # Of an adapter's fields this one may be a short path; others are words, and patterns with a backslash.
+        told = {name: bool(own) or name == "base_model_name_or_path" for name in settings.keys() - own}
+        if private := sorted(name for name, may_be_one in told.items() if _holds_path(settings[name], may_be_one)):
+            _say_private(path.relative_to(folder), private)
             _write_settings(path, {name: value for name, value in settings.items() if name not in private})
+    for path in folder.rglob("*.safetensors"):
+        if private := without_metadata(path, names_path):
+            _say_private(path.relative_to(folder), private)
+    for path in folder.glob(f"adapter/**/{CARD}"):
+        if names_path(read_text(path)):
+            _say_private(path.relative_to(folder), ["all of it"])
+            path.unlink()
 
 
-def _holds_path(value: Any) -> bool:
+def _say_private(path: Path, private: list[str]) -> None:
+    where = path.as_posix()
+    logger.warning(f"not published of {where}, since it names files of this machine: {', '.join(private)}")
+
+
+def _holds_path(value: Any, may_be_one: bool) -> bool:
     if isinstance(value, Mapping):
         value = [*value.keys(), *value.values()]
-    return any(map(_holds_path, value)) if isinstance(value, list) else is_path(value)
+    if isinstance(value, list):
+        return any(_holds_path(one, may_be_one) for one in value)
+    return isinstance(value, str) and (names_path(value) or (may_be_one and is_path(value)))
 
 
 def _names_code(settings: Mapping[str, Any]) -> bool:

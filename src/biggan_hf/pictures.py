@@ -1,6 +1,8 @@
 """An encoded picture to uint8 pixels: upright, without transparency, in 8 bits, the centre square."""
 
 import io
+import struct
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +16,7 @@ from torch import Tensor
 
 MAX_PIXELS = 64_000_000
 FULL_SIZE = "full_size"  # in `info` of a picture that was decoded smaller than it is: width and height, upright
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 SCALED_TO_16_BITS = ("PNG", "PPM", "JPEG2000")  # by Pillow, whatever depth or maximum these files state
 GREY_MODES = ("1", "L", "La", "LA", "I", "F")
 SAMPLE_FORMATS = {1: "unsigned integers", 2: "signed integers", 3: "floats"}  # of TIFF
@@ -147,7 +150,8 @@ def describe_stored(cell: Mapping[str, Any]) -> Stored:
 
 def stored_picture(cell: Mapping[str, Any], at_least: int | None = None) -> Image.Image:
     """The picture as PIL decodes it: its own mode and depth, not yet upright. `at_least` as for `open_picture`."""
-    picture = Image.open(io.BytesIO(encoded_bytes(cell)))
+    data = encoded_bytes(cell)
+    picture = Image.open(io.BytesIO(data))
     if picture.width * picture.height > MAX_PIXELS:
         raise UnreadableError(f"{picture.width}×{picture.height} pixels are more than {MAX_PIXELS:,}")
     # One that will be turned comes in full: half a pixel would change sides.
@@ -156,7 +160,22 @@ def stored_picture(cell: Mapping[str, Any], at_least: int | None = None) -> Imag
         picture.draft(None, (at_least, at_least))
         picture.info[FULL_SIZE] = full_size
     picture.load()
+    if picture.format == "PNG":
+        _check_pixels_of_png(data)
     return picture
+
+
+def _check_pixels_of_png(data: bytes) -> None:
+    """Pillow compares the checksums of all chunks but of those that hold the pixels."""
+    view, start, kind = memoryview(data), len(PNG_SIGNATURE), b""
+    while kind != b"IEND" and start + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, start)
+        end = start + 8 + length
+        if not kind.isalpha():
+            return  # what comes after the pixels
+        if kind == b"IDAT" and zlib.crc32(view[start + 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
+            raise UnreadableError("the pixels in the PNG file do not fit their checksum: it is damaged")
+        start = end + 4
 
 
 def _is_upright(picture: Image.Image) -> bool:

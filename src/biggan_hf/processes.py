@@ -3,9 +3,13 @@
 Everything works in a process alone, where `torch.distributed` is not initialised.
 """
 
+import multiprocessing
 import os
+import socket
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -14,6 +18,8 @@ from torch import Tensor
 
 
 T = TypeVar("T")
+
+AN_ANSWER = 2.0  # seconds that a process waits for where the processes count
 
 
 def are_joined() -> bool:
@@ -64,6 +70,20 @@ def add_up(tensors: Iterable[Tensor]) -> None:
             dist.all_reduce(tensor)
 
 
+def count(name: str, number: int) -> int | None:
+    """
+    Adds to a counter of all processes, and returns the sum. It takes no other process but the launcher, or else the
+    first one, which keeps the counter: so it serves a process that has lost another. `None` if nobody keeps it.
+    """
+    try:
+        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        socket.create_connection((host, port), AN_ANSWER).close()  # torch would try, and print, again and again
+        store = dist.TCPStore(host, port, timeout=timedelta(seconds=AN_ANSWER), wait_for_workers=False)
+        return store.add(f"biggan_hf/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{name}", number)
+    except (KeyError, OSError, RuntimeError, ValueError):
+        return None
+
+
 class Vote:
     """
     What processes agree on at every step: the largest of the numbers that they named at the step before. One number
@@ -86,3 +106,17 @@ class Vote:
         largest = torch.tensor(number)
         self._on_its_way = dist.all_reduce(largest, dist.ReduceOp.MAX, self._group, async_op=True), largest
         return agreed
+
+
+def end_with_parent(worker: int = 0) -> None:
+    """
+    Called in a process of `multiprocessing`: ends it as soon as the one that started it has ended, killed or not.
+    torch's workers look for that only between two tasks, and never notice that it was gone before they looked first.
+    """
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        os._exit(1)

@@ -71,8 +71,9 @@ class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
     A map-style dataset that serves whole batches: a `DataLoader` calls `images.__getitems__([0, 5, 2])` with each list
     of its batch sampler, and needs an identity `collate_fn`. Made by [`load_labelled_images`].
 
-    The next readable row, with its label, replaces an unreadable picture; the order of the others stays. With
-    `DataLoader(num_workers > 0)` each worker process fills a `cache` and an `unreadable` of its own.
+    The next readable row of its class replaces an unreadable picture (of a stream, the next of all, with its label);
+    the order of the others stays. So which pictures come depends on the source alone, and not on what was found so
+    far. With `DataLoader(num_workers > 0)` each worker process fills a `cache` and an `unreadable` of its own.
     """
 
     pictures: PictureTable  # with a column "image" of undecoded {"bytes", "path"} cells
@@ -238,10 +239,25 @@ class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
         raise UnreadablePictureError(f"the pictures have been away for {SECONDS_AWAY} s: {error}") from error
 
     def _readable(self, row: int) -> int:
-        """The row, or the next one not known to be unreadable."""
+        """The row, or the next one of its class not known to be unreadable, or else the next of all."""
+        asked = row
+        while row in self.unreadable:
+            row = int(self._stand_ins[row])
+            if row == asked:  # none of its class can be read
+                break
         while row in self.unreadable:
             row = (row + 1) % len(self)
         return row
+
+    @cached_property
+    def _stand_ins(self) -> Tensor:
+        """After each row, the next one of its class, in a ring. Of a stream the next of all: it is fetched already."""
+        rows = torch.arange(len(self))
+        if self.labels is None or self.runs is not None:
+            return rows.roll(-1)
+        for members in self.labels.argsort(stable=True).split(torch.bincount(self.labels).tolist()):
+            rows[members] = members.roll(-1)
+        return rows
 
     def is_readable(self, row: int) -> bool:
         return row not in self.unreadable and self._decode(row, self.pictures[row]["image"]) is not None
@@ -296,7 +312,8 @@ class ShuffledBatches(torch.utils.data.Sampler[list[int]]):
         runs: Lengths of runs of samples that are fetched together. An epoch shuffles them, and then moves each sample
             by less than 10,000 places: so few runs are in use at a time.
         balanced: The class of each sample, int64 (num_samples,), where all classes shall come equally often: those of
-            a small class come again within an epoch, and of a large one another choice comes in each epoch.
+            a small class come again within an epoch, and of a large one another choice comes in each epoch. Samples
+            of class -1 do not come.
     """
 
     def __init__(
@@ -356,7 +373,9 @@ class ShuffledBatches(torch.utils.data.Sampler[list[int]]):
 
 def _equally_often(labels: Tensor, generator: torch.Generator) -> Tensor:
     """As many rows as there are labels, of each class equally many: permutations of its rows, one after the other."""
-    classes = labels.argsort(stable=True).split([n for n in torch.bincount(labels).tolist() if n])
+    classes = [
+        rows for rows in labels.argsort(stable=True).split(torch.bincount(labels + 1).tolist())[1:] if len(rows)
+    ]
     longer = torch.randperm(len(classes), generator=generator) < len(labels) % len(classes)  # by one
     chosen = []
     for rows, is_longer in zip(classes, longer.tolist(), strict=True):

@@ -202,8 +202,8 @@ def open_prepared(
     max_cache_bytes: int,
 ) -> PreparedImages:
     """
-    See `load_labelled_images`. Compares all files' sizes, the labels, and 16 pictures from all over each split with
-    the manifest; `prepare` compares all.
+    See `load_labelled_images`. Compares with the manifest all files' sizes, the labels, and the pictures: all of a
+    split that fits `max_cache_bytes`, or else 16 from all over it; `prepare` compares all.
 
     Args:
         spec: The split.
@@ -211,7 +211,7 @@ def open_prepared(
     try:
         manifest = Manifest.from_json((folder / MANIFEST).read_text(encoding="utf-8"))
         _check_asked(manifest, shape, named)
-        images = _open(folder, manifest, shape[1], spec, named["label_column"] != NO_LABELS)
+        images = _open(folder, manifest, shape[1], spec, named["label_column"] != NO_LABELS, max_cache_bytes)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"the prepared folder {str(folder)!r}: {error}") from error
     if on_unreadable_image == "error" and images.unreadable:
@@ -243,10 +243,12 @@ def _colours(channels: int) -> str:
     return "RGB" if channels == 3 else "grey"
 
 
-def _open(folder: Path, manifest: Manifest, size: int, spec: str, with_labels: bool) -> PreparedImages:
+def _open(
+    folder: Path, manifest: Manifest, size: int, spec: str, with_labels: bool, max_cache_bytes: int
+) -> PreparedImages:
     used, chosen = _rows(manifest, spec)
     for name in used:
-        check_files(folder, manifest, name, size)
+        check_files(folder, manifest, name, size, max_cache_bytes)
     first = manifest.splits[used[0]]
     if any(manifest.splits[name].class_names != first.class_names for name in used):
         raise ValueError(f"the splits {', '.join(used)} have not the same classes: take one of them")
@@ -319,8 +321,11 @@ def _unreadable(manifest: Manifest, used: list[str], chosen: np.ndarray | None) 
 # Checks
 
 
-def check_files(folder: Path, manifest: Manifest, split: str, size: int) -> None:
-    """Raises `ValueError` where a file of a split is missing, cut off, or (of 16 pictures) changed."""
+def check_files(folder: Path, manifest: Manifest, split: str, size: int, most_bytes: int) -> None:
+    """
+    Raises `ValueError` where a file of a split is missing, cut off or changed. Of files of more than `most_bytes`
+    together, 16 pictures are compared.
+    """
     files = manifest.files(folder, split, size)
     for path, pictures in files:
         expected = manifest.file_bytes(size, pictures)
@@ -331,6 +336,10 @@ def check_files(folder: Path, manifest: Manifest, split: str, size: int) -> None
             raise ValueError(f"{path.name} has {found:,} bytes, expected {expected:,}; {MENDS}")
     if spread_digest(Shards(files, manifest.shape(size))) != manifest.splits[split].spread_sha256.get(str(size)):
         raise ValueError(f"pictures of split {split!r} at {size} px have changed since; {MENDS}")
+    if manifest.splits[split].num_pictures * math.prod(manifest.shape(size)) <= most_bytes:
+        for (path, _), shard in zip(files, manifest.splits[split].shards, strict=True):
+            if sha256_of_file(path) != shard.sha256.get(str(size)):
+                raise ValueError(f"{path.name} has changed since; {MENDS}")
 
 
 def read_labels(folder: Path, manifest: Manifest, split: str) -> np.ndarray:

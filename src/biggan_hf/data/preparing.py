@@ -30,6 +30,7 @@ from ..files import (
     write_text,
 )
 from ..pictures import square_of
+from ..processes import end_with_parent
 from .describing import found_rows, lines_of, printable
 from .labelled_images import LabelledImages
 from .loading import load_labelled_images
@@ -47,6 +48,7 @@ from .prepared import (
     shard_of,
     spread_digest,
 )
+from .tars import stamp
 
 
 READ_AT_ONCE = 16  # encoded pictures in the memory of a process
@@ -230,7 +232,7 @@ def _write(
     is_kept = before is not None and other is None
     remove_unfinished(folder)
     jobs = _jobs(plan)
-    done = _right_shards(folder, before, jobs, workers) if before is not None and is_kept else {}
+    done = _right_shards(folder, before, jobs, opened, workers) if before is not None and is_kept else {}
     missing = [job for job in jobs if job not in done]
     if before is not None and is_kept and missing and before.pillow != plan.pillow:
         raise ValueError(
@@ -286,12 +288,16 @@ def _finish(folder: Path, plan: Manifest, done: Mapping[Job, Shard]) -> None:
         path.unlink(missing_ok=True)
 
 
-def _right_shards(folder: Path, before: Manifest, jobs: list[Job], workers: int) -> dict[Job, Shard]:
-    """The parts whose files are there with the right hashes."""
+def _right_shards(
+    folder: Path, before: Manifest, jobs: list[Job], opened: Mapping[str, LabelledImages], workers: int
+) -> dict[Job, Shard]:
+    """The parts whose files have the right hashes and, until all are there, were made of what the source holds now."""
     known = {job: before.splits[job.split].shards[job.number] for job in jobs if before.splits[job.split].shards}
     for job in jobs if not known else ():
-        with suppress(OSError, ValueError, TypeError):  # there is none, or a power cut has damaged it
-            known[job] = shard_of(json.loads(job.note(folder).read_text(encoding="utf-8")))
+        with suppress(OSError, ValueError, TypeError, KeyError):  # there is none, or a power cut has damaged it
+            note = json.loads(job.note(folder).read_text(encoding="utf-8"))
+            if note.pop("source") == _source_digest(opened[job.split], job):
+                known[job] = shard_of(note)
     right: dict[Job, Shard] = {}
     with open_bar(total=len(known), unit="part", desc="checking", delay=2, dynamic_ncols=True) as bar:
         for job, is_right in _in_processes(partial(_is_right, folder, before, known), list(known), workers):
@@ -309,6 +315,7 @@ def _is_right(folder: Path, manifest: Manifest, known: Mapping[Job, Shard], job:
 
 def _write_shard(folder: Path, plan: Manifest, opened: Mapping[str, LabelledImages], job: Job) -> Shard:
     images, digests = opened[job.split], {size: hashlib.sha256() for size in plan.image_sizes}
+    source = _source_digest(images, job)  # before they are decoded: what changes meanwhile differs from it
     with ExitStack() as stack:
         files: dict[int, BinaryIO] = {}
         for size, path in job.paths(folder, plan).items():
@@ -328,8 +335,22 @@ def _write_shard(folder: Path, plan: Manifest, opened: Mapping[str, LabelledImag
         sha256={str(size): digest.hexdigest() for size, digest in digests.items()},
         unreadable=[(row, images.unreadable[row].public_name, images.unreadable[row].reason) for row in rows],
     )
-    write_text(job.note(folder), json.dumps(asdict(shard)))
+    write_text(job.note(folder), json.dumps({"source": source, **asdict(shard)}))
     return shard
+
+
+def _source_digest(images: LabelledImages, job: Job) -> str:
+    """Of the bytes of a part's pictures, or of the states of their files."""
+    digest = hashlib.sha256()
+    for row in range(job.first, job.last):
+        cell = images.pictures[row]["image"]
+        if cell and cell["bytes"] is not None:
+            digest.update(hashlib.sha256(cell["bytes"]).digest())
+        elif cell:
+            with suppress(OSError):  # a picture that is missing
+                digest.update(repr(stamp(cell["path"])).encode())
+        digest.update(b";")
+    return digest.hexdigest()
 
 
 def _pictures(images: LabelledImages, job: Job) -> Iterator[Image.Image | None]:
@@ -360,10 +381,13 @@ class _Calls(torch.utils.data.Dataset[Any]):
 
 
 def _in_processes(function: Callable[[Job], Any], jobs: list[Job], workers: int) -> Iterator[tuple[Job, Any]]:
-    """The jobs with their results, in order. torch's workers end with the process that started them."""
+    """The jobs with their results, in order. The processes end with this one, whatever it ends by."""
     workers = min(workers, len(jobs)) if min(workers, len(jobs)) > 1 else 0
     calls = _Calls(function, jobs)
-    results = iter(torch.utils.data.DataLoader(calls, None, num_workers=workers, collate_fn=_as_it_is))
+    loader = torch.utils.data.DataLoader(
+        calls, None, num_workers=workers, collate_fn=_as_it_is, worker_init_fn=end_with_parent
+    )
+    results = iter(loader)
     try:
         for job in jobs:
             yield job, _or_raised(next(results))

@@ -16,9 +16,10 @@ import pyarrow.parquet as pq
 
 from ..files import write_file
 from ..pictures import first_line
-from .labelled_images import BUFFER
+from .labelled_images import BUFFER, spread_rows
 from .labels import Labels, find_label_column, read_labels
 from .opening import UNLABELLED, Contents, Opened, find_image_column, read_parts, used_splits, with_counts
+from .tars import stamp
 
 
 AT_ONCE = 16  # files whose ends are read
@@ -35,7 +36,7 @@ class Group(NamedTuple):
 class StreamedPictures:
     """
     A table with a column "image" of undecoded cells. A row group is fetched when the first of its rows is asked for,
-    and stays in the cache until enough others have come. Processes of a machine share the cache.
+    and stays in the cache until enough others have come (see `_outdated`). Processes of a machine share the cache.
 
     Args:
         files: Paths or addresses.
@@ -56,10 +57,10 @@ class StreamedPictures:
         ]
         self.ends = np.cumsum([group.rows for group in self.groups])
         self.chosen = np.arange(int(self.ends[-1])) if chosen is None else chosen
-        digest = hashlib.sha256(repr((self.files, [head.serialized_size for head in heads], column)).encode())
-        self.folder = Path(datasets.config.HF_DATASETS_CACHE) / "biggan_hf" / digest.hexdigest()[:32]
-        # An order takes a group's rows within `BUFFER` rows; workers and processes are not all at the same place.
-        self.kept = 16 + 2 * BUFFER * len(self.groups) // int(self.ends[-1])
+        states = [_state_of(file, head) for file, head in zip(self.files, heads, strict=True)]
+        digest = hashlib.sha256(repr((states, column)).encode()).hexdigest()
+        self.folder = Path(datasets.config.HF_DATASETS_CACHE) / "biggan_hf" / digest[:32]
+        self._spread: dict[int, Any] = dict.fromkeys(spread_rows(len(self)))  # looked at several times at the start
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -78,20 +79,35 @@ class StreamedPictures:
         return np.diff(np.flatnonzero(np.diff(groups, prepend=-1, append=-1))).tolist()
 
     def __getitem__(self, key: int | Sequence[int]) -> dict[str, Any]:
-        cells = [self._cell(int(self.chosen[row])) for row in ([key] if isinstance(key, int) else key)]
+        cells = [self._cell(row) for row in ([key] if isinstance(key, int) else key)]
         return {"image": cells[0] if isinstance(key, int) else cells}
 
-    def _cell(self, row: int) -> dict[str, Any] | None:
+    def _cell(self, place: int) -> dict[str, Any] | None:
+        if (known := self._spread.get(place)) is not None:
+            return known
+        row = int(self.chosen[place])
         group = int(np.searchsorted(self.ends, row, side="right"))
         if group not in self._opened:
-            while len(self._opened) >= self.kept:
-                del self._opened[next(iter(self._opened))]  # the oldest
             self._opened[group] = self._fetched(group)
+            for outdated in self._outdated([*self._opened]):
+                del self._opened[outdated]
         cells = self._opened[group]
-        return cells[row - int(self.ends[group]) + len(cells)].as_py()
+        cell = cells[row - int(self.ends[group]) + len(cells)].as_py()
+        if place in self._spread:
+            self._spread[place] = cell
+        return cell
+
+    def _outdated(self, groups: Sequence[int]) -> list[int]:
+        """
+        Those of some groups, from the oldest to the newest, that may go. An order is done with a group when `BUFFER`
+        rows lie between it and the newest; workers and processes are not all at the same place.
+        """
+        rows = np.array([self.groups[group].rows for group in groups])
+        between = rows.sum() - rows.cumsum() - rows[-1:]
+        return [group for group, number in zip(groups, between, strict=True) if number >= 2 * BUFFER]
 
     def _fetched(self, group: int) -> pa.ChunkedArray:
-        """The cells of a group, which are in the cache afterwards."""
+        """The cells of a group: in the cache, and not in memory."""
         path, (file, number, _) = self.folder / f"{group}.arrow", self.groups[group]
         with suppress(FileNotFoundError):
             return _read(path)
@@ -104,15 +120,25 @@ class StreamedPictures:
         with write_file(path) as unfinished, pa.OSFile(str(unfinished), "wb") as sink:
             with pa.ipc.new_file(sink, table.schema) as writer:
                 writer.write_table(table)
+        cells = _read(path)
         self._make_room()
-        return table.column(0)
+        return cells
 
     def _make_room(self) -> None:
-        """Removes the oldest groups. A process that has one of them open can still read it."""
+        """Removes outdated groups. A process that has one of them open can still read it."""
         with suppress(FileNotFoundError):  # another process was faster
-            groups = sorted(self.folder.glob("[0-9]*.arrow"), key=lambda path: path.stat().st_mtime_ns)
-            for path in groups[: -self.kept]:
-                path.unlink()
+            paths = sorted(self.folder.glob("[0-9]*.arrow"), key=lambda path: path.stat().st_mtime_ns)
+            for group in self._outdated([int(path.stem) for path in paths]):
+                (self.folder / f"{group}.arrow").unlink()
+
+
+def _state_of(file: str, head: pq.FileMetaData) -> tuple[object, ...]:
+    """What changes with a file: an address on the Hub has the commit in it; elsewhere the head must tell."""
+    if "://" not in file:
+        return file, stamp(file)
+    written = pa.BufferOutputStream()
+    head.write_metadata_file(written)
+    return file, hashlib.sha256(written.getvalue()).digest()
 
 
 def _read(path: Path) -> pa.ChunkedArray:

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 
 from ..data import ImageBatch, LabelledImages, ShuffledBatches, Unreadable
 from ..latents import sample_latents
+from ..processes import end_with_parent
 from .steps import Latents, Pictures
 
 
@@ -65,8 +66,13 @@ class BatchSource:
         """Goes to a place in the seed's order of the pictures."""
         self.seed, self.samples_seen = seed, samples_seen
         place: dict[str, Any] = {"seed": seed, "start": samples_seen, "rank": self.rank, "world_size": self.world_size}
-        is_balanced = self.class_sampling == "balanced"
-        place |= {"balanced": self.images.labels} if is_balanced else {"runs": self.images.runs}
+        if self.class_sampling == "balanced" and (labels := self.images.labels) is not None:
+            filled = torch.tensor(self.images.contents.filled_classes)
+            place["balanced"] = torch.where(
+                torch.isin(labels, filled), labels, -1
+            )  # some may have no readable picture
+        else:
+            place["runs"] = self.images.runs
         rows = ShuffledBatches(len(self.images), self.batch_size, **place)
         loader = DataLoader(
             self.images,
@@ -74,7 +80,7 @@ class BatchSource:
             collate_fn=_as_it_is,
             num_workers=self.num_workers,
             pin_memory=self.device.type == "cuda",
-            worker_init_fn=_ignore_signals,
+            worker_init_fn=_begin_worker,
         )
         others = set(multiprocessing.active_children())
         self._real: Iterator[ImageBatch] = iter(loader)
@@ -142,8 +148,9 @@ def to_pixel_values(pixels: Tensor, device: torch.device) -> Tensor:
 WORKERS: list[tuple[int, multiprocessing.process.BaseProcess]] = []  # with the process that started it
 
 
-def _ignore_signals(worker: int) -> None:
-    """Workers ignore signals: the training process needs them until its step ends."""
+def _begin_worker(worker: int) -> None:
+    """Workers ignore signals: the training process needs them until its step ends. They end with it."""
+    end_with_parent(worker)
     for name in ("SIGTERM", "SIGINT", "SIGHUP"):  # there may be no SIGHUP
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)

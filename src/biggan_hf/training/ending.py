@@ -19,7 +19,7 @@ from .. import before_torch
 from ..data import UnreadablePictureError
 from ..files import write_text
 from ..memory import is_out_of_memory
-from ..processes import is_main_process, num_processes
+from ..processes import count, is_main_process, num_processes
 from .batches import kill_workers
 from .run import Run
 from .uploads import THREAD
@@ -28,9 +28,9 @@ from .uploads import THREAD
 TRACEBACK = "traceback.txt"
 ABORTED = 130  # as a shell reports a program that an interrupt has ended
 
-# Seconds. Where several processes meet the same error, the first one tells it, and the launcher ends the others within
-# this time.
-PATIENCE = 6.0
+# Seconds. Where several processes meet the same error and can't count who has told it, the first one tells it, and the
+# launcher ends the others within this time.
+PATIENCE = 5.0
 
 # Seconds after which a program that has failed is ended, whatever it still waits for.
 LAST_MOMENTS = 2.0
@@ -65,11 +65,13 @@ class Interruption:
     """
     Inside `with Interruption() as interruption`, SIGINT, SIGTERM, SIGHUP and a launcher that is gone ask the run to
     stop after its step. It says so: on a signal at once, of a launcher before the next step. A second Ctrl-C raises
-    `KeyboardInterrupt`: it is SIGINT again, or, from torchrun's launcher, SIGTERM.
+    `KeyboardInterrupt`: it is SIGINT again, or, from torchrun's launcher, SIGTERM. The SIGTERM of a launcher of
+    several processes also comes when one of them has failed: of that it says nothing until all have agreed to stop.
     """
 
     def __init__(self) -> None:
         self._reason = Stop.NOT
+        self._unsaid = ""
         self._first: tuple[int, float] = (0, 0.0)  # the first signal, and when it came
         self._launcher = launcher()
         self._handlers: dict[int, Any] = {}
@@ -83,7 +85,8 @@ class Interruption:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if error is not None and is_of_other_process(error):  # now: the launcher ends this process, too
             first_line = str(error).strip().partition("\n")[0]
-            say(f"another process of this run has ended; its line or the launcher's says why: {first_line}")
+            if may_tell(of_other=True):
+                write(f"another process of this run has ended; its line or the launcher's says why: {first_line}")
             raise SystemExit(1) from error
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
@@ -93,6 +96,12 @@ class Interruption:
             self._reason = Stop.LAUNCHER_IS_GONE
             say("the launcher is gone: stopping after this step")
         return self._reason
+
+    def agreed(self) -> None:
+        """To be called when all processes have agreed to stop."""
+        if self._unsaid:
+            say(self._unsaid)
+        self._unsaid = ""
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         now, launched = time.monotonic(), "TORCHELASTIC_RUN_ID" in os.environ
@@ -104,7 +113,9 @@ class Interruption:
             if launched:
                 limit = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
                 line += f"; a launcher that is stopped kills this run after {os.environ.get(limit, '30')} s ({limit})"
-            say(line)
+            self._unsaid = line
+            if not launched or number == signal.SIGINT:
+                self.agreed()
         elif now - self._first[1] > SAME_PRESS and number in again:
             raise KeyboardInterrupt(number)
 
@@ -138,8 +149,12 @@ def say(line: str) -> None:
     A line on standard error from the first process, also from within a handler of signals. The terminal may be gone.
     """
     if is_main_process():
-        with contextlib.suppress(OSError):
-            os.write(2, f"\n{line}\n".encode())
+        write(line)
+
+
+def write(line: str) -> None:
+    with contextlib.suppress(OSError):
+        os.write(2, f"\n{line}\n".encode())
 
 
 # By an error
@@ -152,11 +167,24 @@ def tell(error: BaseException, run: Run | None) -> int:
     line, status = explain(error, run)
     if not is_first and error.args == (signal.SIGTERM,):  # a second Ctrl-C, to all processes
         return status
-    if not is_first or is_of_other_process(error):
-        # The first process of a machine tells. What only another one has met, that one tells after a while.
-        time.sleep(PATIENCE)
-    print(line if is_first else f"\n{line}", file=sys.stderr, flush=True)  # the bar is the first one's
+    if may_tell(is_of_other_process(error)):
+        print(line if is_first else f"\n{line}", file=sys.stderr, flush=True)  # the bar is the first one's
     return status
+
+
+def may_tell(of_other: bool) -> bool:
+    """
+    Whether this process tells why the run ends: the first one that meets an error does. One that has lost another
+    process does so if no process has told of an error.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return True
+    errors = count("errors", 0 if of_other else 1)
+    if errors is None:
+        if of_other or not is_first_of_machine():
+            time.sleep(PATIENCE)
+        return True
+    return errors == 0 and count("losses", 1) == 1 if of_other else errors == 1
 
 
 def explain(error: BaseException, run: Run | None) -> tuple[str, int]:

@@ -128,7 +128,10 @@ def why_stop(run: Run, vote: Vote, deadline: float, interruption: Interruption) 
     mine = interruption.reason()
     if mine == Stop.NOT and run.global_step and time.monotonic() > deadline:
         mine = Stop.TIME_IS_UP
-    return max(vote(mine), done)
+    agreed = vote(mine)
+    if agreed:
+        interruption.agreed()
+    return max(agreed, done)
 
 
 def saves(run: Run) -> bool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from tqdm.auto import tqdm
 
-from ..cards import is_path, public_name
+from ..cards import public_name
 from ..class_names import names_of
 from ..configuration_biggan import BigGANConfig
 from ..data.describing import (
@@ -96,7 +96,7 @@ def describe(run: "Run", data_args: DataArguments, resumed: Path | None, chosen:
         Row("training", _length(run, args.max_train_steps - run.global_step, batch * args.num_discriminator_steps)),
         Row("written to", "nothing: this is a dry run" if args.dry_run else args.output_dir, ""),
     ]
-    paths = [path for path in (run.settings["dataset_name"], data) if is_path(path) and "/" in path]
+    paths = [path for path in (run.settings["dataset_name"], data) if public_name(path) != path and "/" in path]
     shown = [Row(row.title, printable(row.text), row.public and printable(row.public)) for row in rows if row.text]
     unusual = [printable(text) for text in _unusual(run, data_args)]
     return Report(shown, unusual, {path: public_name(path) for path in paths})

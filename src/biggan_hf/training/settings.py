@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ..cards import is_path, public_name
+from ..cards import is_path, names_path, public_name
 from .checkpoints import SETTINGS, warn
 
 
@@ -33,9 +33,22 @@ def absolute(value: Any) -> Any:
 
 
 def public_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """What others may read: nothing that has no value, and no path, which would tell of the machine and its user."""
+    """
+    What others may read: nothing that has no value, and no path and no password, which would tell of the machine and
+    its user.
+    """
     shown = {name: value for name, value in settings.items() if name not in NOT_PUBLIC and value not in (None, [])}
-    return shown | {name: public_name(shown[name]) for name in PATHS if name in shown}
+    return {name: _public(value, name in (*PATHS, "dataset_config_name")) for name, value in shown.items()}
+
+
+def _public(value: Any, may_be_path: bool) -> Any:
+    if isinstance(value, list):
+        return [_public(one, may_be_path) for one in value]
+    # A word that is no path may be the name of a file here.
+    if not isinstance(value, str) or not (may_be_path or names_path(value) or "://" in value):
+        return value
+    name = public_name(value)
+    return "it names a local path" if names_path(name) else name
 
 
 # Going on with a run
@@ -68,10 +81,20 @@ def warn_of_other_settings(saved: dict[str, Any], settings: dict[str, Any]) -> N
         warn(f"the run goes on with other settings: {changes}")
     batches = [told["num_processes"] * told["per_device_batch_size"] for told in (saved, now) if _has_no_batch(told)]
     if len(batches) == 2 and batches[0] != batches[1]:
+        way = what_keeps(batches[0], now["num_processes"], now["per_device_batch_size"])
         warn(
             f"without global_batch_size an update is of per_device_batch_size times num_processes: {batches[1]} "
-            f"pictures now, {batches[0]} before, at the same learning rates; --global_batch_size {batches[0]} keeps it"
+            f"pictures now, {batches[0]} before, at the same learning rates; {way}"
         )
+
+
+def what_keeps(batch: int, num_processes: int, per_device_batch_size: int) -> str:
+    """What on so many processes keeps the size of an update."""
+    if batch % num_processes:
+        return f"{num_processes} processes can't keep it, since {batch} does not divide by {num_processes}"
+    size = max(part for part in range(1, per_device_batch_size + 1) if batch // num_processes % part == 0)
+    smaller = f" --per_device_batch_size {size}" if size < per_device_batch_size else ""
+    return f"--global_batch_size {batch}{smaller} keeps it"
 
 
 def _has_no_batch(settings: dict[str, Any]) -> bool:
