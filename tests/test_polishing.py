@@ -85,7 +85,7 @@ def test_two_processes_do_what_one_does(pictures: Path, tmp_path: Path) -> None:
     in_two_processes(in_a_process, tmp_path, pictures, tmp_path / "both")
     expected, found = weights(tmp_path / "one"), weights(tmp_path / "both")
     for name in expected:
-        torch.testing.assert_close(found[name], expected[name], rtol=0, atol=2e-3)  # Adam enlarges rounding
+        torch.testing.assert_close(found[name], expected[name], rtol=0, atol=5e-3)  # Adam enlarges rounding
 
 
 def test_where_nothing_gets_better_the_start_stays(

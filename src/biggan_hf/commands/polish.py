@@ -25,7 +25,6 @@ from ..class_names import names_of
 from ..configuration_biggan import BigGANConfig
 from ..devices import check_device, device_or_best
 from ..files import LOCK, locked_folder, read_text, write_file, write_text
-from ..hub import CARD, model_card
 from ..processes import is_main_process, joined
 from . import common
 
@@ -122,6 +121,8 @@ def _pictures(args: argparse.Namespace, config: BigGANConfig) -> "LabelledImages
 
 
 def _write_card(args: argparse.Namespace, config: BigGANConfig) -> None:
+    from ..hub import CARD, model_card
+
     path = args.output / CARD
     if is_by_hand(read_text(path)):
         return
