@@ -11,7 +11,7 @@ from biggan_hf import BigGANConfig, BigGANModel, quantizing
 from biggan_hf.commands.export import _check_in_words
 from biggan_hf.engines import _RUNNERS, EngineModel
 from biggan_hf.exporting import export_model, write_onnx
-from biggan_hf.quantizing import draw, measure, write_rounded
+from biggan_hf.quantizing import ERROR_TOLERANCE, draw, measure, write_rounded
 
 
 SENSITIVE = "stages.1.blocks.0.conv2"
@@ -69,8 +69,13 @@ def test_a_rounded_graph_computes_what_was_measured(
     feed["class_embeddings"] = np.zeros((8, model.config.class_embedding_dim), np.float32)
     images = torch.from_numpy(_RUNNERS[engine](path, "int8")(feed))
     expected = model._generate(batch.latents, batch.labels, None, None)
-    assert 0 < error(images, expected) < 2 * sum(conv.error for conv in rounded.values())
-    assert error(images, expected) < 0.01
+    # Without these instructions a processor adds products of 8 bits in 16, which overflow (OpenVINO 2026.4, AVX2).
+    adds_in_32_bits = engine == "onnx" or "_vnni" in Path("/proc/cpuinfo").read_text()
+    assert 0 < error(images, expected)
+    if adds_in_32_bits:
+        assert error(images, expected) < min(0.01, 2 * sum(conv.error for conv in rounded.values()))
+    else:
+        assert error(images, expected) < ERROR_TOLERANCE
 
 
 def inputs(path: Path) -> dict[str, list[str]]:

@@ -163,7 +163,8 @@ def test_checkpoints_come_before_what_can_fail(pictures: Path, tmp_path: Path, m
 
 def test_a_process_tells_last_what_it_alone_has_met(monkeypatch: Patch, capsys: Capture) -> None:
     told: list[str] = []
-    monkeypatch.setenv("LOCAL_RANK", "1")
+    for name, value in {"LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():  # and no store in which they could count
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr(time, "sleep", lambda seconds: told.append(capsys.readouterr().err))
     with pytest.raises(SystemExit) as stop:
         main(["--preset", "biggan-7"])

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from .files import write_file
 from .images import image_grid, sample_sheet
 from .latents import sample_latents
 
@@ -24,12 +25,13 @@ def write_sheets(model: Any, folder: Path, seed: int = 0) -> None:
 
 def save_small(sheet: Image.Image, path: Path) -> None:
     """As PNG of at most `MOST_BYTES`: a sheet that takes more is made smaller."""
-    sheet.save(path)
-    while (size := path.stat().st_size) > MOST_BYTES:
-        scale = 0.95 * math.sqrt(MOST_BYTES / size)
-        width, height = (max(int(side * scale), 1) for side in sheet.size)
-        sheet = sheet.resize((width, height), Image.Resampling.LANCZOS)
-        sheet.save(path)
+    with write_file(path) as unfinished:
+        sheet.save(unfinished)
+        while (size := unfinished.stat().st_size) > MOST_BYTES:
+            scale = 0.95 * math.sqrt(MOST_BYTES / size)
+            width, height = (max(int(side * scale), 1) for side in sheet.size)
+            sheet = sheet.resize((width, height), Image.Resampling.LANCZOS)
+            sheet.save(unfinished)
 
 
 def samples(model: Any, seed: int = 0) -> Image.Image:
