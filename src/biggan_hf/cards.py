@@ -237,6 +237,11 @@ def is_path(value: Any) -> bool:
         return False
 
 
+def hub_id(name: str) -> str | None:
+    """The name of a data set or a model, if it is that of a repository on the Hub."""
+    return name if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not is_path(name) else None
+
+
 def names_path(text: str) -> bool:
     """Whether a text names, anywhere in it, an absolute path, or one of a home."""
     return _PATH.search(text) is not None

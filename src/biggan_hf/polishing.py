@@ -27,7 +27,7 @@ from .class_names import names_of
 from .data import LabelledImages
 from .evaluation import EvaluationSettings, FeatureExtractor, GeneratedImages, RealImages, evaluate
 from .evaluation.loss import Target, moments_of, with_classes
-from .evaluation.sources import digest_of
+from .evaluation.sources import digest_of_weights
 from .files import (
     append_line,
     check_archive,
@@ -168,7 +168,7 @@ class Polishing:
         self.ema = copy.deepcopy(model).requires_grad_(False)
         self.optimizer = torch.optim.Adam(self.parameters, lr=settings.learning_rate, betas=BETAS)
         self.rounds, self.verdicts = 0, list[float]()  # a verdict of the start, and one after each round
-        weights = digest_of(*(part for item in sorted(model.state_dict().items()) for part in item))
+        weights = digest_of_weights(model)
         encoders = [encoder.identity for encoder in (*extractors, judge)]
         self.identity = {"model": weights, "pictures": images.fingerprint, "encoders": encoders, **asdict(settings)}
 

@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> None:
             _export(args)
             return
         pipe = common.load_pipeline(args)
-        pictures = None if args.dataset_name is None else common.load_pictures(args, pipe)
+        pictures = None if args.dataset_name is None else common.load_pictures(args, pipe.model.config)
         name = Path(args.model).resolve().name if Path(args.model).is_dir() else args.model
         blocks = build(Page(pipe, name, pictures))
         serve(blocks, server_name="127.0.0.1", share=False, quiet=True, prevent_thread_lock=True)

@@ -11,6 +11,7 @@ from typing import Any, get_args
 import torch
 
 from ..bars import own_bars_alone
+from ..configuration_biggan import BigGANConfig
 from ..devices import check_device, device_or_best
 from ..embedded import located
 from ..engines import PACKAGES, Engine, EngineModel, Precision, best_engine, check_engine, check_installed
@@ -161,17 +162,21 @@ def load_pipeline(args: argparse.Namespace, folder: str | None = None) -> BigGAN
     return pipe.to(device or ("cpu" if isinstance(pipe.model, EngineModel) else device_or_best(None)))
 
 
-def load_pictures(args: argparse.Namespace, pipe: BigGANPipeline) -> Any:
-    """The data set that `add_dataset_arguments` asks for, as pictures like those of the pipeline, without labels."""
+def load_pictures(args: argparse.Namespace, config: BigGANConfig, **columns: str | None) -> Any:
+    """
+    The data set that `add_dataset_arguments` asks for, as pictures like those of a model; without labels, where the
+    `columns` name none.
+    """
     from ..data import load_labelled_images
 
+    named: dict[str, Any] = {"label_column": "none", **columns}
     return load_labelled_images(
         args.dataset_name,
-        image_size=pipe.model.config.image_size,
-        num_channels=pipe.model.config.num_channels,
+        image_size=config.image_size,
+        num_channels=config.num_channels,
         dataset_config_name=args.dataset_config_name,
         split=args.dataset_split,
-        label_column="none",
+        **named,
     )
 
 

@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     pipe = common.checked_pipeline(args, ".png")
     extractor = None if args.extractor is None else load_extractor(args.extractor, pipe.device)
-    data_set = common.load_pictures(args, pipe)
+    data_set = common.load_pictures(args, pipe.model.config)
     classes, number = common.classes_to_sample(pipe, args.classes), args.images_per_class
     options = common.drawing_options(args)
     samples = uint8_images(pipe, classes, num_images_per_prompt=number, progress_bar=True, **options)

@@ -11,7 +11,6 @@ examples:
 
 import argparse
 import copy
-import re
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import fields
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from huggingface_hub.constants import HF_HOME
 
-from ..cards import is_by_hand, is_path
+from ..cards import hub_id, is_by_hand
 from ..class_names import names_of
 from ..configuration_biggan import BigGANConfig
 from ..devices import check_device, device_or_best
@@ -104,20 +103,9 @@ def _make_room(folder: Path, overwrite: bool) -> None:
 
 
 def _pictures(args: argparse.Namespace, config: BigGANConfig) -> "LabelledImages":
-    from ..data import load_labelled_images
-
-    images = load_labelled_images(
-        args.dataset_name,
-        image_size=config.image_size,
-        num_channels=config.num_channels,
-        dataset_config_name=args.dataset_config_name,
-        split=args.dataset_split,
-        image_column=args.image_column,
-        label_column=args.label_column,
-    )
-    return (
-        images.with_classes(names_of(config.id2label)) if config.num_labels and images.labels is not None else images
-    )
+    images = common.load_pictures(args, config, image_column=args.image_column, label_column=args.label_column)
+    has_classes = config.num_labels and images.labels is not None
+    return images.with_classes(names_of(config.id2label)) if has_classes else images
 
 
 def _write_card(args: argparse.Namespace, config: BigGANConfig) -> None:
@@ -126,9 +114,8 @@ def _write_card(args: argparse.Namespace, config: BigGANConfig) -> None:
     path = args.output / CARD
     if is_by_hand(read_text(path)):
         return
-    ids = [name if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not is_path(name) else None
-           for name in (args.dataset_name, args.model)]  # fmt: skip
-    card = model_card(config, datasets=[ids[0]] if ids[0] else None, base_model=ids[1])
+    data, model = hub_id(args.dataset_name), hub_id(args.model)
+    card = model_card(config, datasets=[data] if data else None, base_model=model)
     write_text(path, card)
 
 

@@ -136,7 +136,7 @@ class GeneratedImages:
     def _checksum(self) -> str:
         if self._is_an_engines:
             return digest_of(json.dumps(self.model.entry, sort_keys=True))  # with a checksum of each of its files
-        return digest_of(*(part for item in sorted(self.model.state_dict().items()) for part in item))
+        return digest_of_weights(self.model)
 
     @property
     def description(self) -> dict[str, Any]:
@@ -351,6 +351,10 @@ def _digest_of_cell(cell: Mapping[str, Any] | None) -> str:
     with suppress(OSError):
         return hashlib.sha256(encoded_bytes(cell)).hexdigest() if cell is not None else "none"
     return "missing"
+
+
+def digest_of_weights(model: nn.Module) -> str:
+    return digest_of(*(part for item in sorted(model.state_dict().items()) for part in item))
 
 
 def digest_of(*parts: str | Tensor) -> str:

@@ -1,13 +1,12 @@
 """The card of a run, and what of the run goes to the Hub: the finished model, and models on the way."""
 
-import re
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..cards import escaped, is_by_hand, is_path, is_text, public_name, settings_table, with_metadata, with_part
+from ..cards import escaped, hub_id, is_by_hand, is_text, public_name, settings_table, with_metadata, with_part
 from ..files import read_text, write_text
 from ..hub import CARD, SAMPLES, SHEETS, model_card, published_card, upload_folder, with_code
 from ..sheets import save_small
@@ -41,7 +40,7 @@ def card_of(run: Run) -> str:
         run.config,
         repo_id=repo_id,
         license=run.args.license,
-        datasets=[name] if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not is_path(name) else None,
+        datasets=[name] if hub_id(name) else None,
         sheets=[*SHEETS],
         base_model=run.base_model,
         has_code=has_code,
