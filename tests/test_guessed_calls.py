@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
@@ -353,6 +354,21 @@ def test_blocks_that_overlap_leave_the_switches_as_they_were() -> None:
         logging.disable_progress_bar()
         assert not bars_are_on()
         logging.enable_progress_bar()
+
+
+def test_blocks_of_many_threads() -> None:
+    def block(_: int) -> bool:
+        with own_bars_alone():
+            return bars_are_on()
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # threads take turns within the block's first lines
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            assert all(pool.map(block, range(2_000)))
+    finally:
+        sys.setswitchinterval(before)
+    assert bars_are_on() and logging.is_progress_bar_enabled()
 
 
 def test_the_bars_of_a_pipeline(capsys: pytest.CaptureFixture[str]) -> None:
