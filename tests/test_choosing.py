@@ -1,177 +1,103 @@
-"""`--preset auto`: each rule, what it leaves to the user, and that a run keeps what was chosen for it."""
+"""`best_of`: of several candidates the one that the discriminator takes for the most real."""
 
-import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
-from training_runs import REPO, SHORT, Capture, error_line, write_pictures
+import torch
+from common import seeded, tiny_discriminator, tiny_generator
 
-from biggan_hf.presets import PRESETS
-from biggan_hf.training import (
-    DataArguments,
-    ModelArguments,
-    TrainingArguments,
-    choosing,
-    main,
-    parse_arguments,
-    set_up,
-)
-from biggan_hf.training.arguments import with_chosen
-from biggan_hf.training.choosing import LENGTHS, RULES, Found, choose
-from biggan_hf.training.settings import read_settings
+from biggan_hf import BigGANPipeline
+from biggan_hf.cli import main
 
 
-LARGE = Found(pictures=300_000, side=512, is_coloured=True, class_counts=[], gpu_memory=79.1)
-
-
-def chosen(**fields: Any) -> dict[str, Any]:
-    return choose(LARGE._replace(**fields))[0]
-
-
-@pytest.mark.parametrize(
-    ("fields", "preset"),
-    [
-        ({}, "biggan-128"),
-        ({"side": 64}, "biggan-64"),
-        ({"pictures": 99_999}, "small-128"),
-        ({"gpu_memory": 23.6}, "small-128"),
-        ({"gpu_memory": 23.6, "side": 64}, "small-64"),
-        ({"gpu_memory": 5.8}, "small-64"),
-        ({"side": 47}, "cifar10"),
-        ({"gpu_memory": 3.9}, "cifar10"),
-        ({"gpu_memory": 2.0}, "demo"),
-        ({"gpu_memory": 0.0}, "demo"),
-        ({"pictures": 1, "side": 1, "gpu_memory": 0.0}, "demo"),
-    ],
-)
-def test_each_rule(fields: dict[str, Any], preset: str) -> None:
-    assert chosen(**fields)["preset"] == preset
-
-
-@pytest.mark.parametrize(
-    ("pictures", "augmented", "steps"),
-    [(300, True, 11_718), (3_000, True, 29_296), (30_000, True, 58_593), (99_999, True, 60_000)],
-)
-def test_few_pictures_are_augmented_and_shown_for_less_long(pictures: int, augmented: bool, steps: int) -> None:
-    settings = chosen(pictures=pictures)
-    assert (settings["diff_augment"], settings["max_train_steps"]) == (augmented, steps)
-
-
-def test_many_pictures_are_shown_as_often_as_the_papers() -> None:
-    settings = chosen()
-    assert (settings["diff_augment"], settings["max_train_steps"]) == (False, 480 * 300_000 // (2 * 2048))
-
-
-def test_colour_and_classes() -> None:
-    assert chosen()["config_overrides"] == ["num_channels=3"]
-    assert chosen(is_coloured=False)["config_overrides"] == ["num_channels=1"]
-    assert "label_sampling" not in chosen(class_counts=[10, 20])
-    assert chosen(class_counts=[10, 21])["label_sampling"] == "counts"
-
-
-def test_one_line_says_why() -> None:
-    why = choose(Found(pictures=300, side=96, is_coloured=False, class_counts=[5, 295], gpu_memory=7.6))[1]
-    assert why == (
-        "small-128, by --preset auto: 300 pictures, grey, of 96 px; a GPU of 8 GiB; augmented, since they are few; "
-        "at most 10,000 passes over them; labels drawn as often as in the data, whose classes are uneven"
-    )
-
-
-def test_the_page_says_what_is_chosen() -> None:
-    page = (REPO / "docs" / "your-own-pictures.md").read_text(encoding="utf-8")
-    for rule in RULES[:-1]:
-        px, number = (f"{least:,} " if least else "" for least in (rule.side, rule.pictures))
-        assert f"| `{rule.preset}` | {rule.gpu_memory:g} GiB | {px}| {number}| " in page
-    for length in LENGTHS[:-1]:
-        assert f"| below {length.below:,} | {'yes' if length.diff_augment else 'no'} | {length.passes:,} |" in page
-    for row in re.findall(r"^\| ([\d,]+) \| (\d+) \| (yes|no) \| (.+) \|$", page, re.MULTILINE):
-        pictures, side = int(row[0].replace(",", "")), int(row[1])
-        for memory, cell in zip((0, 8, 24, 80), row[3].split(" | "), strict=True):
-            settings = choose(Found(pictures, side, True, [], memory))[0]
-            assert cell.startswith(f"`{settings['preset']}`, {settings['max_train_steps']:,} steps, ")
-            assert settings["diff_augment"] is (row[2] == "yes")
-
-
-# In a run
+MODEL = tiny_generator().eval()
+DISCRIMINATOR = tiny_discriminator().eval()
+PIPE = BigGANPipeline(MODEL, DISCRIMINATOR)
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """Coloured, and the most of them of 100 px."""
-    folder = write_pictures(tmp_path / "pictures", number=3)
-    for index in range(9):
-        noise = np.random.default_rng(index).integers(0, 256, (100, 120, 3), np.uint8)
-        Image.fromarray(noise).save(folder / "cat" / f"coloured-{index}.png")
-    return folder
+def folder(tmp_path: Path) -> Path:
+    MODEL.save_pretrained(tmp_path / "model")
+    DISCRIMINATOR.save_pretrained(tmp_path / "model" / "discriminator")
+    return tmp_path / "model"
 
 
-def auto(pictures: Path, output: Path, *more: str) -> list[str]:
-    where = ["--dataset_name", str(pictures), "--output_dir", str(output), "--preset", "auto"]
-    narrow = ["--config_overrides", "generator_base_channels=4", "discriminator_base_channels=4"]
-    return [*where, *SHORT, "--global_batch_size", "4", *narrow, "--max_train_steps", "2", *more]
-
-
-def test_a_run_keeps_what_was_chosen(tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    output = tmp_path / "model"
-    main(auto(pictures, output, "--ema_start_step", "20000"))  # the default, and yet given
-    report = (output / "report.txt").read_text()
-    assert "chosen      demo, by --preset auto: 12 pictures, coloured, of 100 px; a CPU" in report
-    settings = read_settings(output)
-    assert (settings["preset"], settings["diff_augment"], settings["label_sampling"]) == ("demo", True, "counts")
-    assert settings["generator_learning_rate"] == PRESETS["demo"].training["generator_learning_rate"]
-    assert (settings["max_train_steps"], settings["ema_start_step"]) == (2, 20_000)  # as given
-    assert "num_channels=3" in settings["config_overrides"] and "generator_base_channels=4" in str(settings)
-    # On another device it would be another preset now.
-    monkeypatch.setattr(choosing, "gpu_memory", lambda device: 80.0)
-    resume = ["--resume_from_checkpoint", "latest"]
-    again = parse_arguments(auto(pictures, output, *resume, "--max_train_steps", "3"))
-    assert again[0].preset == "demo" and again[2].diff_augment
-    assert set_up(*again).global_step == 2
-    from_python = TrainingArguments(output_dir=str(output), resume_from_checkpoint="latest", dry_run=True)
-    run = set_up(ModelArguments(preset="auto"), DataArguments(dataset_name=str(pictures)), from_python)
-    assert (run.settings["preset"], run.global_step) == ("demo", 2)
-
-
-def test_a_gpu_gets_more_and_pictures_are_opened_once(
-    tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(choosing, "gpu_memory", lambda device: 24.0)
-    opened: list[Any] = []
-    load = set_up.__globals__["load_images"]
-
-    def noted(*args: Any) -> Any:
-        opened.append(args)
-        return load(*args)
-
-    monkeypatch.setitem(set_up.__globals__, "load_images", noted)
-    run = set_up(*parse_arguments(auto(pictures, tmp_path / "model", "--dry_run", "--no_diff_augment")))
-    assert len(opened) == 1 and run.config.image_size == 128 and run.config.num_channels == 3
-    assert run.batches.images.__getitems__([0])["pixel_values"].shape == (1, 3, 128, 128)
-    assert run.settings["preset"] == "small-128" and run.settings["diff_augment"] is False
-    assert run.settings["discriminator_learning_rate"] == 2e-4
-
-
-def test_what_was_given_wins_over_what_was_chosen() -> None:
-    given = ["--config_overrides", "num_channels=1", "--label_sampling", "uniform", "--max_train_steps", "150000"]
-    arguments = parse_arguments(["--preset", "auto", "--dataset_name", "x", "--output_dir", "y", *given])
-    model, data, training = with_chosen(arguments, chosen(pictures=300, class_counts=[1, 9]))
-    assert (model.preset, model.config_overrides) == ("small-128", ["num_channels=1"])
-    assert (data.label_sampling, training.max_train_steps) == ("uniform", 150_000)  # the defaults, and yet given
-    assert training.diff_augment and training.global_batch_size == 64
-
-
-def test_a_prepared_folder_has_its_own_size(tmp_path: Path, pictures: Path, capsys: Capture) -> None:
-    (pictures / "prepared.json").write_text("{}")
-    line = error_line(auto(pictures, tmp_path / "model"), capsys)
-    assert line.endswith(f"{str(pictures)!r} is prepared for its own: name a preset, such as small-64")
-
-
-def test_what_has_networks_already_is_refused(tmp_path: Path, pictures: Path, capsys: Capture) -> None:
-    line = error_line(auto(pictures, tmp_path / "model", "--init_from", "user/model"), capsys)
-    assert line == (
-        "error: preset=auto chooses new networks, and 'user/model' has some: name a preset, such as small-64"
+@pytest.mark.parametrize("batch_size", [None, 5])
+def test_the_highest_logit_wins(batch_size: int | None) -> None:
+    options: dict[str, Any] = {"output_type": "pt", "truncation": 1.0, "batch_size": batch_size}
+    candidates = PIPE([1, 3], num_images_per_prompt=8, generator=seeded(0), **options)
+    chosen = PIPE([1, 3], num_images_per_prompt=2, best_of=4, generator=seeded(0), **options)
+    with torch.no_grad():
+        logits = DISCRIMINATOR(candidates.images * 2 - 1, candidates.class_labels).logits.view(4, 4)
+    best = logits.argmax(1) + torch.arange(0, 16, 4)
+    assert len(set(logits.argmax(1).tolist())) > 1
+    torch.testing.assert_close(chosen.latents, candidates.latents[best], rtol=0, atol=0)
+    torch.testing.assert_close(chosen.images, candidates.images[best])
+    assert chosen.class_labels.tolist() == [1, 1, 3, 3]
+    alone = PIPE([1, 3], num_images_per_prompt=2, best_of=1, generator=seeded(0), **options)
+    torch.testing.assert_close(
+        alone.images, PIPE([1, 3], num_images_per_prompt=2, generator=seeded(0), **options).images
     )
-    assert not (tmp_path / "model" / "report.txt").exists()
+
+
+def test_a_generator_an_image() -> None:
+    images = PIPE([1, 3], best_of=3, generator=[seeded(5), seeded(6)], output_type="pt").images
+    torch.testing.assert_close(images[1:], PIPE([3], best_of=3, generator=[seeded(6)], output_type="pt").images)
+
+
+def test_random_classes_and_none() -> None:
+    assert PIPE(num_images_per_prompt=3, best_of=2, output_type="pt").images.shape[0] == 3
+    pipe = BigGANPipeline(tiny_generator(num_labels=0), tiny_discriminator(num_labels=0))
+    assert pipe(num_images_per_prompt=3, best_of=2, output_type="pt").class_labels is None
+
+
+def test_the_judge_stays_as_it_is_and_is_not_part_of_the_graph() -> None:
+    network = tiny_discriminator().train()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    images = BigGANPipeline(MODEL, network)(3, best_of=2, output_type="pt").images
+    assert network.training and not images.requires_grad
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_a_loaded_pipeline_finds_its_own(folder: Path) -> None:
+    pipe = BigGANPipeline.from_pretrained(folder)
+    assert pipe.discriminator is None
+    options: dict[str, Any] = {"output_type": "pt", "best_of": 4}
+    images = pipe([1, 3], generator=seeded(0), **options).images
+    torch.testing.assert_close(images, PIPE([1, 3], generator=seeded(0), **options).images)
+    assert pipe.discriminator is not None
+
+
+def test_engines_have_it_too(folder: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    images = BigGANPipeline.from_pretrained(folder, engine="onnx")([1, 3], best_of=4, generator=seeded(0)).latents
+    torch.testing.assert_close(images, PIPE([1, 3], best_of=4, generator=seeded(0)).latents)
+
+
+def test_what_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"best_of needs a discriminator: BigGANPipeline\(model, discriminator\)"):
+        BigGANPipeline(MODEL)(3, best_of=2)
+    MODEL.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="best_of needs a discriminator: .* no discriminator in subfolder='discr"):
+        BigGANPipeline.from_pretrained(tmp_path)(3, best_of=2)
+    number: Any
+    for number in (0, True, 1.5):
+        with pytest.raises(ValueError, match="best_of must be an integer of at least 1"):
+            PIPE(3, best_of=number)
+    with pytest.raises(ValueError, match="best_of draws latents itself"):
+        PIPE({1: 0.5, 3: 0.5}, best_of=2)
+    with pytest.raises(ValueError, match="best_of draws latents itself"):
+        PIPE(3, latents=torch.zeros(1, MODEL.config.z_dim), best_of=2)
+
+
+def test_on_the_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sheet = ["sample", str(folder), "--images_per_class", "2", "--output"]
+    main([*sheet, str(tmp_path / "chosen.png"), "--best_of", "4"])
+    assert "--best_of 4" in capsys.readouterr().out  # the next command's
+    main([*sheet, str(tmp_path / "drawn.png")])
+    assert (tmp_path / "chosen.png").read_bytes() != (tmp_path / "drawn.png").read_bytes()
+    main(["npz", str(folder), "--num_images", "4", "--best_of", "2", "--output", str(tmp_path / "chosen.npz")])
+    with pytest.raises(SystemExit) as ended:
+        main([*sheet, str(tmp_path / "more.png"), "--best_of", "4", "--same_latents"])
+    assert ended.value.code == 2 and "--same_latents and --best_of exclude each other" in capsys.readouterr().err

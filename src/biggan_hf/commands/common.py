@@ -86,6 +86,10 @@ def add_drawing_arguments(group: Group, mode: bool = False) -> None:
     add_seed_argument(group)
 
 
+def add_best_of_argument(group: Group) -> None:
+    add_number(group, "--best_of", 1, "candidates for an image, of which the discriminator chooses one")
+
+
 def add_truncation_mode_argument(group: Group) -> None:
     text = "resample: draw entries beyond T again; scale: cut at 2, times T; normal: standard deviation T"
     text += " (default: the mode of the model)"
@@ -188,10 +192,10 @@ def checked_pipeline(args: argparse.Namespace, *suffixes: str) -> BigGANPipeline
 
 
 def drawing_options(args: argparse.Namespace) -> dict[str, Any]:
-    """What `add_drawing_arguments` asks for, as options of the pipeline."""
+    """What `add_drawing_arguments` and `add_best_of_argument` ask for, as options of the pipeline."""
     generator = torch.Generator().manual_seed(args.seed)
-    mode = getattr(args, "truncation_mode", None)
-    return {"truncation": args.truncation, "truncation_mode": mode, "generator": generator}
+    asked = {name: getattr(args, name) for name in ("truncation_mode", "best_of") if hasattr(args, name)}
+    return {"truncation": args.truncation, "generator": generator, **asked}
 
 
 def classes_to_sample(pipe: BigGANPipeline, given: list[str] | None, default: int = 10) -> list[Class] | None:
