@@ -409,7 +409,7 @@ class BigGANPipeline:
         self, latents: Tensor, labels: Tensor | None, best_of: int, truncation: float | None, *options: Any
     ) -> Tensor:
         """The rows of the latents of the candidates that win."""
-        from .choosing import most_real  # here: it brings the networks
+        from .rejection import most_real  # here: it brings the networks
 
         labels = None if labels is None else labels.repeat_interleave(best_of)
         batches = self._generate(latents, labels, None, truncation, *options)
