@@ -22,6 +22,7 @@ from PIL import Image, ImageSequence
 import biggan_hf
 from biggan_hf import BigGANModel, BigGANPipeline, collect_standing_statistics
 from biggan_hf.cli import build_parser, main
+from biggan_hf.commands import common as shared
 from biggan_hf.data import load_labelled_images
 from biggan_hf.devices import device_or_best
 from biggan_hf.exploring import class_grid, interpolate, truncation_sweep
@@ -93,9 +94,9 @@ def test_a_row_a_class_with_its_name(model: str, tmp_path: Path) -> None:
     main(["sample", model, "--classes", "Tinca tinca", "1", "3", mixture, *options, "--output", str(output)])
     # "1" is a name before it is an id, "3" is no name.
     drawing: Any = {"truncation": 0.7, "truncation_mode": "scale", "generator": seeded(5)}
-    pipe = BigGANPipeline.from_pretrained(model)
+    pipe, told = BigGANPipeline.from_pretrained(model), f"{Path(model).name}, truncation 0.7, seed 5"
     images = pipe([0, 2, 3, {0: 0.75, 2: 0.25}], num_images_per_prompt=3, output_type="pt", **drawing).images
-    assert_sheet(output, image_grid(images * 2 - 1, 3, ["tench", "1", "crane", "0.75 tench + 0.25 1"]))
+    assert_sheet(output, image_grid(images * 2 - 1, 3, ["tench", "1", "crane", "0.75 tench + 0.25 1"], caption=told))
 
 
 def test_an_existing_file_is_kept(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,7 +106,10 @@ def test_an_existing_file_is_kept(model: str, tmp_path: Path, capsys: pytest.Cap
     assert "--overwrite" in refused(argv, capsys) and output.read_bytes() == b"precious"
     main([*argv, "--overwrite"])
     with Image.open(output) as sheet:  # of the first ten classes
-        assert sheet.size == image_grid(torch.zeros(10, 3, 32, 32), 1, [n.split(",")[0] for n in NAMES[:10]]).size
+        assert (
+            sheet.size
+            == image_grid(torch.zeros(10, 3, 32, 32), 1, [n.split(",")[0] for n in NAMES[:10]], caption="model").size
+        )
     assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"]
 
 
@@ -115,7 +119,7 @@ def test_an_unconditional_model_gives_a_square(tmp_path: Path, capsys: pytest.Ca
     main(argv)
     assert ".from_pretrained(" in capsys.readouterr().out
     with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.size == image_grid(torch.zeros(9, 3, 32, 32), 3).size
+        assert sheet.size == image_grid(torch.zeros(9, 3, 32, 32), 3, caption="model").size
     message = refused([*argv[:-1], str(tmp_path / "other.png"), "--classes", "tench"], capsys)
     assert "unconditional" in message
 
@@ -232,7 +236,35 @@ def test_the_same_latents_for_all_classes(model: str, tmp_path: Path, capsys: py
     options = ["--images_per_class", "3", "--same_latents", "--seed", "4"]
     main(["sample", model, "--classes", "3", "4", *options, "--output", str(output)])
     grid = class_grid(BigGANPipeline.from_pretrained(model), [3, 4], 3, seeded(4))
-    assert_sheet(output, image_grid(grid.flatten(0, 1), 3, ["crane", "class 4"]))
+    assert_sheet(
+        output,
+        image_grid(grid.flatten(0, 1), 3, ["crane", "class 4"], caption=f"{Path(model).name}, no truncation, seed 4"),
+    )
+
+
+@pytest.mark.parametrize("argv", [["sample", "--images_per_class", "1"], ["sweep"], ["interpolate", "--steps", "1"]])
+def test_a_scale_and_a_caption(argv: list[str], tmp_path: Path) -> None:
+    network = BigGANModel(tiny_config())
+    network.save_pretrained(tmp_path / "birds", global_step=1200)
+    sizes = []
+    for scale in ("1", "3"):
+        output = tmp_path / f"{scale}.png"
+        main(
+            [argv[0], str(tmp_path / "birds"), *argv[1:], "--classes", "1", "--scale", scale, "--output", str(output)]
+        )
+        with Image.open(output) as sheet:
+            sizes.append(sheet.size)
+    assert sizes[1][0] > 1.5 * sizes[0][0] and sizes[1][1] > 1.5 * sizes[0][1]
+
+
+def test_a_caption_names_model_step_and_draw() -> None:
+    pipe = BigGANPipeline(BigGANModel(tiny_config()))
+    options: dict[str, Any] = {"model": "user/birds", "truncation": None, "seed": 3, "best_of": 1}
+    assert shared._caption(pipe, argparse.Namespace(**options)) == "user/birds, no truncation, seed 3"
+    pipe.model.saved_step = 12_000
+    options |= {"truncation": 0.5, "best_of": 8}
+    told = "user/birds, step 12,000, truncation 0.5, best of 8, seed 3"
+    assert shared._caption(pipe, argparse.Namespace(**options)) == told
 
 
 # biggan-hf interpolate
@@ -248,7 +280,8 @@ def test_a_sheet_of_paths(model: str, tmp_path: Path, capsys: pytest.CaptureFixt
         latents = sample_latents(2, 16, 0.7, generator=generator)
         rows.append(interpolate(pipe, latents, pipe.embed_classes(label), 3, spherical=True, truncation=0.7))
     titles = ["z 1", "1/3", "2/3", "z 2"]
-    assert_sheet(output, image_grid(torch.cat(rows), 4, ["crane", "class 4"], column_labels=titles))
+    told = f"{Path(model).name}, truncation 0.7, seed 0"
+    assert_sheet(output, image_grid(torch.cat(rows), 4, ["crane", "class 4"], column_labels=titles, caption=told))
     assert "4/4" in capsys.readouterr().err
 
 
@@ -266,11 +299,14 @@ def test_a_sheet_of_paths_is_labelled(
 ) -> None:
     output = tmp_path / "paths.png"
     main(["interpolate", model, *options, "--steps", "2", "--rows", "2", "--output", str(output)])
-    expected = image_grid(torch.zeros(2 * len(titles), 3, 32, 32), len(titles), rows, column_labels=titles)
+    images, told = torch.zeros(2 * len(titles), 3, 32, 32), f"{Path(model).name}, no truncation, seed 0"
+    expected = image_grid(images, len(titles), rows, column_labels=titles, caption=told)
+    without = image_grid(images, len(titles), rows, column_labels=titles)
     with Image.open(output) as sheet:
         assert sheet.size == expected.size
-        left, top = sheet.width - 66 * len(titles) - 2, sheet.height - 2 * 66 - 2
-        for margin in ((0, 0, sheet.width, top), (0, 0, left, sheet.height)):
+        left, top = sheet.width - 66 * len(titles) - 2, without.height - 2 * 66 - 2
+        below = (0, without.height, sheet.width, sheet.height)
+        for margin in ((0, 0, sheet.width, top), (0, 0, left, sheet.height), below):
             assert sheet.crop(margin).tobytes() == expected.crop(margin).tobytes()
 
 
@@ -328,7 +364,9 @@ def test_a_sweep_has_a_column_a_truncation(model: str, tmp_path: Path, capsys: p
     pipe = BigGANPipeline.from_pretrained(model)
     sweep = truncation_sweep(pipe, [3, 4], [2, 1, 0.5, 0.04], seeded(2), num_images_per_prompt=2)
     labels, titles = ["crane", "", "class 4", ""], ["2", "1", "0.5", "0.04"]
-    assert_sheet(output, image_grid(sweep.flatten(0, 1), 4, labels, column_labels=titles))
+    assert_sheet(
+        output, image_grid(sweep.flatten(0, 1), 4, labels, column_labels=titles, caption=f"{Path(model).name}, seed 2")
+    )
 
 
 def test_a_repeated_truncation_is_one_column(model: str, tmp_path: Path) -> None:
@@ -338,7 +376,7 @@ def test_a_repeated_truncation_is_one_column(model: str, tmp_path: Path) -> None
     assert sizes == [2, 2]
     with Image.open(output) as sheet:
         labels, titles = ["crane", ""], ["1", "0.5"]
-        assert sheet.size == image_grid(torch.zeros(4, 3, 32, 32), 2, labels, column_labels=titles).size
+        assert sheet.size == image_grid(torch.zeros(4, 3, 32, 32), 2, labels, column_labels=titles, caption="x").size
 
 
 def test_a_sweep_stays_within_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -639,16 +639,30 @@ def test_a_truncation_curve(tmp_path: Path) -> None:
     assert marked_points(curve) == {"min FID": 3, "IS of the real images (train)": 3, "max IS": 1}
     write_csv(curve, tmp_path / "curve.csv")
     lines = (tmp_path / "curve.csv").read_text().splitlines()
-    assert lines[0] == "truncation,FID,IS,IS of the real images (train),marked"
-    assert lines[1:3] == [",12.0,5.0,9,", "0.2,30.0,11.0,9,max IS"]
-    assert lines[4] == "0.8,9.0,8.5,9,min FID; IS of the real images (train)"
+    real = "IS of the real images (train)"
+    assert lines[0] == f"truncation,FID,IS,{real},at min FID,at {real},at max IS"
+    assert lines[1:] == [
+        "inf,12.0,5.0,9,0,0,0",
+        "0.2,30.0,11.0,9,0,0,1",
+        "0.5,10.0,10.0,9,0,0,0",
+        "0.8,9.0,8.5,9,1,1,0",
+    ]
+    paths = plot_curve(curve, tmp_path / "curve.png")
+    contents = {path.suffix: path.read_bytes() for path in paths}
+    for suffix, start in ((".png", b"\x89PNG"), (".pdf", b"%PDF"), (".svg", b"<?xml")):
+        assert contents[suffix].startswith(start)
     plot_curve(curve, tmp_path / "curve.png")
-    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert {path.suffix: path.read_bytes() for path in paths} == contents
     # With a floor, it is the IS of that one: the paper's is of the validation split.
     validation = Measure("floor_is", "IS of the floor (validation)", 10.2)
     with_floor = [Report([*report.measures, validation], report.protocol) for report in curve]
     assert marked_points(with_floor) == {"min FID": 3, "IS of the floor (validation)": 2, "max IS": 1}
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["curve.csv", "curve.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "curve.csv",
+        "curve.pdf",
+        "curve.png",
+        "curve.svg",
+    ]
 
 
 def test_a_figure_of_a_curve() -> None:
@@ -661,6 +675,21 @@ def test_a_figure_of_a_curve() -> None:
     assert list(np.asarray(trade.lines[0].get_xdata())) == [11, 10, 8.5, 5]
     marked = {str(line.get_label()).split(":")[0]: list(np.asarray(line.get_xdata())) for line in trade.lines[1:]}
     assert marked == {"min FID": [8.5], "IS of the real images (train)": [8.5], "max IS": [11]}
+
+
+def test_a_figure_for_a_paper() -> None:
+    """A column wide, with a title, N, the floor and intervals; no axes are empty."""
+    protocol: dict[str, Any] = {"samples": {"source": "birds", "num_images": 5000, "global_step": 20_000}}
+    reports = []
+    for truncation in (0.5, None):
+        measures = [Measure(key, key.upper(), 3.0, interval=(2.5, 3.5)) for key in ("fid", "kid", "fwd")]
+        samples = {**protocol["samples"], "truncation": truncation}
+        reports.append(Report([*measures, Measure("floor_kid", "KID of the floor", 1.0)], {"samples": samples}))
+    figure = draw_curve(reports)
+    assert figure.get_figwidth() == 3.35 and figure.get_suptitle() == "birds, step 20,000, N = 5,000"
+    fid, kid, fwd = figure.axes
+    assert [list(np.asarray(line.get_ydata())) for line in kid.lines] == [[2.5, 3.5], [2.5, 3.5], [3, 3], [1, 1]]
+    assert len(fid.lines) == len(fwd.lines) == 3 and kid.lines[-1].get_label() == "floor"
 
 
 def test_a_curve_of_what_there_is(tmp_path: Path) -> None:

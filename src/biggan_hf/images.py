@@ -38,6 +38,7 @@ def image_grid(
     padding: int = 2,
     scale: int | None = None,
     column_labels: Sequence[str] | None = None,
+    caption: str | None = None,
 ) -> Image.Image:
     """
     Puts images on one white sheet, row by row.
@@ -49,6 +50,7 @@ def image_grid(
         padding: px around each tile.
         scale: How many times images are enlarged, by nearest neighbours; default as often as a tile of 64 px needs.
         column_labels: A line of text above each column.
+        caption: A line of text below all; a long one ends in an ellipsis.
     """
     if columns < 1 or padding < 0 or (scale is not None and scale < 1):
         raise ValueError(f"expected columns >= 1, padding >= 0, scale >= 1; got {columns}, {padding}, {scale}")
@@ -69,7 +71,10 @@ def image_grid(
     left = max((label.width for label in labels), default=0) + padding
     top = max((title.height for title in titles), default=0) + padding
     sheet_size = (left + columns * (width + padding), top + rows * (height + padding))
-    sheet = Image.new("RGB", sheet_size, BACKGROUND)
+    (note,) = _strips([caption], sheet_size[0], height, above=True) if caption else [None]
+    sheet = Image.new("RGB", (sheet_size[0], sheet_size[1] + (note.height if note else 0)), BACKGROUND)
+    if note is not None:
+        sheet.paste(note, (0, sheet_size[1]))
     for row, label in enumerate(labels):
         sheet.paste(label, (left - padding - label.width, top + row * (height + padding)))
     for column, title in enumerate(titles):

@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
+from torch import Tensor
 
 from ..bars import own_bars_alone
 from ..configuration_biggan import BigGANConfig
 from ..devices import check_device, device_or_best
 from ..embedded import located
 from ..engines import PACKAGES, Engine, EngineModel, Precision, best_engine, check_engine, check_installed
+from ..images import image_grid
 from ..latents import TruncationMode, check_truncation
+from ..media import save_png
 from ..options import EitherSpelling, underscored, unknown_option
 from ..pipeline_biggan import BigGANPipeline
 
@@ -243,6 +246,39 @@ def class_names(pipe: BigGANPipeline, classes: Sequence[Class] | None, images_pe
         return " + ".join(f"{w:g} {short(k)}" for k, w in one.items()) if isinstance(one, dict) else short(one)
 
     return [name(one) for one in classes or [] for _ in range(images_per_class)]
+
+
+# Sheets
+
+
+def add_scale_argument(group: Group) -> None:
+    add_number(group, "--scale", None, "enlarge images so many times (default: until they have 64 pixels)")
+
+
+def save_sheet(
+    pipe: BigGANPipeline,
+    args: argparse.Namespace,
+    images: Tensor,
+    columns: int,
+    row_labels: Sequence[str] | None = None,
+    column_labels: Sequence[str] | None = None,
+) -> None:
+    """Writes the images to `--output`, and below them the model and how they were drawn."""
+    sheet = image_grid(
+        images, columns, row_labels, scale=args.scale, column_labels=column_labels, caption=_caption(pipe, args)
+    )
+    save_png(sheet, args.output)
+
+
+def _caption(pipe: BigGANPipeline, args: argparse.Namespace) -> str:
+    place, step = Path(args.model), pipe.model.saved_step
+    parts = [place.resolve().name if place.is_dir() else args.model]
+    parts += [] if step is None else [f"step {step:,}"]
+    given = {name: getattr(args, name, None) for name in ("truncation", "best_of", "seed")}
+    if hasattr(args, "truncation") and given["truncation"] is None:
+        parts.append("no truncation")
+    told = {name: value for name, value in given.items() if value is not None and (name, value) != ("best_of", 1)}
+    return ", ".join([*parts, *(f"{name.replace('_', ' ')} {value}" for name, value in told.items())])
 
 
 # Where the output may go

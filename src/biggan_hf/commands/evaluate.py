@@ -18,7 +18,7 @@ from huggingface_hub.constants import HF_HOME
 from ..class_names import match_classes, names_of
 from ..devices import check_device, device_or_best
 from ..evaluation import GeneratedImages, ImageArray, ImageSource, Measurements, RealImages, Report
-from ..evaluation.curves import marked_points, plot_curve, truncation_in_words, write_csv
+from ..evaluation.curves import FIGURES, marked_points, plot_curve, truncation_in_words, write_csv
 from ..evaluation.extractors import load_extractor
 from ..evaluation.measuring import (
     METRICS,
@@ -253,7 +253,7 @@ def _check_reference(args: argparse.Namespace) -> None:
 def _check_written(args: argparse.Namespace) -> None:
     if args.output is not None:
         common.check_output(args.output, [".json"], args.overwrite)
-        for suffix in (".csv", ".png") if len(args.truncations) > 1 else ():
+        for suffix in (".csv", *FIGURES) if len(args.truncations) > 1 else ():
             common.check_output(args.output.with_suffix(suffix), [suffix], args.overwrite)
     if args.save_moments is not None:
         common.check_output(args.save_moments, [args.save_moments.suffix.lower()], args.overwrite)

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..exploring import interpolate
 from ..images import image_grid
 from ..latents import sample_latents
-from ..media import FILMS, check_frames_per_second, import_av, save_png
+from ..media import FILMS, check_frames_per_second, import_av
 from ..pipeline_biggan import BigGANPipeline
 from . import common
 
@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--loop", action="store_true", help="lead back to the first point")
     common.add_drawing_arguments(group)
     group = common.add_output_arguments(parser, "FILE", "a .png sheet, or a .gif or .mp4 film")
+    common.add_scale_argument(group)
     common.add_number(group, "--fps", 16, "frames a second of a film")
 
 
@@ -50,10 +51,11 @@ def run(args: argparse.Namespace) -> None:
     paths = _paths(pipe, classes, points, args)  # (rows, frames, C, H, W)
     if suffix == ".png":
         rows, titles = _labels(common.class_names(pipe, classes), points, args)
-        save_png(image_grid(paths.flatten(0, 1), paths.shape[1], rows, column_labels=titles), args.output)
+        common.save_sheet(pipe, args, paths.flatten(0, 1), paths.shape[1], rows, column_labels=titles)
     else:
         columns = round(len(paths) ** 0.5)
-        frames = [image_grid(frame, columns, padding=2 if len(paths) > 1 else 0) for frame in paths.unbind(1)]
+        gap = 2 if len(paths) > 1 else 0
+        frames = [image_grid(frame, columns, padding=gap, scale=args.scale) for frame in paths.unbind(1)]
         FILMS[suffix](frames, args.output, args.fps)
     print(args.output)
 

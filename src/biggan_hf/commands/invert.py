@@ -17,8 +17,6 @@ import torch
 from torch import Tensor
 
 from ..files import write_file
-from ..images import image_grid
-from ..media import save_png
 from ..pictures import decode_picture, open_picture
 from . import common
 
@@ -35,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_seed_argument(group)
     common.add_number(group, "--batch_size", 16, "most pictures or samples at a time")
     group = common.add_output_arguments(parser, "FILE.png", "where the sheet goes")
+    common.add_scale_argument(group)
     text = "also write latents, class_embeddings and errors"
     group.add_argument("--latents", type=Path, metavar="FILE.npz", help=text)
 
@@ -73,7 +72,7 @@ def run(args: argparse.Namespace) -> None:
         print(args.latents)
     sheet = torch.stack([pictures, found.starts.cpu(), found.images.cpu()], dim=1).flatten(0, 1)
     labels = [path.stem for path in args.pictures]
-    save_png(image_grid(sheet, 3, labels, column_labels=["picture", "start", "found"]), args.output)
+    common.save_sheet(pipe, args, sheet, 3, labels, column_labels=["picture", "start", "found"])
     print(args.output)
 
 

@@ -12,8 +12,6 @@ import argparse
 
 from ..evaluation import load_extractor
 from ..exploring import closest_pictures, uint8_images
-from ..images import image_grid
-from ..media import save_png
 from . import common
 
 
@@ -33,7 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="compare features: lite0, lite2, inception, inception-torchvision, a TorchScript file or module:function "
         "(default: the pixels)",
     )
-    common.add_output_arguments(parser, "FILE.png", "where the sheet goes")
+    group = common.add_output_arguments(parser, "FILE.png", "where the sheet goes")
+    common.add_scale_argument(group)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -47,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
     sheet, found = closest_pictures(samples, data_set, NEIGHBOURS, features)
     labels = common.class_names(pipe, classes, number) or None
     titles = ["sample", *map(str, range(1, sheet.shape[1]))]
-    save_png(image_grid(sheet.flatten(0, 1), len(titles), labels, column_labels=titles), args.output)
+    common.save_sheet(pipe, args, sheet.flatten(0, 1), len(titles), labels, column_labels=titles)
     print(args.output)
     unit = "in grey levels of 255" if extractor is None else f"of the features of {extractor.name}"
     nearest = ", ".join(f"{distance:.3g}" for distance in found.distances[:, 0].tolist())

@@ -11,8 +11,6 @@ import argparse
 import shlex
 
 from ..exploring import class_grid, uint8_images
-from ..images import image_grid
-from ..media import save_png
 from ..pipeline_biggan import BigGANPipeline
 from . import common
 
@@ -28,7 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--same_latents", action="store_true", help="the same latents for every class, a column each")
     common.add_drawing_arguments(group, mode=True)
     common.add_best_of_argument(group)
-    common.add_output_arguments(parser, "FILE.png", "where the sheet goes")
+    group = common.add_output_arguments(parser, "FILE.png", "where the sheet goes")
+    common.add_scale_argument(group)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -45,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError("--same_latents is for classes, and this model has none")
     else:
         images = class_grid(pipe, classes, columns, **options).flatten(0, 1)
-    save_png(image_grid(images, columns, common.class_names(pipe, classes) or None), args.output)
+    common.save_sheet(pipe, args, images, columns, common.class_names(pipe, classes) or None)
     print(args.output)
     print(_next_command(pipe, args))
     keywords = "".join(f", {name}={value!r}" for name in ("engine", "precision") if (value := getattr(args, name)))
@@ -83,4 +82,6 @@ def _kept_arguments(args: argparse.Namespace) -> list[str]:
         kept += ["--images_per_class", str(args.images_per_class)]
     if args.best_of > 1:
         kept += ["--best_of", str(args.best_of)]
+    if args.scale:
+        kept += ["--scale", str(args.scale)]
     return [*kept, "--same_latents"] if args.same_latents else kept

@@ -12,9 +12,7 @@ import argparse
 import torch
 
 from ..exploring import truncation_sweep
-from ..images import image_grid
 from ..latents import check_truncation
-from ..media import save_png
 from . import common
 
 
@@ -30,7 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = f"from left to right (default: {default})"
     group.add_argument("--truncations", nargs="+", type=float, metavar="T", help=text)
     common.add_seed_argument(group)
-    common.add_output_arguments(parser, "FILE.png", "where the sheet goes")
+    group = common.add_output_arguments(parser, "FILE.png", "where the sheet goes")
+    common.add_scale_argument(group)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -52,5 +51,5 @@ def run(args: argparse.Namespace) -> None:
     # A class has its name at the first of its rows.
     labels = [label for name in common.class_names(pipe, classes) for label in [name, *[""] * (rows - 1)]] or None
     titles = [f"{truncation:g}" for truncation in truncations]
-    save_png(image_grid(images.flatten(0, 1), len(titles), labels, column_labels=titles), args.output)
+    common.save_sheet(pipe, args, images.flatten(0, 1), len(titles), labels, column_labels=titles)
     print(args.output)
