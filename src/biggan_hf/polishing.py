@@ -27,6 +27,7 @@ from .class_names import names_of
 from .data import LabelledImages
 from .evaluation import EvaluationSettings, FeatureExtractor, GeneratedImages, RealImages, evaluate
 from .evaluation.loss import Target, moments_of, with_classes
+from .evaluation.metrics import joint_distance
 from .evaluation.sources import digest_of_weights
 from .files import (
     append_line,
@@ -45,7 +46,6 @@ from .processes import add_up, from_main, is_main_process, num_processes, proces
 STATE, LOG = "polishing_state.pt", "polishing.jsonl"
 EMA_DECAY = 0.98
 BETAS = (0.9, 0.99)
-NO_DISTANCE = 1e-6  # what a smaller distance of the judge counts as: the kernel distance of a perfect model is 0
 
 
 @dataclass(frozen=True)
@@ -279,7 +279,7 @@ class Polishing:
         classes = None if self.labels is None else sorted({*self.labels.tolist()})
         samples = GeneratedImages(self.ema, number, seed=self.settings.seed, classes=classes)
         values = evaluate(samples, real, self.judge, settings).values
-        self.verdicts.append(math.prod(max(value, NO_DISTANCE) for value in values.values()) ** (1 / len(values)))
+        self.verdicts.append(joint_distance(values.values()))
         return {f"{name} N={number}": value for name, value in values.items()}
 
     @property

@@ -1,6 +1,8 @@
 """The measures: functions of moments and features. torchmetrics computes the kernel distance."""
 
+import math
 import warnings
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,7 @@ DENSITY_NEIGHBOURS = 5  # of density and coverage (Naeem et al. 2020)
 BLOCK = 1024  # rows of a matrix of distances that are in memory at a time
 PROJECTIONS = 1000  # of MIND, as torch-fidelity takes them; with others of this number its value moves by 2 %
 DIRECTIONS = 100  # of these in memory at a time
+NO_DISTANCE = 1e-6  # what a smaller distance counts as: the kernel distance of a perfect model is 0 on average
 
 
 # Fewer images have no such number.
@@ -181,3 +184,9 @@ def _squared_radii(points: Tensor) -> tuple[Tensor, Tensor]:
 
 def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
     return (a.square().sum(1)[:, None] + b.square().sum(1) - 2 * a @ b.T).clamp_min(0)
+
+
+def joint_distance(distances: Iterable[float]) -> float:
+    """Several distances as one number, by which models are compared: their geometric mean."""
+    values = [max(distance, NO_DISTANCE) for distance in distances]
+    return math.prod(values) ** (1 / len(values))

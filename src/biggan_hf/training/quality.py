@@ -22,8 +22,6 @@ BEST, NOTE = "best", "best.json"
 
 # Of the kernel distance: ten subsets of 1,000 use nearly all of 2,000 samples, and take seconds.
 KID_SUBSETS = 10
-# What a smaller distance counts as: the kernel distance is unbiased, so that of a perfect model is 0 but for chance.
-NO_DISTANCE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -79,12 +77,14 @@ def keep_if_best(
     that is there. One of other rulers or another N, or of an earlier version's runs, is replaced without a comparison,
     and that is told. Returns whether it wrote.
     """
+    from ..evaluation.metrics import joint_distance  # here, as above
+
     label = " and ".join(values)
     restore_replaced(folder)
     best = _read_note(folder)
     if not all(map(math.isfinite, values.values())):
         return False
-    value = math.prod(max(one, NO_DISTANCE) for one in values.values()) ** (1 / len(values))
+    value = joint_distance(values.values())
     if best is not None and best["label"] == label and value >= best["value"]:
         return False
     if best is not None and best["label"] not in (label, None):
