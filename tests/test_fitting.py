@@ -55,9 +55,7 @@ def test_out_of_memory_says_what_to_lower(tmp_path: Path) -> None:
 def test_auto_batch_size_finds_what_fits(tmp_path: Path, num_processes: int) -> None:
     done = short_of_memory(tmp_path, "--auto_batch_size", num_processes=num_processes)
     assert done.returncode == 0, done.stderr[-2000:]
-    _, line = [
-        line for line in done.stdout.splitlines() if line.startswith("auto_batch_size: ")
-    ]
+    _, line = [line for line in done.stdout.splitlines() if line.startswith("auto_batch_size: ")]
     size, processes = int(line.split()[1]), max(num_processes, 1)
     forwards = 192 // processes // size
     assert forwards > 1 and f"(forwards: {forwards}, processes: {processes}, update: 192)" in line

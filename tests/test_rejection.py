@@ -1,14 +1,22 @@
 """`best_of`: of several candidates the one that the discriminator takes for the most real."""
 
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from common import seeded, tiny_discriminator, tiny_generator
+from evaluation_common import tiny_extractor
 
 from biggan_hf import BigGANPipeline
 from biggan_hf.cli import main
+
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+
+import rejection  # noqa: E402
 
 
 MODEL = tiny_generator().eval()
@@ -101,3 +109,18 @@ def test_on_the_command_line(folder: Path, tmp_path: Path, capsys: pytest.Captur
     with pytest.raises(SystemExit) as ended:
         main([*sheet, str(tmp_path / "more.png"), "--best_of", "4", "--same_latents"])
     assert ended.value.code == 2 and "--same_latents and --best_of exclude each other" in capsys.readouterr().err
+
+
+def test_the_curves(folder: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rejection, "load_extractor", lambda *_, **__: tiny_extractor())
+    argv = [str(folder), "--dataset_name", str(pictures), "--num_images", "10", "--output", str(tmp_path / "a.png")]
+    monkeypatch.setattr("sys.argv", ["rejection.py", *argv, "--truncations", "1", "0.5", "--best_of", "1", "3"])
+    rejection.main()
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert {way: [point["strength"] for point in points] for way, points in found.items()} == {
+        "truncation": [1, 0.5],
+        "best of": [1, 3],
+        "by probability": [3],
+    }
+    one, three = ({name: x for name, x in point.items() if name != "strength"} for point in found["best of"])
+    assert one != three and (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
