@@ -1,10 +1,10 @@
-"""Compares two ways to trade variety for quality: truncation, and choice by the discriminator.
+"""Compares two ways to trade variety for quality: truncation, and choice by the discriminator (`best_of`).
 
     python benchmarks/rejection.py my-biggan --dataset_name pictures --output rejection.png
 
-Both get a curve of precision against recall and of the Fréchet distance against recall. The discriminator must lie
-with the model. A second curve of the choice takes candidates with a probability that grows with their logit (as
-discriminator rejection sampling does, arXiv:1810.06758) in place of the one with the highest.
+Each way has a curve of precision against recall and of the Fréchet distance against recall. The discriminator must
+lie with the model. The third way always takes the candidate with the highest logit, where `best_of` draws one with
+odds that grow with the logit.
 """
 
 import argparse
@@ -15,42 +15,38 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from biggan_hf import BigGANDiscriminator, BigGANPipeline
+from biggan_hf import BigGANPipeline
 from biggan_hf.data import load_labelled_images
 from biggan_hf.evaluation import EvaluationSettings, ImageArray, RealImages, evaluate_all, load_extractor
 from biggan_hf.files import write_file, write_text
+from biggan_hf.rejection import chosen_by
 
 
-WAYS = ("truncation", "best of", "by probability")
+WAYS = ("truncation", "best of", "highest logit")
 
 
-def samples(pipe: BigGANPipeline, judge: BigGANDiscriminator, way: str, strength: float, number: int) -> ImageArray:
+def samples(pipe: BigGANPipeline, way: str, strength: float, number: int) -> ImageArray:
     options: dict[str, Any] = {"generator": torch.Generator().manual_seed(0), "output_type": "uint8"}
     if way == "truncation":
         images = pipe(num_images_per_prompt=number, truncation=strength, **options).images
     elif way == "best of":
         images = pipe(num_images_per_prompt=number, best_of=int(strength), **options).images
     else:
-        images = by_probability(pipe, judge, int(strength), number, options)
+        images = highest(pipe, int(strength), number, options)
     return ImageArray(torch.from_numpy(images).permute(0, 3, 1, 2), name=f"{way} {strength:g}")
 
 
-@torch.no_grad()
-def by_probability(pipe: BigGANPipeline, judge: BigGANDiscriminator, of: int, number: int, options: Any) -> Any:
+def highest(pipe: BigGANPipeline, candidates: int, number: int, options: Any) -> Any:
     labels = torch.randint(len(pipe.id2label), (number,), generator=options["generator"])
-    drawn = pipe(labels, num_images_per_prompt=of, **options | {"output_type": "pt"})
-    logits = torch.cat(
-        [judge(x * 2 - 1, y).logits for x, y in zip(drawn.images.split(64), drawn.class_labels.split(64), strict=True)]
-    )
-    chosen = torch.multinomial(logits.view(number, of).softmax(1), 1, generator=options["generator"])
-    images = drawn.images.view(number, of, *drawn.images.shape[1:])[torch.arange(number), chosen[:, 0]]
-    return (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    drawn = pipe(labels, num_images_per_prompt=candidates, **options)
+    images = torch.from_numpy(drawn.images).permute(0, 3, 1, 2) / 127.5 - 1
+    odds = torch.zeros(number, candidates)
+    return drawn.images[chosen_by(pipe._judge(), images.split(256), drawn.class_labels, odds)]
 
 
 def curves(args: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
     """By way, the numbers at each strength."""
     pipe = BigGANPipeline.from_pretrained(args.model)
-    judge = BigGANDiscriminator.from_pretrained(args.model).eval()
     config = pipe.model.config
     pictures = load_labelled_images(
         args.dataset_name, image_size=config.image_size, num_channels=config.num_channels, split=args.dataset_split
@@ -58,7 +54,7 @@ def curves(args: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
     extractor = load_extractor(args.extractor, image_size=config.image_size)
     settings = EvaluationSettings(("fid", "prdc"), intervals=False, allow_few_images=True)
     strengths = {WAYS[0]: args.truncations, WAYS[1]: args.best_of, WAYS[2]: args.best_of[1:]}
-    sets = [samples(pipe, judge, way, strength, args.num_images) for way in WAYS for strength in strengths[way]]
+    sets = [samples(pipe, way, strength, args.num_images) for way in WAYS for strength in strengths[way]]
     real = RealImages(pictures, args.num_images, name=args.dataset_name)
     reports = iter(evaluate_all(sets, real, extractor, settings))
     return {way: [{"strength": strength, **next(reports).values} for strength in strengths[way]] for way in WAYS}

@@ -1,17 +1,19 @@
-"""`best_of`: of several candidates the one that the discriminator takes for the most real."""
+"""`best_of`: of several candidates one, which the discriminator chooses."""
 
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from common import seeded, tiny_discriminator, tiny_generator
 from evaluation_common import tiny_extractor
 
-from biggan_hf import BigGANPipeline
+from biggan_hf import BigGANPipeline, sample_latents
 from biggan_hf.cli import main
+from biggan_hf.modeling_biggan import BigGANDiscriminatorOutput
+from biggan_hf.rejection import chosen_by, draw_odds
 
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
@@ -32,21 +34,41 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("batch_size", [None, 5])
-def test_the_highest_logit_wins(batch_size: int | None) -> None:
+def test_the_discriminator_chooses(batch_size: int | None) -> None:
     options: dict[str, Any] = {"output_type": "pt", "truncation": 1.0, "batch_size": batch_size}
     candidates = PIPE([1, 3], num_images_per_prompt=8, generator=seeded(0), **options)
-    chosen = PIPE([1, 3], num_images_per_prompt=2, best_of=4, generator=seeded(0), **options)
+    generator = seeded(0)
+    chosen = PIPE([1, 3], num_images_per_prompt=2, best_of=4, generator=generator, **options)
+    after_latents = seeded(0)
+    sample_latents(16, MODEL.config.z_dim, 1.0, generator=after_latents)
+    odds = draw_odds(4, 4, after_latents)
     with torch.no_grad():
         logits = DISCRIMINATOR(candidates.images * 2 - 1, candidates.class_labels).logits.view(4, 4)
-    best = logits.argmax(1) + torch.arange(0, 16, 4)
-    assert len(set(logits.argmax(1).tolist())) > 1
+    best = (logits + odds).argmax(1) + torch.arange(0, 16, 4)
+    assert len(set(best.tolist())) == 4 and not torch.equal(best, torch.arange(0, 16, 4))
     torch.testing.assert_close(chosen.latents, candidates.latents[best], rtol=0, atol=0)
     torch.testing.assert_close(chosen.images, candidates.images[best])
     assert chosen.class_labels.tolist() == [1, 1, 3, 3]
     alone = PIPE([1, 3], num_images_per_prompt=2, best_of=1, generator=seeded(0), **options)
-    torch.testing.assert_close(
-        alone.images, PIPE([1, 3], num_images_per_prompt=2, generator=seeded(0), **options).images
-    )
+    plain = PIPE([1, 3], num_images_per_prompt=2, generator=seeded(0), **options)
+    torch.testing.assert_close(alone.images, plain.images)
+
+
+class Shade(torch.nn.Module):
+    """Its logit is three times the mean of an image: grey levels 1 and 0 have a ratio of odds of e³."""
+
+    device = torch.device("cpu")
+
+    def forward(self, images: torch.Tensor, labels: torch.Tensor | None) -> Any:
+        return BigGANDiscriminatorOutput(logits=3 * images.mean(dim=(1, 2, 3))[:, None])
+
+
+def test_the_odds_are_those_of_the_logits() -> None:
+    images = torch.tensor([0.0, 1.0, 0.5]).repeat(4_000)[:, None, None, None]
+    rows = chosen_by(cast(Any, Shade().eval()), images.split(1_000), None, draw_odds(4_000, 3, seeded(0)))
+    shares = torch.bincount(rows % 3, minlength=3) / 4_000
+    expected = torch.tensor([0.0, 3.0, 1.5]).softmax(0)
+    torch.testing.assert_close(shares, expected, rtol=0, atol=0.03)  # four standard deviations
 
 
 def test_a_generator_an_image() -> None:
@@ -120,7 +142,7 @@ def test_the_curves(folder: Path, pictures: Path, tmp_path: Path, monkeypatch: p
     assert {way: [point["strength"] for point in points] for way, points in found.items()} == {
         "truncation": [1, 0.5],
         "best of": [1, 3],
-        "by probability": [3],
+        "highest logit": [3],
     }
     one, three = ({name: x for name, x in point.items() if name != "strength"} for point in found["best of"])
     assert one != three and (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")

@@ -357,8 +357,8 @@ class BigGANPipeline:
                 `embed_classes`.
             generator: Makes the draw reproducible. One for all images, or a list with one an image, which makes an
                 image independent of the others. CPU generators give the same latents whatever the model's device.
-            best_of: Of so many candidates for an image, the one that the discriminator takes for the most real
-                (docs/sampling.md). It needs classes by id or name, and draws its latents itself.
+            best_of: Draws so many candidates for an image, and one of them, with a probability that grows with the
+                logit of the discriminator (docs/sampling.md). For classes by id or name, without `latents`.
             output_type: `"pil"`, `"np"`, `"pt"` or `"uint8"`, see `BigGANPipelineOutput`.
             return_dict: `False` for the tuple (images, class_labels, latents).
             progress_bar: Shows the images done.
@@ -380,9 +380,7 @@ class BigGANPipeline:
         check_generators(generator, number)
         _check_positive("best_of", best_of)
         if best_of > 1 and (latents is not None or embeddings is not None):
-            raise ValueError(
-                "best_of draws latents itself, for classes by id or name: no latents, mixtures, embeddings"
-            )
+            raise ValueError("best_of draws latents itself, for ids or names: give no latents, mixtures, embeddings")
 
         # Draws as `model.sample` does: the same generator gives the same images.
         labels = None
@@ -391,13 +389,12 @@ class BigGANPipeline:
         else:
             embeddings = embeddings.to(self.device).repeat_interleave(num_images_per_prompt, dim=0)
         if latents is None:
-            candidates = (
-                [g for g in generator for _ in range(best_of)] if isinstance(generator, Sequence) else generator
-            )
+            own = [one for one in generator for _ in range(best_of)] if isinstance(generator, Sequence) else generator
             size = (number * best_of, self.model.config.z_dim)
-            latents = sample_latents(*size, truncation, mode, candidates, self.device)
+            latents = sample_latents(*size, truncation, mode, own, self.device)
         if best_of > 1:
-            latents = latents[self._most_real(latents, labels, best_of, truncation, batch_size, progress_bar)]
+            rows = self._chosen(latents, labels, best_of, generator, truncation, batch_size, progress_bar)
+            latents = latents[rows]
         _check_finite(latents=latents, class_embeddings=embeddings)
         batches = self._generate(latents, labels, embeddings, truncation, batch_size, progress_bar)
         images = _join([_convert(batch, output_type) for batch in batches])
@@ -405,15 +402,16 @@ class BigGANPipeline:
             return images, labels, latents
         return BigGANPipelineOutput(images=images, class_labels=labels, latents=latents)
 
-    def _most_real(
-        self, latents: Tensor, labels: Tensor | None, best_of: int, truncation: float | None, *options: Any
+    def _chosen(
+        self, latents: Tensor, labels: Tensor | None, best_of: int, generator: Generators | None, *options: Any
     ) -> Tensor:
-        """The rows of the latents of the candidates that win."""
-        from .rejection import most_real  # here: it brings the networks
+        """The rows of the candidates that the discriminator chooses."""
+        from .rejection import chosen_by, draw_odds  # here: it brings the networks
 
+        odds = draw_odds(len(latents) // best_of, best_of, generator)
         labels = None if labels is None else labels.repeat_interleave(best_of)
-        batches = self._generate(latents, labels, None, truncation, *options)
-        return most_real(self._judge(), batches, labels, best_of).to(latents.device)
+        batches = self._generate(latents, labels, None, *options)
+        return chosen_by(self._judge(), batches, labels, odds).to(latents.device)
 
     def _generate(
         self,
