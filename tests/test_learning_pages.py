@@ -3,14 +3,17 @@
 import argparse
 import ast
 import importlib.util
+import inspect
 import re
 from dataclasses import fields
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from common import tiny_config
 from PIL import Image
 
 import biggan_hf
@@ -104,12 +107,11 @@ OPTIONS = {f.name for group in (ModelArguments, DataArguments, TrainingArguments
 FIELDS = {*BigGANConfig.__annotations__, "num_labels", "id2label"}
 ROOTS: dict[str, Any] = {
     "pipe": BigGANPipeline,
-    "BigGANPipeline": BigGANPipeline,
+    "model": BigGANModel(tiny_config()),
     **{name: getattr(biggan_hf, name) for name in biggan_hf.__all__},
 }
-# The words of a pipeline's and a network's call, and what a row says in words.
-KEYWORDS = {"class_labels", "class_embeddings", "latents", "generator", "truncation", "num_images_per_prompt",
-            "output_type", "truncation_mode", "scale"}  # fmt: skip
+# The words of a call, and a mode of truncation.
+KEYWORDS = {*inspect.signature(BigGANPipeline.__call__).parameters, "scale"}
 FILES = {"model.safetensors", "discriminator/", "evaluations.jsonl", "log.jsonl"}
 
 
@@ -125,6 +127,8 @@ def commands() -> dict[str, set[str]]:
 def unknown(code: str) -> str | None:
     """What a code span of ours names that does not exist, or `None`."""
     words = code.split()
+    if missing := [word for word in words if word.endswith(".yaml") and not (REPO / word).is_file()]:
+        return missing[0]
     if words[0] in ("train.py", "accelerate"):
         options = {word for word in words if word.startswith("--")}
         return next(iter(options - {f"--{name}" for name in OPTIONS}), None)
@@ -134,25 +138,14 @@ def unknown(code: str) -> str | None:
     if code.startswith("--"):
         return None if words[0].removeprefix("--") in OPTIONS else code
     name = re.split(r"[(=]", code)[0]
-    if name in KEYWORDS | FIELDS | FILES | {"model"} or (REPO / name).is_file():
+    if name in KEYWORDS | FIELDS | FILES or (REPO / name).is_file():
         return None
-    if name == "model.class_embedding":  # a module, which __init__ makes
-        return None if "self.class_embedding" in Path(str(_source(BigGANModel))).read_text(encoding="utf-8") else name
-    root, *path = name.removeprefix("biggan_hf.").split(".") if name.startswith("biggan_hf.") else name.split(".")
-    found = importlib.import_module(f"biggan_hf.{root}") if name.startswith("biggan_hf.") else ROOTS.get(root)
+    root, *path = name.removeprefix("biggan_hf.").split(".")
+    found = import_module(f"biggan_hf.{root}") if name.startswith("biggan_hf.") else ROOTS.get(root)
     for part in path:
-        found = _member(found, part)
+        is_module = hasattr(found, "__path__") and importlib.util.find_spec(f"{found.__name__}.{part}")
+        found = import_module(f"{found.__name__}.{part}") if is_module else getattr(found, part, None)
     return code if found is None else None
-
-
-def _source(thing: Any) -> str:
-    return str(importlib.import_module(thing.__module__).__file__)
-
-
-def _member(parent: Any, name: str) -> Any:
-    if isinstance(parent, ModuleType) and importlib.util.find_spec(f"{parent.__name__}.{name}", None):
-        return importlib.import_module(f"{parent.__name__}.{name}")
-    return getattr(parent, name, None)
 
 
 def rows(section: str) -> list[tuple[str, str]]:
