@@ -141,7 +141,7 @@ def unknown(code: str) -> str | None:
     if name in KEYWORDS | FIELDS | FILES or (REPO / name).is_file():
         return None
     root, *path = name.removeprefix("biggan_hf.").split(".")
-    found = import_module(f"biggan_hf.{root}") if name.startswith("biggan_hf.") else ROOTS.get(root)
+    found: Any = import_module(f"biggan_hf.{root}") if name.startswith("biggan_hf.") else ROOTS.get(root)
     for part in path:
         is_module = hasattr(found, "__path__") and importlib.util.find_spec(f"{found.__name__}.{part}")
         found = import_module(f"{found.__name__}.{part}") if is_module else getattr(found, part, None)

@@ -33,7 +33,7 @@ BLUE, ORANGE, GREY = "#2f6db3", "#d9772b", "#8a8a8a"
 
 
 @cache
-def fashion() -> BigGANModel:
+def fashion() -> Any:  # a BigGANModel, whose layers mypy cannot tell
     return BigGANModel.from_pretrained("biggan_hf:fashion")
 
 
