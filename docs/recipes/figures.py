@@ -245,7 +245,7 @@ def spectral_norm(path: Path) -> None:
     axes[1].semilogy(*_errors(first, random[0]), ORANGE, label="that weight, from a random vector")
     axes[1].semilogy(*_errors(first, first.u0), ORANGE, linestyle="--", label="the same, from the u of the training")
     axes[1].semilogy(*_errors(second, random[1]), BLUE, label="the stem's, from a random vector")
-    axes[1].set(title="relative error of σ", xlabel="power iterations", ylim=(1e-6, 300))
+    axes[1].set(title="relative error of σ", xlabel="power iterations", ylim=(1e-6, 300), yticks=[1e-6, 1e-4, 1e-2, 1])
     axes[1].legend(fontsize="small")
     save(figure, path)
 
