@@ -71,7 +71,7 @@ class BigGANConfig(PreTrainedConfig):
     num_channels: int = 3  # 3 for RGB, 1 for grey
     z_dim: int = 120  # length of the latent vector
     class_embedding_dim: int = 128  # length of the shared class embedding
-    # One embedding, which linear maps turn into every batch norm's gain and bias (paper, section 3.1). `False`: an
+    # One embedding, which linear maps turn into every batch norm's gain and bias (paper, section 3). `False`: an
     # embedding for each gain and each bias.
     shared_class_embedding: bool = True
     # Skip-z in the paper: each block sees its own chunk of the latents. The stem and each stage get one, of the same

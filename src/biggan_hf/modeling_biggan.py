@@ -314,7 +314,7 @@ class BigGANModel(SamplingMixin, BigGANPreTrainedModel):
         sn_eps = config.generator_sn_eps
         stem_channels, *_, out_channels = config.generator_channels
         stem_dim = config.condition_dim if config.is_deep else config.z_dim // config.num_latent_chunks
-        # The shared class embedding (paper, section 3.1), or one-hot labels for an embedding in each norm.
+        # The shared class embedding (paper, section 3), or one-hot labels for an embedding in each norm.
         if config.num_labels:
             embedding = nn.Embedding(config.num_labels, config.class_embedding_dim)
             self.class_embedding = embedding if config.shared_class_embedding else OneHotLabels(config.num_labels)
@@ -395,7 +395,7 @@ class BigGANModel(SamplingMixin, BigGANPreTrainedModel):
         # SA-GAN: the stem sees all latents, the stages the class alone.
         if not self.config.hierarchical_latents:
             return latents, [embeddings] * len(self.stages)
-        # Skip-z: the stem sees the first chunk of the latents, each stage the class and its own chunk (section 3.1).
+        # Skip-z: the stem sees the first chunk of the latents, each stage the class and its own chunk (section 3).
         stem, *chunks = latents.chunk(self.config.num_latent_chunks, dim=1)
         return stem, [c if embeddings is None else torch.cat([embeddings, c], dim=1) for c in chunks]
 
