@@ -3,7 +3,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 SOURCES := $(wildcard src conversion tests benchmarks examples docs/recipes train.py setup.py)
 
-.PHONY: demo test test-slow style quality
+.PHONY: demo test test-slow style quality wheel findings
 
 demo: demo/fashion.png demo/model/model.safetensors
 	$(BIN)/biggan-hf sample demo/model --images_per_class 10 --truncation 0.7 --output demo/samples.png --overwrite
@@ -37,6 +37,23 @@ quality: $(INSTALLED)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy $(filter-out conversion,$(SOURCES))
+
+# The wheel is made of the source archive, and tried in an environment that has nothing else.
+FRESH := build/fresh
+wheel: $(INSTALLED)
+	rm -rf dist $(FRESH)
+	$(BIN)/python -c 'from setuptools import build_meta; build_meta.build_sdist("dist")'
+	$(BIN)/pip wheel --no-deps --no-build-isolation --wheel-dir dist dist/*.tar.gz
+	$(PYTHON) -m venv $(FRESH)
+	$(FRESH)/bin/pip install "$$(grep -E '^torch==' constraints.txt)"
+	$(FRESH)/bin/pip install -c constraints.txt dist/*.whl
+	cd $(FRESH) && bin/biggan-hf env && bin/biggan-hf sample biggan_hf:fashion --output samples.png && bin/python -c \
+		'import biggan_hf.conversion.convert, importlib.resources as r; assert r.files("biggan_hf").joinpath("py.typed").is_file()'
+
+# Each shows a surprise of another package, with pinned versions from PyPI. None is part of the tests.
+findings:
+	@changed=; for script in findings/*.sh; do echo "== $$script"; $$script || changed="$$changed $$script"; done; \
+		test -z "$$changed" || { echo "changed, or could not be tried:$$changed"; exit 1; }
 
 # torch goes first: it is the one package whose build (CPU, CUDA) an index or a wheel on disk may decide.
 $(INSTALLED): setup.py constraints.txt

@@ -160,7 +160,7 @@ def parser_of_script(name: str) -> argparse.ArgumentParser | None:
 
 
 def unwrapped(words: list[str]) -> list[str]:
-    """The words behind `accelerate launch` and `python`. A training begins with `biggan-hf train`, however it is started."""
+    """The words behind `accelerate launch` and `python`; a training begins with `biggan-hf train`."""
     match words:
         case ["accelerate", "launch", _, *_]:
             args = parser_of(accelerate_main).parse_args(words[1:])
@@ -205,8 +205,8 @@ def sub_parser(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Ar
 def check(words: list[str]) -> None:
     """
     Raises:
-        AssertionError, SystemExit, click.ClickException, ValueError: There is no such program, command, option, choice,
-            target or extra, or an argument is missing.
+        AssertionError, SystemExit, ValueError, or an error of click: There is no such program, command, option,
+            choice, target or extra, or an argument is missing.
     """
     words = unwrapped(words)
     special = {"git": lambda rest: None, "hf": check_hf, "make": check_make, "pip": check_pip, "pytest": check_pytest}

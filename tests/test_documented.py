@@ -1,6 +1,6 @@
 """
-Every block of code and every command of the pages: README.md and the like, docs/, conversion/, examples/, and the cards of
-the models that come with the package. A new page is found and tried by itself.
+Every block of code and every command of the pages: README.md and the like, docs/, conversion/, examples/, and the
+cards of the models that come with the package. A new page is found and tried by itself.
 
 A page is tried in order, in one folder and one namespace of Python. What it takes for granted is put there when it is
 named: a tiny model, a few pictures. Repositories of a USER are on the Hub of fake_hub.py. Trainings make one step of a
