@@ -215,8 +215,6 @@ def check(words: list[str]) -> None:
         return
     parsers = parsers_of(words)
     rest = words[1:] if words[0].endswith(".py") else words[2:]
-    if words[:2] == ["biggan-hf", "train"] and rest and rest[0].endswith((".yaml", ".json")):
-        rest = rest[1:]
     for parser in parsers:
         try:
             parser.parse_args(rest)

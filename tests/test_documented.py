@@ -8,9 +8,13 @@ small network; what needs a GPU, hours, a browser or the real Hub is given to it
 """
 
 import ast
+import contextlib
+import inspect
+import io
 import json
 import re
 import shutil
+import subprocess
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,9 +26,11 @@ import torch
 import yaml
 from common import tiny_discriminator, tiny_generator, with_standing_statistics
 from documented import (
+    BESIDES,
     COMMANDS,
     LANGUAGES,
     PAGES,
+    ROOT,
     Block,
     blocks,
     check,
@@ -40,6 +46,7 @@ from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_b
 from PIL import Image
 from training_runs import write_pictures
 
+from biggan_hf import collect_standing_statistics
 from biggan_hf.cli import main
 from biggan_hf.conversion.architecture import imagenet_classes as imagenet
 from biggan_hf.training import main as train
@@ -53,6 +60,7 @@ NOT_RUN = {
 # Commands that are only parsed, and why.
 ONLY_PARSED = {
     "app": "it serves a page until it is stopped: test_app.py",
+    "polish": "two encoders take long: test_polishing.py",
     "convert": "it needs a checkpoint of another program: test_conversion_command.py",
 }
 # What makes a command short.
@@ -61,7 +69,6 @@ SMALL = {
     "evaluate": FEW.split(),
     "invert": ["--steps", "1"],
     "npz": ["--num_images", "4"],
-    "polish": "--num_rounds 1 --batch_size 4 --population 16 --evaluation_images 8".split(),
     "prepare": ["--num_workers", "0"],
     "stats": "--num_batches 1 --batch_size 2".split(),
     "train": "--max_train_steps 1 --per_device_batch_size 2 --global_batch_size 2 --sample_steps 0 --config_overrides "
@@ -121,6 +128,7 @@ def page_folder(kept: Path, tmp_path: Path, fake_hub: FakeHub, monkeypatch: pyte
     monkeypatch.chdir(folder)
     monkeypatch.setattr(Image.Image, "show", lambda picture: None)
     monkeypatch.setattr(torch.nn.Module, "compile", lambda *_, **__: None)
+    monkeypatch.setitem(inspect.unwrap(collect_standing_statistics).__kwdefaults__, "num_batches", 1)
     bars_are_off = are_progress_bars_disabled()
     yield folder
     (disable_progress_bars if bars_are_off else enable_progress_bars)()  # `hf` sets them
@@ -146,7 +154,7 @@ def run(words: list[str], kept: Path) -> None:
         return
     command, argv = words[1], [*words[2:], *SMALL.get(words[1], [])]
     parser = parsers_of(words)[0]
-    args = parser.parse_args(argv)
+    args, _ = parser.parse_known_args(argv)
     for name in (getattr(args, name, None) for name in ("model", "folder", "init_from")):
         if name is not None:
             stand_in(str(name), kept / "model")
@@ -183,24 +191,118 @@ def read(block: Block) -> None:
     readers.get(block.language, str)(block.text)
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)])
-def test_blocks(page: str, page_folder: Path, kept: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def try_blocks(found: list[Block], folder: Path, kept: Path) -> None:
+    """
+    Raises:
+        AssertionError: A block does not run; the place, the error and the block.
+    """
     variables: dict[str, Any] = {"__name__": "__main__", **OF_THE_READER}
-    for block in blocks(page):
+    for block in found:
         assert block.language in LANGUAGES, f"{block}: a block in {block.language!r}"
+        told = io.StringIO()
         try:
-            if block.language == "python":
-                exec_block(block, variables, kept)
-            elif block.language in COMMANDS:
-                for words in commands(block.text, page_folder):
-                    run(words, kept)
-            else:
-                read(block)
+            with contextlib.redirect_stderr(told):
+                if block.language == "python":
+                    exec_block(block, variables, kept)
+                elif block.language in COMMANDS:
+                    for words in commands(block.text, folder):
+                        run(words, kept)
+                else:
+                    read(block)
         except (Exception, SystemExit) as error:
-            raise AssertionError(f"{block}: {error!r}\n{block.text}{capsys.readouterr().err}") from error
+            last = told.getvalue().strip().splitlines()[-1:]
+            raise AssertionError("\n".join([f"{block}: {error!r}", *last, block.text])) from error
+
+
+# The pages
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)])
+def test_blocks(page: str, page_folder: Path, kept: Path) -> None:
+    try_blocks(blocks(page), page_folder, kept)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if inline_commands(page)])
 def test_commands_in_sentences(page: str, page_folder: Path) -> None:
     for command in inline_commands(page):
         check_names(command)
+
+
+def test_what_is_left_out_is_there_and_tested_elsewhere() -> None:
+    found = [block for page in PAGES for block in blocks(page)]
+    assert {words for words in NOT_RUN if any(words in block.text for block in found)} == NOT_RUN.keys()
+    text = " ".join([*(block.text for block in found), *sum(map(inline_commands, PAGES), [])])
+    for name in [*(f"biggan-hf {command}" for command in ONLY_PARSED), *BESIDES]:
+        assert name in text, f"no page has {name!r}"
+    for reason in [*NOT_RUN.values(), *ONLY_PARSED.values()]:
+        assert all((ROOT / "tests" / name).is_file() for name in re.findall(r"test_\w+\.py", reason)), reason
+
+
+# That a wrong page is seen
+
+MODEL_OF_THE_PACKAGE = 'from biggan_hf import BigGANPipeline\npipe = BigGANPipeline.from_pretrained("my-biggan")\n'
+
+
+@pytest.mark.parametrize(
+    ("language", "text", "message"),
+    [
+        ("bash", "biggan-hf sample my-biggan --truncaton 1 --output a.png", "did you mean --truncation"),
+        ("bash", "biggan-hf smaple my-biggan --output a.png", "there is no command 'smaple'"),
+        ("bash", "biggan-hf sample my-biggan --classes Sneeker --output a.png", "Sneeker"),
+        ("bash", "biggan-hf app my-biggan --engin onnx", "did you mean --engine"),
+        ("bash", "biggan-hf convert user/name --ouput my-biggan", "--output|--ouput"),
+        ("bash", "python train.py --preset biggan-23 --dataset_name pictures --output_dir out", "biggan-23"),
+        ("bash", "accelerate launch train.py --lr 1 --dataset_name pictures --output_dir out", "learning_rate"),
+        ("bash", "accelerate launch --multi_gpus train.py", "--multi_gpus"),
+        ("bash", "python benchmarks/needs.py --prest small-64", "--prest"),
+        ("bash", "python benchmarks/need.py", "there is no script"),
+        ("bash", 'pip install ".[trian]"', "there is no extra"),
+        ("bash", "pip install trakio", "no package 'trakio'"),
+        ("bash", "pip install --no-debs torch", "no such option: --no-debs"),
+        ("bash", "make dmeo", "dmeo"),
+        ("bash", "hf jobs sp", "there is no command 'sp'"),
+        ("bash", "hf jobs ps --detached", "No such option"),
+        ("bash", "hf jobs uv run --detached examples/job.py", "there is no script '--detached'"),
+        ("bash", "pytest tests/test_none.py", "there is no 'tests/test_none.py'"),
+        ("bash", "frobnicate --now", "command not found"),
+        ("bash", "for name in a b; biggan-hf env; done", "syntax error"),
+        ("console", "$ biggan-hf env --devise cpu", "did you mean --device"),
+        ("python", "from biggan_hf import BigGANModle", "BigGANModle"),
+        ("python", f'{MODEL_OF_THE_PACKAGE}pipe("Sneaker", truncaton=1)', "truncaton"),
+        ("python", f'{MODEL_OF_THE_PACKAGE}pipe("Sneaker").image', "image"),
+        ("python", f'{MODEL_OF_THE_PACKAGE}pipe.to("cuda")\nBigGANPipeline.from_pretraned("x")', "no from_pretraned"),
+        ("python", f'{MODEL_OF_THE_PACKAGE}pipe.to("cuda")\nBigGANPipeline(modle=1)', "takes no \\['modle'\\]"),
+        ("yaml", "preset: [demo", "expected"),
+        ("pyhton", "import torch", "a block in 'pyhton'"),
+    ],
+)
+def test_what_is_wrong_is_seen(
+    language: str, text: str, message: str, page_folder: Path, kept: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    found = blocks("page.md", f"Text.\n\n    ```{language}\n    {text.replace(chr(10), chr(10) + '    ')}\n    ```\n")
+    assert len(found) == 1 and found[0].line == 3
+    with pytest.raises(AssertionError) as error:
+        try_blocks(found, page_folder, kept)
+    assert re.search(message, str(error.value).replace(found[0].text, "") + str(capfd.readouterr()))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["`biggan-hf smaple …`", "`biggan-hf sample my-biggan --truncaton\n0.5`", "`train.py --lr 1`", "`make dmeo`"],
+)
+def test_what_is_wrong_in_a_sentence_is_seen(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("documented.ROOT", tmp_path)
+    (tmp_path / "page.md").write_text(f"Say {text}, then wait.")
+    (command,) = inline_commands("page.md")
+    monkeypatch.undo()
+    with pytest.raises((AssertionError, subprocess.CalledProcessError)):
+        check_names(command)
+
+
+def test_places_of_blocks() -> None:
+    text = "a\n```bash\nmake demo\n```\n\n    biggan-hf env  # here\n    and text\n\n~~~\nout\n~~~\n"
+    assert [(block.line, block.language, block.text) for block in blocks("page.md", text)] == [
+        (2, "bash", "make demo\n"),
+        (6, "bash", "biggan-hf env  # here"),
+        (9, "", "out\n"),
+    ]
