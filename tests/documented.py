@@ -34,12 +34,14 @@ PAGES = sorted(
     for path in ROOT.glob(pattern)
 )
 # What a page may be written in. Blocks without a language show what a program prints.
-COMMANDS, OTHERS = {"bash", "sh", "shell", "console"}, {"", "text", "yaml", "json", "toml", "mermaid"}
+COMMANDS, OTHERS = {"bash", "sh", "shell", "console"}, {"", "text", "yaml", "json", "toml", "mermaid", "bibtex"}
 LANGUAGES = {"python", *COMMANDS, *OTHERS}
 # The programs that a page may call; what is not here ends its block with "command not found".
 PROGRAMS = ("accelerate", "biggan-hf", "git", "hf", "make", "pip", "pytest", "python")
-# What stands for any command, option or file within a sentence, and the script of an exported Space.
-STANDS_FOR_ANY, ELSEWHERE = {"COMMAND", "--name", "[settings.yaml]"}, {"app.py"}
+# What stands for any command, option or file within a sentence.
+STANDS_FOR_ANY = {"COMMAND", "--name", "--flags", "[settings.yaml]"}
+# Scripts that are not in this project: of an exported Space, and of BigGAN-PyTorch.
+ELSEWHERE = {"app.py", "sample.py", "make_hdf5.py", "calculate_inception_moments.py"}
 # Packages that pages name though no extra brings them.
 BESIDES = {"nncf", "trackio"}
 

