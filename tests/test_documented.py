@@ -7,6 +7,7 @@ named: a tiny model, a few pictures. Repositories of a USER are on the Hub of fa
 small network; what needs a GPU, hours, a browser or the real Hub is given to its parser alone.
 """
 
+import argparse
 import ast
 import contextlib
 import inspect
@@ -74,7 +75,6 @@ SMALL = {
     "train": "--max_train_steps 1 --per_device_batch_size 2 --global_batch_size 2 --sample_steps 0 --config_overrides "
     "generator_base_channels=8 discriminator_base_channels=8".split(),
 }
-RUN = ["--preset", "demo"]  # that goes on
 CLOTHES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
 OF_A_USER = re.compile(r"(?:user|USER)/[\w.-]+")  # on the Hub
 LOADS_PICTURES = {"load_labelled_images"}
@@ -97,7 +97,7 @@ def names_of_classes() -> dict[int, str]:
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder `model` of a tiny model, and the folder `pictures`."""
     folder = tmp_path_factory.mktemp("kept")
-    settings: Any = {"num_channels": 1, "standing_truncations": [0.3, 0.5, 1.0], "id2label": names_of_classes()}
+    settings: Any = {"num_channels": 1, "standing_truncations": [0.02, 0.5, 1.0, 2.0], "id2label": names_of_classes()}
     with_standing_statistics(tiny_generator(**settings)).save_pretrained(folder / "model")
     tiny_discriminator(**settings).save_pretrained(folder / "model" / "discriminator")
     for split in ("train", "test"):
@@ -178,9 +178,20 @@ def run(words: list[str], kept: Path) -> None:
             stand_in(str(name), kept / "pictures")
     for name in getattr(args, "pictures", []):
         stand_in(str(name), next((kept / "pictures").rglob("*.png")))
-    if getattr(args, "resume_from_checkpoint", None) == "latest" and not [*Path(args.output_dir).glob("checkpoint-*")]:
-        train([*RUN, "--output_dir", args.output_dir, "--dataset_name", str(kept / "pictures"), *SMALL["train"]])
-    train(argv) if command == "train" else main([command, *argv])
+    if command == "train":
+        run_training(args, argv, kept)
+    else:
+        main([command, *argv])
+
+
+def run_training(args: argparse.Namespace, argv: list[str], kept: Path) -> None:
+    """A run goes on that is there or that is made now; any other begins anew, though a page names its folder twice."""
+    if not args.resume_from_checkpoint:
+        shutil.rmtree(args.output_dir, ignore_errors=True)
+    elif not [*Path(args.output_dir).glob("checkpoint-*")]:
+        data = ["--preset", "demo", "--dataset_name", str(kept / "pictures")]
+        train([*data, "--output_dir", args.output_dir, *SMALL["train"]])
+    train(argv)
 
 
 # Code
