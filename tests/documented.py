@@ -347,13 +347,12 @@ def imported(name: str, whole: bool) -> Any:
 
 def resolved(node: ast.expr, known: dict[str, Any]) -> Iterator[Any]:
     """What an imported name, or a path of attributes from one, stands for; nothing for other expressions."""
-    names = ast.unparse(node).split(".")
-    if names[0] in known:
-        value = known[names[0]]
-        for name in names[1:]:
-            assert hasattr(value, name), f"{ast.unparse(node)}: there is no {name}"
-            value = getattr(value, name)
-        yield value
+    if isinstance(node, ast.Name) and node.id in known:
+        yield known[node.id]
+    elif isinstance(node, ast.Attribute):
+        for value in resolved(node.value, known):
+            assert hasattr(value, node.attr), f"{ast.unparse(node)}: there is no {node.attr}"
+            yield getattr(value, node.attr)
 
 
 def check_keywords(name: str, function: Any, call: ast.Call) -> None:

@@ -72,9 +72,9 @@ SMALL = {
     "npz": ["--num_images", "4"],
     "prepare": ["--num_workers", "0"],
     "stats": "--num_batches 1 --batch_size 2".split(),
-    "train": "--max_train_steps 1 --per_device_batch_size 2 --global_batch_size 2 --sample_steps 0 --config_overrides "
-    "generator_base_channels=8 discriminator_base_channels=8".split(),
+    "train": "--max_train_steps 1 --per_device_batch_size 2 --global_batch_size 2 --sample_steps 0".split(),
 }
+NARROW = "--config_overrides generator_base_channels=8 discriminator_base_channels=8".split()  # of a new network
 CLOTHES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
 OF_A_USER = re.compile(r"(?:user|USER)/[\w.-]+")  # on the Hub
 LOADS_PICTURES = {"load_labelled_images"}
@@ -132,6 +132,7 @@ def page_folder(kept: Path, tmp_path: Path, fake_hub: FakeHub, monkeypatch: pyte
     monkeypatch.setattr(Image.Image, "show", lambda picture: None)
     monkeypatch.setattr(torch.nn.Module, "compile", lambda *_, **__: None)
     monkeypatch.setitem(inspect.unwrap(collect_standing_statistics).__kwdefaults__, "num_batches", 1)
+    monkeypatch.setattr("biggan_hf.training.loop.draw_curves", lambda folder: None)  # two seconds a run
     write_onnx = exporting.write_onnx
     monkeypatch.setattr(exporting, "write_onnx", lambda model, path: write_once(write_onnx, model, path, kept))
     bars_are_off = are_progress_bars_disabled()
@@ -190,8 +191,8 @@ def run_training(args: argparse.Namespace, argv: list[str], kept: Path) -> None:
         shutil.rmtree(args.output_dir, ignore_errors=True)
     elif not [*Path(args.output_dir).glob("checkpoint-*")]:
         data = ["--preset", "demo", "--dataset_name", str(kept / "pictures")]
-        train([*data, "--output_dir", args.output_dir, *SMALL["train"]])
-    train(argv)
+        train([*data, "--output_dir", args.output_dir, *SMALL["train"], *NARROW])
+    train([*argv, *([] if args.init_from else NARROW)])
 
 
 # Code
