@@ -201,8 +201,8 @@ def sub_parser(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Ar
     choices = [action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
     if not choices or not words or words[0].startswith("-"):
         return parser
-    assert words[0] in choices[0], f"there is no command {words[0]!r}"  # type: ignore[operator]
-    return choices[0][words[0]]  # type: ignore[index]
+    assert words[0] in choices[0], f"there is no command {words[0]!r}"
+    return choices[0][words[0]]
 
 
 def check(words: list[str]) -> None:

@@ -49,7 +49,6 @@ from training_runs import write_pictures
 
 from biggan_hf import BigGANModel, collect_standing_statistics, exporting
 from biggan_hf.cli import main
-from biggan_hf.conversion.architecture import imagenet_classes as imagenet
 from biggan_hf.training import main as train
 
 
@@ -76,6 +75,9 @@ SMALL = {
 }
 NARROW = "--config_overrides generator_base_channels=8 discriminator_base_channels=8".split()  # of a new network
 CLOTHES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
+ANIMALS = "tench goldfish shark tiger hen ostrich husky cat dog".split() + ["golden retriever"]
+# The classes of the model have all names that the pages say: of clothes, digits and animals.
+CLASSES = [f"{name}, {label}, {animal}" for label, (name, animal) in enumerate(zip(CLOTHES, ANIMALS, strict=True))]
 OF_A_USER = re.compile(r"(?:user|USER)/[\w.-]+")  # on the Hub
 LOADS_PICTURES = {"load_labelled_images"}
 # What a reader has, and the code of a page uses.
@@ -85,19 +87,15 @@ OF_THE_READER = {"rank": 0, "values": np.full((8, 8), 0.5, np.float32)}
 # What a page takes for granted
 
 
-def names_of_classes() -> dict[int, str]:
-    """Those of ImageNet; the first ten are clothes and digits, too. So a class has any name that a page says."""
-    names = {label: [n for n in name.split(", ") if n.title() not in CLOTHES] for label, name in imagenet().items()}
-    for label, name in enumerate(CLOTHES):
-        names[label] = [name, str(label), *names[label]]
-    return {label: ", ".join(name) or "none" for label, name in names.items()}
-
-
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder `model` of a tiny model, and the folder `pictures`."""
     folder = tmp_path_factory.mktemp("kept")
-    settings: Any = {"num_channels": 1, "standing_truncations": [0.02, 0.5, 1.0, 2.0], "id2label": names_of_classes()}
+    settings: Any = {
+        "num_channels": 1,
+        "standing_truncations": [0.02, 0.5, 1.0, 2.0],
+        "id2label": dict(enumerate(CLASSES)),
+    }
     with_standing_statistics(tiny_generator(**settings)).save_pretrained(folder / "model")
     tiny_discriminator(**settings).save_pretrained(folder / "model" / "discriminator")
     for split in ("train", "test"):
@@ -132,7 +130,8 @@ def page_folder(kept: Path, tmp_path: Path, fake_hub: FakeHub, monkeypatch: pyte
     monkeypatch.setattr(Image.Image, "show", lambda picture: None)
     monkeypatch.setattr(torch.nn.Module, "compile", lambda *_, **__: None)
     monkeypatch.setitem(inspect.unwrap(collect_standing_statistics).__kwdefaults__, "num_batches", 1)
-    monkeypatch.setattr("biggan_hf.training.loop.draw_curves", lambda folder: None)  # two seconds a run
+    for name in ("draw_curves", "write_sheets"):  # most of the time of a short run
+        monkeypatch.setattr(f"biggan_hf.training.loop.{name}", lambda *_: None)
     write_onnx = exporting.write_onnx
     monkeypatch.setattr(exporting, "write_onnx", lambda model, path: write_once(write_onnx, model, path, kept))
     bars_are_off = are_progress_bars_disabled()
