@@ -318,14 +318,14 @@ def check_pytest(words: list[str]) -> None:
 # Code that is not run
 
 
-def check_code(text: str) -> None:
+def check_code(text: str, known: dict[str, Any]) -> None:
     """
-    Every name that the code imports exists, and what it calls by an imported name takes the keywords.
+    Every name that the code imports exists, and what it calls by an imported or known name takes the keywords.
 
     Raises:
         AssertionError, ImportError, SyntaxError: Otherwise.
     """
-    tree, known = ast.parse(text), dict[str, Any]()
+    tree, known = ast.parse(text), {**known}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             known |= {a.asname or a.name.partition(".")[0]: imported(a.name, bool(a.asname)) for a in node.names}
@@ -346,7 +346,7 @@ def imported(name: str, whole: bool) -> Any:
 
 
 def resolved(node: ast.expr, known: dict[str, Any]) -> Iterator[Any]:
-    """What an imported name, or a path of attributes from one, stands for; nothing for other expressions."""
+    """What a known name, or a path of attributes from one, stands for; nothing for other expressions."""
     if isinstance(node, ast.Name) and node.id in known:
         yield known[node.id]
     elif isinstance(node, ast.Attribute):

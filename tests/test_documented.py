@@ -55,6 +55,7 @@ from biggan_hf.training import main as train
 # Blocks that are not run, by words that they hold, and why. Names and keywords are checked all the same.
 NOT_RUN = {
     '.to("cuda")': "it needs a GPU",
+    "torch.onnx.export": "it takes ten seconds: test_neighbours.py",
     "onnxruntime.InferenceSession": "test_engines.py runs it, without torch",
 }
 # Commands that are only parsed, and why.
@@ -201,7 +202,7 @@ def exec_block(block: Block, variables: dict[str, Any], kept: Path) -> None:
     """Runs the code of a block, or checks its names if it is in `NOT_RUN`."""
     tree = ast.parse(block.text)
     if any(words in block.text for words in NOT_RUN):
-        check_code(block.text)
+        check_code(block.text, variables)
         return
     for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call) and node.args):
         function, argument = ast.unparse(call.func).rpartition(".")[2], call.args[0]
@@ -300,6 +301,7 @@ MODEL_OF_THE_PACKAGE = 'from biggan_hf import BigGANPipeline\npipe = BigGANPipel
         ("python", f'{MODEL_OF_THE_PACKAGE}pipe("Sneaker").image', "image"),
         ("python", f'{MODEL_OF_THE_PACKAGE}pipe.to("cuda")\nBigGANPipeline.from_pretraned("x")', "no from_pretraned"),
         ("python", f'{MODEL_OF_THE_PACKAGE}pipe.to("cuda")\nBigGANPipeline(modle=1)', "takes no \\['modle'\\]"),
+        ("python", "import torch\ntorch.onnx.export(1, dynamic_shape=1)", "takes no .*dynamic_shape"),
         ("yaml", "preset: [demo", "expected"),
         ("pyhton", "import torch", "a block in 'pyhton'"),
     ],
