@@ -3,7 +3,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 SOURCES := $(wildcard src conversion tests benchmarks examples docs/recipes train.py setup.py)
 
-.PHONY: demo test test-slow style quality wheel findings
+.PHONY: demo test test-slow style quality
 
 demo: demo/fashion.png demo/model/model.safetensors
 	$(BIN)/biggan-hf sample demo/model --images_per_class 10 --truncation 0.7 --output demo/samples.png --overwrite
@@ -28,15 +28,7 @@ test: $(INSTALLED)
 test-slow: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow tests
 
-style: $(INSTALLED)
-	$(BIN)/ruff check --fix $(SOURCES)
-	$(BIN)/ruff format $(SOURCES)
-
-# mypy follows the link src/biggan_hf/conversion, ruff does not: each reads conversion/ once.
-quality: $(INSTALLED)
-	$(BIN)/ruff check $(SOURCES)
-	$(BIN)/ruff format --check $(SOURCES)
-	$(BIN)/mypy $(filter-out conversion,$(SOURCES))
+.PHONY: wheel findings
 
 # The wheel is made of the source archive, and tried in an environment that has nothing else.
 FRESH := build/fresh
@@ -54,6 +46,16 @@ wheel: $(INSTALLED)
 findings:
 	@changed=; for script in findings/*.sh; do echo "== $$script"; $$script || changed="$$changed $$script"; done; \
 		test -z "$$changed" || { echo "changed, or could not be tried:$$changed"; exit 1; }
+
+style: $(INSTALLED)
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+# mypy follows the link src/biggan_hf/conversion, ruff does not: each reads conversion/ once.
+quality: $(INSTALLED)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy $(filter-out conversion,$(SOURCES))
 
 # torch goes first: it is the one package whose build (CPU, CUDA) an index or a wheel on disk may decide.
 $(INSTALLED): setup.py constraints.txt
