@@ -218,6 +218,9 @@ def check(words: list[str]) -> None:
         return
     parsers = parsers_of(words)
     rest = words[1:] if words[0].endswith(".py") else words[2:]
+    if words[:2] == ["biggan-hf", "train"] and rest[:1] and (ROOT / rest[0]).suffix == ".yaml":
+        assert (ROOT / rest[0]).is_file(), f"there is no file of settings {rest[0]!r}"
+        rest = rest[1:]
     for parser in parsers:
         try:
             parser.parse_args(rest)

@@ -58,6 +58,8 @@ NOT_RUN = {
     "torch.onnx.export": "it takes ten seconds: test_neighbours.py",
     "onnxruntime.InferenceSession": "test_engines.py runs it, without torch",
 }
+# Pages that are run by `make test-slow`, and why. `make test` checks their names and options.
+LONG = {"docs/training.md": "its ten trainings take a third of the time of all pages"}
 # Commands that are only parsed, and why.
 ONLY_PARSED = {
     "app": "it serves a page until it is stopped: test_app.py",
@@ -220,8 +222,10 @@ def read(block: Block) -> None:
     readers.get(block.language, str)(block.text)
 
 
-def try_blocks(found: list[Block], folder: Path, kept: Path) -> None:
+def try_blocks(found: list[Block], folder: Path, kept: Path, runs: bool = True) -> None:
     """
+    Runs the blocks, or only checks their names and options.
+
     Raises:
         AssertionError: A block does not run; the place, the error and the block.
     """
@@ -231,11 +235,13 @@ def try_blocks(found: list[Block], folder: Path, kept: Path) -> None:
         told = io.StringIO()
         try:
             with contextlib.redirect_stderr(told):
-                if block.language == "python":
+                if block.language == "python" and runs:
                     exec_block(block, variables, kept)
+                elif block.language == "python":
+                    check_code(block.text, variables)
                 elif block.language in COMMANDS:
                     for words in commands(block.text, folder):
-                        run(words, kept)
+                        run(words, kept) if runs else check(words)
                 else:
                     read(block)
         except (Exception, SystemExit) as error:
@@ -246,9 +252,17 @@ def try_blocks(found: list[Block], folder: Path, kept: Path) -> None:
 # The pages
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)])
+WITH_BLOCKS = [pytest.param(page, marks=[pytest.mark.slow] * (page in LONG)) for page in PAGES if blocks(page)]
+
+
+@pytest.mark.parametrize("page", WITH_BLOCKS)
 def test_blocks(page: str, page_folder: Path, kept: Path) -> None:
     try_blocks(blocks(page), page_folder, kept)
+
+
+@pytest.mark.parametrize("page", sorted(LONG))
+def test_names_and_options_of_a_long_page(page: str, page_folder: Path, kept: Path) -> None:
+    try_blocks(blocks(page), page_folder, kept, runs=False)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if inline_commands(page)])
