@@ -28,6 +28,25 @@ test: $(INSTALLED)
 test-slow: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow tests
 
+.PHONY: wheel findings
+
+# The wheel is made of the source archive, and tried in an environment that has nothing else.
+FRESH := build/fresh
+wheel: $(INSTALLED)
+	rm -rf dist $(FRESH)
+	$(BIN)/python -c 'from setuptools import build_meta; build_meta.build_sdist("dist")'
+	$(BIN)/pip wheel --no-deps --no-build-isolation --wheel-dir dist dist/*.tar.gz
+	$(PYTHON) -m venv $(FRESH)
+	$(FRESH)/bin/pip install "$$(grep -E '^torch==' constraints.txt)"
+	$(FRESH)/bin/pip install -c constraints.txt dist/*.whl
+	cd $(FRESH) && bin/biggan-hf env && bin/biggan-hf sample biggan_hf:fashion --output samples.png && bin/python -c \
+		'import biggan_hf.conversion.convert, importlib.resources as r; assert r.files("biggan_hf").joinpath("py.typed").is_file()'
+
+# Each shows a surprise of another package, with pinned versions from PyPI. None is part of the tests.
+findings:
+	@changed=; for script in findings/*.sh; do echo "== $$script"; $$script || changed="$$changed $$script"; done; \
+		test -z "$$changed" || { echo "changed, or could not be tried:$$changed"; exit 1; }
+
 style: $(INSTALLED)
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import documented
 import numpy as np
 import pytest
 import torch
@@ -300,8 +301,7 @@ def test_files_hold_nothing_of_this_machine(exported: Path) -> None:
 
 def test_onnxruntime_alone_runs_a_graph(exported: Path, tmp_path: Path) -> None:
     # The code of the page, where neither torch nor this package can be imported.
-    page = (REPO / "docs" / "engines.md").read_text(encoding="utf-8")
-    (code,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "import onnxruntime" in block]
+    (code,) = [block.text for block in documented.blocks("docs/engines.md") if "import onnxruntime" in block.text]
     code = f"import sys\nsys.modules.update(torch=None, biggan_hf=None)\n{code}"
     code += f"\nnp.savez({str(tmp_path / 'out.npz')!r}, images=images, latents=latents)\n"
     subprocess.run([sys.executable, "-c", code], cwd=exported, check=True)

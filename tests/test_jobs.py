@@ -1,4 +1,4 @@
-"""docs/jobs.md, whose commands the installed client takes, and examples/job.py, which keeps a run in a bucket."""
+"""The Jobs of docs/jobs.md, as the installed client would send them, and examples/job.py, which keeps a run."""
 
 import fnmatch
 import inspect
@@ -11,6 +11,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import documented
 import pytest
 from click.testing import CliRunner, Result
 from huggingface_hub import HfApi, JobHardware
@@ -20,7 +21,6 @@ from packaging.requirements import Requirement
 from training_runs import arguments
 
 import biggan_hf
-from biggan_hf.cli import build_parser
 from biggan_hf.training import parse_arguments
 from biggan_hf.training.logs import read_lines
 
@@ -28,11 +28,8 @@ from biggan_hf.training.logs import read_lines
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "jobs.md").read_text(encoding="utf-8")
 JOB = ROOT / "examples" / "job.py"
-BLOCKS = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
-LINES = "\n".join(BLOCKS).replace("\\\n", " ").splitlines()
-COMMANDS = [shlex.split(line) for line in LINES if line]
-JOBS = [words[1:] for words in COMMANDS if words[:4] == ["hf", "jobs", "uv", "run"]]
-OTHERS = [words[1:] for words in COMMANDS if words[0] == "hf" and words[1:] not in JOBS]
+LINES = "\n".join(block.text for block in documented.blocks("docs/jobs.md")).replace("\\\n", " ").splitlines()
+JOBS = [shlex.split(line)[1:] for line in LINES if line.startswith("hf jobs uv run ")]
 
 sys.path.append(str(ROOT / "benchmarks"))
 
@@ -55,9 +52,8 @@ def shown(result: Result) -> dict[str, list[str]]:
     return values
 
 
-def test_every_command_of_the_page_is_tried() -> None:
-    assert len(JOBS) == 2 and len(OTHERS) == 9
-    assert {words[0] for words in COMMANDS} == {"hf", "pip", "biggan-hf"}
+def test_jobs_of_the_page() -> None:
+    assert len(JOBS) == 2  # test_documented.py tries the other commands
 
 
 @pytest.mark.parametrize("words", JOBS, ids=" ".join)
@@ -87,24 +83,6 @@ def test_an_option_that_the_client_does_not_know_is_seen(monkeypatch: pytest.Mon
     assert shown(client(*words[:3], "--dry-run", *words[3:]))["script"] != ["examples/job.py"]
 
 
-@pytest.mark.parametrize("words", OTHERS, ids=" ".join)
-def test_client_parses_the_other_commands(words: list[str]) -> None:
-    command: Any = app
-    context = command.make_context("hf", [], resilient_parsing=True)
-    words = [*words]
-    while hasattr(command, "get_command"):
-        command = command.get_command(context, words.pop(0))
-        command = getattr(command, "materialize", lambda known=command: known)()
-    command.make_context(command.name, words)  # raises for an option or an argument that there is not
-    with pytest.raises(Exception, match="No such option"):
-        command.make_context(command.name, [*words, "--no-such-option"])
-
-
-def test_our_own_commands() -> None:
-    ours = [words[1:] for words in COMMANDS if words[0] == "biggan-hf"]
-    assert ours and all("run" in build_parser().parse_args(words) for words in ours)
-
-
 def test_costs() -> None:
     price = re.search(r"\$(\d+\.\d\d) an hour", PAGE)
     assert price is not None
@@ -123,11 +101,8 @@ def header() -> dict[str, Any]:
     return tomllib.loads("\n".join(line.removeprefix("#").removeprefix(" ") for line in lines[1:]))
 
 
-def test_header_is_that_of_the_package(header: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    setup: dict[str, Any] = {}
-    monkeypatch.setattr("setuptools.setup", setup.update)
-    monkeypatch.chdir(ROOT)
-    runpy.run_path("setup.py")
+def test_header_is_that_of_the_package(header: dict[str, Any]) -> None:
+    setup = documented.metadata()
     (package,) = map(Requirement, header["dependencies"])
     assert package.name == setup["name"] and package.extras == {"train"} <= setup["extras_require"].keys()
     assert header["requires-python"] == setup["python_requires"]

@@ -2,14 +2,17 @@
 
 import os
 import re
-import runpy
 import shutil
 import subprocess
+import sys
+import tarfile
+import zipfile
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import documented
 import pytest
 import yaml
 from packaging.requirements import Requirement
@@ -24,20 +27,15 @@ EXTRAS |= {"app", "dev"}
 
 
 @pytest.fixture
-def metadata(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def metadata() -> dict[str, Any]:
     """The arguments with which setup.py calls `setup`."""
-    arguments: dict[str, Any] = {}
-    monkeypatch.setattr("setuptools.setup", arguments.update)
-    monkeypatch.chdir(ROOT)
-    runpy.run_path("setup.py")
-    return arguments
+    return documented.metadata()
 
 
 @pytest.fixture
 def pins() -> dict[str, str]:
     """The version of each package that constraints.txt pins, by normal name."""
-    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    pairs = [line.split("==") for line in lines if not line.startswith("#")]
+    pairs = [line.split("==") for line in documented.constraints()]
     return {canonicalize_name(name): version for name, version in pairs}
 
 
@@ -114,10 +112,8 @@ def dry_run(folder: Path, target: str) -> list[str]:
     for name in ["Makefile", "setup.py", "constraints.txt"]:
         if not (folder / name).exists():
             shutil.copy2(ROOT / name, folder)
-    # These tests may run under `make test`, whose flags are not those of this make.
-    environment = {name: os.environ[name] for name in os.environ.keys() - {"MAKEFLAGS", "MAKELEVEL", "PYTHON"}}
     command = ["make", "--dry-run", target]
-    return subprocess.check_output(command, cwd=folder, env=environment, text=True).splitlines()
+    return subprocess.check_output(command, cwd=folder, env=documented.without_make(), text=True).splitlines()
 
 
 def assert_in_order(commands: list[str], starts: list[str]) -> None:
@@ -149,6 +145,87 @@ def test_make_installs_first_and_once(tmp_path: Path, target: str, commands: lis
     again = dry_run(tmp_path, target)
     assert_in_order(again, commands)
     assert not [command for command in again if "install " in command]
+
+
+# The archives
+
+
+Files = dict[str, bytes]
+
+
+@pytest.fixture(scope="module")
+def archives(tmp_path_factory: pytest.TempPathFactory) -> tuple[Files, Files, Files]:
+    """The files of the source archive, of the wheel, and of the wheel that is made of the source archive."""
+    folder = tmp_path_factory.mktemp("archives")
+    for name in ("src", "conversion"):
+        leave_out = shutil.ignore_patterns("__pycache__", "*.egg-info")
+        shutil.copytree(ROOT / name, folder / "tree" / name, symlinks=True, ignore=leave_out)
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy2(ROOT / name, folder / "tree")
+    build(folder / "tree", "sdist")
+    build(folder / "tree", "wheel")
+    (sdist,), (wheel,) = folder.glob("tree/*.tar.gz"), folder.glob("tree/*.whl")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(folder, filter="data")
+    unpacked = folder / sdist.name.removesuffix(".tar.gz")
+    files = {
+        path.relative_to(unpacked).as_posix(): path.read_bytes() for path in unpacked.rglob("*") if path.is_file()
+    }
+    build(unpacked, "wheel")
+    (again,) = unpacked.glob("*.whl")
+    assert again.name == wheel.name == f"biggan_hf-{biggan_hf.__version__}-py3-none-any.whl"
+    return files, files_of(wheel), files_of(again)
+
+
+def build(folder: Path, kind: str) -> None:
+    code = f"from setuptools import build_meta; build_meta.build_{kind}('.')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def files_of(wheel: Path) -> Files:
+    with zipfile.ZipFile(wheel) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def test_files_of_the_archives(archives: tuple[Files, Files, Files]) -> None:
+    sdist, wheel, again = archives
+    assert wheel == again
+    # The package, with all that lies in its folder, and nothing beside it.
+    package = Path(biggan_hf.__file__).parent
+    code = {
+        f"biggan_hf/{path.relative_to(package).as_posix()}"
+        for pattern in ("**/*.py", "conversion/*.py", "conversion/*.txt", "models/*/*", "py.typed")
+        for path in package.glob(pattern)
+    }
+    about = {name for name in wheel if ".dist-info/" in name}
+    assert wheel.keys() - about == code and len(code) > 100
+    assert {Path(name).name for name in about} >= {"METADATA", "LICENSE", "entry_points.txt"}
+    about = {name for name in sdist if ".egg-info/" in name}
+    assert sdist.keys() - about == {f"src/{name}" for name in code} | {
+        "LICENSE", "PKG-INFO", "README.md", "pyproject.toml", "setup.cfg", "setup.py"
+    }  # fmt: skip
+    assert all(sdist[f"src/{name}"] == wheel[name] for name in code)
+
+
+def test_make_wheel_installs_torch_as_pinned_and_then_the_wheel_of_the_source_archive(tmp_path: Path) -> None:
+    wheel = ".venv/bin/pip wheel --no-deps --no-build-isolation --wheel-dir dist dist/*.tar.gz"
+    torch, package = INSTALL[1].replace(".venv", "build/fresh"), "build/fresh/bin/pip install -c constraints.txt dist"
+    assert_in_order(dry_run(tmp_path, "wheel"), [wheel, "python3 -m venv build/fresh", torch, package])
+
+
+@pytest.mark.slow  # an environment of its own, with torch
+def test_make_wheel() -> None:
+    """The wheel, installed where there is nothing else, draws a sample and has the converters and the types."""
+    command = ["make", "wheel", f"PYTHON={sys.executable}"]
+    done = subprocess.run(command, cwd=ROOT, env=documented.without_make(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert f"- biggan_hf: {biggan_hf.__version__}" in done.stdout
+    sheet = ROOT / "build" / "fresh" / "samples.png"
+    assert sheet.is_file() and {path.suffix for path in (ROOT / "dist").iterdir()} == {".gz", ".whl"}
+
+
+# make demo, CI
 
 
 def test_demo_trains_once(tmp_path: Path) -> None:

@@ -1,7 +1,5 @@
 """Names to ids, options, and that a picture depends on nothing but its latents and its class."""
 
-import inspect
-import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ from common import seeded, tiny_generator
 from PIL import Image
 from torch import Tensor
 
-from biggan_hf import BigGANModel, BigGANPipeline, collect_standing_statistics
+from biggan_hf import BigGANModel, BigGANPipeline
 from biggan_hf.images import to_uint8
 
 
@@ -498,20 +496,3 @@ def test_a_model_is_offloaded_as_a_whole(pipe: BigGANPipeline) -> None:
             tensors(leaf_by_leaf, classes)
     with pytest.raises(ValueError, match="offloaded layer by layer"):
         leaf_by_leaf.model.sample([2])
-
-
-# The documentation
-
-
-def test_what_the_documentation_prints_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = "T-shirt Trouser Pullover Dress Coat Sandal Shirt Sneaker Bag Boot"
-    tiny_model(id2label=dict(enumerate(names.split()))).save_pretrained(tmp_path / "fashion-biggan")
-    monkeypatch.chdir(tmp_path)
-    defaults = inspect.unwrap(collect_standing_statistics).__kwdefaults__
-    monkeypatch.setitem(defaults, "num_batches", 1)
-    text = (Path(__file__).parents[1] / "docs" / "sampling.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(blocks) == 5 and ".compile()" in blocks[3] and "engine=" in blocks[4]
-    variables: dict[str, Any] = {}
-    for block in blocks[:4]:  # the last asks the Hub, as tests/test_engines_hub.py does
-        exec(compile(block.replace(".compile()", ".compile(backend='eager')"), "docs/sampling.md", "exec"), variables)
