@@ -382,20 +382,29 @@ def test_nothing_is_computed_beside_the_queue(served: Served) -> None:
     assert status == 404 and "join the queue" in text
 
 
-def test_sessions_take_little_memory(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
-    """gradio keeps 100 kB for each, of as many as anybody sends the names of."""
+def test_what_stays_of_a_visitor(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of as many as anybody names, gradio would keep the settings, 100 kB each; it deletes files when they are old."""
     monkeypatch.setattr(app, "MOST_SESSIONS", 5)
+    monkeypatch.setattr(app, "KEEP_FILES", (1, 1))
     blocks: Any = build(page)
     (index,) = [key for key, event in blocks.fns.items() if event.api_name == "weight_sliders"]
     serve(blocks, server_name="127.0.0.1", share=False, quiet=True, prevent_thread_lock=True)
+    client = Client(blocks.local_url, verbose=False, download_files=False)
+    made = client.predict(["goldfish"], False, 0.7, 0, 2, *WEIGHTS, api_name="/sample")
+    paths = [Path(path) for path in re.findall(r"'path': '(.*?)'", str(made))]
     for number in range(9):
         body = {"data": [["goldfish", "crane (2)"], True], "fn_index": index, "session_hash": str(number)}
         request = urllib.request.Request(f"{blocks.local_url}gradio_api/run/x", json.dumps(body).encode(), JSON)
         with urllib.request.urlopen(request, timeout=60) as answer:
             assert b"Weight of goldfish" in answer.read()
     assert [*blocks.app.state_holder.session_data] == [*"45678"]
-    with pytest.raises(urllib.error.HTTPError, match="404"):  # nor does it write them to its disk
+    with pytest.raises(urllib.error.HTTPError, match="404"):  # which gradio would write to its disk
         urllib.request.urlopen(f"{blocks.local_url}gradio_api/deep_link?session_hash=8")
+    for _ in range(600):
+        if not any(path.exists() for path in paths):
+            break
+        threading.Event().wait(0.1)
+    assert len(paths) == 4 and not [path for path in paths if path.exists()]
     blocks.close()
 
 

@@ -196,7 +196,7 @@ class PublishingMixin(LoadingMixin):
             tags: Tags to add to the card, if it is a generated one.
             license: The licence that the card names, if it names none: an identifier of the Hub's list, as `"mit"`.
             include_code: Uploads the code too: `AutoModel.from_pretrained(repo_id, trust_remote_code=True)` and
-                `transformers.pipeline(model=repo_id, trust_remote_code=True)` then need no package but transformers.
+                `transformers.pipeline(model=repo_id, trust_remote_code=True)` then need transformers and Pillow alone.
                 A repository that has the code gets it anew in any case.
 
         Returns:
