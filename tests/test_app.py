@@ -533,7 +533,7 @@ def test_the_space_starts_in_a_fresh_environment(tmp_path: Path) -> None:
         assert tools.keys() == {"sample", "walk", "sweep"}
         assert tools["sweep"]["description"].startswith("Shows the same draws at several truncations")
         assert "Bag" in json.dumps(tools["sample"]["inputSchema"])
-        call = {"jsonrpc": "2.0", "id": 1, "method": "tools/call"}
+        call: dict[str, Any] = {"jsonrpc": "2.0", "id": 1, "method": "tools/call"}
         call["params"] = {"name": tools["sweep"]["name"], "arguments": {"classes": ["Bag"], "seed": 1}}
         accepted = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
         status, answer = server.ask("/gradio_api/mcp/", json.dumps(call).encode(), **accepted)
