@@ -539,7 +539,7 @@ def test_the_space_starts_in_a_fresh_environment(tmp_path: Path) -> None:
         status, answer = server.ask("/gradio_api/mcp/", json.dumps(call).encode(), **accepted)
         assert status == 200 and '"mimeType":"image/png"' in answer.replace(" ", ""), answer[:2000]
         assert TOKEN not in server.log.read_text() + answer
-        for wrong in ([ADDRESS], ["/etc/passwd"], [FILE], ["Bag"] * 7, {"path": "/etc/passwd"}):
+        for wrong in ([ADDRESS], ["/etc/passwd"], [FILE], ["Bag"] * 7, [{"path": "/etc/passwd"}]):
             call["params"]["arguments"] = {"classes": wrong, "seed": 1}
             status, answer = server.ask("/gradio_api/mcp/", json.dumps(call).encode(), **accepted)
             assert status == 400 if FILE in wrong else '"isError":true' in answer.replace(" ", ""), answer[:2000]
