@@ -132,21 +132,39 @@ class Page:
 
     @told
     def sample(
-        self, classes: list[str], mix: bool, truncation: float, seed: float, number: float, *weights: float
+        self,
+        classes: list[str],
+        mix: bool,
+        truncation: float,
+        seed: float,
+        number: float,
+        weight_1: float = 1,  # by their names, which a program sees
+        weight_2: float = 1,
+        weight_3: float = 1,
+        weight_4: float = 1,
+        weight_5: float = 1,
+        weight_6: float = 1,
     ) -> tuple[list[tuple[Image.Image, str]], str, str]:
         """
         Generates pictures of classes, or of a mixture of classes.
 
         Args:
             classes: Names of one or several classes. An empty list stands for a random class for each picture.
-            mix: Whether the pictures show one mixture of the classes; the numbers after `number` are their weights.
+            mix: Whether the pictures show one mixture of the classes, by the weights.
             truncation: The smaller, the more typical and the less varied are the pictures.
             seed: The same seed gives the same pictures.
             number: How many pictures of each class, or of the mixture.
+            weight_1: Of the first class in a mixture.
+            weight_2: Of the second class in a mixture.
+            weight_3: Of the third class in a mixture.
+            weight_4: Of the fourth class in a mixture.
+            weight_5: Of the fifth class in a mixture.
+            weight_6: Of the sixth class in a mixture.
 
         Returns:
             The pictures with captions, a labelled sheet of them (PNG), and the settings that make them again (JSON).
         """
+        weights = (weight_1, weight_2, weight_3, weight_4, weight_5, weight_6)
         prompts = self._prompts(classes, mix, weights)
         options: dict[str, Any] = {"num_images_per_prompt": self._whole("number", number)}
         options["truncation"] = self._truncation(truncation)
@@ -324,8 +342,8 @@ class Page:
         if mix is not True or len(ids) < 2:
             return [*ids] or None
         shares = [self._checked(f"weight_{place}", weight) for place, weight in enumerate(weights[: len(ids)], 1)]
-        if len(shares) < len(ids) or not sum(shares):
-            raise ValueError("a mixture needs a weight for each class, and one of them above 0")
+        if not sum(shares):
+            raise ValueError("a mixture needs a weight above 0")
         return [{label: share / sum(shares) for label, share in zip(ids, shares, strict=True)}]
 
     def _ids(self, classes: Any) -> list[int]:
