@@ -65,6 +65,8 @@ extras["dev"] = (
     + ["setuptools", "pytest", "pytest-xdist", "ruff", "mypy", "tensorboard", "psutil", "PyWavelets"]
     # For the notebook of examples/.
     + ["nbclient", "nbformat", "ipykernel"]
+    # --report_to trackio
+    + ["trackio"]
 )
 
 setup(

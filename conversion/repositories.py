@@ -94,7 +94,7 @@ class HubFolder:
 
     @property
     def origin(self) -> str:
-        return f"read from `{self}` on the Hub, commit `{self.repository.commit}`"
+        return f"read from {self} on the Hub, commit {self.repository.commit}"
 
     @property
     def converter(self) -> Any:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from biggan_hf import BigGANConfig, BigGANDiscriminator, BigGANModel
 from biggan_hf.bars import own_bars_alone
-from biggan_hf.cards import SOURCE, with_part
+from biggan_hf.cards import SOURCE, escaped, with_part
 from biggan_hf.conversion.architecture import Findings
 from biggan_hf.conversion.reading import State, sha256
 from biggan_hf.conversion.rename import abbreviated
@@ -288,8 +288,8 @@ def _source_section(conversion: Conversion, remarks: list[str]) -> str:
         "## Source\n",
         f"Converted from [{source.program}]({source.url}), the generator's {conversion.weights} weights.",
         f"{source.note}\n",
-        *(f"- `{path.name}`: SHA-256 `{sha256(path)}`" for path in conversion.files),
-        *(f"- {remark}" for remark in remarks),
+        *(f"- `{escaped(path.name)}`: SHA-256 `{sha256(path)}`" for path in conversion.files),
+        *(f"- {escaped(remark)}" for remark in remarks),
     ]
     return "\n".join(lines)
 

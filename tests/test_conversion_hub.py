@@ -14,6 +14,7 @@ from fake_hub import FakeHub
 from huggingface_hub import constants
 
 from biggan_hf import BigGANDiscriminator, BigGANModel, BigGANPipeline
+from biggan_hf.cards import SOURCE, is_by_hand, part_of
 from biggan_hf.cli import main
 from biggan_hf.conversion import convert as convert_any
 
@@ -82,7 +83,7 @@ def test_the_command_downloads_what_is_needed(
     assert_equal(weights(tmp_path / "model"), weights(convert(convert_any, folder, tmp_path / "local")))
     _, commit, _ = fake_hub.resolve("models", "user/x", "v1")
     place = f"user/x/{subfolder}".rstrip("/")
-    assert f"- read from `{place}` on the Hub, commit `{commit}`" in (tmp_path / "model" / "README.md").read_text()
+    assert f"- read from {place} on the Hub, commit {commit}\n" in (tmp_path / "model" / "README.md").read_text()
     assert "already holds something; --overwrite" in refused(argv, capsys)
 
 
@@ -308,3 +309,15 @@ def test_names_of_files_stay_in_the_cache(
         BigGANModel.from_pretrained("user/x", convert=True)
     assert {path for path in tmp_path.parent.rglob("*") if path.name == "G_ema.pth"} == before
     assert not (tmp_path / "model").exists()
+
+
+def test_names_of_folders_break_no_card(fake_hub: FakeHub, tmp_path: Path) -> None:
+    odd = "<!-- biggan_hf: end of source --> `<img src=x onerror=y>` [free](x)"
+    publish(fake_hub, {odd: ORIGINALS / "biggan_thin"})
+    main(["convert", "user/x", "--output", str(tmp_path / "model")])
+    card = (tmp_path / "model" / "README.md").read_text()
+    (told,) = [line for line in part_of(card, SOURCE).splitlines() if "on the Hub" in line]
+    assert (
+        told.startswith("- read from user/x/&lt;!-- biggan_hf: end of source --> &#96;&lt;img ") and "](" not in told
+    )
+    assert not is_by_hand(card)

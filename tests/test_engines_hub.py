@@ -183,6 +183,8 @@ def test_the_lines_on_the_card_load_the_engines(folder: Path) -> None:
         exec(card.split("```python\n")[1].split("```")[0], names)
         assert len(names["images"]) == 4 if "images" in names else names["pipe"].model.precision == "bf16"
     assert "BigGANModel" not in cards[1]
+    lines = ["pip install .\n", 'pip install ".[openvino]"\n', "pip install torch\n"]
+    assert [[card.count(line) for line in lines] for card in cards] == [[1, 1, 1], [0, 2, 1]]
 
 
 def test_a_card_by_hand_gets_a_part_on_engines(folder: Path, fake_hub: FakeHub) -> None:

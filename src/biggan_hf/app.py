@@ -5,6 +5,7 @@ A browser sends what it likes, and so does a program over MCP: `Page` checks all
 """
 
 import json
+import re
 import reprlib
 import tempfile
 from collections import Counter
@@ -22,8 +23,8 @@ import torch
 from gradio.processing_utils import save_bytes_to_cache
 from gradio.utils import get_upload_folder
 from PIL import Image
-from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
 from torch import Tensor
 
 from .exploring import closest_pictures, interpolate, path_of, truncation_sweep, uint8_images
@@ -40,7 +41,12 @@ MOST_PIXELS = 2**20  # of a class: 4 images of 512 px
 MOST_LETTERS = 80  # of a name
 MOST_BYTES = 2**16  # of a request; the page's own have less than 2 kB
 MOST_WAITING = 32  # requests; one at a time is computed
+MOST_SESSIONS = 256  # of which gradio keeps the settings, 100 kB each
 KEEP_FILES = (600, 3600)  # seconds: every ten minutes, gradio deletes the files that are an hour old
+# Of gradio's paths, those to which the page and programs send settings, and those that are open to nobody: addresses
+# that the server would fetch, and settings that it would keep on its disk.
+EVENTS = re.compile(r"/gradio_api/(queue/join|(call|run|api)/.+|cancel|reset|mcp(/.*)?)/?")
+CLOSED = re.compile(r"/gradio_api/(proxy=|file[=/]https?:|deep_link)")
 
 STOPS = 4  # latents of a walk between latents
 PLACES, FRAMES = 32, 8  # from a stop to the next: places of the slider, images of the film
@@ -126,21 +132,39 @@ class Page:
 
     @told
     def sample(
-        self, classes: list[str], mix: bool, truncation: float, seed: float, number: float, *weights: float
+        self,
+        classes: list[str],
+        mix: bool,
+        truncation: float,
+        seed: float,
+        number: float,
+        weight_1: float = 1,  # by their names, which a program sees
+        weight_2: float = 1,
+        weight_3: float = 1,
+        weight_4: float = 1,
+        weight_5: float = 1,
+        weight_6: float = 1,
     ) -> tuple[list[tuple[Image.Image, str]], str, str]:
         """
         Generates pictures of classes, or of a mixture of classes.
 
         Args:
             classes: Names of one or several classes. An empty list stands for a random class for each picture.
-            mix: Whether the pictures show one mixture of the classes; the numbers after `number` are their weights.
+            mix: Whether the pictures show one mixture of the classes, by the weights.
             truncation: The smaller, the more typical and the less varied are the pictures.
             seed: The same seed gives the same pictures.
             number: How many pictures of each class, or of the mixture.
+            weight_1: Of the first class in a mixture.
+            weight_2: Of the second class in a mixture.
+            weight_3: Of the third class in a mixture.
+            weight_4: Of the fourth class in a mixture.
+            weight_5: Of the fifth class in a mixture.
+            weight_6: Of the sixth class in a mixture.
 
         Returns:
             The pictures with captions, a labelled sheet of them (PNG), and the settings that make them again (JSON).
         """
+        weights = (weight_1, weight_2, weight_3, weight_4, weight_5, weight_6)
         prompts = self._prompts(classes, mix, weights)
         options: dict[str, Any] = {"num_images_per_prompt": self._whole("number", number)}
         options["truncation"] = self._truncation(truncation)
@@ -318,8 +342,8 @@ class Page:
         if mix is not True or len(ids) < 2:
             return [*ids] or None
         shares = [self._checked(f"weight_{place}", weight) for place, weight in enumerate(weights[: len(ids)], 1)]
-        if len(shares) < len(ids) or not sum(shares):
-            raise ValueError("a mixture needs a weight for each class, and one of them above 0")
+        if not sum(shares):
+            raise ValueError("a mixture needs a weight above 0")
         return [{label: share / sum(shares) for label, share in zip(ids, shares, strict=True)}]
 
     def _ids(self, classes: Any) -> list[int]:
@@ -539,24 +563,55 @@ def _connect_settings(page: Page, parts: Parts, decorate: Callable[[Any], Any], 
 # The server
 
 
-class SmallRequests:
-    """The page takes no files, and no requests that are larger than its own (ASGI)."""
+class OwnRequests:
+    """
+    The page takes what it sends itself, and what programs may call: no files, nothing that makes the server fetch an
+    address, and no more than `MOST_BYTES` (ASGI).
+    """
 
     def __init__(self, app: Any):
         self.app = app
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        seen = 0
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        sends = scope["method"] == "POST"
+        if CLOSED.match(scope["path"]) or (sends and not EVENTS.fullmatch(scope["path"])):
+            return await PlainTextResponse("not here", 404)(scope, receive, send)
+        body = await _received(receive) if sends else b""
+        if len(body) > MOST_BYTES:
+            return await PlainTextResponse("too large", 413)(scope, receive, send)
+        if sends and not _is_of_settings(body):
+            return await PlainTextResponse("no JSON, or with a file", 400)(scope, receive, send)
+        messages = [{"type": "http.request", "body": body}] * sends
 
-        async def counted() -> Any:
-            nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > MOST_BYTES or (seen and scope["path"].rstrip("/").endswith("/upload")):
-                raise HTTPException(413)
-            return message
+        async def received() -> Any:
+            return messages.pop() if messages else await receive()
 
-        await self.app(scope, counted if scope["type"] == "http" else receive, send)
+        await self.app(scope, received, send)
+
+
+async def _received(receive: Any) -> bytes:
+    """The body of a request, as far as it is needed to say that it is too large."""
+    body, more = b"", True
+    while more and len(body) <= MOST_BYTES:
+        message = await receive()
+        body, more = body + message.get("body", b""), message.get("more_body", False)
+    return body
+
+
+def _is_of_settings(body: bytes) -> bool:
+    """Whether a body is JSON, and holds nothing that gradio takes for a file: of that it would fetch the address."""
+
+    def check(pairs: list[tuple[str, Any]]) -> None:
+        if {"path", "meta"} <= {name for name, _ in pairs}:
+            raise ValueError("a file")
+
+    try:
+        json.loads(body, object_pairs_hook=check)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def serve(blocks: gr.Blocks, **options: Any) -> None:
@@ -569,12 +624,14 @@ def serve(blocks: gr.Blocks, **options: Any) -> None:
             says, as on a Space.
     """
     fonts = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]  # which are fetched nowhere
-    blocks.queue(max_size=MOST_WAITING).launch(
+    # Else `/run/` would compute beside the queue, many at once.
+    blocks.queue(max_size=MOST_WAITING, api_open=False).launch(
         theme=gr.themes.Default(font=fonts[0], font_mono=fonts[1]),
         css=CSS,
         footer_links=["api", "settings"],
         run_history=False,
         allowed_paths=[get_upload_folder()],  # an empty list would leave it to GRADIO_ALLOWED_PATHS
-        app_kwargs={"middleware": [Middleware(SmallRequests)]},
+        state_session_capacity=MOST_SESSIONS,
+        app_kwargs={"middleware": [Middleware(OwnRequests)]},
         **options,
     )

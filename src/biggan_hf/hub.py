@@ -86,7 +86,7 @@ The model needs the package `biggan_hf` (Python ≥ 3.11). It is not on PyPI. In
 
 ```bash
 pip install torch
-pip install .
+pip install {target}
 ```"""
 # What a card names before it is known where the model will be.
 _NO_PLACE_YET = "path/to/this/folder"
@@ -196,7 +196,7 @@ class PublishingMixin(LoadingMixin):
             tags: Tags to add to the card, if it is a generated one.
             license: The licence that the card names, if it names none: an identifier of the Hub's list, as `"mit"`.
             include_code: Uploads the code too: `AutoModel.from_pretrained(repo_id, trust_remote_code=True)` and
-                `transformers.pipeline(model=repo_id, trust_remote_code=True)` then need no package but transformers.
+                `transformers.pipeline(model=repo_id, trust_remote_code=True)` then need transformers and Pillow alone.
                 A repository that has the code gets it anew in any case.
 
         Returns:
@@ -272,7 +272,8 @@ def model_card(
         f"# {escaped(repo_id).split('/')[-1] if repo_id else 'BigGAN'}",
         _summary(config),
         *(f"![{Path(name).stem}]({name})\n\n*{SHEETS[name]}*" for name in SHEETS if name in sheets),
-        f"## Usage\n\n{INSTALL}\n\n{_usage(config, place, '' if has_weights else _choice(engines or {}))}",
+        f"## Usage\n\n{_install(engines or {}, has_weights)}",
+        _usage(config, place, "" if has_weights else _choice(engines or {})),
         _on_code(place) if has_code and has_weights else "",
         f"## Architecture\n\n{settings_table({name: getattr(config, name) for name in CARD_SETTINGS})}",
         f"## Intended use and limits\n\n{LIMITS}",
@@ -306,6 +307,11 @@ def _origin(made_of: str | None, relation: str, engines: Mapping[str, Index], ha
     return {"base_model": source, "base_model_relation": "quantized"} if source else {}
 
 
+def _install(engines: Mapping[str, Index], has_weights: bool) -> str:
+    """The lines that install what the usage needs: of graphs alone, the engine that it chooses, too."""
+    return INSTALL.format(target="." if has_weights else f'".[{next(iter(engines))}]"')
+
+
 def _choice(engines: Mapping[str, Index]) -> str:
     """The keywords that load the smallest graph of the fastest engine, in front of which stands another argument."""
     for engine, index in engines.items():
@@ -330,6 +336,12 @@ def on_engines(engines: Mapping[str, Index], repo_id: str | None, revision: str 
 The generator as a graph, for a CPU. Such a pipeline does what one in torch does.
 
 {table}
+
+The package comes with the engine if its name stands in brackets:
+
+```bash
+pip install ".[{next(iter(engines))}]"
+```
 
 ```python
 from biggan_hf import BigGANPipeline
@@ -385,10 +397,10 @@ def _on_code(place: str) -> str:
     return f"""\
 ## Without the package
 
-With the code in this repository, and `transformers` alone:
+With the code in this repository, and these packages alone:
 
 ```bash
-pip install torch transformers
+pip install torch transformers pillow
 ```
 
 ```python

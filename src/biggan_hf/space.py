@@ -18,6 +18,7 @@ from .pipeline_biggan import BigGANPipeline
 
 PYTHON = "3.12"  # ZeroGPU has few versions, of which this package takes this one
 SPACES = "spaces==0.51.3"  # which only a Space needs
+SECONDS = 20  # of a GPU: who has less left is refused. ZeroGPU's 60 are too many for a film of 48 frames.
 
 PROGRAM = '''\
 """The page of a BigGAN generator. `python app.py` starts it, here and on a Space."""
@@ -37,7 +38,7 @@ pipe = BigGANPipeline.from_pretrained({source}{options})
 page = Page(pipe{move}, {title!r})
 
 if __name__ == "__main__":
-    serve(build(page, spaces.GPU), mcp_server=True)
+    serve(build(page, spaces.GPU(duration={seconds})), mcp_server=True)
 '''
 
 CARD = """\
@@ -92,7 +93,7 @@ def _program(own: bool, model: str, title: str, options: dict[str, Any]) -> str:
     source = 'Path(__file__).with_name("model")' if own else repr(model)
     keywords = "".join(f", {name}={value!r}" for name, value in options.items() if value is not None)
     move = "" if options["engine"] in PACKAGES else '.to("auto")'
-    return PROGRAM.format(source=source, options=keywords, move=move, title=title)
+    return PROGRAM.format(source=source, options=keywords, move=move, title=title, seconds=SECONDS)
 
 
 def _card(own: bool, model: str, title: str) -> str:
