@@ -3,7 +3,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 SOURCES := $(wildcard src conversion tests benchmarks examples docs/recipes train.py setup.py)
 
-.PHONY: demo test test-slow style quality
+.PHONY: demo test test-slow style quality docs
 
 demo: demo/fashion.png demo/model/model.safetensors
 	$(BIN)/biggan-hf sample demo/model --images_per_class 10 --truncation 0.7 --output demo/samples.png --overwrite
@@ -33,10 +33,14 @@ style: $(INSTALLED)
 	$(BIN)/ruff format $(SOURCES)
 
 # mypy follows the link src/biggan_hf/conversion, ruff does not: each reads conversion/ once.
-quality: $(INSTALLED)
+quality: $(INSTALLED) docs
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy $(filter-out conversion,$(SOURCES))
+
+# The site, in site/. A broken link, or a missing page, ends it.
+docs: $(INSTALLED)
+	$(BIN)/zensical build --strict
 
 # torch goes first: it is the one package whose build (CPU, CUDA) an index or a wheel on disk may decide.
 $(INSTALLED): setup.py constraints.txt

@@ -511,7 +511,7 @@ def test_what_the_documentation_prints_runs(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setitem(defaults, "num_batches", 1)
     text = (Path(__file__).parents[1] / "docs" / "sampling.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(blocks) == 5 and ".compile()" in blocks[3] and "engine=" in blocks[4]
+    assert len(blocks) == 4 and ".compile()" in blocks[3]
     variables: dict[str, Any] = {}
-    for block in blocks[:4]:  # the last asks the Hub, as tests/test_engines_hub.py does
+    for block in blocks:
         exec(compile(block.replace(".compile()", ".compile(backend='eager')"), "docs/sampling.md", "exec"), variables)
