@@ -91,12 +91,15 @@ def test_every_module_of_conversion_is_in_the_reference() -> None:
     assert {name for name in modules if f"\n::: biggan_hf.conversion.{name}\n" not in CONVERSION} == set()
 
 
+def undocumented(parent: ast.Module | ast.ClassDef, place: str) -> Iterator[str]:
+    """Public functions and classes without a docstring."""
+    for node in parent.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            name = f"{place}.{node.name}"
+            yield from [] if ast.get_docstring(node) else [name]
+            yield from undocumented(node, name) if isinstance(node, ast.ClassDef) else []
+
+
 def test_public_functions_of_conversion_have_docstrings() -> None:
-    lacking = []
-    for path in (ROOT / "conversion").glob("*.py"):
-        module = ast.parse(path.read_text(encoding="utf-8"))
-        classes = [node for node in module.body if isinstance(node, ast.ClassDef) and not node.name.startswith("_")]
-        for node in [child for parent in (module, *classes) for child in parent.body]:
-            is_public = isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
-            lacking += [f"{path.stem}.{node.name}"] if is_public and not ast.get_docstring(node) else []
-    assert lacking == []
+    modules = {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "conversion").glob("*.py")}
+    assert [name for stem, module in modules.items() for name in undocumented(module, stem)] == []
