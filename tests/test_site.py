@@ -68,7 +68,9 @@ def public_functions() -> Iterator[tuple[str, Any]]:
         module, _, name = path.rpartition(".")
         thing = getattr(import_module(module), name)
         yield name, thing
-        members = chosen.split(", ") if chosen else [n for n in vars(thing) if not n.startswith("_")]
+        members = (
+            chosen.split(", ") if chosen else [n for n in vars(thing) if n == "__call__" or not n.startswith("_")]
+        )
         for member in members if inspect.isclass(thing) else []:
             method = inspect.getattr_static(thing, member)
             yield f"{name}.{member}", method.fget if isinstance(method, property) else getattr(thing, member)
