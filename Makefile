@@ -38,8 +38,13 @@ quality: $(INSTALLED) docs
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy $(filter-out conversion,$(SOURCES))
 
-# The site, in site/. A broken link, or a missing page, ends it.
+# The site, in site/, from the pages and the files to which they link. A broken link ends it. zensical goes through all
+# files below its folder, also those that it leaves out, and takes minutes where .venv is one: so it gets a copy.
+SITE := *.md LICENSE CITATION.cff conversion docs examples findings src
 docs: $(INSTALLED)
+	rm -rf build/pages
+	mkdir -p build/pages
+	cp -r $(SITE) build/pages
 	$(BIN)/zensical build --strict
 
 # torch goes first: it is the one package whose build (CPU, CUDA) an index or a wheel on disk may decide.
