@@ -3,7 +3,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 SOURCES := $(wildcard src conversion tests benchmarks examples docs/recipes train.py setup.py)
 
-.PHONY: demo test test-slow style quality
+.PHONY: demo test test-slow style quality docs
 
 demo: demo/fashion.png demo/model/model.safetensors
 	$(BIN)/biggan-hf sample demo/model --images_per_class 10 --truncation 0.7 --output demo/samples.png --overwrite
@@ -52,10 +52,19 @@ style: $(INSTALLED)
 	$(BIN)/ruff format $(SOURCES)
 
 # mypy follows the link src/biggan_hf/conversion, ruff does not: each reads conversion/ once.
-quality: $(INSTALLED)
+quality: $(INSTALLED) docs
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy $(filter-out conversion,$(SOURCES))
+
+# The site, in site/, from the pages and the files to which they link. A broken link ends it. zensical goes through all
+# files below its folder, also those that it leaves out, and takes minutes where .venv is one: so it gets a copy.
+SITE := *.md LICENSE CITATION.cff conversion docs examples findings src
+docs: $(INSTALLED)
+	rm -rf build/pages
+	mkdir -p build/pages
+	cp -r $(SITE) build/pages
+	$(BIN)/zensical build --strict
 
 # torch goes first: it is the one package whose build (CPU, CUDA) an index or a wheel on disk may decide.
 $(INSTALLED): setup.py constraints.txt

@@ -43,7 +43,8 @@ extras = {
     "convert": ["h5py", "pyyaml"],
     "video": ["av"],
     "bench": ["pytorch-pretrained-biggan"],
-    "docs": ["zensical"],
+    # The site: zensical builds it, mkdocstrings reads the reference from the docstrings.
+    "docs": ["zensical", "mkdocstrings-python"],
     # The page. gradio takes no Pillow from 13 on.
     "app": ["gradio>=6.31"],
     # Fine-tuning by adapters.
@@ -62,6 +63,7 @@ extras["dev"] = (
     + extras["video"]
     + extras["adapters"]
     + extras["app"]
+    + extras["docs"]
     + ["setuptools", "pytest", "pytest-xdist", "ruff", "mypy", "tensorboard", "psutil", "PyWavelets"]
     # For the notebook of examples/.
     + ["nbclient", "nbformat", "ipykernel"]

@@ -24,10 +24,12 @@ class Findings:
         self.remarks: list[str] = []
 
     def add(self, origin: str, **fields: Any) -> None:
+        """Adds fields of the configuration, and where they come from."""
         self.fields.update(fields)
         self.origins.update(dict.fromkeys(fields, origin))
 
     def remark(self, text: str) -> None:
+        """Adds a line for the screen and the card."""
         self.remarks.append(text)
 
     def config(self) -> BigGANConfig:
@@ -35,6 +37,7 @@ class Findings:
         return BigGANConfig(**self.fields)
 
     def table(self) -> str:
+        """The fields as lines: name, value, origin."""
         rows = [
             (name, f"{len(value)} values" if len(str(value)) > 40 else str(value), self.origins[name])
             for name, value in self.fields.items()
@@ -52,18 +55,22 @@ def number_of_blocks(source_state: State) -> int:
 
 
 def is_deep(state: State) -> bool:
+    """Whether a generator is one of the deep architecture."""
     return "stages.0.blocks.0.conv3.weight" in state
 
 
 def stage_numbers(state: State) -> list[int]:
+    """The numbers of the stages, ascending."""
     return sorted({int(key.split(".")[1]) for key in state if key.startswith("stages.")})
 
 
 def blocks_per_stage(state: State) -> int:
+    """The number of blocks in each stage."""
     return max(int(key.split(".")[3]) for key in state if re.match(r"stages\.\d+\.blocks\.", key)) + 1
 
 
 def attention_stages(state: State) -> list[int]:
+    """The stages that self-attention follows."""
     return [stage for stage in stage_numbers(state) if f"stages.{stage}.attention.theta.weight" in state]
 
 
@@ -75,10 +82,12 @@ def stage_outputs(state: State) -> list[int]:
 
 
 def rows(state: State, name: str) -> int:
+    """The output width of a weight."""
     return shape(state, name)[0]
 
 
 def shape(state: State, name: str) -> torch.Size:
+    """The shape of a weight; raises `ValueError` if it is missing, or neither a matrix nor a convolution."""
     if name not in state:
         raise ValueError(f"{name} is missing: the shapes fit no BigGAN")
     if state[name].ndim < 2:

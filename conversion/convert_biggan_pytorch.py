@@ -60,6 +60,7 @@ class Checkpoint:
 
     @property
     def files(self) -> list[Path]:
+        """Those of the files that are there."""
         return [path for path in (self.generator, self.discriminator, self.counters) if path is not None]
 
 
@@ -130,6 +131,7 @@ def generator_modules(num_stages: int, depth: int) -> dict[str, str]:
 
 
 def discriminator_modules(num_stages: int, depth: int) -> dict[str, str]:
+    """The program's modules of the discriminator, and ours."""
     modules = {"embed": "class_embedding", "linear": "linear", "input_conv": "input_conv"}
     for stage in range(num_stages):
         for block in range(depth):
@@ -139,6 +141,7 @@ def discriminator_modules(num_stages: int, depth: int) -> dict[str, str]:
 
 
 def rename_generator(state: State, findings: Findings) -> State:
+    """The generator's tensors under this project's names."""
     number = number_of_blocks(state)
     depth = 1
     if "blocks.0.0.conv3.weight" in state:
@@ -148,6 +151,7 @@ def rename_generator(state: State, findings: Findings) -> State:
 
 
 def rename_discriminator(state: State, findings: Findings) -> State:
+    """The discriminator's tensors under this project's names."""
     depths = [int(match[1]) for key in state if (match := re.match(r"blocks\.\d+\.(\d+)\.conv1\.weight", key))]
     modules = discriminator_modules(number_of_blocks(state), max(depths, default=0) + 1)
     return rename(state, modules, NAMES, DROPPED, findings)
@@ -210,6 +214,7 @@ def fold_added_gain(state: State, eps: float, sn_eps: float) -> State:
 
 
 def convert(args: argparse.Namespace) -> Conversion:
+    """What the script reads, under this project's names; raises `ValueError` or `OSError` for a wrong source."""
     checkpoint = find_checkpoint(args.source, args.weights, args.suffix)
     settings = read_settings(checkpoint.counters)
     findings = Findings()
@@ -278,6 +283,7 @@ def add_training_state(conversion: Conversion, args: argparse.Namespace, checkpo
 
 
 def options() -> argparse.ArgumentParser:
+    """The script's options."""
     arguments = parser(__doc__, "CHECKPOINT_DIR", "the folder with G.pth, G_ema.pth, D.pth …, or a generator's file")
     arguments.add_argument("--weights", choices=["ema", "live"], help="default: ema if there is such a file")
     arguments.add_argument("--suffix", default="", metavar="NAME", help="what follows G_, such as best0 or copy1")
@@ -308,6 +314,7 @@ def options() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """The script; `argv` stands for the command line."""
     convert_and_write(convert, options().parse_args(argv))
 
 

@@ -51,6 +51,7 @@ EPS = 1e-4
 
 
 def convert(args: argparse.Namespace) -> Conversion:
+    """What the script reads, under this project's names; raises `ValueError` or `OSError` for a wrong source."""
     findings = Findings()
     state = fold_spectral_norm(load_state(args.source, "a generator ported by ivclab"), channels_last=True)
     blocks = deepmind_blocks(state, "gblock", BLOCK_MODULES, "conv1.bias", "attention.theta.weight", depth=1)
@@ -74,6 +75,7 @@ def convert(args: argparse.Namespace) -> Conversion:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """The script; `argv` stands for the command line."""
     arguments = parser(__doc__, "FILE", "biggan128-release.pt, biggan256-release.pt or biggan512-release.pt")
     convert_and_write(convert, arguments.parse_args(argv))
 

@@ -101,6 +101,7 @@ def stage_modules(layers: list[list[Any]], attention: int) -> dict[str, str]:
 
 
 def convert(args: argparse.Namespace) -> Conversion:
+    """What the script reads, under this project's names; raises `ValueError` or `OSError` for a wrong source."""
     check_folder(args.source)
     settings = read_settings(args.source / "config.json")
     weights = args.source / "pytorch_model.bin"
@@ -126,6 +127,7 @@ def convert(args: argparse.Namespace) -> Conversion:
 
 
 def options() -> argparse.ArgumentParser:
+    """The script's options."""
     arguments = parser(__doc__, "DIR", "the folder with config.json and pytorch_model.bin")
     arguments.add_argument(
         "--stats_interpolation",
@@ -138,6 +140,7 @@ def options() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """The script; `argv` stands for the command line."""
     convert_and_write(convert, options().parse_args(argv))
 
 

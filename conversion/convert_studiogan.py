@@ -60,6 +60,8 @@ OTHER_HEADS = {
 
 @dataclass
 class Checkpoint:
+    """The files of one step, and what they hold."""
+
     generator: Path
     discriminator: Path | None
     step: int
@@ -160,6 +162,7 @@ def _first_convolutions(state: State) -> list[str]:
 
 
 def rename_generator(state: State, findings: Findings) -> State:
+    """The generator's tensors under this project's names."""
     depth = 1
     if "blocks.0.0.conv2d3.weight" in state:
         depth = deep_blocks_per_stage([state[key].shape[1] for key in _first_convolutions(state)])
@@ -169,6 +172,7 @@ def rename_generator(state: State, findings: Findings) -> State:
 
 
 def rename_discriminator(state: State, image_size: int, findings: Findings) -> State:
+    """The discriminator's tensors under this project's names."""
     deep = "blocks.0.0.conv2d3.weight" in state
     stages = len(CHANNEL_MULTIPLIERS[image_size][1]) - deep
     depth = max(len(_first_convolutions(state)) // stages, 1)
@@ -198,6 +202,7 @@ def find_settings(state: State, settings: dict[str, Any], findings: Findings) ->
 
 
 def convert(args: argparse.Namespace) -> Conversion:
+    """What the script reads, under this project's names; raises `ValueError` or `OSError` for a wrong source."""
     checkpoint = find_checkpoint(args.source, args.weights, args.step)
     settings = read_settings(args.config, args.source)
     check_settings(settings)
@@ -229,6 +234,7 @@ def convert(args: argparse.Namespace) -> Conversion:
 
 
 def options() -> argparse.ArgumentParser:
+    """The script's options."""
     arguments = parser(__doc__, "CHECKPOINT_DIR", "the folder with model=G-best-weights-step=N.pth and so on")
     arguments.add_argument(
         "--config",
@@ -249,6 +255,7 @@ def options() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """The script; `argv` stands for the command line."""
     convert_and_write(convert, options().parse_args(argv))
 
 

@@ -254,6 +254,7 @@ def convert_variables(
 
 
 def convert(args: argparse.Namespace) -> Conversion:
+    """What the script reads, under this project's names; raises `ValueError` or `OSError` for a wrong source."""
     findings = Findings()
     variables, tables = read_variables(args.source)
     state = convert_variables(variables, tables, args.source, findings)
@@ -266,10 +267,12 @@ def convert(args: argparse.Namespace) -> Conversion:
 
 
 def options() -> argparse.ArgumentParser:
+    """The script's options."""
     return parser(__doc__, "SOURCE", "biggan-128.h5, or the folder of a module or of a TensorFlow checkpoint")
 
 
 def main(argv: list[str] | None = None) -> None:
+    """The script; `argv` stands for the command line."""
     convert_and_write(convert, options().parse_args(argv))
 
 

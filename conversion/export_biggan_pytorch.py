@@ -138,6 +138,7 @@ def export_generator(model: BigGANModel) -> State:
 
 
 def export_discriminator(model: BigGANDiscriminator) -> State:
+    """The discriminator's tensors under the program's names."""
     depth = model.config.discriminator_blocks_per_stage if model.config.is_deep else 1
     return export_state(dict(model.state_dict()), discriminator_modules(len(model.stages), depth))
 
@@ -174,6 +175,7 @@ def step(source: Path) -> int:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """The script; `argv` stands for the command line."""
     args = parser(__doc__, "MODEL_DIR", "a folder with config.json and model.safetensors", reference=False).parse_args(
         argv
     )

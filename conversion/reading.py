@@ -168,12 +168,14 @@ def load_state(path: Path, expected: str) -> State:
 
 
 def check_finite(state: State, path: Path) -> None:
+    """Raises `ValueError` for a tensor that holds NaN or infinity."""
     for key, value in state.items():
         if value.is_floating_point() and not value.isfinite().all():
             raise ValueError(f"{str(path)!r}: {key} holds NaN or infinity")
 
 
 def sha256(path: Path) -> str:
+    """A file's SHA-256, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

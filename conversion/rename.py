@@ -65,6 +65,7 @@ def _target(key: str, modules: dict[str, str], names: list[tuple[str, str]]) -> 
 
 
 def abbreviated(names: list[str]) -> str:
+    """The first four names."""
     return ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
 
 
@@ -189,6 +190,7 @@ def deepmind_blocks(
 
 
 def deepmind_layouts(state: State, deep: bool) -> None:
+    """Columns, rows and the names of the last batch norm, from DeepMind's order to this project's."""
     output_gain(state)
     class_first(state, deep)
     # The rows of the first linear map, from (height, width, channel) to (channel, height, width).

@@ -94,6 +94,7 @@ class HubFolder:
 
     @property
     def origin(self) -> str:
+        """The line of the card that says where the files come from."""
         return f"read from {self} on the Hub, commit {self.repository.commit}"
 
     @property

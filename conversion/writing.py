@@ -263,6 +263,10 @@ def finish(conversion: Conversion, args: argparse.Namespace) -> list[str]:
 def write_training_state(
     conversion: Conversion, config: BigGANConfig, discriminator: BigGANDiscriminator | None, folder: Path
 ) -> None:
+    """
+    Writes the live generator and the state of training beside the model; raises `ValueError` for files that the
+    program has not written.
+    """
     assert conversion.training_state is not None and conversion.live_generator is not None
     assert discriminator is not None
     live = build(BigGANModel, config, conversion.live_generator)

@@ -174,7 +174,7 @@ def test_what_is_published_is_the_model(fake_hub: FakeHub, tmp_path: Path) -> No
     more = fake_hub.files("user/y").keys() - fake_hub.files("user/x").keys()
     assert {"curves.png", "samples/step-0000100.png", "best/model.safetensors"} <= more
     assert not any(part.startswith((".unfinished", ".replaced")) for name in more for part in name.split("/"))
-    page = (Path(__file__).parents[1] / "docs" / "sampling.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[1] / "docs" / "publishing.md").read_text(encoding="utf-8")
     listed = page.partition("## What is published")[2].partition("\n## ")[0]
     assert all(
         f"`{name}`" in listed for name in ("README.md", "LICENSE", "samples.png", "truncation.png", "config.json")

@@ -133,7 +133,16 @@ INSTALL = [
     ("target", "commands"),
     [
         ("test", ["OMP_NUM_THREADS=1 .venv/bin/pytest"]),
-        ("quality", [".venv/bin/ruff check", ".venv/bin/ruff format --check", ".venv/bin/mypy"]),
+        ("docs", [".venv/bin/zensical build --strict"]),
+        (
+            "quality",
+            [
+                ".venv/bin/zensical build --strict",
+                ".venv/bin/ruff check",
+                ".venv/bin/ruff format --check",
+                ".venv/bin/mypy",
+            ],
+        ),
         ("style", [".venv/bin/ruff check --fix", ".venv/bin/ruff format"]),
         ("demo", [".venv/bin/biggan-hf sample biggan_hf:fashion", "trap : INT; .venv/bin/biggan-hf train", SAMPLE]),
     ],

@@ -48,7 +48,8 @@ _RANGES: Ranges = [
 @strict
 class BigGANConfig(PreTrainedConfig):
     """
-    The architecture of a BigGAN generator and its discriminator. The defaults are the paper's 128-pixel model.
+    The architecture of a BigGAN generator and its discriminator. The defaults are the paper's 128-pixel model
+    (appendix B).
 
     docs/options.md explains every field. A saved `config.json` holds everything that the networks depend on:
     multipliers that were left out are filled in.
@@ -132,7 +133,17 @@ class BigGANConfig(PreTrainedConfig):
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> "BigGANConfig":
-        """A row of `PRESETS`, such as "biggan-128", with some fields of `BigGANConfig` replaced."""
+        """
+        The architecture of a published model: a row of `PRESETS`, with some fields of `BigGANConfig` replaced.
+
+        Args:
+            name: "biggan-128" or another preset.
+            **overrides: Fields and their values, as `num_labels=10`.
+
+        Raises:
+            ValueError: There is no such preset (the message names the closest), or a value is not allowed.
+            TypeError: There is no such field.
+        """
         return cls(**_replaced(preset_row(name).networks, overrides))
 
     @classmethod

@@ -30,15 +30,19 @@ def interpolate(
     along the path; several are its points.
 
     Args:
+        pipe: Generates the images.
         latents: (K, z_dim), or (1, z_dim) to keep them.
         class_embeddings: As `pipe.embed_classes` gives them, K or 1; `None` for an unconditional model.
         num_steps: From a point to the next.
         spherical: Follows great circles instead of straight lines, see `interpolation_path`.
         closed: The last point leads back to the first, which is not repeated.
-        options: Of the pipeline: `truncation`, `batch_size`, `progress_bar`.
+        **options: Of the pipeline: `truncation`, `batch_size`, `progress_bar`.
 
     Returns:
         uint8 ((K - 1) · num_steps + 1, num_channels, H, W), or (K · num_steps, …) if closed.
+
+    Raises:
+        ValueError: Fewer than two points, numbers of latents and classes that differ, or `num_steps` below 1.
     """
     latents, class_embeddings = path_of(latents, class_embeddings, num_steps, spherical=spherical, closed=closed)
     if class_embeddings is None:
@@ -73,9 +77,17 @@ def class_grid(
     **options: Any,
 ) -> Tensor:
     """
-    Every class with the same latents, which shows what latents mean apart from the class: uint8
-    (number of classes, num_images, num_channels, H, W). The options are those of the pipeline: `truncation`,
-    `truncation_mode`, `batch_size`, `progress_bar`.
+    Every class with the same latents, which shows what latents mean apart from the class.
+
+    Args:
+        pipe: Generates the images.
+        class_labels: As for the pipeline.
+        num_images: Latents, each of which every class gets.
+        generator: Draws the latents.
+        **options: Of the pipeline: `truncation`, `truncation_mode`, `batch_size`, `progress_bar`.
+
+    Returns:
+        uint8 (number of classes, num_images, num_channels, H, W).
     """
     num_classes = len(pipe._to_mixtures(class_labels))
     seeds = _draw_seeds(num_images, generator)
@@ -95,12 +107,17 @@ def truncation_sweep(
     The same draws at each truncation, as in the paper's figure 2a: with it, every entry of the latents moves to 0.
 
     Args:
+        pipe: Generates the images.
         class_labels: As for the pipeline, N images in all with `num_images_per_prompt`.
         truncations: T thresholds; a model with standing statistics must have them for each.
-        options: Of the pipeline: `num_images_per_prompt`, `truncation_mode`, `batch_size`, `progress_bar`.
+        generator: Draws the latents.
+        **options: Of the pipeline: `num_images_per_prompt`, `truncation_mode`, `batch_size`, `progress_bar`.
 
     Returns:
         uint8 (N, T, num_channels, H, W).
+
+    Raises:
+        ValueError: A truncation that is not positive, or outside the model's standing statistics.
     """
     for truncation in truncations:
         pipe.model._standing_row(truncation)
@@ -124,8 +141,14 @@ def uint8_images(pipe: BigGANPipeline, *args: Any, **options: Any) -> Tensor:
 
 
 class Neighbours(NamedTuple):
-    distances: Tensor  # (N, k), ascending: root mean square differences, of grey levels (0 to 255) or of the features
-    indices: Tensor  # int64 (N, k): where the pictures stand in the data set
+    """
+    Args:
+        distances: (N, k), ascending: root mean square differences, of grey levels (0 to 255) or of the features.
+        indices: int64 (N, k): where the pictures stand in the data set.
+    """
+
+    distances: Tensor
+    indices: Tensor
 
 
 def nearest_neighbours(
@@ -138,7 +161,14 @@ def nearest_neighbours(
     Args:
         images: uint8 (N, C, H, W).
         data_set: Batches of uint8 (B, C, H, W), in the data set's order; read once.
+        k: Pictures for each image.
         features: From uint8 (B, C, H, W) to the vectors (B, D) that are compared; default the pixels.
+
+    Returns:
+        Their distances, ascending, and their numbers in the data set, both (N, k).
+
+    Raises:
+        ValueError: Images of another type or shape, or `k` above the number of pictures.
     """
     if images.ndim != 4 or images.dtype != torch.uint8:
         raise ValueError(f"images must be uint8 (N, C, H, W), got {images.dtype} of {tuple(images.shape)}")

@@ -132,13 +132,20 @@ class PublishingMixin(LoadingMixin):
         **kwargs: Any,
     ) -> None:
         """
-        As in transformers. If a save fails, the folder stays as it was. If it succeeds, no shards of an earlier save
-        remain. With `include_code=True` the folder also holds the code, for machines without this package. The weights
-        say at which `global_step` of the training they were saved, which an evaluation then reports. With
-        `push_to_hub=True`, `repo_id` and the other arguments go to [`push_to_hub`].
+        Writes `config.json` and `model.safetensors`, as in transformers. If a save fails, the folder stays as it was.
+        If it succeeds, no shards of an earlier save remain.
+
+        Args:
+            save_directory: The folder; created if it does not exist.
+            is_main_process: `False` writes nothing: of several processes, one writes.
+            push_to_hub: Uploads the folder, too; `repo_id` and the other arguments go to `push_to_hub`.
+            include_code: Writes the code beside the weights, for machines without this package.
+            global_step: The step of the training at which the weights were saved, which an evaluation then reports.
+            **kwargs: Those of transformers, as `max_shard_size` and `state_dict`.
 
         Raises:
-            ValueError: The configuration does not fit the weights. Nothing has been written.
+            ValueError: The configuration does not fit the weights, or these are sharded. Nothing has been written.
+            TypeError: A keyword is unknown.
         """
         if kwargs.get("safe_serialization") is True:  # as always
             del kwargs["safe_serialization"]
@@ -201,6 +208,10 @@ class PublishingMixin(LoadingMixin):
 
         Returns:
             The commit's address.
+
+        Raises:
+            ValueError: The configuration does not fit the weights, or a malformed token. Nothing has been uploaded.
+            huggingface_hub.errors.HfHubHTTPError: The Hub refuses, for example a token without the right to write.
         """
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(Path(folder) / self._path_in_repo, max_shard_size=max_shard_size)

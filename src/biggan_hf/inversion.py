@@ -52,7 +52,9 @@ def invert(
     progress_bar: bool = True,
 ) -> Inversion:
     """
-    Starts each picture at the closest of some random samples. Adam, with a cosine decay, then lowers the mean square
+    Finds latents and class embeddings from which the generator comes close to given pictures.
+
+    Each picture starts at the closest of some random samples. Adam, with a cosine decay, then lowers the mean square
     difference of the pixels plus `path_weight` times the mean squares of the changes of latents and of embeddings. The
     second term keeps both near values that the generator was trained on. Pictures do not influence each other.
 
@@ -68,6 +70,9 @@ def invert(
         generator: Draws the candidates.
         batch_size: The largest number of candidates, or of pictures, at a time.
         progress_bar: Shows the steps done and the mean error.
+
+    Returns:
+        The latents, the class embeddings and their images.
 
     Raises:
         ValueError: Images or labels of another shape or range, an option out of range.

@@ -83,11 +83,29 @@ class LoadingMixin(PreTrainedModel):
         cls, pretrained_model_name_or_path: str | PathLike[str] | None, *model_args: Any, **kwargs: Any
     ) -> Any:
         """
-        As in transformers, with these differences. "biggan_hf:fashion" is a generator that comes with the package. A
-        discriminator is found in the folder `discriminator/` of a generator. The load is refused if weights are
-        missing, or are not finite, or if a variance is negative; with `state_dict=…`, weights may be missing and get
-        initial values. If a repository on the Hub holds another program's checkpoint, an error names the command that
-        converts it; with `convert=True` it is converted, once, to a folder in the cache, and loaded from there.
+        Loads a network, in eval mode, as in transformers, but whole or not at all.
+
+        Args:
+            pretrained_model_name_or_path: A folder, a repository on the Hub (`"user/name"`), or `"biggan_hf:fashion"`,
+                a generator that comes with the package. A discriminator is found in the folder `discriminator/` of a
+                generator.
+            *model_args: Go to the constructor.
+            **kwargs: Those of transformers: revision, subfolder, token, cache_dir, local_files_only, dtype,
+                device_map, config or fields of it, ignore_mismatched_sizes, state_dict, output_loading_info, … With
+                `state_dict=…`, weights may be missing and get initial values. `convert=True`, which transformers
+                lacks, converts another program's checkpoint on the Hub, once, to a folder in the cache, and loads it
+                from there.
+
+        Returns:
+            The network; with `output_loading_info=True` also transformers' report on the load.
+
+        Raises:
+            ValueError: Weights are missing, damaged or not finite; a variance is negative; the source holds the other
+                network, or another program's checkpoint (the message names the command that converts it).
+            RuntimeError: A weight has another shape than the configuration says.
+            OSError: There is no such folder or repository, or a file of it is missing.
+            MemoryError: The network does not fit the memory.
+            TypeError: A keyword is unknown.
         """
         named, device_map = pretrained_model_name_or_path, kwargs.get("device_map")
         for device in device_map.values() if isinstance(device_map, Mapping) else [device_map]:

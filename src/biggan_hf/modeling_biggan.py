@@ -40,12 +40,22 @@ from .spectral_norm import SpectralNorm, drop_stale_folds, folded_weights, itera
 
 @dataclass
 class BigGANModelOutput(ModelOutput):
-    images: Tensor | None = None  # (N, num_channels, image_size, image_size) in [-1, 1]
+    """
+    Args:
+        images: (N, num_channels, image_size, image_size) in [-1, 1].
+    """
+
+    images: Tensor | None = None
 
 
 @dataclass
 class BigGANDiscriminatorOutput(ModelOutput):
-    logits: Tensor | None = None  # (N, 1); the larger, the more real
+    """
+    Args:
+        logits: (N, 1); the larger, the more real.
+    """
+
+    logits: Tensor | None = None
 
 
 # Blocks. All resampling is by two: nearest neighbour up, average pooling down. The 1x1 convolution of a shortcut gives
@@ -279,7 +289,8 @@ class BigGANPreTrainedModel(PublishingMixin, PreTrainedModel):
         the network can be saved and loaded. Do this before you quantise, export or merge adapters into a network. It
         cannot go on with the training that it had: spectral norm no longer holds its weights.
 
-        Returns: the network itself.
+        Returns:
+            The network itself.
         """
         for name, layer in [*self.named_modules()]:
             if isinstance(layer, SpectralNorm):
@@ -297,7 +308,13 @@ class BigGANPreTrainedModel(PublishingMixin, PreTrainedModel):
 
 class BigGANModel(SamplingMixin, BigGANPreTrainedModel):
     """
-    The generator: turns latents and a class into an image.
+    The generator: turns latents and a class into an image (paper, appendix B).
+
+    Args:
+        config: The architecture. The weights are drawn; `from_pretrained` loads some.
+
+    Raises:
+        ValueError: The fields of the configuration do not fit each other.
 
     Example:
         ```python
@@ -334,6 +351,8 @@ class BigGANModel(SamplingMixin, BigGANPreTrainedModel):
         return_dict: bool | None = None,
     ) -> BigGANModelOutput | tuple[Tensor]:
         """
+        Generates one image a row, in training or in eval mode, with gradients.
+
         Args:
             latents: (N, z_dim). `sample_latents` draws and truncates them.
             class_labels: int64 (N,); `None` for an unconditional model.
@@ -343,6 +362,9 @@ class BigGANModel(SamplingMixin, BigGANPreTrainedModel):
             truncation: The truncation with which the latents were drawn. It selects the standing statistics; `None`
                 selects the running statistics.
             return_dict: `False` for a tuple.
+
+        Returns:
+            `images`, (N, num_channels, image_size, image_size) in [-1, 1].
 
         Raises:
             ValueError: Latents, labels or embeddings of the wrong shape; a label or a truncation out of range.
@@ -403,7 +425,13 @@ class BigGANModel(SamplingMixin, BigGANPreTrainedModel):
 class BigGANDiscriminator(BigGANPreTrainedModel):
     """
     The discriminator: turns an image and its class into one logit, by projection (Miyato & Koyama 2018,
-    arXiv:1802.05637).
+    arXiv:1802.05637). It loads, saves and pushes as `BigGANModel` does.
+
+    Args:
+        config: The architecture, the same as the generator's.
+
+    Raises:
+        ValueError: The fields of the configuration do not fit each other.
 
     Example:
         ```python
@@ -432,10 +460,15 @@ class BigGANDiscriminator(BigGANPreTrainedModel):
         self, pixel_values: Tensor, class_labels: Tensor | None = None, return_dict: bool | None = None
     ) -> BigGANDiscriminatorOutput | tuple[Tensor]:
         """
+        Judges images, each as one of its class.
+
         Args:
             pixel_values: (N, num_channels, image_size, image_size) in [-1, 1].
             class_labels: int64 (N,); `None` for an unconditional model.
             return_dict: `False` for a tuple.
+
+        Returns:
+            `logits`, (N, 1); the larger, the more real.
 
         Raises:
             ValueError: Images or labels of the wrong shape, a label out of range.

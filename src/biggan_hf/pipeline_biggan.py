@@ -87,6 +87,9 @@ class BigGANPipeline:
         model: The generator, in torch or as an engine runs it.
         discriminator: For `best_of`. A pipeline that `from_pretrained` loaded finds its own when it needs one.
 
+    Raises:
+        TypeError: The model is no generator.
+
     Example:
         ```python
         pipe = BigGANPipeline.from_pretrained("user/biggan").to("cuda")
@@ -166,9 +169,22 @@ class BigGANPipeline:
         overwrite: bool = False,
     ) -> Self:
         """
-        Writes the generator for another engine, see `export_model`, which `biggan-hf export` calls too.
+        Writes the generator as a graph for another engine, and checks the graph, as `biggan-hf export` does.
 
-        Returns: A pipeline with that engine.
+        Args:
+            output: The folder: a model's own, or another one. The graph goes to `onnx/` or `openvino/` in it.
+            engine: "onnx" or "openvino".
+            precision: "fp32", "bf16" (OpenVINO) or "int8".
+            overwrite: Replaces a graph that is there.
+
+        Returns:
+            A pipeline with that engine.
+
+        Raises:
+            ValueError: An unknown engine or precision; a graph whose images differ too much from those of torch, which
+                is then not written; a pipeline that has an engine already.
+            FileExistsError: There is such a graph.
+            ImportError: The extra of the engine is not installed.
         """
         from .exporting import export_model  # here: it comes with an engine's extra
 
@@ -196,15 +212,42 @@ class BigGANPipeline:
         return self.model
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
-        """Writes `config.json` and the weights, or an engine's graph; keywords as `BigGANModel.save_pretrained`."""
+        """
+        Writes `config.json` and the weights, or an engine's graph.
+
+        Args:
+            save_directory: The folder; created if it does not exist.
+            **kwargs: Those of `BigGANModel.save_pretrained`, which also says what is raised.
+        """
         self.model.save_pretrained(save_directory, **kwargs)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
-        """Uploads the model and its card; keywords and answer as `BigGANModel.push_to_hub`."""
+        """
+        Uploads the model, or an engine's graph, and its card.
+
+        Args:
+            repo_id: `"user/name"`.
+            **kwargs: Those of `BigGANModel.push_to_hub`, which also says what is raised.
+
+        Returns:
+            The commit's address.
+        """
         return self.model.push_to_hub(repo_id, **kwargs)
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Moves or casts the model in place, as `torch.nn.Module.to`: a device (or "auto"), a dtype or both."""
+        """
+        Moves or casts the model in place, as `torch.nn.Module.to`.
+
+        Args:
+            *args: A device, or "auto" for the best one, a dtype, or both.
+            **kwargs: The same by name, `device=` and `dtype=`.
+
+        Returns:
+            The pipeline itself.
+
+        Raises:
+            ValueError: There is no such device here; or an engine computes, which stays on the CPU in its precision.
+        """
         if args[:1] == ("auto",):
             args = (device_or_best(None), *args[1:])
         for device in (*args[:1], kwargs.get("device")):
@@ -223,34 +266,69 @@ class BigGANPipeline:
         After that every batch has the full `batch_size`: a smaller one is filled up, and the extra images are dropped.
         So one graph serves all batches. Another truncation or batch size compiles again. Without `batch_size` it is
         the next power of two above the number of images, but at most the size without a compiler.
+
+        Args:
+            **kwargs: Those of `torch.compile`.
+
+        Returns:
+            The pipeline itself.
+
+        Raises:
+            ValueError: An engine computes, and not torch.
         """
         self._network("compile").compile(**kwargs)
         self._is_compiled = True
         return self
 
     def renew_weights(self) -> Self:
-        """The next call normalises all weights again. Call this after a write that autograd does not record."""
+        """
+        Lets the next call normalise all weights again. Call this after a write that autograd does not record.
+
+        Returns:
+            The pipeline itself.
+        """
         unfold(self._network("renew_weights"))
         return self
 
     def progress_bar(self, iterable: Iterable[Any] | None = None, total: int | None = None, **kwargs: Any) -> tqdm:
-        """A bar over an iterable or of a total; other keywords are tqdm's, before `set_progress_bar_config`'s."""
+        """
+        A bar of progress, with the settings of `set_progress_bar_config`.
+
+        Args:
+            iterable: What the bar goes over.
+            total: The number of steps; needed without an iterable.
+            **kwargs: Other keywords of tqdm, which win over those settings.
+
+        Raises:
+            ValueError: Neither an iterable nor a total is given.
+            TypeError: A keyword is unknown.
+        """
         if iterable is None and total is None:
             raise ValueError("a progress bar needs an iterable or a total")
         check_keywords("progress_bar", kwargs, _BAR_KEYWORDS)
         return open_bar(iterable, **{"total": total, **self._bar_settings, **kwargs})
 
     def set_progress_bar_config(self, **kwargs: Any) -> None:
-        """Settings of the bars, tqdm's keywords: `disable=True` for none."""
+        """
+        Sets up the bars of all later calls.
+
+        Args:
+            **kwargs: Keywords of tqdm; `disable=True` for no bars.
+
+        Raises:
+            TypeError: A keyword is unknown.
+        """
         check_keywords("set_progress_bar_config", kwargs, _BAR_KEYWORDS)
         self._bar_settings = kwargs
 
     @property
     def device(self) -> torch.device:
+        """Where the model computes."""
         return self.model.device
 
     @property
     def dtype(self) -> torch.dtype:
+        """The type of its weights."""
         return self.model.dtype
 
     if not TYPE_CHECKING:
@@ -282,6 +360,9 @@ class BigGANPipeline:
 
         Args:
             names: One name or several: any comma-separated part of a label or the whole label, in any case.
+
+        Returns:
+            An id for each name.
 
         Raises:
             ValueError: A name that no class has, with the closest ones, or that several classes have, with their ids.
@@ -362,6 +443,9 @@ class BigGANPipeline:
             output_type: `"pil"`, `"np"`, `"pt"` or `"uint8"`, see `BigGANPipelineOutput`.
             return_dict: `False` for the tuple (images, class_labels, latents).
             progress_bar: Shows the images done.
+
+        Returns:
+            `BigGANPipelineOutput`: the images in the form of `output_type`, their labels and their latents.
 
         Raises:
             ValueError: An unknown or ambiguous name, a label or an option out of range, weights that do not sum to 1,

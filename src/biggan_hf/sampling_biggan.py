@@ -56,13 +56,19 @@ class SamplingMixin(_Network):
             class_labels: Labels or names; `None` draws a random label for each image of a model with classes.
             num_images_per_prompt: Images of a label, one after the other; without labels, all images. Also called
                 `num_images_per_label`.
-            truncation: Threshold of the truncation trick (paper, section 3.1); `None` for plain N(0, 1).
+            truncation: Threshold t > 0 of the truncation trick (paper, section 3.1); `None` for plain N(0, 1).
             truncation_mode: See `sample_latents`. Default: the model's own, with which its statistics were measured.
             latents: (number of images, z_dim) in place of drawing them.
             generator: Makes the draw reproducible; one for all images, or one per image.
 
         Returns:
             (len(class_labels) · num_images_per_prompt, num_channels, image_size, image_size) in [-1, 1].
+
+        Raises:
+            ValueError: An unknown or ambiguous name; a label, a number of images or a truncation out of range; latents
+                of a wrong shape; a wrong number of generators; images that are not finite; weights that are offloaded
+                layer by layer, as by accelerate's `cpu_offload`.
+            TypeError: A label or a generator of another type.
         """
         check_not_offloaded(self)
         # Labels first, then latents: the order in which a generator is read.

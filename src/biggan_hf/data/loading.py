@@ -24,7 +24,7 @@ def load_labelled_images(
     reduced_jpeg: bool = False,
 ) -> LabelledImages:
     """
-    Opens a source of images; each is decoded when asked for, see [`decode_picture`].
+    Opens a source of images; each is decoded when asked for.
 
     Args:
         dataset_name: A local folder of pictures with a sub-folder for each class, or a zip of one (see docs/data.md);

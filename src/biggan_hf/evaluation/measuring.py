@@ -101,8 +101,16 @@ def evaluate(
     Args:
         samples: A `GeneratedImages`, or an `ImageArray` of another program's samples.
         reference: A `RealImages`, or what `measure` or `read_moments` returned.
+        extractor: What `load_extractor` returned: from uint8 images to features.
+        settings: What is measured, and on how many images.
         floor: Other real images, measured against the reference like the samples. No generator can be expected to
             come below their distance.
+
+    Returns:
+        The numbers, each with its interval, and the protocol.
+
+    Raises:
+        ValueError: Samples and real images of different shapes or classes, or fewer images than a measure needs.
     """
     return evaluate_all([samples], reference, extractor, settings, floor)[0]
 
@@ -115,7 +123,7 @@ def evaluate_all(
     floor: ImageSource | None = None,
 ) -> list[Report]:
     """
-    As [`evaluate`], for several sets of samples such as those of a truncation curve. The real images are measured
+    As `evaluate`, for several sets of samples such as those of a truncation curve. The real images are measured
     once; with a `cache_dir`, finished passes over samples are kept until all sets are measured.
     """
     evaluation = _Evaluation(reference, floor, extractor, settings)
