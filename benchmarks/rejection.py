@@ -1,10 +1,11 @@
-"""Compares two ways to trade variety for quality: truncation, and choice by the discriminator (`best_of`).
+"""Compares two ways to trade variety for quality: truncation, and choice among candidates by the discriminator.
 
     python benchmarks/rejection.py my-biggan --dataset_name pictures --output rejection.png
 
 Each way has a curve of precision against recall and of the Fréchet distance against recall. The discriminator must
-lie with the model. The third way always takes the candidate with the highest logit, where `best_of` draws one with
-odds that grow with the logit.
+lie with the model. "best of" draws one of so many candidates with a probability proportional to exp(logit), which at
+the optimum of the discriminator is a draw from the real distribution (discriminator rejection sampling,
+arXiv:1810.06758, section 3.1). "highest logit" takes the candidate that looks most real to it.
 """
 
 import argparse
@@ -12,41 +13,50 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
+from torch import Tensor
 
-from biggan_hf import BigGANPipeline
+from biggan_hf import BigGANDiscriminator, BigGANPipeline
 from biggan_hf.data import load_labelled_images
 from biggan_hf.evaluation import EvaluationSettings, ImageArray, RealImages, evaluate_all, load_extractor
 from biggan_hf.files import write_file, write_text
-from biggan_hf.rejection import chosen_by
 
 
 WAYS = ("truncation", "best of", "highest logit")
 
 
-def samples(pipe: BigGANPipeline, way: str, strength: float, number: int) -> ImageArray:
+def samples(
+    pipe: BigGANPipeline, discriminator: BigGANDiscriminator, way: str, strength: float, number: int
+) -> ImageArray:
     options: dict[str, Any] = {"generator": torch.Generator().manual_seed(0), "output_type": "uint8"}
     if way == "truncation":
         images = pipe(num_images_per_prompt=number, truncation=strength, **options).images
-    elif way == "best of":
-        images = pipe(num_images_per_prompt=number, best_of=int(strength), **options).images
     else:
-        images = highest(pipe, int(strength), number, options)
+        labels = torch.randint(len(pipe.id2label), (number,), generator=options["generator"])
+        drawn = pipe(labels, num_images_per_prompt=int(strength), **options)
+        images = drawn.images[chosen(discriminator, drawn.images, drawn.class_labels, number, way == "best of")]
     return ImageArray(torch.from_numpy(images).permute(0, 3, 1, 2), name=f"{way} {strength:g}")
 
 
-def highest(pipe: BigGANPipeline, candidates: int, number: int, options: Any) -> Any:
-    labels = torch.randint(len(pipe.id2label), (number,), generator=options["generator"])
-    drawn = pipe(labels, num_images_per_prompt=candidates, **options)
-    images = torch.from_numpy(drawn.images).permute(0, 3, 1, 2) / 127.5 - 1
-    odds = torch.zeros(number, candidates)
-    return drawn.images[chosen_by(pipe._judge(), images.split(256), drawn.class_labels, odds)]
+@torch.no_grad()
+def chosen(
+    discriminator: BigGANDiscriminator, images: np.ndarray, labels: Tensor, number: int, by_chance: bool
+) -> Tensor:
+    """The place of one candidate for each of `number` images, among all candidates, uint8 (N, H, W, C)."""
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1
+    pairs = zip(pixels.split(256), labels.split(256), strict=True)
+    logits = torch.cat([discriminator(some, ids).logits for some, ids in pairs]).view(number, -1)
+    generator = torch.Generator().manual_seed(1)
+    best = torch.multinomial(logits.softmax(1), 1, generator=generator)[:, 0] if by_chance else logits.argmax(1)
+    return best + torch.arange(number) * logits.shape[1]
 
 
 def curves(args: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
     """By way, the numbers at each strength."""
     pipe = BigGANPipeline.from_pretrained(args.model)
+    discriminator = BigGANDiscriminator.from_pretrained(args.model).eval()
     config = pipe.model.config
     pictures = load_labelled_images(
         args.dataset_name, image_size=config.image_size, num_channels=config.num_channels, split=args.dataset_split
@@ -54,7 +64,9 @@ def curves(args: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
     extractor = load_extractor(args.extractor, image_size=config.image_size)
     settings = EvaluationSettings(("fid", "prdc"), intervals=False, allow_few_images=True)
     strengths = {WAYS[0]: args.truncations, WAYS[1]: args.best_of, WAYS[2]: args.best_of[1:]}
-    sets = [samples(pipe, way, strength, args.num_images) for way in WAYS for strength in strengths[way]]
+    sets = [
+        samples(pipe, discriminator, way, strength, args.num_images) for way in WAYS for strength in strengths[way]
+    ]
     real = RealImages(pictures, args.num_images, name=args.dataset_name)
     reports = iter(evaluate_all(sets, real, extractor, settings))
     return {way: [{"strength": strength, **next(reports).values} for strength in strengths[way]] for way in WAYS}

@@ -259,11 +259,11 @@ def test_a_scale_and_a_caption(argv: list[str], tmp_path: Path) -> None:
 
 def test_a_caption_names_model_step_and_draw() -> None:
     pipe = BigGANPipeline(BigGANModel(tiny_config()))
-    options: dict[str, Any] = {"model": "user/birds", "truncation": None, "seed": 3, "best_of": 1}
+    options: dict[str, Any] = {"model": "user/birds", "truncation": None, "seed": 3}
     assert shared._caption(pipe, argparse.Namespace(**options)) == "user/birds, no truncation, seed 3"
     pipe.model.saved_step = 12_000
-    options |= {"truncation": 0.5, "best_of": 8}
-    told = "user/birds, step 12,000, truncation 0.5, best of 8, seed 3"
+    options |= {"truncation": 0.5}
+    told = "user/birds, step 12,000, truncation 0.5, seed 3"
     assert shared._caption(pipe, argparse.Namespace(**options)) == told
 
 

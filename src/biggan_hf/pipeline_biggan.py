@@ -25,7 +25,7 @@ from .devices import check_device, check_not_offloaded, device_or_best
 from .engines import Engine, EngineModel, Precision, best_engine, check_engine, load_engine
 from .finite import check_images
 from .images import to_pil, to_uint8
-from .keywords import PLACE, answers_keywords, check_keywords, did_you_mean
+from .keywords import answers_keywords, check_keywords, did_you_mean
 from .latents import TruncationMode, check_generators, check_latents, sample_latents
 from .memory import is_out_of_memory
 from .spectral_norm import fold, unfold
@@ -38,7 +38,7 @@ Generators = torch.Generator | Sequence[torch.Generator]
 OutputType = Literal["pil", "np", "pt", "uint8"]
 
 if TYPE_CHECKING:
-    from .modeling_biggan import BigGANDiscriminator, BigGANModel
+    from .modeling_biggan import BigGANModel
 
 logger = logging.get_logger(__name__)
 
@@ -85,7 +85,6 @@ class BigGANPipeline:
 
     Args:
         model: The generator, in torch or as an engine runs it.
-        discriminator: For `best_of`. A pipeline that `from_pretrained` loaded finds its own when it needs one.
 
     Raises:
         TypeError: The model is no generator.
@@ -101,14 +100,12 @@ class BigGANPipeline:
     """
 
     @answers_keywords("BigGANPipeline")
-    def __init__(self, model: "BigGANModel | EngineModel", discriminator: "BigGANDiscriminator | None" = None):
+    def __init__(self, model: "BigGANModel | EngineModel"):
         is_network = isinstance(model, nn.Module) and hasattr(model, "sample")  # the class may be that of remote code
         if not is_network and not isinstance(model, EngineModel):
             loader = "BigGANPipeline.from_pretrained loads a folder or a repository"
             raise TypeError(f"the model of a BigGANPipeline is a BigGANModel, got {type(model).__name__}; {loader}")
         self.model = cast("BigGANModel", model)
-        self.discriminator = discriminator
-        self._loaded_from: tuple[str, dict[str, Any]] | None = None
         self.id2label = {int(label_id): label for label_id, label in (model.config.id2label or {}).items()}
         self._bar_settings: dict[str, Any] = {}
         self._is_compiled = False
@@ -144,20 +141,17 @@ class BigGANPipeline:
         source = str(pretrained_model_name_or_path)
         chosen, on_gpu = best_engine(precision or "fp32") if engine == "auto" else (engine or "torch", False)
         check_engine(chosen, precision or "fp32")
-        model: Any
         if chosen != "torch":
             if kwargs.get("convert"):
                 from .loading import settings_of  # here: an engine does without, and starts in half of the time
 
                 _, source, kwargs = settings_of(BigGANConfig, source, kwargs)
-            model = load_engine(source, chosen, precision or "fp32", **kwargs)
-        else:
-            from .modeling_biggan import BigGANModel  # here, as above
+            return cls(load_engine(source, chosen, precision or "fp32", **kwargs))
+        if precision == "bf16":
+            kwargs["dtype"] = torch.bfloat16
+        from .modeling_biggan import BigGANModel  # here, as above
 
-            dtype = {"dtype": torch.bfloat16} if precision == "bf16" else {}
-            model = BigGANModel.from_pretrained(source, **kwargs, **dtype)
-        pipe = cls(model)
-        pipe._loaded_from = source, kwargs
+        pipe = cls(BigGANModel.from_pretrained(source, **kwargs))
         return pipe.to("cuda").compile(mode="reduce-overhead") if on_gpu else pipe
 
     def export(
@@ -189,22 +183,6 @@ class BigGANPipeline:
         from .exporting import export_model  # here: it comes with an engine's extra
 
         return type(self)(export_model(self._network("export"), output, engine, precision, overwrite=overwrite))
-
-    def _judge(self) -> "BigGANDiscriminator":
-        """The discriminator, in torch whatever runs the generator."""
-        if self.discriminator is None:
-            if self._loaded_from is None:
-                raise ValueError("best_of needs a discriminator: BigGANPipeline(model, discriminator)")
-            from .modeling_biggan import BigGANDiscriminator  # here: as in from_pretrained
-
-            source, kwargs = self._loaded_from
-            place = {name: value for name, value in kwargs.items() if name in (*PLACE, "convert")}
-            try:
-                self.discriminator = BigGANDiscriminator.from_pretrained(source, **place)
-            except OSError as error:
-                raise ValueError(f"best_of needs a discriminator: {error}") from error
-        judge: Any = self.discriminator
-        return judge.to(self.device)
 
     def _network(self, doing: str) -> "BigGANModel":
         if isinstance(self.model, EngineModel):
@@ -411,7 +389,6 @@ class BigGANPipeline:
         latents: Tensor | np.ndarray | None = None,
         class_embeddings: Tensor | np.ndarray | None = None,
         generator: Generators | None = None,
-        best_of: int = 1,
         output_type: OutputType = "pil",
         return_dict: bool = True,
         progress_bar: bool = True,
@@ -438,8 +415,6 @@ class BigGANPipeline:
                 `embed_classes`.
             generator: Makes the draw reproducible. One for all images, or a list with one an image, which makes an
                 image independent of the others. CPU generators give the same latents whatever the model's device.
-            best_of: Draws so many candidates for an image, and one of them, with a probability that grows with the
-                logit of the discriminator (docs/sampling.md). For classes by id or name, without `latents`.
             output_type: `"pil"`, `"np"`, `"pt"` or `"uint8"`, see `BigGANPipelineOutput`.
             return_dict: `False` for the tuple (images, class_labels, latents).
             progress_bar: Shows the images done.
@@ -462,9 +437,6 @@ class BigGANPipeline:
         mode = self._check_options(batch_size, truncation, truncation_mode, output_type)
         check_latents(latents, number, self.model.config.z_dim)
         check_generators(generator, number)
-        _check_positive("best_of", best_of)
-        if best_of > 1 and (latents is not None or embeddings is not None):
-            raise ValueError("best_of draws latents itself, for ids or names: give no latents, mixtures, embeddings")
 
         # Draws as `model.sample` does: the same generator gives the same images.
         labels = None
@@ -473,29 +445,13 @@ class BigGANPipeline:
         else:
             embeddings = embeddings.to(self.device).repeat_interleave(num_images_per_prompt, dim=0)
         if latents is None:
-            own = [one for one in generator for _ in range(best_of)] if isinstance(generator, Sequence) else generator
-            size = (number * best_of, self.model.config.z_dim)
-            latents = sample_latents(*size, truncation, mode, own, self.device)
-        if best_of > 1:
-            rows = self._chosen(latents, labels, best_of, generator, truncation, batch_size, progress_bar)
-            latents = latents[rows]
+            latents = sample_latents(number, self.model.config.z_dim, truncation, mode, generator, self.device)
         _check_finite(latents=latents, class_embeddings=embeddings)
         batches = self._generate(latents, labels, embeddings, truncation, batch_size, progress_bar)
         images = _join([_convert(batch, output_type) for batch in batches])
         if not return_dict:
             return images, labels, latents
         return BigGANPipelineOutput(images=images, class_labels=labels, latents=latents)
-
-    def _chosen(
-        self, latents: Tensor, labels: Tensor | None, best_of: int, generator: Generators | None, *options: Any
-    ) -> Tensor:
-        """The rows of the candidates that the discriminator chooses."""
-        from .rejection import chosen_by, draw_odds  # here: it brings the networks
-
-        odds = draw_odds(len(latents) // best_of, best_of, generator)
-        labels = None if labels is None else labels.repeat_interleave(best_of)
-        batches = self._generate(latents, labels, None, *options)
-        return chosen_by(self._judge(), batches, labels, odds).to(latents.device)
 
     def _generate(
         self,

@@ -89,10 +89,6 @@ def add_drawing_arguments(group: Group, mode: bool = False) -> None:
     add_seed_argument(group)
 
 
-def add_best_of_argument(group: Group) -> None:
-    add_number(group, "--best_of", 1, "candidates for an image, of which the discriminator chooses one")
-
-
 def add_truncation_mode_argument(group: Group) -> None:
     text = "resample: draw entries beyond T again; scale: cut at 2, times T; normal: standard deviation T"
     text += " (default: the mode of the model)"
@@ -195,10 +191,10 @@ def checked_pipeline(args: argparse.Namespace, *suffixes: str) -> BigGANPipeline
 
 
 def drawing_options(args: argparse.Namespace) -> dict[str, Any]:
-    """What `add_drawing_arguments` and `add_best_of_argument` ask for, as options of the pipeline."""
+    """What `add_drawing_arguments` asks for, as options of the pipeline."""
     generator = torch.Generator().manual_seed(args.seed)
-    asked = {name: getattr(args, name) for name in ("truncation_mode", "best_of") if hasattr(args, name)}
-    return {"truncation": args.truncation, "generator": generator, **asked}
+    mode = getattr(args, "truncation_mode", None)
+    return {"truncation": args.truncation, "truncation_mode": mode, "generator": generator}
 
 
 def classes_to_sample(pipe: BigGANPipeline, given: list[str] | None, default: int = 10) -> list[Class] | None:
@@ -274,11 +270,9 @@ def _caption(pipe: BigGANPipeline, args: argparse.Namespace) -> str:
     place, step = Path(args.model), pipe.model.saved_step
     parts = [place.resolve().name if place.is_dir() else args.model]
     parts += [] if step is None else [f"step {step:,}"]
-    given = {name: getattr(args, name, None) for name in ("truncation", "best_of", "seed")}
-    if hasattr(args, "truncation") and given["truncation"] is None:
-        parts.append("no truncation")
-    told = {name: value for name, value in given.items() if value is not None and (name, value) != ("best_of", 1)}
-    return ", ".join([*parts, *(f"{name.replace('_', ' ')} {value}" for name, value in told.items())])
+    if hasattr(args, "truncation"):
+        parts.append("no truncation" if args.truncation is None else f"truncation {args.truncation}")
+    return ", ".join([*parts, f"seed {args.seed}"])
 
 
 # Where the output may go

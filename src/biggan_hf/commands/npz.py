@@ -29,7 +29,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "names or ids, taken in turn (default: a random one each)"
     group.add_argument("--classes", nargs="+", metavar="CLASS", help=text)
     common.add_drawing_arguments(group, mode=True)
-    common.add_best_of_argument(group)
     common.add_output_arguments(parser, "FILE.npz", "where the images go")
 
 

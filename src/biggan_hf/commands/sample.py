@@ -25,7 +25,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_images_per_class_argument(group, IMAGES_PER_CLASS, "images a row; without classes, rows too")
     group.add_argument("--same_latents", action="store_true", help="the same latents for every class, a column each")
     common.add_drawing_arguments(group, mode=True)
-    common.add_best_of_argument(group)
     group = common.add_output_arguments(parser, "FILE.png", "where the sheet goes")
     common.add_scale_argument(group)
 
@@ -38,8 +37,6 @@ def run(args: argparse.Namespace) -> None:
     if not args.same_latents:
         number = columns if pipe.id2label else columns**2
         images = uint8_images(pipe, classes, num_images_per_prompt=number, **options)
-    elif args.best_of > 1:
-        raise ValueError("--same_latents and --best_of exclude each other: each image would keep latents of its own")
     elif classes is None:
         raise ValueError("--same_latents is for classes, and this model has none")
     else:
@@ -80,8 +77,6 @@ def _kept_arguments(args: argparse.Namespace) -> list[str]:
         kept += ["--classes", *args.classes]
     if args.images_per_class != IMAGES_PER_CLASS:
         kept += ["--images_per_class", str(args.images_per_class)]
-    if args.best_of > 1:
-        kept += ["--best_of", str(args.best_of)]
     if args.scale:
         kept += ["--scale", str(args.scale)]
     return [*kept, "--same_latents"] if args.same_latents else kept
