@@ -20,6 +20,11 @@ from typing import Any  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from fake_hub import FakeHub  # noqa: E402
+from huggingface_hub.utils import (  # noqa: E402
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+)
 from training_runs import write_pictures  # noqa: E402
 
 
@@ -65,6 +70,14 @@ def tf32_switches() -> Iterator[Any]:
     yield switches
     for switch, value in zip(switches, before, strict=True):
         switch.allow_tf32 = value
+
+
+@pytest.fixture
+def bars_as_before() -> Iterator[None]:
+    """Undoes what `hf` does in this process (findings/hub_cli_in_process_turns_off_bars.sh)."""
+    are_off = are_progress_bars_disabled()
+    yield
+    (disable_progress_bars if are_off else enable_progress_bars)()
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,6 @@ import re
 import shutil
 import subprocess
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,6 @@ from documented import (
     unwrapped,
 )
 from fake_hub import FakeHub
-from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from PIL import Image
 from training_runs import write_pictures
 
@@ -51,6 +49,8 @@ from biggan_hf import BigGANModel, collect_standing_statistics, exporting
 from biggan_hf.cli import main
 from biggan_hf.training import main as train
 
+
+pytestmark = pytest.mark.usefixtures("bars_as_before", "tf32_switches")
 
 # Blocks that are not run, by words that they hold, and why. Names and keywords are checked all the same.
 NOT_RUN = {
@@ -120,8 +120,8 @@ class HubOfUsers(FakeHub):
 
 
 @pytest.fixture
-def page_folder(kept: Path, tmp_path: Path, fake_hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The empty folder in which a page is tried; switches of the process are as before afterwards."""
+def page_folder(kept: Path, tmp_path: Path, fake_hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The empty folder in which a page is tried."""
     fake_hub.__class__ = HubOfUsers
     fake_hub.model = kept / "model"  # type: ignore[attr-defined]
     folder = tmp_path / "page"
@@ -137,9 +137,7 @@ def page_folder(kept: Path, tmp_path: Path, fake_hub: FakeHub, monkeypatch: pyte
         monkeypatch.setattr(f"biggan_hf.training.loop.{name}", lambda *_: None)
     write_onnx = exporting.write_onnx
     monkeypatch.setattr(exporting, "write_onnx", lambda model, path: write_once(write_onnx, model, path, kept))
-    bars_are_off = are_progress_bars_disabled()
-    yield folder
-    (disable_progress_bars if bars_are_off else enable_progress_bars)()  # `hf` sets them
+    return folder
 
 
 def write_once(write_onnx: Any, model: BigGANModel, path: Path, kept: Path) -> None:

@@ -36,6 +36,8 @@ sys.path.append(str(ROOT / "benchmarks"))
 import needs  # noqa: E402
 
 
+pytestmark = pytest.mark.usefixtures("bars_as_before")
+
 # The page
 
 
