@@ -339,8 +339,8 @@ def _write_shard(
         )
         if known.get(job, shard) != shard:
             raise ValueError(
-                f"the source has changed: some pictures of split {job.split!r} are no longer those that were prepared; "
-                f"prepare all anew with --overwrite"
+                f"the source has changed: some pictures of split {job.split!r} are no longer those that were "
+                f"prepared; prepare all anew with --overwrite"
             )
     write_text(job.note(folder), json.dumps({"source": source, **asdict(shard)}))
     return shard

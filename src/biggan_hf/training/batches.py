@@ -60,7 +60,7 @@ class BatchSource:
 
     def __post_init__(self) -> None:
         self.unreadable: dict[int, Unreadable] = {}
-        self.label_counts = _counts_as_shown(self.images).to(self.device)
+        self.label_counts = _counts_as_shown(self.images)
         self.start(self.seed, self.samples_seen)
 
     def start(self, seed: int, samples_seen: int) -> None:
@@ -96,7 +96,8 @@ class BatchSource:
         z = sample_latents(self.batch_size, self.z_dim, generator=generator, device=self.device)
         labels = None
         if self.num_labels and self.label_sampling == "counts":
-            labels = self.label_counts.multinomial(self.batch_size, replacement=True, generator=generator)
+            counts = self.label_counts.to(self.device)
+            labels = counts.multinomial(self.batch_size, replacement=True, generator=generator)
         elif self.num_labels:
             filled = self.images.contents.filled_classes
             labels = torch.randint(len(filled), (self.batch_size,), generator=generator, device=self.device)
