@@ -246,3 +246,17 @@ def test_a_png_with_a_changed_byte_is_the_same_picture_or_none() -> None:
     with pytest.raises(ValueError, match="^the pixels in the PNG file do not fit their checksum: it is damaged$"):
         levels(content[:-13] + bytes(13), 3)
     assert np.array_equal(levels(content[:-12], 3), pixels)  # the pixels are all there
+
+
+def test_a_jpeg_that_ends_in_zeros_is_unreadable() -> None:
+    """Pillow alone takes the zeros for pixels."""
+    noise = np.random.default_rng(0).integers(0, 256, (80, 80, 3), np.uint8)
+    content, small = saved(noise, "JPEG"), saved(noise[:8, :8], "JPEG")
+    length = (len(small) + 2).to_bytes(2, "big")
+    with_preview = content[:2] + b"\xff\xe1" + length + small + content[2:]  # which has an end of its own
+    for whole in (content, with_preview):
+        zeros = whole[:-1000] + bytes(1000)
+        Image.open(io.BytesIO(zeros)).load()
+        with pytest.raises(ValueError, match="^the JPEG file has no end: its last pixels are missing$"):
+            levels(zeros, 3)
+        assert np.array_equal(levels(whole + bytes(1000), 3), levels(content, 3))

@@ -403,12 +403,15 @@ def test_another_size_source_or_column(source: Path, copy: Path, tmp_path: Path)
     assert len(load_labelled_images(str(copy), image_size=4)) == 5
 
 
-def test_a_folder_of_something_else(source: Path, tmp_path: Path) -> None:
+def test_a_folder_of_something_else(source: Path, copy: Path, tmp_path: Path) -> None:
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "a.txt").touch()
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="'.*letters' holds something that is no prepared pictures"):
         prepared(source, tmp_path / "letters", overwrite=True)
+    with pytest.raises(ValueError, match=r"'.*copy' has lost its prepared\.json, which says what the pictures are"):
+        missing(copy / "prepared.json")
+        prepared(source, copy, overwrite=True)
     with pytest.raises(NotADirectoryError, match="is a file, expected a folder"):
         prepared(source, tmp_path / "file")
 
@@ -433,6 +436,18 @@ def test_a_source_that_has_changed(source: Path, tmp_path: Path) -> None:
         prepared(mine, out, (8,))
     with pytest.raises(ValueError, match="train-8-000.npy is missing"):
         load_labelled_images(str(out), image_size=8)
+
+
+def test_a_mend_that_fails_loses_nothing(source: Path, copy: Path, tmp_path: Path) -> None:
+    """Of two sizes one is damaged, and the source has changed since: the other size stays."""
+    mine = Path(shutil.copytree(source, tmp_path / "set"))
+    Image.new("RGB", (20, 20)).save(mine / "train" / "ant" / "2.png")
+    cut(copy / "train-8-000.npy")
+    before = contents(copy)
+    with pytest.raises(ValueError, match="the source has changed"):
+        prepared(mine, copy, splits=["train", "test"])
+    assert contents(copy) == before
+    load_labelled_images(str(copy), image_size=16)
 
 
 def test_a_source_that_changes_before_all_is_prepared(

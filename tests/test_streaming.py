@@ -194,6 +194,16 @@ def test_a_file_that_goes_away(source: Path, tmp_path: Path) -> None:
         images.__getitems__([ROWS + 13])
 
 
+def test_a_file_that_is_replaced_while_it_is_used(source: Path, tmp_path: Path) -> None:
+    mine = write_parquet(tmp_path / "mine")
+    images = load_labelled_images(str(mine), image_size=8, streaming=True, max_cache_bytes=0)
+    path = mine / "data" / "train-00001-of-00002.parquet"
+    path.with_name("other").write_bytes(path.read_bytes())
+    path.with_name("other").replace(path)
+    with pytest.raises(ValueError, match=r"row group 3 of '.*train-00001-.*': the file has been replaced since the"):
+        images.__getitems__([ROWS + 13])
+
+
 def test_runs_with_these_options(tmp_path: Path) -> None:
     features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=["ant", "bee"]))
     pictures = [Image.new("L", (40, 32), row) for row in range(12)]

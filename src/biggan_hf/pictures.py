@@ -17,6 +17,7 @@ from torch import Tensor
 MAX_PIXELS = 64_000_000
 FULL_SIZE = "full_size"  # in `info` of a picture that was decoded smaller than it is: width and height, upright
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+JPEG_START, JPEG_PIXELS, JPEG_END = b"\xff\xd8", b"\xda", b"\xff\xd9"  # markers; a preview may end before the pixels
 SCALED_TO_16_BITS = ("PNG", "PPM", "JPEG2000")  # by Pillow, whatever depth or maximum these files state
 GREY_MODES = ("1", "L", "La", "LA", "I", "F")
 SAMPLE_FORMATS = {1: "unsigned integers", 2: "signed integers", 3: "floats"}  # of TIFF
@@ -162,6 +163,8 @@ def stored_picture(cell: Mapping[str, Any], at_least: int | None = None) -> Imag
     picture.load()
     if picture.format == "PNG":
         _check_pixels_of_png(data)
+    if picture.format == "JPEG":
+        _check_end_of_jpeg(data)
     return picture
 
 
@@ -176,6 +179,15 @@ def _check_pixels_of_png(data: bytes) -> None:
         if kind == b"IDAT" and zlib.crc32(view[start + 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
             raise UnreadableError("the pixels in the PNG file do not fit their checksum: it is damaged")
         start = end + 4
+
+
+def _check_end_of_jpeg(data: bytes) -> None:
+    """Pillow takes zeros for pixels, mostly grey: as where a download has stopped in a file of full length."""
+    start = len(JPEG_START)
+    while data[start : start + 1] == b"\xff" and data[start + 1 : start + 2] != JPEG_PIXELS:
+        start += 2 + int.from_bytes(data[start + 2 : start + 4], "big")
+    if data[start : start + 1] == b"\xff" and data.rfind(JPEG_END, start) < 0:
+        raise UnreadableError("the JPEG file has no end: its last pixels are missing")
 
 
 def _is_upright(picture: Image.Image) -> bool:

@@ -159,8 +159,15 @@ def _check_folder(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"the output {str(folder)!r} is a file, expected a folder")
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if not names & {MANIFEST, PLAN} and any(not name.startswith((LOCK, UNFINISHED)) for name in names):
-        raise ValueError(f"{str(folder)!r} holds something that is no prepared pictures: name another folder")
+    names = {name for name in names if not name.startswith((LOCK, UNFINISHED))}
+    if names & {MANIFEST, PLAN} or not names:
+        return
+    if all(map(OURS.fullmatch, names)):
+        raise ValueError(
+            f"{str(folder)!r} has lost its {MANIFEST}, which says what the pictures are: put it back, or remove the "
+            f"folder, or name another one"
+        )
+    raise ValueError(f"{str(folder)!r} holds something that is no prepared pictures: name another folder")
 
 
 def _read_before(folder: Path, overwrite: bool) -> Manifest | None:
@@ -232,6 +239,7 @@ def _write(
     is_kept = before is not None and other is None
     remove_unfinished(folder)
     jobs = _jobs(plan)
+    known = _known_shards(before, jobs) if before is not None and is_kept else {}
     done = _right_shards(folder, before, jobs, opened, workers) if before is not None and is_kept else {}
     missing = [job for job in jobs if job not in done]
     if before is not None and is_kept and missing and before.pillow != plan.pillow:
@@ -252,24 +260,10 @@ def _write(
         say(f"{len(done)} of {len(jobs)} parts are there, and are as they were written")
     total = sum(job.last - job.first for job in missing)
     with open_bar(total=total, unit="img", desc="preparing", dynamic_ncols=True, disable=not total) as bar:
-        for job, shard in _in_processes(partial(_write_shard, folder, plan, opened), missing, workers):
-            if before is not None and is_kept:
-                _check_same(folder, before, job, shard)
+        for job, shard in _in_processes(partial(_write_shard, folder, plan, opened, known), missing, workers):
             done[job] = shard
             bar.update(shard.pictures)
     _finish(folder, plan, done)
-
-
-def _check_same(folder: Path, before: Manifest, job: Job, shard: Shard) -> None:
-    """Where a finished folder is mended, the pictures must be those that were there. If not, they are taken away."""
-    shards = before.splits[job.split].shards
-    if shards and shards[job.number] != shard:
-        for path in job.paths(folder, before).values():
-            path.unlink()
-        raise ValueError(
-            f"the source has changed: some pictures of split {job.split!r} are no longer those that were prepared; "
-            f"prepare all anew with --overwrite"
-        )
 
 
 def _finish(folder: Path, plan: Manifest, done: Mapping[Job, Shard]) -> None:
@@ -288,11 +282,16 @@ def _finish(folder: Path, plan: Manifest, done: Mapping[Job, Shard]) -> None:
         path.unlink(missing_ok=True)
 
 
+def _known_shards(before: Manifest, jobs: list[Job]) -> dict[Job, Shard]:
+    """Those of a finished folder; none of an unfinished one."""
+    return {job: before.splits[job.split].shards[job.number] for job in jobs if before.splits[job.split].shards}
+
+
 def _right_shards(
     folder: Path, before: Manifest, jobs: list[Job], opened: Mapping[str, LabelledImages], workers: int
 ) -> dict[Job, Shard]:
     """The parts whose files have the right hashes and, until all are there, were made of what the source holds now."""
-    known = {job: before.splits[job.split].shards[job.number] for job in jobs if before.splits[job.split].shards}
+    known = _known_shards(before, jobs)
     for job in jobs if not known else ():
         with suppress(OSError, ValueError, TypeError, KeyError):  # there is none, or a power cut has damaged it
             note = json.loads(job.note(folder).read_text(encoding="utf-8"))
@@ -313,7 +312,10 @@ def _is_right(folder: Path, manifest: Manifest, known: Mapping[Job, Shard], job:
     )
 
 
-def _write_shard(folder: Path, plan: Manifest, opened: Mapping[str, LabelledImages], job: Job) -> Shard:
+def _write_shard(
+    folder: Path, plan: Manifest, opened: Mapping[str, LabelledImages], known: Mapping[Job, Shard], job: Job
+) -> Shard:
+    """Where a finished folder is mended, the pictures must be those that were there. If not, its files stay."""
     images, digests = opened[job.split], {size: hashlib.sha256() for size in plan.image_sizes}
     source = _source_digest(images, job)  # before they are decoded: what changes meanwhile differs from it
     with ExitStack() as stack:
@@ -329,12 +331,17 @@ def _write_shard(folder: Path, plan: Manifest, opened: Mapping[str, LabelledImag
                 data = np.ascontiguousarray(pixels).data
                 file.write(data)
                 digests[size].update(data)
-    rows = sorted(row for row in images.unreadable if job.first <= row < job.last)
-    shard = Shard(
-        pictures=job.last - job.first,
-        sha256={str(size): digest.hexdigest() for size, digest in digests.items()},
-        unreadable=[(row, images.unreadable[row].public_name, images.unreadable[row].reason) for row in rows],
-    )
+        rows = sorted(row for row in images.unreadable if job.first <= row < job.last)
+        shard = Shard(
+            pictures=job.last - job.first,
+            sha256={str(size): digest.hexdigest() for size, digest in digests.items()},
+            unreadable=[(row, images.unreadable[row].public_name, images.unreadable[row].reason) for row in rows],
+        )
+        if known.get(job, shard) != shard:
+            raise ValueError(
+                f"the source has changed: some pictures of split {job.split!r} are no longer those that were "
+                f"prepared; prepare all anew with --overwrite"
+            )
     write_text(job.note(folder), json.dumps({"source": source, **asdict(shard)}))
     return shard
 

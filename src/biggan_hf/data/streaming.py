@@ -57,8 +57,8 @@ class StreamedPictures:
         ]
         self.ends = np.cumsum([group.rows for group in self.groups])
         self.chosen = np.arange(int(self.ends[-1])) if chosen is None else chosen
-        states = [_state_of(file, head) for file, head in zip(self.files, heads, strict=True)]
-        digest = hashlib.sha256(repr((states, column)).encode()).hexdigest()
+        self.states = [_state_of(file, head) for file, head in zip(self.files, heads, strict=True)]
+        digest = hashlib.sha256(repr((self.states, column)).encode()).hexdigest()
         self.folder = Path(datasets.config.HF_DATASETS_CACHE) / "biggan_hf" / digest[:32]
         self._spread: dict[int, Any] = dict.fromkeys(spread_rows(len(self)))  # looked at several times at the start
 
@@ -112,6 +112,8 @@ class StreamedPictures:
         with suppress(FileNotFoundError):
             return _read(path)
         try:
+            if _state_of(self.files[file], self.heads[file]) != self.states[file]:  # the labels are of what was there
+                raise ValueError("the file has been replaced since the stream began")
             with fsspec.open(self.files[file], "rb") as opened:
                 table = pq.ParquetFile(opened, metadata=self.heads[file]).read_row_group(number, [self.column])
         except (OSError, ValueError) as error:

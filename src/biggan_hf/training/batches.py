@@ -60,6 +60,7 @@ class BatchSource:
 
     def __post_init__(self) -> None:
         self.unreadable: dict[int, Unreadable] = {}
+        self.label_counts = _counts_as_shown(self.images)
         self.start(self.seed, self.samples_seen)
 
     def start(self, seed: int, samples_seen: int) -> None:
@@ -95,7 +96,7 @@ class BatchSource:
         z = sample_latents(self.batch_size, self.z_dim, generator=generator, device=self.device)
         labels = None
         if self.num_labels and self.label_sampling == "counts":
-            counts = torch.tensor(self.images.contents.class_counts, dtype=torch.float64, device=self.device)
+            counts = self.label_counts.to(self.device)
             labels = counts.multinomial(self.batch_size, replacement=True, generator=generator)
         elif self.num_labels:
             filled = self.images.contents.filled_classes
@@ -122,6 +123,18 @@ class BatchSource:
         self.unreadable.update(new)
         for picture in new.values() if self.num_workers else ():  # without workers the data set has warned already
             logger.warning("%s; the next readable one takes its place", picture)
+
+
+def _counts_as_shown(images: LabelledImages) -> Tensor:
+    """
+    How often each class comes in an epoch, float64 (classes,). An unreadable picture counts, since another one of its
+    class takes its place: so it does not matter how many of them were found so far.
+    """
+    counts = torch.zeros(len(images.class_names), dtype=torch.float64)
+    if images.labels is not None:
+        filled = torch.tensor(images.contents.filled_classes)
+        counts += torch.bincount(images.labels[torch.isin(images.labels, filled)], minlength=len(counts))
+    return counts
 
 
 class _Placed(torch.utils.data.Sampler[list[tuple[int, float]]]):
