@@ -525,8 +525,9 @@ def test_neighbours_finds_a_copy(model: str, tmp_path: Path, capsys: pytest.Capt
     assert float(distances[0]) > 1 and float(distances[1]) < 0.1
     with Image.open(output) as sheet:
         pixels = np.asarray(sheet).astype(int)
-    left = pixels.shape[1] - 6 * 66
-    sample, nearest = (pixels[-66:-2, left + 66 * column : left + 66 * column + 64] for column in (0, 1))
+    left, titles = pixels.shape[1] - 6 * 66, ["sample", *"12345"]
+    end = image_grid(torch.zeros(12, 3, 32, 32), 6, column_labels=titles).height  # above the caption
+    sample, nearest = (pixels[end - 66 : end - 2, left + 66 * column : left + 66 * column + 64] for column in (0, 1))
     assert np.abs(sample - nearest).max() <= 1
     other = [*argv, "--output", str(tmp_path / "other.png")]
     assert "nowhere" in refused([*other, "--dataset_name", "./nowhere"], capsys)
