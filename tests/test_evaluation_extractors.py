@@ -3,6 +3,7 @@
 import hashlib
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -387,3 +388,22 @@ measure()
 def test_only_grey_and_rgb_bytes_are_measured(images: Tensor) -> None:
     with pytest.raises(ValueError, match="uint8"):
         tiny_extractor()(images)
+
+
+def test_threads_leave_the_switches_as_they_were(tf32_switches: Any) -> None:
+    """Threads of which one enters while another one leaves."""
+    for switch in tf32_switches:
+        switch.allow_tf32 = True
+
+    def measure(_: int) -> bool:
+        with extractors._in_full_precision(torch.device("cpu")):
+            return not any(switch.allow_tf32 for switch in tf32_switches)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            assert all(pool.map(measure, range(400)))
+    finally:
+        sys.setswitchinterval(before)
+    assert all(switch.allow_tf32 for switch in tf32_switches)

@@ -114,6 +114,7 @@ def outputs(notebook: Any) -> list[tuple[str, Any]]:
     return found
 
 
+@pytest.mark.usefixtures("bars_as_before")  # the notebook turns them off
 def test_cells_of_the_notebook(tiny: None, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In this process, with a tiny model and few steps."""
     variables: dict[str, Any] = {}

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..blocks import shared_by_threads
 from ..files import sha256_of_file
 from .inception import (
     InceptionV3,
@@ -93,9 +94,16 @@ class FeatureExtractor:
 
 @contextlib.contextmanager
 def _in_full_precision(device: torch.device) -> Iterator[None]:
+    """A block without TF32, bfloat16 and autocast, with which numbers would depend on the device and the program."""
+    with _without_tf32(), torch.autocast(device.type, enabled=False):
+        yield
+
+
+@shared_by_threads
+@contextlib.contextmanager
+def _without_tf32() -> Iterator[None]:
     """
-    A block without TF32, bfloat16 and autocast, with which the numbers would depend on the device and the program.
-    After it, torch's switches are as they were.
+    Sets torch's switches, which are those of the process, to float32; afterwards they are as they were.
 
     Torch has old switches and new ones. It raises an error where an old one is read and new ones say something else.
     So an old one is used only where it can be read: then it can be read in the block too.
@@ -118,8 +126,7 @@ def _in_full_precision(device: torch.device) -> Iterator[None]:
         for switch in switches:
             if switch.fp32_precision not in ("none", "ieee"):
                 switch.fp32_precision = "ieee"
-        with torch.autocast(device.type, enabled=False):
-            yield
+        yield
     finally:
         if old_cudnn:
             cudnn.allow_tf32 = True
