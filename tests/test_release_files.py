@@ -73,6 +73,14 @@ def test_security_points_to_what_is_guarded_and_names_no_address() -> None:
     assert "](docs/guarantees.md)" in text and not re.search(r"\S@\S|https?://", text)
 
 
+def test_each_guarantee_names_tests_that_exist() -> None:
+    table = (ROOT / "docs" / "guarantees.md").read_text(encoding="utf-8").partition("\n## The test of each\n")[2]
+    named = re.findall(r"`(tests/test_\w+\.py)::(\w+)`", table.partition("\n## ")[0])
+    assert len(named) > 20
+    for file, name in named:
+        assert f"\ndef {name}(" in (ROOT / file).read_text(encoding="utf-8"), f"{file} has no {name}"
+
+
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
 def test_templates_of_issues_are_short_and_ask_for_the_environment(path: Path) -> None:
     form: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -243,6 +243,18 @@ def test_curves_are_a_picture_of_the_panels_that_have_points(tmp_path: Path) -> 
         assert image.height == 330
 
 
+def test_a_single_point_is_seen(tmp_path: Path) -> None:
+    """Of a run of few steps the log has one line: no panel has empty axes."""
+    line = {"step": 20, "discriminator_loss": 0.0, "generator_loss": 1.0}
+    (tmp_path / "log.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
+    draw_curves(tmp_path)
+    with Image.open(tmp_path / "curves.png") as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    for colour in ((31, 119, 180), (255, 127, 14)):
+        seen = (np.abs(pixels - colour).max(axis=2) < 20).any(axis=0)
+        assert seen[: len(seen) // 3].any()  # left of the legend
+
+
 # Runs driven to collapse on purpose: a discriminator that learns so fast that its loss falls to nothing
 
 

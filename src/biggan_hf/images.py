@@ -87,18 +87,23 @@ def image_grid(
 
 
 def sample_sheet(
-    model: Any, rows: int = 10, columns: int = 8, truncation: float | None = None, seed: int = 0
+    model: Any,
+    rows: int = 10,
+    columns: int = 8,
+    truncation: float | None = None,
+    seed: int = 0,
+    caption: str | None = None,
 ) -> Image.Image:
     """
-    A sheet of a generator's samples: a row for each of its first classes, with the class's name. An unconditional
-    model fills as many rows.
+    A sheet of a generator's samples: a row for each of its first classes, with the class's name, and below all a
+    caption. An unconditional model fills as many rows.
     """
     generator = torch.Generator(model.device).manual_seed(seed)
     names = list(model.config.id2label.values())[:rows]
     labels: list[int | None] = list(range(len(names))) if names else [None] * rows
     # A row at a time, since a whole sheet of a large model may not fit into memory.
     images = [model.sample(label, columns, truncation=truncation, generator=generator).cpu() for label in labels]
-    return image_grid(torch.cat(images), columns, names or None)
+    return image_grid(torch.cat(images), columns, names or None, caption=caption)
 
 
 def _strips(labels: Sequence[str], tile_width: int, tile_height: int, above: bool) -> list[Image.Image]:

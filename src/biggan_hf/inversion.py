@@ -72,7 +72,9 @@ def invert(
         progress_bar: Shows the steps done and the mean error.
 
     Returns:
-        The latents, the class embeddings and their images.
+        An `Inversion`: `latents` (N, z_dim); `class_embeddings` (N, class_embedding_dim), `None` for an unconditional
+        model; the `images` of these and those at the start of the search, `starts`, both (N, num_channels, H, W) in
+        [-1, 1]; `errors` (N,), mean square differences of pixels; `moved` (N,), how far latents and embeddings went.
 
     Raises:
         ValueError: Images or labels of another shape or range, an option out of range.

@@ -135,7 +135,8 @@ def draw_curves(folder: Path) -> None:
     for number, (title, curves) in enumerate(panels.items(), 1):
         axis = figure.add_subplot(rows, 2, number, title=title, xlabel="step")
         for name, points in curves.items():
-            axis.plot(*zip(*points, strict=True), label=name.replace("_", " "), linewidth=1)
+            marker = "o" if len(points) == 1 else ""  # of which no line can be drawn
+            axis.plot(*zip(*points, strict=True), label=name.replace("_", " "), linewidth=1, marker=marker)
         if not title.startswith("σ0"):
             axis.legend(fontsize="small")
     with write_file(folder / CURVES) as path:

@@ -240,7 +240,8 @@ def sheet_of(run: Run) -> Path:
 def draw_samples(run: Run) -> None:
     """Writes a sheet of samples of the average, and the curves."""
     try:
-        sheet = sample_sheet(run.ema, seed=run.args.seed)
+        caption = f"step {run.global_step:,}, no truncation, seed {run.args.seed}"
+        sheet = sample_sheet(run.ema, seed=run.args.seed, caption=caption)
     except NotFiniteError as error:  # the watch decides what becomes of the run
         tqdm.write(f"no sheet of samples at step {run.global_step}: {error}")
         return
