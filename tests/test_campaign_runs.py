@@ -104,12 +104,12 @@ KILLS = ["1 process, at a change on the disk", "1 process, at any time"]
 KILLS += ["2 processes, at a change on the disk", "one of 2 processes, at any time"]
 
 
-@part(tenth=2, whole=40)
+@part(tenth=4, whole=40)
 def test_kills(trials: int, pictures: Path, tmp_path: Path) -> None:
     printed, output = tmp_path / "printed", tmp_path / "model"
     argv = arguments(pictures, output, *FLAGS, steps=STEPS)
     whole: dict[int, tuple[Content, int, float]] = {}
-    for processes in (1, 2)[: trials // 2]:  # the tenth has one process
+    for processes in (1, 2):
         disk, start = DiskChanges(output), time.monotonic()
         run = ForkedRun(argv, printed, processes, disk)
         assert run.end(A_RUN) == [0] * processes, printed.read_text()
@@ -152,7 +152,7 @@ PROGRAMS: dict[str, list[str]] = {
 PROGRAMS["evaluate"] += ["--output", "{}/out.json", "--overwrite"]
 
 
-@part(tenth=7, whole=140)
+@part(tenth=14, whole=140)
 def test_full_disks(trials: int, run_folder: Path, pictures: Path, tmp_path: Path, fake_hub: FakeHub) -> None:
     if (why_not := may_mount()) is not None:
         pytest.skip(why_not)
@@ -232,7 +232,7 @@ def power_cuts(whole: Path) -> list[tuple[str, str, str]]:
     return cases
 
 
-@pytest.mark.parametrize("share", [pytest.param(40, id="tenth"), pytest.param(1, marks=pytest.mark.slow, id="whole")])
+@pytest.mark.parametrize("share", [pytest.param(10, id="tenth"), pytest.param(1, marks=pytest.mark.slow, id="whole")])
 def test_power_cuts(share: int, run_folder: Path, pictures: Path, tmp_path: Path) -> None:
     cases, printed, output = power_cuts(run_folder / "whole"), tmp_path / "printed", tmp_path / "model"
     expected = content_of(run_folder / "next")
