@@ -23,3 +23,9 @@ def located(source: str) -> str:
         hint = did_you_mean(source, names)
         raise FileNotFoundError(f"no model {source!r} comes with the package: it has {', '.join(names)}{hint}")
     return str(_FOLDER / source.removeprefix(PREFIX))
+
+
+def name_of(source: str) -> str:
+    """What people call a model: a folder by its own name, without its place; any other as it is named."""
+    place = Path(source)
+    return place.resolve().name if place.is_dir() else source

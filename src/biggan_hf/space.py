@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub.utils import yaml_dump
 from packaging.requirements import Requirement
 
-from .embedded import PREFIX, located
+from .embedded import PREFIX, located, name_of
 from .engine_files import PACKAGES
 from .files import staged_folder, write_text
 from .hub import forget_paths
@@ -76,7 +76,7 @@ def write_space(
         raise ValueError("a Space needs the name of its engine, torch, onnx or openvino, got auto")
     place = Path(located(model))
     own = place.is_dir() and not model.startswith(PREFIX)
-    title = place.resolve().name if own else model
+    title = name_of(model)
     options: dict[str, Any] = {"revision": revision, "engine": engine, "precision": precision}
     with staged_folder(output) as staging:
         if own:

@@ -13,7 +13,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from ..embedded import PREFIX
+from ..embedded import PREFIX, name_of
 from . import common
 
 
@@ -40,8 +40,7 @@ def run(args: argparse.Namespace) -> None:
             return
         pipe = common.load_pipeline(args)
         pictures = None if args.dataset_name is None else common.load_pictures(args, pipe.model.config)
-        name = Path(args.model).resolve().name if Path(args.model).is_dir() else args.model
-        blocks = build(Page(pipe, name, pictures))
+        blocks = build(Page(pipe, name_of(args.model), pictures))
         serve(blocks, server_name="127.0.0.1", share=False, quiet=True, prevent_thread_lock=True)
         print(f"The page is at {blocks.local_url} until Ctrl-C.", flush=True)
         blocks.block_thread()

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..bars import own_bars_alone
 from ..configuration_biggan import BigGANConfig
 from ..devices import check_device, device_or_best
-from ..embedded import located
+from ..embedded import located, name_of
 from ..engines import PACKAGES, Engine, EngineModel, Precision, best_engine, check_engine, check_installed
 from ..images import image_grid
 from ..latents import TruncationMode, check_truncation
@@ -267,9 +267,8 @@ def save_sheet(
 
 
 def _caption(pipe: BigGANPipeline, args: argparse.Namespace) -> str:
-    place, step = Path(args.model), pipe.model.saved_step
-    parts = [place.resolve().name if place.is_dir() else args.model]
-    parts += [] if step is None else [f"step {step:,}"]
+    step = pipe.model.saved_step
+    parts = [name_of(args.model), *([] if step is None else [f"step {step:,}"])]
     if hasattr(args, "truncation"):
         parts.append("no truncation" if args.truncation is None else f"truncation {args.truncation}")
     return ", ".join([*parts, f"seed {args.seed}"])

@@ -101,7 +101,7 @@ def _title(reports: list[Report]) -> str:
 
 def _draw(axis: Any, reports: list[Report], key: str) -> None:
     # At equal distances, since "none" has no place on a scale.
-    measures = [next(measure for measure in report.measures if measure.key == key) for report in reports]
+    measures = [report.measure(key) for report in reports]
     for x, measure in enumerate(measures):
         if measure.interval is not None:
             axis.plot([x, x], measure.interval, linewidth=2, color="0.75", solid_capstyle="butt")
@@ -127,7 +127,7 @@ def _draw_trade(axis: Any, reports: list[Report]) -> None:
 
 
 def _label(reports: list[Report], key: str) -> str:
-    return next(measure.label for measure in reports[0].measures if measure.key == key)
+    return reports[0].measure(key).label
 
 
 def _truncation(report: Report) -> float | None:

@@ -54,7 +54,10 @@ class Report:
 
     def __getitem__(self, key: str) -> float:
         """The value of the measure with this key."""
-        return next(measure.value for measure in self.measures if measure.key == key)
+        return self.measure(key).value
+
+    def measure(self, key: str) -> Measure:
+        return next(measure for measure in self.measures if measure.key == key)
 
     def __contains__(self, key: str) -> bool:
         return any(measure.key == key for measure in self.measures)

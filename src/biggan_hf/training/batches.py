@@ -68,10 +68,7 @@ class BatchSource:
         self.seed, self.samples_seen = seed, samples_seen
         place: dict[str, Any] = {"seed": seed, "start": samples_seen, "rank": self.rank, "world_size": self.world_size}
         if self.class_sampling == "balanced" and (labels := self.images.labels) is not None:
-            filled = torch.tensor(self.images.contents.filled_classes)
-            place["balanced"] = torch.where(
-                torch.isin(labels, filled), labels, -1
-            )  # some may have no readable picture
+            place["balanced"] = torch.where(_are_shown(self.images, labels), labels, -1)
         else:
             place["runs"] = self.images.runs
         rows = ShuffledBatches(len(self.images), self.batch_size, **place)
@@ -132,9 +129,13 @@ def _counts_as_shown(images: LabelledImages) -> Tensor:
     """
     counts = torch.zeros(len(images.class_names), dtype=torch.float64)
     if images.labels is not None:
-        filled = torch.tensor(images.contents.filled_classes)
-        counts += torch.bincount(images.labels[torch.isin(images.labels, filled)], minlength=len(counts))
+        counts += torch.bincount(images.labels[_are_shown(images, images.labels)], minlength=len(counts))
     return counts
+
+
+def _are_shown(images: LabelledImages, labels: Tensor) -> Tensor:
+    """Which labels are of a class that has a readable picture."""
+    return torch.isin(labels, torch.tensor(images.contents.filled_classes))
 
 
 class _Placed(torch.utils.data.Sampler[list[tuple[int, float]]]):
