@@ -189,6 +189,15 @@ def test_what_is_no_configuration_is_refused_at_once(text: str | None, message: 
             loader.from_pretrained(tmp_path)
 
 
+def test_the_folder_of_an_unfinished_run_names_its_newest_checkpoint(tmp_path: Path) -> None:
+    """A person stops a run with Ctrl-C and wants to see samples: the folder itself is no model yet."""
+    for name in ("checkpoint-250", "checkpoint-1000", "checkpoint-9999-mine"):
+        tiny_generator().save_pretrained(tmp_path / name)
+    with pytest.raises(FileNotFoundError, match=r"no config.json in .*; the newest checkpoint .*checkpoint-1000'$"):
+        BigGANModel.from_pretrained(tmp_path)
+    BigGANModel.from_pretrained(tmp_path / "checkpoint-1000")
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [("image_size", 77), ("id2label", {0: "a", 2: "b"}), ("id2label", ["a"]), ("note", object()), ("note", {1, 2})],

@@ -379,7 +379,7 @@ def test_code_of_a_repository_runs_only_where_it_is_trusted(fake_hub: FakeHub, t
 def test_push_of_what_is_no_model(fake_hub: FakeHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["push", str(tmp_path), "user/x"])
-    assert stopped.value.code == 2 and "it has no config.json" in capsys.readouterr().err
+    assert stopped.value.code == 2 and "there is no config.json" in capsys.readouterr().err
     assert not fake_hub.repos
 
 

@@ -164,7 +164,7 @@ class BigGANConfig(PreTrainedConfig):
         if found != cls.model_type:
             folder = Path(source, kwargs.get("subfolder") or "")
             if Path(source).is_dir() and not (folder / "config.json").is_file():
-                raise FileNotFoundError(f"there is no config.json in {str(folder)!r}")
+                raise FileNotFoundError(f"there is no config.json in {str(folder)!r}{_instead_of(folder)}")
             told = f"its model_type is {found!r}" if found else "it names no model_type"
             raise ValueError(f"the config.json of {str(source)!r} is no BigGAN's: {told}")
         return settings, rest
@@ -412,6 +412,15 @@ def _replaced(settings: dict[str, Any], overrides: dict[str, Any]) -> dict[str, 
     if "id2label" in overrides or (number is not None and (names is None or len(names) != number)):
         settings = {name: settings[name] for name in settings.keys() - {"id2label", "label2id", "num_labels"}}
     return {**settings, **overrides}
+
+
+def _instead_of(folder: Path) -> str:
+    """What to take instead of the folder of a run that is not finished: its newest checkpoint is a model too."""
+    steps = [path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*")]
+    newest = max((int(step) for step in steps if step.isdecimal()), default=None)
+    if newest is None:
+        return ""
+    return f"; the newest checkpoint of the run in it is {str(folder / f'checkpoint-{newest}')!r}"
 
 
 def _known_names() -> set[str]:

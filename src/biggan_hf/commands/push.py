@@ -42,8 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    if not (args.folder / "config.json").is_file():
-        raise FileNotFoundError(f"{str(args.folder)!r} is no folder of a model: it has no config.json")
+    if not args.folder.is_dir():  # a name that is no folder would be looked for on the Hub
+        raise FileNotFoundError(f"there is no folder {str(args.folder)!r}")
     config = BigGANConfig.from_pretrained(args.folder)  # an error comes before the repository
     from ..hub import upload_folder  # here: it brings transformers' models, three seconds
 
