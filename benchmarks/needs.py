@@ -103,12 +103,13 @@ class _Updates:
             fake = self.generator(latents, labels).images
         pictures = torch.cat([fake, torch.zeros_like(fake)])
         logits = self.discriminator(pictures, None if labels is None else torch.cat([labels, labels])).logits
-        LOSSES["hinge"][0](*logits.split(self.size)).backward()
+        LOSSES["hinge"].of_discriminator(*logits.split(self.size)).backward()
 
     def generator_step(self) -> None:
         self.discriminator.requires_grad_(False)
         latents, labels = self._latents()
-        LOSSES["hinge"][1](self.discriminator(self.generator(latents, labels).images, labels).logits).backward()
+        logits = self.discriminator(self.generator(latents, labels).images, labels).logits
+        LOSSES["hinge"].of_generator(logits, logits).backward()
         self.discriminator.requires_grad_(True)
 
 

@@ -22,8 +22,8 @@ from biggan_hf.training.steps import Latents, Objective, Pictures, Players, disc
 
 
 BATCH = 8
-LOSSES = ("hinge", "logistic")
-PENALISED = Objective(r1_gamma=1.0, generator_orthogonality=1e-2)
+LOSSES = ("hinge", "logistic", "relativistic")
+PENALISED = Objective(loss="relativistic", r1_gamma=1.0, r2_gamma=2.0, generator_orthogonality=1e-2)
 CONFIG = BigGANConfig.preset(
     "demo",
     num_labels=3,
@@ -45,7 +45,7 @@ def play(accelerator: Accelerator, accumulation: int, batch_norm: str, objective
         latents, pictures = _micro_batches(accelerator, accumulation, update)
         discriminator_step(players, list(zip(latents, pictures, strict=True)), objective)
         _keep(gradients, f"{update}.discriminator", players.bare_discriminator)
-        generator_step(players, latents, objective)
+        generator_step(players, latents, objective, pictures)
         _keep(gradients, f"{update}.generator", players.bare_generator)
     for name, buffer in [*players.bare_generator.named_buffers(), *players.bare_discriminator.named_buffers()]:
         gradients[f"buffer.{name}"] = buffer.clone()

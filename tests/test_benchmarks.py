@@ -30,6 +30,7 @@ sys.path.append(str(ROOT / "benchmarks"))
 
 import engines  # noqa: E402
 import first_image  # noqa: E402
+import first_picture  # noqa: E402
 import graphs  # noqa: E402
 import loading  # noqa: E402
 import measuring  # noqa: E402
@@ -390,6 +391,15 @@ def test_engines_beside_biggan_pytorch(tmp_path: Path) -> None:
     assert {result["what"].partition(", ")[2].partition(" w")[0] for result in results} >= {"batch 1", "memory"}
     beside = {result["program"] for result in results if result["idle"]["beside_same_graph"]}
     assert beside >= {"ours onnx fp32", "ours openvino fp32", "ours openvino bf16"}
+
+
+@pytest.mark.slow  # starts a page
+def test_first_picture_of_a_page(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("gradio", reason="the page needs gradio")
+    first_picture.main(["--models", "biggan_hf:fashion", "--engines", "torch", "--repeats", "2"])
+    table = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert [row[:3] for row in table[1:]] == [["biggan_hf:fashion", "torch fp32", number] for number in ("1", "8")]
+    assert all(0 < float(seconds) < 60 for row in table[1:] for seconds in row[3:])
 
 
 # BigGAN-PyTorch

@@ -71,6 +71,7 @@ SETTINGS: dict[str, list[str]] = {
     "plain": [],
     "two micro-batches": ["--global_batch_size", "8"],
     "R1 every other step": ["--r1_gamma", "1", "--r1_interval", "2"],
+    "relativistic": ["--loss", "relativistic", "--r1_gamma", "1", "--r2_gamma", "1", "--r1_interval", "1"],
     "augmented": ["--diff_augment", "--horizontal_flip"],
     "recomputed": ["--gradient_checkpointing"],
     "bfloat16": ["--mixed_precision", "bf16"],
@@ -82,7 +83,7 @@ SETTINGS: dict[str, list[str]] = {
 def test_replayed_steps_are_those_of_a_run_without(new_run: Any, flags: list[str]) -> None:
     plain, replayed = new_run(*flags), new_run(*flags)
     replayed.graphs = Graphs(recorder := OnACpu())
-    steps = 9 if {"--r1_interval", "--ema_start_step"} & set(flags) else 5  # five of each kind, or four
+    steps = 9 if {"2", "--ema_start_step"} & set(flags) else 5  # five of each kind, or four
     for _ in range(steps):
         expected, metrics = train_step(plain), train_step(replayed)
         assert metrics.keys() == expected.keys()

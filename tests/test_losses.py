@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from biggan_hf.training.losses import LOSSES, orthogonal_regularization_gradient, r1_penalty
+from biggan_hf.training.losses import LOSSES, gradient_penalties, orthogonal_regularization_gradient
 
 
 @pytest.mark.parametrize(
@@ -19,10 +19,13 @@ from biggan_hf.training.losses import LOSSES, orthogonal_regularization_gradient
             *(math.log(1 + math.exp(-2)) + math.log(1 + math.exp(0.5)), math.log(1 + math.exp(-0.5))),
         ),
         ("least_squares", [2.0], [0.5], ((2 - 1) ** 2 + 0.5**2) / 2, (0.5 - 1) ** 2 / 2),
+        ("relativistic", [2.0], [0.5], math.log(1 + math.exp(-1.5)), math.log(1 + math.exp(1.5))),
     ],
 )
 def test_objectives(name: str, real: list[float], fake: list[float], discriminator: float, generator: float) -> None:
-    losses = LOSSES[name][0](torch.tensor(real), torch.tensor(fake)), LOSSES[name][1](torch.tensor(fake))
+    of_d, of_g, _ = LOSSES[name]
+    logits = torch.tensor(real), torch.tensor(fake)
+    losses = of_d(*logits), of_g(*reversed(logits))
     torch.testing.assert_close(torch.stack(losses), torch.tensor([discriminator, generator]))
 
 
@@ -35,8 +38,9 @@ def test_gradient_of_the_orthogonal_regularization(number: int) -> None:
     torch.testing.assert_close(orthogonal_regularization_gradient(weight.detach()), gradient)
 
 
-def test_r1_of_a_linear_discriminator_is_half_its_squared_norm() -> None:
-    slope = torch.randn(1, 2, 3)
-    pixels = torch.randn(5, 1, 2, 3, requires_grad=True)
-    penalty = r1_penalty((pixels * slope).flatten(1).sum(1, keepdim=True), pixels)
-    torch.testing.assert_close(penalty, slope.square().sum() / 2)
+def test_penalty_of_a_linear_discriminator_is_half_its_squared_norm() -> None:
+    slopes = torch.randn(2, 1, 2, 3)
+    kinds = [torch.randn(number, 1, 2, 3, requires_grad=True) for number in (5, 4)]
+    logits = [(pixels * slope).flatten(1).sum(1, keepdim=True) for pixels, slope in zip(kinds, slopes, strict=True)]
+    penalties = gradient_penalties(logits, kinds)
+    torch.testing.assert_close(torch.stack(penalties), slopes.square().sum(dim=(1, 2, 3)) / 2)

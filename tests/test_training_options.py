@@ -72,7 +72,10 @@ R1 = ["--r1_gamma", "10", "--r1_interval", "1", "--config_overrides", "discrimin
         ("--channels_last", []),
         ("--gradient_checkpointing", []),
         ("--gradient_checkpointing", R1),  # checkpointed attention has a second derivative
+        ("--gradient_checkpointing", [*R1, "--power_iteration", "every_forward"]),
+        ("--gradient_checkpointing", [*R1, "--r2_gamma", "10", "--loss", "relativistic"]),
         pytest.param("--compile", ["--max_train_minutes", "60"], marks=pytest.mark.slow),
+        pytest.param("--compile", [*R1, "--r2_gamma", "10", "--loss", "relativistic"], marks=pytest.mark.slow),
     ],
 )
 def test_option_keeps_the_function(pictures: Path, tmp_path: Path, flag: str, shared: list[str]) -> None:

@@ -70,16 +70,13 @@ def test_step_moves_its_player_alone_and_costs_the_other_no_gradient(player: str
         assert name == player or all(p.grad is None for p in network.parameters())
 
 
-@pytest.mark.parametrize(("every_forward", "iterations"), [(False, 1), (True, 2)])
-def test_two_forwards_of_the_discriminator_share_a_power_iteration_or_take_two(
-    every_forward: bool, iterations: int
-) -> None:
+@pytest.mark.parametrize("every_forward", [False, True])
+def test_pictures_and_penalties_share_a_forward_with_one_power_iteration(every_forward: bool) -> None:
     game = players(tiny())
     expected = copy.deepcopy(game.discriminator)
-    objective = Objective(r1_gamma=1.0, iterate_every_forward=every_forward)
+    objective = Objective(r1_gamma=1.0, r2_gamma=1.0, iterate_every_forward=every_forward)
     discriminator_step(game, [(latents(tiny(), 4), pictures(tiny(), 4))], objective)
-    for _ in range(iterations):
-        iterate_in_training(expected)
+    iterate_in_training(expected)
     torch.testing.assert_close(dict(game.discriminator.named_buffers()), dict(expected.named_buffers()))
 
 
@@ -96,17 +93,21 @@ def test_losses_are_taken_in_float32() -> None:
     assert metrics["discriminator_loss"].dtype == metrics["generator_loss"].dtype == torch.float32
 
 
-def test_r1_adds_gamma_times_half_the_mean_squared_gradient() -> None:
+def test_penalties_add_gamma_times_half_the_mean_squared_gradient() -> None:
     config = tiny(discriminator_spectral_norm=False)  # so that another forward changes nothing
     plain, penalised = players(config), players(config)
     reference, (z, real) = copy.deepcopy(plain.discriminator), (latents(config, 4), pictures(config, 4))
+    with torch.no_grad():
+        images = copy.deepcopy(plain.generator)(z.z, z.class_labels).images
     discriminator_step(plain, [(z, real)], Objective())
-    discriminator_step(penalised, [(z, real)], Objective(r1_gamma=3.0))
+    discriminator_step(penalised, [(z, real)], Objective(r1_gamma=3.0, r2_gamma=5.0))
 
-    pixels = real.pixel_values.clone().requires_grad_()
-    logits = reference(pixels, real.class_labels).logits
-    (slope,) = torch.autograd.grad(logits.sum(), pixels, create_graph=True)
-    penalty = 3.0 * sum(0.5 * (one**2).sum() for one in slope) / len(slope)
+    penalty = torch.zeros(())
+    for gamma, shown, labels in ((3.0, real.pixel_values, real.class_labels), (5.0, images, z.class_labels)):
+        pixels = shown.clone().requires_grad_()
+        logits = reference(pixels, labels).logits
+        (slope,) = torch.autograd.grad(logits.sum(), pixels, create_graph=True)
+        penalty = penalty + gamma * sum(0.5 * (one**2).sum() for one in slope) / len(slope)
     gradients = torch.autograd.grad(penalty, list(reference.parameters()), allow_unused=True)
     after = weights(penalised.discriminator)
     for (name, weight), gradient in zip(weights(plain.discriminator).items(), gradients, strict=True):
@@ -114,10 +115,27 @@ def test_r1_adds_gamma_times_half_the_mean_squared_gradient() -> None:
         torch.testing.assert_close(after[name], weight - moved, rtol=0, atol=1e-10, msg=name)
 
 
-def test_r1_comes_every_so_many_steps_and_weighs_as_many_times_more() -> None:
-    args = TrainingArguments(r1_gamma=10.0, r1_interval=4)
+def test_penalties_come_every_so_many_steps_and_weigh_as_many_times_more() -> None:
+    args = TrainingArguments(r1_gamma=10.0, r2_gamma=5.0, r1_interval=4)
     runs: list[Any] = [SimpleNamespace(args=args, global_step=step) for step in range(6)]
     assert [Run.objective(run).r1_gamma for run in runs] == [40.0, 0, 0, 0, 40.0, 0]
+    assert [Run.objective(run).r2_gamma for run in runs] == [20.0, 0, 0, 0, 20.0, 0]
+
+
+def test_relativistic_loss_compares_pictures_of_one_class() -> None:
+    """So what D adds to all logits of a class means nothing: the bias of its last layer stays where it is."""
+    config = tiny()
+    game, z = players(config), latents(config, 4)
+    real = Pictures(pictures(config, 4).pixel_values, torch.tensor([1, 1, 0, 0]))  # others than the latents have
+    seen: list[torch.Tensor] = []
+    game.discriminator.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1]))
+    before = weights(game.discriminator)["linear.bias"]
+    discriminator_step(game, [(z, real)], Objective(loss="relativistic"))
+    generator_step(game, [z], Objective(loss="relativistic"), [real])
+    assert [labels.tolist() for labels in seen] == [[1, 1, 0, 0] * 2] * 2
+    torch.testing.assert_close(weights(game.discriminator)["linear.bias"], before)
+    with pytest.raises(ValueError, match="shorter"):
+        generator_step(game, [z], Objective(loss="relativistic"))
 
 
 def test_ema_follows_the_formula_over_weights_and_statistics() -> None:

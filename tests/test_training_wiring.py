@@ -36,6 +36,7 @@ OBJECTIVE: dict[str, tuple[list[str], Any]] = {
     "iterate_every_forward": (["--power_iteration", "every_forward"], True),
     "generator_orthogonality": (["--generator_orthogonality", "0.5"], 0.5),
     "r1_gamma": (["--r1_gamma", "3", "--r1_interval", "4"], 12.0),
+    "r2_gamma": (["--r2_gamma", "3", "--r1_interval", "4"], 12.0),
     "diff_augment": (["--diff_augment"], True),
 }
 
@@ -59,12 +60,14 @@ _BATCH_OF_8 = ["--global_batch_size", "8"]
 CHANGES = [
     ([], ["--loss", "logistic"], "discriminator"),
     ([], ["--loss", "least_squares"], "discriminator"),
+    ([], ["--loss", "relativistic"], "discriminator"),
     (_BATCH_OF_8, _EVERY_FORWARD, "discriminator"),
     ([], _BATCH_OF_8, "discriminator"),
     ([], ["--num_discriminator_steps", "2"], "discriminator"),
     ([], ["--discriminator_learning_rate", "1e-2"], "discriminator"),
     ([], ["--adam_epsilon", "1e-2"], "discriminator"),
     ([], ["--r1_gamma", "10"], "discriminator"),
+    ([], ["--r2_gamma", "10"], "discriminator"),
     ([], ["--diff_augment"], "discriminator"),
     ([], ["--horizontal_flip"], "discriminator"),
     (_OVERRIDES, [*_OVERRIDES, "discriminator_dropout=0.5"], "discriminator"),

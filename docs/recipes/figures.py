@@ -58,11 +58,11 @@ def losses(path: Path) -> None:
     figure, axes = panels(2)
     logits = torch.linspace(-3, 3, 121)
     for axis, name in zip(axes, ("hinge", "logistic"), strict=True):
-        of_d, of_g = LOSSES[name]
+        of_d, of_g, _ = LOSSES[name]
         surely = torch.tensor(1e3)  # a logit for which the other half of D's loss is 0
         axis.plot(logits, [of_d(x, -surely) for x in logits], BLUE, label="D, real picture")
         axis.plot(logits, [of_d(surely, x) for x in logits], ORANGE, label="D, generated picture")
-        axis.plot(logits, [of_g(x) for x in logits], GREY, linestyle="--", label="G")
+        axis.plot(logits, [of_g(x, surely) for x in logits], GREY, linestyle="--", label="G")
         axis.set(title=name, xlabel="logit of D (right: looks real)", ylim=(-3, 4.2))
     axes[0].set_ylabel("loss")
     axes[0].legend(fontsize="small", loc="lower left")
@@ -84,14 +84,14 @@ def game(path: Path) -> None:
 
 def _play(gamma: float, steps: int = 600, rate: float = 0.1, decay: float = 0.99) -> tuple[list[float], list[float]]:
     # Mescheder et al. 2018 (arXiv:1801.04406), section 2, with the hinge loss.
-    of_d, of_g = LOSSES["hinge"]
+    of_d, of_g, _ = LOSSES["hinge"]
     number, slope = torch.tensor(1.0, requires_grad=True), torch.tensor(0.0, requires_grad=True)
     average, made, averages = 1.0, [], []
     for _ in range(steps):
         penalty = gamma / 2 * slope.square()  # R1: the gradient of D at the real number is the slope
         (gradient,) = torch.autograd.grad(of_d(slope * 0, slope * number) + penalty, slope)
         slope.data -= rate * gradient
-        (gradient,) = torch.autograd.grad(of_g(slope * number), number)
+        (gradient,) = torch.autograd.grad(of_g(slope * number, slope * 0), number)
         number.data -= rate * gradient
         average = decay * average + (1 - decay) * number.item()
         made.append(number.item())

@@ -19,6 +19,7 @@ from ..embedded import located
 from ..options import underscored, unknown_option
 from ..presets import PRESETS, preset_row
 from .checkpoints import SETTINGS, list_checkpoints, warn
+from .losses import LOSSES
 from .settings import OF_THE_START, read_settings, run_folder
 
 
@@ -102,7 +103,7 @@ _RANGES: Ranges = [
     ("max_train_steps per_device_batch_size num_discriminator_steps logging_steps r1_interval evaluation_images",
      lambda value: value >= 1, "be at least 1"),
     ("seed ema_start_step sample_steps checkpointing_steps watch_steps evaluation_steps push_to_hub_every "
-     "generator_orthogonality r1_gamma freeze_discriminator_stages lora_rank",
+     "generator_orthogonality r1_gamma r2_gamma freeze_discriminator_stages lora_rank",
      lambda value: value >= 0, "be at least 0"),
     ("generator_learning_rate discriminator_learning_rate adam_epsilon", lambda value: value > 0, "be positive"),
     ("adam_beta1 adam_beta2 ema_decay", lambda value: 0 <= value < 1, "be in [0, 1)"),
@@ -131,7 +132,9 @@ class TrainingArguments:
     global_batch_size: int | None = _help("Samples in an update. Default: one forward of every process.", None)
     auto_batch_size: bool = _help("Use the largest per_device_batch_size that fits. The update keeps its size.", False)
     num_discriminator_steps: int = _help("Updates of the discriminator for each update of the generator.", 2)
-    loss: Literal["hinge", "logistic", "least_squares"] = _help("The adversarial objective.", "hinge")
+    loss: Literal["hinge", "logistic", "least_squares", "relativistic"] = _help(
+        "The adversarial objective. The relativistic one wants r1_gamma and r2_gamma, too.", "hinge"
+    )
     generator_learning_rate: float = _help("Learning rate of the generator.", 5e-5)
     discriminator_learning_rate: float = _help("Learning rate of the discriminator.", 2e-4)
     adam_beta1: float = _help("Decay of Adam's first moment.", 0.0)
@@ -149,7 +152,8 @@ class TrainingArguments:
     # Regularisers and remedies
     generator_orthogonality: float = _help("Strength of the generator's orthogonal regularisation.", 1e-4)
     r1_gamma: float = _help("Strength of the R1 penalty on real pictures. The paper tried 10.", 0.0)
-    r1_interval: int = _help("Steps from one R1 penalty to the next. Each weighs as many times more.", 16)
+    r2_gamma: float = _help("Strength of the R2 penalty, the same on generated pictures.", 0.0)
+    r1_interval: int = _help("Steps from one R1 or R2 penalty to the next. Each weighs as many times more.", 16)
     sigma_clamp: float | None = _help("Keep the generator's σ0 below this value (paper, section 4.1).", None)
     sigma_clamp_ratio: float | None = _help("Keep the generator's σ0 below this many times its σ1.", None)
     diff_augment: bool = _help("Augment all pictures that the discriminator sees, for small data sets.", False)
@@ -164,7 +168,7 @@ class TrainingArguments:
     tf32: bool = _help("Use TF32 for matrix products and convolutions on NVIDIA GPUs.", False)
     channels_last: bool = _help("Channels last in memory. Most devices convolve faster with it.", False)
     gradient_checkpointing: bool = _help("Compute activations again in the backward pass to save memory.", False)
-    compile: bool = _help("Compile both networks with torch.compile.", False)
+    compile: bool = _help("Compile the networks with torch.compile; with R1 or R2 the generator alone.", False)
     compile_cache: str | None = _help("Keep what was compiled in this folder, which later runs read.", None)
     cuda_graphs: Literal["auto", "on", "off"] = _help(
         "Record each update, and let the GPU repeat it. auto: where that works; on: or the run ends.",
@@ -197,14 +201,8 @@ class TrainingArguments:
         floats = ((f.name, getattr(self, f.name)) for f in fields(self))
         check_ranges(self, [(name, math.isfinite, "be finite") for name, value in floats if isinstance(value, float)])
         check_ranges(self, _RANGES)
-        recomputes = self.gradient_checkpointing and self.power_iteration == "every_forward"
         clamps = self.sigma_clamp is not None or self.sigma_clamp_ratio is not None
         for is_wrong, why in (
-            (recomputes and self.r1_gamma,
-             "gradient_checkpointing with r1_gamma needs power_iteration=once_per_update: activations are computed "
-             "again with the singular vectors of the last forward, and R1 takes a second forward"),
-            (self.compile and self.r1_gamma,
-             "choose compile or R1: a compiled network has no second derivative, and R1 needs it"),
             (self.compile_cache and not self.compile,
              f"compile_cache={self.compile_cache!r} needs compile: without it nothing is compiled"),
             (self.on_collapse == "rollback" and not self.checkpointing_steps,
@@ -341,6 +339,11 @@ def _check_needed(data: DataArguments, training: TrainingArguments, is_new: bool
         warn(f"{why}: the run goes on with those of the command line")
     if data.held_out_split is not None and not training.watch_steps:
         raise ValueError(f"held_out_split={data.held_out_split!r} is tried every watch_steps, got watch_steps=0")
+    if data.held_out_split is not None and LOSSES[training.loss].is_relative:
+        raise ValueError(
+            f"held_out_split={data.held_out_split!r} with loss={training.loss}: such a discriminator takes no picture "
+            "for real or not, it compares two"
+        )
 
 
 def _program() -> str:

@@ -96,7 +96,7 @@ def fits(args: TrainingArguments, accelerator: Accelerator, build: Callable[[], 
 
 
 def update(args: TrainingArguments, players: Players, ema: BigGANModel) -> None:
-    """An update, with R1, of all that a process holds in memory; on grey pictures."""
+    """An update, with R1 and R2, of all that a process holds in memory; on grey pictures."""
     accelerator, config, size = players.accelerator, ema.config, args.per_device_batch_size
     device = accelerator.device
     labels = torch.zeros(size, dtype=torch.int64, device=device) if config.num_labels else None
@@ -109,6 +109,6 @@ def update(args: TrainingArguments, players: Players, ema: BigGANModel) -> None:
     networks = players.networks.values() if accelerator.num_processes > 1 else ()
     exchanged = [torch.empty_like(weight) for network in networks for weight in network.parameters()]
     discriminator_step(players, pairs, objective)
-    generator_step(players, latents, objective)
+    generator_step(players, latents, objective, [real for _, real in pairs])
     update_ema(ema, players.bare_generator, args.ema_decay)
     del exchanged

@@ -35,12 +35,13 @@ from .logs import (
     track_collapse,
     track_sheet,
 )
+from .losses import LOSSES
 from .publishing import publish, publish_step, write_card
 from .quality import keep_if_best
 from .replicas import average_running_statistics
 from .report import Estimate
 from .run import Run
-from .steps import Latents, Objective, discriminator_step, generator_step
+from .steps import Latents, Objective, Pictures, discriminator_step, generator_step
 from .uploads import LITTLE_PATIENCE, PATIENCE
 
 
@@ -99,7 +100,8 @@ def train_step(run: Run) -> dict[str, Tensor]:
     latents = [batches.latents(step, draw + index) for index in micro_batches]
     run.global_step += 1
     decay = run.args.ema_decay if run.global_step >= run.args.ema_start_step else 0.0
-    metrics |= run.graphs(update_generator, run, latents, objective, decay)
+    compared = [real for _, real in pairs] if LOSSES[objective.loss].is_relative else []
+    metrics |= run.graphs(update_generator, run, (latents, compared), objective, decay)
     if run.accelerator.scaler is not None:
         # Counts the steps in a row in which float16 overflowed, and its scaler left an update out; on the device.
         norm = metrics["discriminator_gradient"] + metrics["generator_gradient"]
@@ -107,9 +109,12 @@ def train_step(run: Run) -> dict[str, Tensor]:
     return metrics
 
 
-def update_generator(run: Run, latents: Sequence[Latents], objective: Objective, decay: float) -> dict[str, Tensor]:
-    """One update of the generator, what bounds its weights, and the average."""
-    metrics = generator_step(run.players, latents, objective)
+def update_generator(
+    run: Run, shown: tuple[Sequence[Latents], Sequence[Pictures]], objective: Objective, decay: float
+) -> dict[str, Tensor]:
+    """One update of the generator, what bounds its weights, and the average. A relativistic loss is shown pictures."""
+    latents, compared = shown
+    metrics = generator_step(run.players, latents, objective, compared)
     if run.clamp is not None:
         run.clamp.apply()
     if run.args.lora_rank:

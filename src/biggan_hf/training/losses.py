@@ -1,31 +1,48 @@
 """The adversarial objectives and the regularisers: pure functions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 
-DiscriminatorLoss = Callable[[Tensor, Tensor], Tensor]
-GeneratorLoss = Callable[[Tensor], Tensor]
+class AdversarialLoss(NamedTuple):
+    """
+    What D minimises, of its logits D(x) of real and D(G(z)) of generated pictures, and what G minimises, of D(G(z))
+    and D(x). Logits have any shape; a loss is a scalar.
+    """
 
-# The objectives: the discriminator's loss of its logits D(x) of real and D(G(z)) of generated pictures, and the
-# generator's. Logits have any shape; a loss is a scalar.
-LOSSES: dict[str, tuple[DiscriminatorLoss, GeneratorLoss]] = {
+    of_discriminator: Callable[[Tensor, Tensor], Tensor]
+    of_generator: Callable[[Tensor, Tensor], Tensor]
+    is_relative: bool = False  # it compares each D(G(z)) with the D(x) in its place; neither means anything alone
+
+
+LOSSES = {
     # E[max(0, 1 - D(x))] + E[max(0, 1 + D(G(z)))], and -E[D(G(z))] (paper, section 3, after Lim and Ye 2017,
     # arXiv:1705.02894).
-    "hinge": (lambda real, fake: F.relu(1 - real).mean() + F.relu(1 + fake).mean(), lambda fake: -fake.mean()),
+    "hinge": AdversarialLoss(
+        lambda real, fake: F.relu(1 - real).mean() + F.relu(1 + fake).mean(),
+        lambda fake, _: -fake.mean(),
+    ),
     # -E[log s(D(x))] - E[log(1 - s(D(G(z))))] with the logistic function s, and the form that does not saturate,
     # -E[log s(D(G(z)))] (Goodfellow et al. 2014).
-    "logistic": (
+    "logistic": AdversarialLoss(
         lambda real, fake: F.softplus(-real).mean() + F.softplus(fake).mean(),
-        lambda fake: F.softplus(-fake).mean(),
+        lambda fake, _: F.softplus(-fake).mean(),
     ),
     # ½ E[(D(x) - 1)²] + ½ E[D(G(z))²], and ½ E[(D(G(z)) - 1)²] (Mao et al. 2017, arXiv:1611.04076).
-    "least_squares": (
+    "least_squares": AdversarialLoss(
         lambda real, fake: ((real - 1).square().mean() + fake.square().mean()) / 2,
-        lambda fake: (fake - 1).square().mean() / 2,
+        lambda fake, _: (fake - 1).square().mean() / 2,
+    ),
+    # -E[log s(D(x) - D(G(z)))], and -E[log s(D(G(z)) - D(x))] (Jolicoeur-Martineau 2018, arXiv:1807.00734; with R1 and
+    # R2 as in R3GAN, Huang et al. 2024, arXiv:2501.05441).
+    "relativistic": AdversarialLoss(
+        lambda real, fake: F.softplus(fake - real).mean(),
+        lambda fake, real: F.softplus(real - fake).mean(),
+        is_relative=True,
     ),
 }
 
@@ -51,7 +68,10 @@ def orthogonal_regularization_gradient(weight: Tensor) -> Tensor:
     return (2 * gram @ rows).view_as(weight)
 
 
-def r1_penalty(real_logits: Tensor, pixel_values: Tensor) -> Tensor:
-    """½ E‖∇ₓ D(x)‖² on real pictures, a scalar (paper, section 4.2, after Mescheder et al. 2018, arXiv:1801.04406)."""
-    (gradient,) = torch.autograd.grad(real_logits.sum(), pixel_values, create_graph=True)
-    return gradient.square().flatten(1).sum(dim=1).mean() / 2
+def gradient_penalties(logits: Sequence[Tensor], pixel_values: Sequence[Tensor]) -> list[Tensor]:
+    """
+    ½ E‖∇ₓ D(x)‖², a scalar for each kind of pictures: R1 of real ones (paper, section 4.2, after Mescheder et al.
+    2018, arXiv:1801.04406), R2 of generated ones. In D no picture sees another: one derivative of all logits will do.
+    """
+    gradients = torch.autograd.grad([each.sum() for each in logits], list(pixel_values), create_graph=True)
+    return [gradient.square().flatten(1).sum(dim=1).mean() / 2 for gradient in gradients]

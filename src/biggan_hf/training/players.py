@@ -136,7 +136,9 @@ def _arrange(network: BigGANModel | BigGANDiscriminator, args: TrainingArguments
     if args.gradient_checkpointing:
         # No stage draws random numbers, and a CUDA graph cannot hold a state of a generator.
         network.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
-    if args.compile:
+    # torch has no second derivative of what it compiles (2.13), and the penalties need that of the discriminator.
+    is_penalised = isinstance(network, BigGANDiscriminator) and (args.r1_gamma or args.r2_gamma)
+    if args.compile and not is_penalised:
         # In place, so that the weights keep their names. There are two batch sizes at most: the generator's step shows
         # the discriminator generated pictures alone. Whole: stages differ in size, and hardly any share code. Stage by
         # stage, `cifar10` compiles in two thirds of the time, and then each update takes 5 to 8 % more (on a CPU).

@@ -177,11 +177,13 @@ class Run:
 
 
 def objective_at(args: TrainingArguments, step: int) -> Objective:
-    """What a step minimises. R1 comes every `r1_interval` steps, and weighs as many times more."""
+    """What a step minimises. R1 and R2 come every `r1_interval` steps, and weigh as many times more."""
+    weight = 0.0 if step % args.r1_interval else args.r1_interval
     return Objective(
         loss=args.loss,
         generator_orthogonality=0.0 if args.lora_rank else args.generator_orthogonality,  # it is of whole weights
-        r1_gamma=0.0 if step % args.r1_interval else args.r1_gamma * args.r1_interval,
+        r1_gamma=weight * args.r1_gamma,
+        r2_gamma=weight * args.r2_gamma,
         diff_augment=args.diff_augment,
         iterate_every_forward=args.power_iteration == "every_forward",
     )

@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ..modeling_biggan import BigGANDiscriminator, BigGANModel
 from ..spectral_norm import SpectralNorm
 from .augment import diff_augment
-from .losses import LOSSES, orthogonal_regularization_gradient, r1_penalty
+from .losses import LOSSES, gradient_penalties, orthogonal_regularization_gradient
 
 
 # What a step is given
@@ -76,6 +76,7 @@ class Objective:
     loss: str = "hinge"  # a row of `LOSSES`
     generator_orthogonality: float = 0.0  # β of the orthogonal regularisation (paper, section 3.1)
     r1_gamma: float = 0.0  # γ of the discriminator's R1 penalty (paper, section 4.2); 0 for none
+    r2_gamma: float = 0.0  # the same for R2, of generated pictures
     diff_augment: bool = False  # augments all pictures on their way to the discriminator
     # Spectral norms take a power iteration in every forward, as in BigGAN-PyTorch. Otherwise they take one in the
     # first micro-batch of an update: the others see the same function, and their gradients add up to that of all.
@@ -93,7 +94,6 @@ def discriminator_step(
     the loss and the shares of real and of generated pictures that D told right.
     """
     accelerator, optimizer = players.accelerator, players.discriminator_optimizer
-    discriminator_loss, _ = LOSSES[objective.loss]
     _require_gradients(optimizer, True)
     optimizer.zero_grad()
 
@@ -102,46 +102,58 @@ def discriminator_step(
         _iterate_spectral_norms(players, objective.iterate_every_forward or index == 0)
         with _exchange_gradients(accelerator, players.discriminator, is_last), _attention_kernels(objective):
             # G is fixed: its pictures G(z) are inputs like the real pictures x.
+            labels = _labels(latents, real, objective)
             with torch.no_grad():
-                images = players.bare_generator(latents.z, latents.class_labels).images.to(real.pixel_values.dtype)
-            fake, real = _augment(Pictures(images, latents.class_labels), objective), _augment(real, objective)
+                images = players.bare_generator(latents.z, labels).images.to(real.pixel_values.dtype)
+            fake, real = _augment(Pictures(images, labels), objective), _augment(real, objective)
+            fake, real = _with_slope(fake, objective.r2_gamma), _with_slope(real, objective.r1_gamma)
 
             # L_D = E[max(0, 1 - D(x))] + E[max(0, 1 + D(G(z)))] for the hinge loss (paper, section 3).
             fake_logits, real_logits = _logits(players.discriminator, fake, real)
-            loss = discriminator_loss(real_logits, fake_logits)
+            loss = LOSSES[objective.loss].of_discriminator(real_logits, fake_logits)
 
             # Regularisers of D that are computed from pictures: γ/2 E‖∇D(x)‖² (paper, section 4.2).
-            penalty = _r1(players, real, objective) if objective.r1_gamma else 0.0
+            shown = (objective.r1_gamma, real_logits, real), (objective.r2_gamma, fake_logits, fake)
+            penalty = _gradient_penalty([kind for kind in shown if kind[0]])
 
             accelerator.backward((loss + penalty) / len(micro_batches))
 
     gradient_norm = _gradient_norm(accelerator, optimizer)
     optimizer.step()
+    # Above the bar D takes a picture for real. A relativistic one only says which of two is more so.
+    is_relative = LOSSES[objective.loss].is_relative
+    real_bar, fake_bar = (fake_logits, real_logits) if is_relative else (0, 0)
     return {
         "discriminator_gradient": gradient_norm,
         "discriminator_loss": loss.detach(),
-        "real_accuracy": (real_logits > 0).float().mean(),
-        "fake_accuracy": (fake_logits < 0).float().mean(),
+        "real_accuracy": (real_logits > real_bar).float().mean(),
+        "fake_accuracy": (fake_logits < fake_bar).float().mean(),
     }
 
 
-def generator_step(players: Players, micro_batches: Sequence[Latents], objective: Objective) -> dict[str, Tensor]:
-    """As `discriminator_step`, for G. Returns the loss of the last micro-batch, and the norm of the gradient."""
+def generator_step(
+    players: Players, micro_batches: Sequence[Latents], objective: Objective, compared: Sequence[Pictures] = ()
+) -> dict[str, Tensor]:
+    """
+    As `discriminator_step`, for G. Returns the loss of the last micro-batch, and the norm of the gradient. A
+    relativistic loss needs real pictures to compare with, for each of the micro-batches.
+    """
     accelerator, optimizer = players.accelerator, players.generator_optimizer
-    _, generator_loss = LOSSES[objective.loss]
     # D is fixed, and called without its wrapper: its own gradients are neither computed nor exchanged.
     discriminator = players.bare_discriminator
     _require_gradients(players.discriminator_optimizer, False)
     optimizer.zero_grad()
 
-    for index, latents in enumerate(micro_batches):
+    reals = compared if LOSSES[objective.loss].is_relative else [None] * len(micro_batches)
+    for index, (latents, real) in enumerate(zip(micro_batches, reals, strict=True)):
         is_last = index == len(micro_batches) - 1
         _iterate_spectral_norms(players, objective.iterate_every_forward or index == 0)
         with _exchange_gradients(accelerator, players.generator, is_last):
             # L_G = -E[D(G(z))] for the hinge loss (paper, section 3).
-            images = players.generator(latents.z, latents.class_labels).images
-            fake = _augment(Pictures(images, latents.class_labels), objective)
-            loss = generator_loss(_in_float32(discriminator(fake.pixel_values, fake.class_labels).logits))
+            labels = _labels(latents, real, objective)
+            fake = _augment(Pictures(players.generator(latents.z, labels).images, labels), objective)
+            fake_logits, real_logits = _logits(discriminator, fake, real and _augment(real, objective))
+            loss = LOSSES[objective.loss].of_generator(fake_logits, real_logits)
             accelerator.backward(loss / len(micro_batches))
 
     # Regularisers of G that are computed from weights: their gradients are added once an update (paper, section 3.1).
@@ -155,43 +167,51 @@ def generator_step(players: Players, micro_batches: Sequence[Latents], objective
 # Pictures and logits
 
 
+def _labels(latents: Latents, real: Pictures | None, objective: Objective) -> Tensor | None:
+    """Of the generated pictures. A relativistic loss compares pictures of one class."""
+    return real.class_labels if real is not None and LOSSES[objective.loss].is_relative else latents.class_labels
+
+
 def _augment(pictures: Pictures, objective: Objective) -> Pictures:
     if not objective.diff_augment:
         return pictures
     return Pictures(diff_augment(pictures.pixel_values), pictures.class_labels)
 
 
-def _logits(discriminator: nn.Module, fake: Pictures, real: Pictures) -> tuple[Tensor, Tensor]:
+def _logits(discriminator: nn.Module, fake: Pictures, real: Pictures | None) -> tuple[Tensor, Tensor]:
     """D(G(z)) and D(x), from one forward: both meet the same singular vectors."""
-    labels = None
-    if fake.class_labels is not None and real.class_labels is not None:
-        labels = torch.cat([fake.class_labels, real.class_labels])
-    logits = _in_float32(discriminator(torch.cat([fake.pixel_values, real.pixel_values]), labels).logits)
+    kinds = [fake] if real is None else [fake, real]
+    labels = [pictures.class_labels for pictures in kinds if pictures.class_labels is not None]
+    pixel_values = torch.cat([pictures.pixel_values for pictures in kinds])
+    logits = discriminator(pixel_values, torch.cat(labels) if labels else None).logits
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # losses are computed in it or better
     return logits[: len(fake.pixel_values)], logits[len(fake.pixel_values) :]
-
-
-def _in_float32(logits: Tensor) -> Tensor:
-    """Losses are computed in float32 or better."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 # Regularisers
 
 
-def _r1(players: Players, real: Pictures, objective: Objective) -> Tensor:
-    """γ times the R1 penalty. It takes a forward of its own, on the real pictures alone."""
-    _iterate_spectral_norms(players, objective.iterate_every_forward)
-    pixel_values = real.pixel_values.detach().requires_grad_()
-    logits = players.discriminator(pixel_values, real.class_labels).logits
-    return objective.r1_gamma * r1_penalty(_in_float32(logits), pixel_values)
+def _with_slope(pictures: Pictures, gamma: float) -> Pictures:
+    """Where there is a penalty, autograd shall know the slope of D at these pictures."""
+    return Pictures(pictures.pixel_values.detach().requires_grad_(bool(gamma)), pictures.class_labels)
+
+
+def _gradient_penalty(kinds: Sequence[tuple[float, Tensor, Pictures]]) -> Tensor | float:
+    """Σ γ/2 E‖∇D‖² over kinds of pictures, each with its γ and its logits."""
+    if not kinds:
+        return 0.0
+    gammas, logits, pictures = zip(*kinds, strict=True)
+    penalties = gradient_penalties(logits, [kind.pixel_values for kind in pictures])
+    return torch.stack([gamma * penalty for gamma, penalty in zip(gammas, penalties, strict=True)]).sum()
 
 
 def _attention_kernels(objective: Objective) -> Any:
     """
-    R1 needs a second derivative, and the fused kernels of attention have none. The choice of kernels lasts until the
-    end of the backward pass, where activation checkpointing runs the forward again.
+    The penalties need a second derivative, and the fused kernels of attention have none. The choice of kernels lasts
+    until the end of the backward pass, where activation checkpointing runs the forward again.
     """
-    return sdpa_kernel(SDPBackend.MATH) if objective.r1_gamma else contextlib.nullcontext()
+    is_penalised = objective.r1_gamma or objective.r2_gamma
+    return sdpa_kernel(SDPBackend.MATH) if is_penalised else contextlib.nullcontext()
 
 
 @torch.no_grad()
