@@ -34,6 +34,7 @@ import first_picture  # noqa: E402
 import graphs  # noqa: E402
 import loading  # noqa: E402
 import measuring  # noqa: E402
+import memorised  # noqa: E402
 import peers  # noqa: E402
 import same_function  # noqa: E402
 import sampling  # noqa: E402
@@ -400,6 +401,13 @@ def test_first_picture_of_a_page(capsys: pytest.CaptureFixture[str]) -> None:
     table = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     assert [row[:3] for row in table[1:]] == [["biggan_hf:fashion", "torch fp32", number] for number in ("1", "8")]
     assert all(0 < float(seconds) < 60 for row in table[1:] for seconds in row[3:])
+
+
+def test_pictures_that_are_known_by_heart_are_seen() -> None:
+    learnt, others, new = torch.randn(3, 400, 3, generator=torch.Generator().manual_seed(0))
+    assert memorised.row("copies", learnt + 1e-4, learnt, others).startswith("| copies | 1.000 ± 0.000 | 0.00 |")
+    share = float(memorised.row("draws", new, learnt, others).split()[3])
+    assert abs(share - 0.5) < 3 * 0.025
 
 
 # BigGAN-PyTorch
