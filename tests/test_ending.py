@@ -133,6 +133,27 @@ def test_a_closed_terminal_leaves_a_checkpoint(many: Path, tmp_path: Path) -> No
     assert status == 129 and len(list(output.glob("checkpoint-*"))) == 1, printed
 
 
+def test_a_stopped_reader_of_pictures_is_waited_for(many: Path, tmp_path: Path) -> None:
+    """A debugger or `kill -STOP` stops it. The run stands still with it, and goes on with it."""
+    output = tmp_path / "model"
+    argv = arguments(many, output, *FOREVER, "--dataloader_num_workers", "1", "--logging_steps", "1", steps=10**6)
+    with started(ONE_BY_ONE["train.py"], argv, output) as (process, members):
+        log, (reader,) = output / "log.jsonl", members[1:]
+        reader.suspend()
+        time.sleep(2)  # batches that are ready are used up
+        still = log.read_bytes()
+        time.sleep(2)
+        assert log.read_bytes() == still and process.poll() is None
+        reader.resume()
+        deadline = time.monotonic() + SOON
+        while log.read_bytes() == still and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert len(log.read_bytes()) > len(still)
+        os.killpg(process.pid, signal.SIGINT)
+        status, printed = ending_of(process, members)
+    assert status == 130 and len(list(output.glob("checkpoint-*"))) == 1, printed
+
+
 def test_who_starts_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ending.before_torch, "STARTED", (os.getpid(), 1))
     for name in ("ACCELERATE_DYNAMO_BACKEND", "TORCHELASTIC_RUN_ID"):
