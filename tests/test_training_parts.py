@@ -138,6 +138,15 @@ def test_relativistic_loss_compares_pictures_of_one_class() -> None:
         generator_step(game, [z], Objective(loss="relativistic"))
 
 
+@pytest.mark.parametrize("loss", ["hinge", "relativistic"])
+def test_networks_without_classes_pass_over_the_labels_of_pictures(loss: str) -> None:
+    config = tiny(num_labels=0)
+    game, real = players(config), pictures(config, 4)
+    z = Latents(latents(config, 4).z, None)
+    discriminator_step(game, [(z, real)], Objective(loss=loss))
+    generator_step(game, [z], Objective(loss=loss), [real])
+
+
 def test_ema_follows_the_formula_over_weights_and_statistics() -> None:
     config = tiny()
     torch.manual_seed(0)

@@ -169,7 +169,8 @@ def generator_step(
 
 def _labels(latents: Latents, real: Pictures | None, objective: Objective) -> Tensor | None:
     """Of the generated pictures. A relativistic loss compares pictures of one class."""
-    return real.class_labels if real is not None and LOSSES[objective.loss].is_relative else latents.class_labels
+    has_classes, is_relative = latents.class_labels is not None, LOSSES[objective.loss].is_relative
+    return real.class_labels if real is not None and is_relative and has_classes else latents.class_labels
 
 
 def _augment(pictures: Pictures, objective: Objective) -> Pictures:
@@ -183,7 +184,7 @@ def _logits(discriminator: nn.Module, fake: Pictures, real: Pictures | None) -> 
     kinds = [fake] if real is None else [fake, real]
     labels = [pictures.class_labels for pictures in kinds if pictures.class_labels is not None]
     pixel_values = torch.cat([pictures.pixel_values for pictures in kinds])
-    logits = discriminator(pixel_values, torch.cat(labels) if labels else None).logits
+    logits = discriminator(pixel_values, torch.cat(labels) if len(labels) == len(kinds) else None).logits
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # losses are computed in it or better
     return logits[: len(fake.pixel_values)], logits[len(fake.pixel_values) :]
 
