@@ -186,12 +186,11 @@ class Page:
             The pictures with captions, a labelled sheet of them (PNG), and the settings that make them again (JSON).
         """
         weights = (weight_1, weight_2, weight_3, weight_4, weight_5, weight_6)
-        strengths = (direction_1, direction_2, direction_3, direction_4)
-        strengths += (direction_5, direction_6, direction_7, direction_8)
+        ways = (direction_1, direction_2, direction_3, direction_4, direction_5, direction_6, direction_7, direction_8)
         prompts = self._prompts(classes, mix, weights)
         options: dict[str, Any] = {"num_images_per_prompt": self._whole("number", number)}
         options["truncation"] = self._truncation(truncation)
-        options |= self._directions(strengths)
+        options |= self._directions(ways)
         seed = self._whole("seed", seed)
         made = self.pipe(prompts, **options, generator=_seeded(seed), output_type="uint8", progress_bar=False)
         images = torch.from_numpy(made.images).permute(0, 3, 1, 2)
