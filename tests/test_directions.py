@@ -190,6 +190,8 @@ def test_directions_go_to_the_hub_and_back(fake_hub: FakeHub, tmp_path: Path, ca
     with pytest.raises(SystemExit):
         main(["push", str(folder), "user/other"])
     assert "a direction's name has 1 to 40 letters" in capsys.readouterr().err
+    pipe.push_to_hub("user/copy")
+    assert fake_hub.files("user/copy")[FILE] == (tmp_path / "copy" / FILE).read_bytes()
     tiny_generator().push_to_hub("user/without")
     assert BigGANPipeline.from_pretrained("user/without").directions is None
 

@@ -42,7 +42,7 @@ from .cards import (
 from .class_labels import label_of
 from .configuration_biggan import BigGANConfig
 from .directions import FILE as DIRECTIONS
-from .directions import read_directions
+from .directions import Directions, read_directions, save_directions
 from .embedded import PREFIX
 from .engine_files import INDEX as EXPORTS
 from .engine_files import PACKAGES, Index, of_weights, read_index, write_index
@@ -188,6 +188,7 @@ class PublishingMixin(LoadingMixin):
         tags: list[str] | None = None,
         license: str | None = None,
         include_code: bool = False,
+        directions: Directions | None = None,
     ) -> str:
         """
         Uploads the network to the Hub: a generator and its card to the root, a discriminator to `discriminator/`. A
@@ -207,6 +208,7 @@ class PublishingMixin(LoadingMixin):
             include_code: Uploads the code too: `AutoModel.from_pretrained(repo_id, trust_remote_code=True)` and
                 `transformers.pipeline(model=repo_id, trust_remote_code=True)` then need transformers and Pillow alone.
                 A repository that has the code gets it anew in any case.
+            directions: Those of the latents, as `directions.json`.
 
         Returns:
             The commit's address.
@@ -217,6 +219,8 @@ class PublishingMixin(LoadingMixin):
         """
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(Path(folder) / self._path_in_repo, max_shard_size=max_shard_size)
+            if directions is not None:
+                save_directions(directions, Path(folder))
             commit = upload_folder(
                 folder,
                 repo_id,

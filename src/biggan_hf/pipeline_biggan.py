@@ -214,7 +214,7 @@ class BigGANPipeline:
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
         """
-        Uploads the model, or an engine's graph, and its card.
+        Uploads the model, or an engine's graph, the directions if there are some, and the card.
 
         Args:
             repo_id: `"user/name"`.
@@ -223,7 +223,8 @@ class BigGANPipeline:
         Returns:
             The commit's address.
         """
-        return self.model.push_to_hub(repo_id, **kwargs)
+        given = {} if self.directions is None else {"directions": self.directions}
+        return self.model.push_to_hub(repo_id, **given, **kwargs)
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """
