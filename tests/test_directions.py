@@ -114,7 +114,7 @@ def test_a_grid_is_one_draw_along_each_direction(num_labels: int) -> None:
     pipe = BigGANPipeline(tiny_generator(num_labels=num_labels))
     pipe.directions = axes("first", "second")
     classes = [0, 2] if num_labels else None
-    options = {"truncation": 0.5, "progress_bar": False}
+    options: dict[str, Any] = {"truncation": 0.5, "progress_bar": False}
     grid = direction_grid(pipe, pipe.directions, classes, [-2, 0, 1], seeded(4), **options)
     assert grid.shape == (2, 2 if num_labels else 1, 3, 3, 32, 32)
     latents = sample_latents(1, 16, 0.5, generator=seeded(4))

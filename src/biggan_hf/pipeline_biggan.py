@@ -223,8 +223,8 @@ class BigGANPipeline:
         Returns:
             The commit's address.
         """
-        given = {} if self.directions is None else {"directions": self.directions}
-        return self.model.push_to_hub(repo_id, **given, **kwargs)
+        own: dict[str, Any] = {} if self.directions is None else {"directions": self.directions}
+        return self.model.push_to_hub(repo_id, **{**own, **kwargs})
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """
