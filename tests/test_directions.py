@@ -85,6 +85,8 @@ def test_wrong_numbers_and_methods() -> None:
         find_directions(model, 17)
     with pytest.raises(ValueError, match="method must be one of ganspace, sefa, got 'pca'"):
         find_directions(model, 2, "pca")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="an engine has none: take ganspace"):
+        find_directions(Linear(), 2, "sefa")
 
 
 # Moving

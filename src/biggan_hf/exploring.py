@@ -162,14 +162,14 @@ def find_directions(
         method: `"ganspace"`: along which its pictures change, after GANSpace (Härkönen et al. 2020, arXiv:2004.02546),
             which needs 10 pictures for each of the latents. `"sefa"`: along which the layers change that read latents
             (Shen & Zhou 2021, arXiv:2007.06600); for a model in torch.
-        generator: Draws latents and classes for `"ganspace"`; by default the same ones at each call.
+        generator: Draws latents and classes for `"ganspace"`, on the CPU; by default the same ones at each call.
 
     Returns:
         K orthogonal directions, the strongest first, called "direction 1", "direction 2", … The largest entry of each
         is positive.
 
     Raises:
-        ValueError: `number` is not from 1 to z_dim, or above 64; an unknown method.
+        ValueError: `number` is not from 1 to z_dim, or above 64; an unknown method, or `"sefa"` for an engine.
     """
     most = min(model.config.z_dim, MOST_DIRECTIONS)
     if not 1 <= number <= most:
