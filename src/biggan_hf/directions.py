@@ -88,7 +88,13 @@ class Directions:
 
     def named(self, names: Mapping[int, str]) -> Self:
         """
-        The directions of these numbers alone, from 1 on, with these names.
+        Some of the directions, with other names.
+
+        Args:
+            names: By the number of a direction, from 1 on.
+
+        Returns:
+            The directions of these numbers alone, in this order.
 
         Raises:
             ValueError: A number out of range, or a name that is none.
