@@ -41,6 +41,7 @@ from biggan_hf import BigGANPipeline, app  # noqa: E402
 from biggan_hf.app import MOST_BYTES, MOST_CLASSES, Page, build, serve, unique_names  # noqa: E402
 from biggan_hf.cli import main  # noqa: E402
 from biggan_hf.data import load_labelled_images  # noqa: E402
+from biggan_hf.directions import Directions  # noqa: E402
 from biggan_hf.images import image_grid  # noqa: E402
 from biggan_hf.space import SPACES, requirements, write_space  # noqa: E402
 
@@ -152,6 +153,42 @@ def test_the_nearest_pictures(page: Page, pictures: Path) -> None:
     sheet = with_data.neighbours(["goldfish", "hammerhead"], 0.7, 0)
     assert sheet.width > 6 * 64 and sheet.height > 4 * 64
     assert with_data.neighbours([], 0.7, 0).height == sheet.height
+
+
+@pytest.fixture(scope="module")
+def directed() -> Page:
+    """A page of a model with nine directions, one more than there are sliders."""
+    pipe = BigGANPipeline(tiny_generator(id2label=NAMES))
+    pipe.directions = Directions(torch.eye(16)[:9], tuple(f"way {place}" for place in range(1, 10)), (0.1,) * 9)
+    return Page(pipe, "user/fishes")
+
+
+@pytest.mark.parametrize("classes", [["goldfish", "hammerhead"], []])
+def test_directions_move_the_pictures(directed: Page, page: Page, classes: list[str]) -> None:
+    def made(of: Page, *strengths: float) -> tuple[np.ndarray, dict[str, Any]]:
+        pictures, _, settings = of.sample(classes, False, 0.7, 5, 2, *WEIGHTS, *strengths)
+        return as_array(image for image, _ in pictures), kept(settings)
+
+    (still, first), (moved, second) = made(directed, *[0.0] * 8), made(directed, 0.0, 2.0, *[0.0] * 5, -1.5)
+    np.testing.assert_array_equal(still, made(page)[0])
+    assert (still != moved).any() and "directions" not in first and first["classes"] == second["classes"]
+    assert second["directions"] == {"way 2": 2.0, "way 8": -1.5}
+    again = eval(second["python"], {"pipe": directed.pipe, "torch": torch}).images
+    np.testing.assert_array_equal(as_array(again), moved)
+
+
+def test_sliders_of_directions(directed: Page, page: Page) -> None:
+    sliders = [block for block in build(directed).blocks.values() if isinstance(block, gr.Slider)]
+    labels = [slider.label for slider in sliders if slider.minimum == -3 and slider.maximum == 3]
+    assert labels == [f"Way {place}" for place in range(1, 9)] and page.directions == {}
+    names = [one["parameter_name"] for one in apis(directed)["sample"]["parameters"]]
+    assert names[-8:] == [f"direction_{place}" for place in range(1, 9)]
+    assert "direction_1" not in {one["parameter_name"] for one in apis(page)["sample"]["parameters"]}
+    _, *values = directed.restore("?direction_2=-1.5&direction_1=9&direction_9=1&direction_3=x")
+    assert dict(zip(directed.defaults, values, strict=True)) == {**directed.defaults, "direction_2": -1.5}
+    for wrong in (3.1, float("nan"), "1", None, True):
+        with pytest.raises(gr.Error, match="direction_1 must be a number from -3 to 3"):
+            directed.sample(["goldfish"], False, 0.7, 5, 2, *WEIGHTS, wrong)
 
 
 def apis(page: Page) -> dict[str, Any]:

@@ -108,6 +108,17 @@ def test_a_class_and_a_truncation_are_chosen(tab: Any, url: str) -> None:
         assert download.value.suggested_filename == f"seed-0.{suffix}"
 
 
+def test_pictures_move_along_a_direction(tab: Any, url: str) -> None:
+    tab.goto(url)
+    still = shown(tab)
+    tab.get_by_role("slider", name="Brightness").fill("-2")
+    dark = shown(tab, still)
+    assert len(dark) == 8 and not {*dark} & {*still}
+    assert tab.url.endswith("?direction_1=-2")
+    tab.goto(tab.url)
+    assert shown(tab) == dark
+
+
 def test_all_by_keyboard(tab: Any, url: str) -> None:
     tab.goto(url)
     first = shown(tab)

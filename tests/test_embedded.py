@@ -70,6 +70,25 @@ def test_what_it_holds() -> None:
     assert (norm.standing_var[0] - norm.standing_var[4]).abs().max() > 0.01
 
 
+def test_its_directions_do_what_their_names_say() -> None:
+    pipe = BigGANPipeline.from_pretrained("biggan_hf:fashion")
+    assert pipe.directions is not None and pipe.directions.names == ("brightness", "sleeve length", "width")
+
+    def ink(name: str, strength: float, label: str) -> np.ndarray:
+        """Where twelve pictures are light, on average, if they move so far."""
+        generator, moves = torch.Generator().manual_seed(1), {name: strength}
+        options: dict[str, Any] = {"truncation": 0.5, "num_images_per_prompt": 12, "output_type": "np"}
+        return pipe(label, generator=generator, directions=moves, **options).images.mean((0, 3))
+
+    dark, bright = (ink("brightness", strength, "Dress") for strength in (-2, 2))
+    assert bright.mean() > 1.3 * dark.mean()
+    short, long = (ink("sleeve length", strength, "Dress") for strength in (-2, 2))
+    narrow, wide = (ink("width", strength, "Dress") for strength in (-2, 2))
+    sides = [*range(4, 11), *range(21, 28)]  # columns left and right of a dress
+    assert long[4:20, sides].mean() > 1.5 * short[4:20, sides].mean()
+    assert wide[8:, sides].mean() > 1.2 * narrow[8:, sides].mean()
+
+
 def test_a_wrong_name_lists_those_that_there_are(capsys: pytest.CaptureFixture[str]) -> None:
     message = "no model 'biggan_hf:fashon' comes with the package: it has biggan_hf:fashion; did you mean"
     for loader in (BigGANPipeline, BigGANModel, BigGANConfig):
@@ -109,7 +128,7 @@ def test_the_wheel_holds_it(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "setup.py", *build], cwd=ROOT, check=True, capture_output=True)
     (folder,) = (tmp_path / "build").rglob("models/fashion")
     sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
-    assert sizes.keys() == {"config.json", "model.safetensors", "README.md"}
+    assert sizes.keys() == {"config.json", "directions.json", "model.safetensors", "README.md"}
     assert sum(sizes.values()) < 4e6
 
 

@@ -39,6 +39,7 @@ MOST_CLASSES = 6
 MOST_IMAGES = 8  # of a class
 MOST_PIXELS = 2**20  # of a class: 4 images of 512 px
 MOST_LETTERS = 80  # of a name
+MOST_DIRECTIONS, FARTHEST = 8, 3  # sliders, and how far one leads
 MOST_BYTES = 2**16  # of a request; the page's own have less than 2 kB
 MOST_WAITING = 32  # requests; one at a time is computed
 MOST_SESSIONS = 256  # of which gradio keeps the settings, 100 kB each
@@ -107,6 +108,8 @@ class Page:
         config = pipe.model.config
         self.pipe, self.name, self.data_set = pipe, shown(name), data_set
         self.classes = unique_names(pipe.id2label)
+        named = [] if pipe.directions is None else pipe.directions.names[:MOST_DIRECTIONS]
+        self.directions = {f"direction_{place}": name for place, name in enumerate(named, 1)}
         table, pixels = config.standing_truncations or [SWEEP[-1], SWEEP[0]], config.image_size**2
         self.ranges: dict[str, tuple[float, float]] = {
             "truncation": (table[0], table[-1]),
@@ -114,6 +117,7 @@ class Page:
             "number": (1, max(1, min(MOST_IMAGES, MOST_PIXELS // pixels))),
             "place": (0, 100),
             **{f"weight_{place}": (0, 1) for place in range(1, MOST_CLASSES + 1)},
+            **dict.fromkeys(self.directions, (-FARTHEST, FARTHEST)),
         }
         # By their names in the address of the page, in the order of the controls.
         self.defaults: dict[str, Any] = {
@@ -126,6 +130,7 @@ class Page:
             "over": "classes" if self.classes else "latents",
             "place": 50,
             **{name: 1 for name in self.ranges if name.startswith("weight")},
+            **dict.fromkeys(self.directions, 0.0),
         }
 
     # Tools
@@ -144,6 +149,14 @@ class Page:
         weight_4: float = 1,
         weight_5: float = 1,
         weight_6: float = 1,
+        direction_1: float = 0,
+        direction_2: float = 0,
+        direction_3: float = 0,
+        direction_4: float = 0,
+        direction_5: float = 0,
+        direction_6: float = 0,
+        direction_7: float = 0,
+        direction_8: float = 0,
     ) -> tuple[list[tuple[Image.Image, str]], str, str]:
         """
         Generates pictures of classes, or of a mixture of classes.
@@ -160,14 +173,24 @@ class Page:
             weight_4: Of the fourth class in a mixture.
             weight_5: Of the fifth class in a mixture.
             weight_6: Of the sixth class in a mixture.
+            direction_1: How far the pictures move along the model's first direction, if it has one.
+            direction_2: Along the second.
+            direction_3: Along the third.
+            direction_4: Along the fourth.
+            direction_5: Along the fifth.
+            direction_6: Along the sixth.
+            direction_7: Along the seventh.
+            direction_8: Along the eighth.
 
         Returns:
             The pictures with captions, a labelled sheet of them (PNG), and the settings that make them again (JSON).
         """
         weights = (weight_1, weight_2, weight_3, weight_4, weight_5, weight_6)
+        ways = (direction_1, direction_2, direction_3, direction_4, direction_5, direction_6, direction_7, direction_8)
         prompts = self._prompts(classes, mix, weights)
         options: dict[str, Any] = {"num_images_per_prompt": self._whole("number", number)}
         options["truncation"] = self._truncation(truncation)
+        options |= self._directions(ways)
         seed = self._whole("seed", seed)
         made = self.pipe(prompts, **options, generator=_seeded(seed), output_type="uint8", progress_bar=False)
         images = torch.from_numpy(made.images).permute(0, 3, 1, 2)
@@ -271,10 +294,10 @@ class Page:
 
     def live(self, tab: str, classes: Any, mix: Any, truncation: Any, seed: Any, number: Any, *rest: Any) -> list[Any]:
         """What changes at once with the settings: the outputs of `sample` and of `frame`, of the tab that is open."""
-        over, place, *weights = rest
+        over, place, *others = rest
         skipped = [gr.skip()]
         if tab == "classes":
-            return [*self.sample(classes, mix, truncation, seed, number, *weights), *skipped]
+            return [*self.sample(classes, mix, truncation, seed, number, *others), *skipped]
         if tab == "walk":
             return [*skipped * 3, self.frame(over, place, classes, truncation, seed)]
         return skipped * 4
@@ -333,6 +356,12 @@ class Page:
 
     def _truncation(self, value: Any) -> float:
         return float(self._checked("truncation", value))
+
+    def _directions(self, strengths: Sequence[Any]) -> dict[str, dict[str, float]]:
+        """What the pipeline takes: by name, how far; empty where nothing moves."""
+        given = zip(self.directions.items(), strengths, strict=False)
+        moves = {label: float(self._checked(name, strength)) for (name, label), strength in given if strength != 0}
+        return {"directions": moves} if moves else {}
 
     def _prompts(
         self, classes: Any, mix: Any = False, weights: Sequence[Any] = ()
@@ -437,12 +466,12 @@ def _heading(page: Page) -> str:
     return f"<h1>{escape(page.name)}</h1><p>{what}</p>"
 
 
+def _slider(page: Page, name: str, label: str, step: float, **options: Any) -> gr.Slider:
+    return gr.Slider(*page.ranges[name], value=page.defaults[name], step=step, label=label, **options)
+
+
 def _settings(page: Page) -> Parts:
     usual, ranges = page.defaults, page.ranges
-
-    def slider(name: str, label: str, step: float, **options: Any) -> gr.Slider:
-        return gr.Slider(*ranges[name], value=usual[name], step=step, label=label, **options)
-
     parts: Parts = {"tab": gr.Textbox(usual["tab"], visible=False), "query": gr.Textbox(visible=False)}
     parts["classes"] = gr.Dropdown(
         [*page.classes],
@@ -455,13 +484,13 @@ def _settings(page: Page) -> Parts:
     )
     parts["mix"] = gr.Checkbox(label="One mixture of these classes", visible=len(page.classes) > 1)
     for name in [name for name in usual if name.startswith("weight")]:
-        parts[name] = slider(name, f"Weight {name[-1]}", 0.05, visible=False)
-    parts["truncation"] = slider("truncation", "Truncation", 0.01, info="Smaller: more typical, less varied.")
+        parts[name] = _slider(page, name, f"Weight {name[-1]}", 0.05, visible=False)
+    parts["truncation"] = _slider(page, "truncation", "Truncation", 0.01, info="Smaller: more typical, less varied.")
     with gr.Row():
         least, most = ranges["seed"]
         parts["seed"] = gr.Number(usual["seed"], label="Seed", precision=0, minimum=least, maximum=most, min_width=120)
         parts["another"] = gr.Button("Another seed", min_width=120)
-    parts["number"] = slider("number", "Pictures of each class" if page.classes else "Pictures", 1)
+    parts["number"] = _slider(page, "number", "Pictures of each class" if page.classes else "Pictures", 1)
     return parts
 
 
@@ -470,7 +499,7 @@ def _tabs(page: Page) -> Parts:
     parts: Parts = {}
     with gr.Tabs() as parts["tabs"]:
         with gr.Tab(TABS["classes"], id="classes"):
-            parts |= _pictures(small)
+            parts |= _pictures(page, small)
         with gr.Tab(TABS["walk"], id="walk"):
             parts |= _walk(page, small)
         with gr.Tab(TABS["sweep"], id="sweep"):
@@ -482,11 +511,14 @@ def _tabs(page: Page) -> Parts:
     return parts
 
 
-def _pictures(small: list[str]) -> Parts:
+def _pictures(page: Page, small: list[str]) -> Parts:
     parts: Parts = {}
     options: Any = {"columns": 4, "height": "auto", "object_fit": "contain", "format": "png"}
     options["elem_classes"] = [*small, "pictures"]
     parts["pictures"] = gr.Gallery(label="Pictures", show_label=False, interactive=False, **options)
+    with gr.Row():
+        for name, label in page.directions.items():
+            parts[name] = _slider(page, name, f"{label[0].upper()}{label[1:]}", 0.1, min_width=140)
     with gr.Row():
         parts["sheet"] = gr.DownloadButton("Download the sheet (PNG)", min_width=120)
         parts["kept"] = gr.DownloadButton("Download the settings (JSON)", min_width=120)
@@ -526,7 +558,7 @@ def _connect_tools(page: Page, parts: Parts, decorate: Callable[[Any], Any]) -> 
         trigger(decorate(method), **named, api_name=method.__name__, concurrency_id="generator")
 
     weights = [name for name in page.defaults if name.startswith("weight")]
-    settings = ["classes", "mix", "truncation", "seed", "number", *weights]
+    settings = ["classes", "mix", "truncation", "seed", "number", *weights, *page.directions]
     connect(parts["seed"].submit, page.sample, settings, ["pictures", "sheet", "kept"])
     walked = ["over", "classes", "truncation", "seed"]
     connect(parts["make walk"].click, page.walk, walked, ["film", "gif", "mp4"])

@@ -9,6 +9,7 @@ from . import __version__
 from .commands import (
     app,
     convert,
+    directions,
     env,
     evaluate,
     export,
@@ -33,6 +34,7 @@ COMMANDS = (
     sample,
     interpolate,
     sweep,
+    directions,
     npz,
     neighbours,
     invert,

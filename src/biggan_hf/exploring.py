@@ -1,18 +1,25 @@
-"""What a generator has learnt: paths, truncation sweeps, grids of classes, nearest neighbours."""
+"""What a generator has learnt: paths, truncation sweeps, grids of classes, directions, nearest neighbours."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .bars import open_bar
-from .latents import interpolation_path
+from .directions import MOST_DIRECTIONS, Directions
+from .latents import interpolation_path, sample_latents
+from .layers import ConditionalBatchNorm2d
 from .pipeline_biggan import BigGANPipeline, ClassLabels
 
 
 PICTURES_AT_A_TIME = 256  # of a data set that is searched
+
+# In the search for directions: pairs of pictures for each of the latents, the pixels that are generated at a time, and
+# the side to which larger pictures are averaged. Finer details have no part in the search.
+PAIRS, PIXELS_AT_A_TIME, SIDE = 5, 2**16, 32
+Method = Literal["ganspace", "sefa"]
 
 
 def interpolate(
@@ -138,6 +145,145 @@ def uint8_images(pipe: BigGANPipeline, *args: Any, **options: Any) -> Tensor:
     """The pipeline's images as uint8 (N, num_channels, H, W)."""
     images = pipe(*args, **{"progress_bar": False, **options}, output_type="uint8").images
     return torch.from_numpy(images).permute(0, 3, 1, 2)
+
+
+# Directions
+
+
+def find_directions(
+    model: Any, number: int = 8, method: Method = "ganspace", generator: torch.Generator | None = None
+) -> Directions:
+    """
+    The directions along which a generator changes most.
+
+    Args:
+        model: The generator.
+        number: K.
+        method: `"ganspace"`: along which its pictures change, after GANSpace (Härkönen et al. 2020, arXiv:2004.02546),
+            which needs 10 pictures for each of the latents. `"sefa"`: along which the layers change that read latents
+            (Shen & Zhou 2021, arXiv:2007.06600); for a model in torch.
+        generator: Draws latents and classes for `"ganspace"`, on the CPU; by default the same ones at each call.
+
+    Returns:
+        K orthogonal directions, the strongest first, called "direction 1", "direction 2", … The largest entry of each
+        is positive.
+
+    Raises:
+        ValueError: `number` is not from 1 to z_dim, or above 64; an unknown method, or `"sefa"` for an engine.
+    """
+    most = min(model.config.z_dim, MOST_DIRECTIONS)
+    if not 1 <= number <= most:
+        raise ValueError(f"this model has 1 to {most} directions, got {number}")
+    if method not in get_args(Method):
+        raise ValueError(f"method must be one of {', '.join(get_args(Method))}, got {method!r}")
+    if method == "sefa" and not isinstance(model, nn.Module):
+        raise ValueError("sefa reads the weights of a model in torch, and an engine has none: take ganspace")
+    drawn_by = generator or torch.Generator().manual_seed(0)
+    change = layer_change(model) if method == "sefa" else picture_change(model, drawn_by)
+    values, vectors = torch.linalg.eigh(change)  # in ascending order, a vector a column
+    values, vectors = values.flip(0).clamp_min(0), vectors.flip(1).T[:number]
+    largest = vectors.gather(1, vectors.abs().argmax(1, keepdim=True))
+    shares = (values / values.sum())[:number].tolist()
+    names = tuple(f"direction {place}" for place in range(1, number + 1))
+    return Directions((vectors * largest.sign()).float(), names, tuple(shares))
+
+
+def picture_change(model: Any, generator: torch.Generator) -> Tensor:
+    """
+    How much pictures change along a direction v: vᵀMv, with M = BBᵀ and picture ≈ zB + what depends on the class;
+    float64 (z_dim, z_dim). Pictures of z and of -z have one class, so that it drops out of their difference.
+
+    GANSpace takes the principal components of pictures (or of a layer) first, and then their regression on latents.
+    Here the regression B comes first: the directions are orthogonal, and none follows what latents do not explain.
+    """
+    config, number = model.config, PAIRS * model.config.z_dim
+    latents = torch.randn(number, config.z_dim, generator=generator)
+    labels = torch.randint(config.num_labels, (number,), generator=generator) if config.num_labels else None
+    at_a_time = max(PIXELS_AT_A_TIME // config.image_size**2, 1)
+    changes = []
+    for start in open_bar(range(0, number, at_a_time), unit="batch"):
+        some = latents[start : start + at_a_time]
+        drawn: tuple[Any, int] = (None, len(some)) if labels is None else (labels[start : start + at_a_time], 1)
+        ahead, back = (model.sample(*drawn, latents=z.to(model.device)).float().cpu() for z in (some, -some))
+        changes.append(nn.functional.adaptive_avg_pool2d((ahead - back) / 2, SIDE).flatten(1))
+    slope = torch.linalg.lstsq(latents.double(), torch.cat(changes).double()).solution
+    return slope @ slope.T
+
+
+@torch.no_grad()
+def layer_change(model: Any) -> Tensor:
+    """
+    How much the layers that read latents change along a direction v: vᵀMv, with M = Σ AᵀA over these layers, A the
+    columns of W / σ(W) that read latents; float64 (z_dim, z_dim).
+    """
+    size = model.config.z_dim
+    total = torch.zeros(size, size, dtype=torch.float64)
+    for layer, entries in latent_readers(model):
+        # Row i is what the i-th of these entries adds to the output. The layer is called: it may have an adapter.
+        basis = torch.eye(entries.stop - entries.start, device=model.device, dtype=model.dtype)
+        inputs = nn.functional.pad(basis, (layer.in_features - len(basis), 0, 1, 0))  # behind the class; zeros first
+        outputs = layer(inputs).double().cpu()
+        change = outputs[1:] - outputs[:1]
+        total[entries, entries] += change @ change.T
+    return total
+
+
+def latent_readers(model: Any) -> Iterator[tuple[Any, slice]]:
+    """
+    The linear layers that read latents, each with the entries of the latents that it reads. These are the last
+    columns of its weight; a class embedding has those before.
+    """
+    config, size = model.config, model.config.z_dim
+    width = size // config.num_latent_chunks
+    yield model.linear, slice(0, width)
+    for place, stage in enumerate(model.stages, 1):
+        norms = [norm for norm in stage.modules() if isinstance(norm, ConditionalBatchNorm2d)]
+        start = 0 if config.is_deep else place * width
+        for layer in [layer for norm in norms for layer in (norm.gain, norm.bias)]:
+            # Without skip-z the norms of a plain network see the class alone.
+            if config.is_deep or config.hierarchical_latents:
+                yield layer, slice(start, start + width)
+
+
+def direction_grid(
+    pipe: BigGANPipeline,
+    directions: Directions,
+    class_labels: ClassLabels | None,
+    strengths: Sequence[float],
+    generator: torch.Generator | None = None,
+    truncation: float | None = None,
+    **options: Any,
+) -> Tensor:
+    """
+    One draw, in each class, moved along each direction.
+
+    Args:
+        pipe: Generates the images.
+        directions: K directions.
+        class_labels: N, as for the pipeline; `None` for an unconditional model.
+        strengths: S, how far; 0 is the draw.
+        generator: Draws the latent.
+        truncation: Of the draw, before it is moved.
+        **options: Of the pipeline: `batch_size`, `progress_bar`.
+
+    Returns:
+        uint8 (K, N, S, num_channels, H, W).
+    """
+    config = pipe.model.config
+    drawn = sample_latents(1, config.z_dim, truncation, config.truncation_mode, generator, pipe.device)
+    moves = torch.tensor(strengths)[:, None] * directions.vectors[:, None, None]  # (K, 1, S, z_dim)
+    embeddings = None if class_labels is None else pipe.embed_classes(class_labels)
+    shape = len(moves), 1 if embeddings is None else len(embeddings), len(strengths)
+    latents = (drawn + moves.to(drawn)).expand(*shape, -1).flatten(0, 2)
+    rest: dict[str, Any] = {"latents": latents, "truncation": truncation, **options}
+    if embeddings is None:
+        images = uint8_images(pipe, num_images_per_prompt=len(latents), **rest)
+    else:
+        images = uint8_images(pipe, class_embeddings=embeddings[:, None].expand(*shape, -1).flatten(0, 2), **rest)
+    return images.unflatten(0, shape)
+
+
+# Neighbours
 
 
 class Neighbours(NamedTuple):

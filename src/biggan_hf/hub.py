@@ -41,6 +41,8 @@ from .cards import (
 )
 from .class_labels import label_of
 from .configuration_biggan import BigGANConfig
+from .directions import FILE as DIRECTIONS
+from .directions import Directions, read_directions, save_directions
 from .embedded import PREFIX
 from .engine_files import INDEX as EXPORTS
 from .engine_files import PACKAGES, Index, of_weights, read_index, write_index
@@ -71,7 +73,7 @@ SHEETS = {  # that a card shows, each with its caption
     SAMPLES: "Samples, a row for each of the first classes.",
     "truncation.png": "The same draws at each truncation: the smaller, the more typical and the less varied.",
 }
-PUBLISHED = [CARD, *SHEETS, "LICENSE", "LICENSE.txt", "LICENSE.md", ".eval_results/*.yaml"]
+PUBLISHED = [CARD, *SHEETS, DIRECTIONS, "LICENSE", "LICENSE.txt", "LICENSE.md", ".eval_results/*.yaml"]
 PUBLISHED += [f"{folder}{name}" for folder in ("", "discriminator/") for name in ("config.json", *WEIGHT_GLOBS)]
 PUBLISHED += [f"adapter/{folder}{name}" for folder in ("", "discriminator/")
               for name in (CARD, "adapter_config.json", "adapter_model.safetensors")]  # fmt: skip
@@ -186,6 +188,7 @@ class PublishingMixin(LoadingMixin):
         tags: list[str] | None = None,
         license: str | None = None,
         include_code: bool = False,
+        directions: Directions | None = None,
     ) -> str:
         """
         Uploads the network to the Hub: a generator and its card to the root, a discriminator to `discriminator/`. A
@@ -205,6 +208,7 @@ class PublishingMixin(LoadingMixin):
             include_code: Uploads the code too: `AutoModel.from_pretrained(repo_id, trust_remote_code=True)` and
                 `transformers.pipeline(model=repo_id, trust_remote_code=True)` then need transformers and Pillow alone.
                 A repository that has the code gets it anew in any case.
+            directions: Those of the latents, as `directions.json`.
 
         Returns:
             The commit's address.
@@ -215,6 +219,8 @@ class PublishingMixin(LoadingMixin):
         """
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(Path(folder) / self._path_in_repo, max_shard_size=max_shard_size)
+            if directions is not None:
+                save_directions(directions, Path(folder))
             commit = upload_folder(
                 folder,
                 repo_id,
@@ -246,6 +252,7 @@ def model_card(
     base_model: str | None = None,
     base_model_relation: str = "finetune",
     sheets: Iterable[str] = (),
+    directions: Sequence[str] = (),
     has_code: bool = False,
     engines: Mapping[str, Index] | None = None,
     has_weights: bool = True,
@@ -264,6 +271,7 @@ def model_card(
         base_model: Id on the Hub of the model that this one was made of. A model of this package is left out.
         base_model_relation: How it was made of it, in the Hub's words.
         sheets: Those of `SHEETS` that lie beside the card.
+        directions: The names of the directions in the repo's `directions.json`.
         has_code: Whether the repo holds the code of the model.
         engines: What is known of the repo's exported graphs, by engine.
         has_weights: Whether the repo holds weights, and not graphs alone.
@@ -285,6 +293,7 @@ def model_card(
         *(f"![{Path(name).stem}]({name})\n\n*{SHEETS[name]}*" for name in SHEETS if name in sheets),
         f"## Usage\n\n{_install(engines or {}, has_weights)}",
         _usage(config, place, "" if has_weights else _choice(engines or {})),
+        _on_directions(directions) if directions else "",
         _on_code(place) if has_code and has_weights else "",
         f"## Architecture\n\n{settings_table({name: getattr(config, name) for name in CARD_SETTINGS})}",
         f"## Intended use and limits\n\n{LIMITS}",
@@ -402,6 +411,17 @@ def _prompt(name: str, config: PreTrainedConfig) -> int | str:
         if name != "LABEL_0" and "<" not in name and label_of(name, config.id2label) == 0:
             return name
     return 0
+
+
+def _on_directions(names: Sequence[str]) -> str:
+    return f"""\
+## Directions
+
+`directions.json` has directions of the latents: {", ".join(names)}. With the pipeline from above:
+
+```python
+images = pipe(num_images_per_prompt=4, truncation=0.5, directions={{{names[0]!r}: 2.0}}).images
+```"""
 
 
 def _on_code(place: str) -> str:
@@ -531,6 +551,7 @@ def _generated_card(folder: Path, upload: Upload, here: str, there: str) -> str:
         base_model=told.get("base_model") if keeps_base else None,
         base_model_relation=told.get("base_model_relation", ""),
         sheets=[name for name in SHEETS if (folder / name).exists()],
+        directions=read_directions(folder / DIRECTIONS).names if (folder / DIRECTIONS).exists() else (),
         has_code="auto_map" in settings,
         engines=upload.engines,
         has_weights=upload.has_weights,
@@ -581,7 +602,8 @@ def upload_folder(
 
     Raises:
         FileNotFoundError: There is no such folder, or no model in it, or a file is missing that an index names.
-        ValueError: The folder holds graphs without weights, and the repo holds other weights; or a malformed token.
+        ValueError: `directions.json` holds something else, the folder holds graphs without weights and the repo other
+            weights, or a malformed token.
     """
     folder, token = Path(folder), _checked(token)
     settings = _settings(folder / "config.json")
@@ -589,6 +611,8 @@ def upload_folder(
     files = _files_to_upload(folder, settings, also, engines)
     if not files:
         raise FileNotFoundError(f"expected a folder with a model to upload, got {str(folder)!r}")
+    if DIRECTIONS in files:
+        read_directions(files[DIRECTIONS], settings.get("z_dim"))
     api, has_code = HfApi(token=token), _names_code(settings)
     repo_id = create_repo(repo_id, token, private)
     branch = revision if revision and api.revision_exists(repo_id, revision) else None  # a new one begins as main

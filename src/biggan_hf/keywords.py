@@ -78,7 +78,7 @@ _TENSORS = {
 # Which call takes a keyword that another one was given.
 _TAKEN_BY = {
     "BigGANPipeline(…)": "class_labels num_images_per_prompt truncation truncation_mode latents class_embeddings "
-    "generator batch_size output_type progress_bar",
+    "directions generator batch_size output_type progress_bar",
     "model.sample": "class_labels num_images_per_prompt truncation truncation_mode latents generator",
     "model(…)": "class_labels class_embeddings",
 }

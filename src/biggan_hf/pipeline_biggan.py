@@ -6,8 +6,10 @@ import os
 import threading
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from numbers import Integral, Real
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, cast, get_args
 
 import numpy as np
@@ -16,16 +18,18 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from tqdm.std import tqdm as PlainBar  # noqa: N812  # whose signature names its settings
-from transformers.utils import ModelOutput, logging
+from transformers.utils import ModelOutput, cached_file, logging
 
 from .bars import open_bar
 from .class_labels import check_class_labels, check_label_range, label_of, labels_by_name, normalized
 from .configuration_biggan import BigGANConfig
 from .devices import check_device, check_not_offloaded, device_or_best
+from .directions import FILE, Directions, read_directions, save_directions
+from .embedded import located
 from .engines import Engine, EngineModel, Precision, best_engine, check_engine, load_engine
 from .finite import check_images
 from .images import to_pil, to_uint8
-from .keywords import answers_keywords, check_keywords, did_you_mean
+from .keywords import PLACE, answers_keywords, check_keywords, did_you_mean
 from .latents import TruncationMode, check_generators, check_latents, sample_latents
 from .memory import is_out_of_memory
 from .spectral_norm import fold, unfold
@@ -66,7 +70,7 @@ class BigGANPipelineOutput(ModelOutput):
             ("np") or a tensor (N, num_channels, H, W) ("pt"), both float32 in [0, 1]; a numpy array (N, H, W,
             num_channels) of uint8 ("uint8").
         class_labels: int64 (N,); `None` for an unconditional model, and where classes are mixed.
-        latents: float32 (N, z_dim) as drawn or as given.
+        latents: float32 (N, z_dim) as drawn or as given, and moved.
     """
 
     # `| Any`: ModelOutput wants the default None, which no caller should have to rule out.
@@ -109,6 +113,8 @@ class BigGANPipeline:
         self.id2label = {int(label_id): label for label_id, label in (model.config.id2label or {}).items()}
         self._bar_settings: dict[str, Any] = {}
         self._is_compiled = False
+        self._directions: Directions | None = None
+        self._source: tuple[str, dict[str, Any]] | None = None  # where a file of directions may be that was not read
         if is_network:  # its folded weights live as long as the pipeline; at the end of the program all goes anyway
             weakref.finalize(self, unfold, self.model).atexit = False
 
@@ -139,6 +145,7 @@ class BigGANPipeline:
                 program's checkpoint; `convert=True` converts one that is on the Hub.
         """
         source = str(pretrained_model_name_or_path)
+        place = source, {name: kwargs[name] for name in PLACE if name in kwargs}
         chosen, on_gpu = best_engine(precision or "fp32") if engine == "auto" else (engine or "torch", False)
         check_engine(chosen, precision or "fp32")
         if chosen != "torch":
@@ -146,12 +153,15 @@ class BigGANPipeline:
                 from .loading import settings_of  # here: an engine does without, and starts in half of the time
 
                 _, source, kwargs = settings_of(BigGANConfig, source, kwargs)
-            return cls(load_engine(source, chosen, precision or "fp32", **kwargs))
+            pipe = cls(load_engine(source, chosen, precision or "fp32", **kwargs))
+            pipe._source = place
+            return pipe
         if precision == "bf16":
             kwargs["dtype"] = torch.bfloat16
         from .modeling_biggan import BigGANModel  # here, as above
 
         pipe = cls(BigGANModel.from_pretrained(source, **kwargs))
+        pipe._source = place
         return pipe.to("cuda").compile(mode="reduce-overhead") if on_gpu else pipe
 
     def export(
@@ -191,17 +201,20 @@ class BigGANPipeline:
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """
-        Writes `config.json` and the weights, or an engine's graph.
+        Writes `config.json`, the weights or an engine's graph, and the directions if there are some.
 
         Args:
             save_directory: The folder; created if it does not exist.
             **kwargs: Those of `BigGANModel.save_pretrained`, which also says what is raised.
         """
+        directions = self.directions
         self.model.save_pretrained(save_directory, **kwargs)
+        if directions is not None and kwargs.get("is_main_process", True):
+            save_directions(directions, Path(save_directory))
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
         """
-        Uploads the model, or an engine's graph, and its card.
+        Uploads the model, or an engine's graph, the directions if there are some, and the card.
 
         Args:
             repo_id: `"user/name"`.
@@ -210,7 +223,8 @@ class BigGANPipeline:
         Returns:
             The commit's address.
         """
-        return self.model.push_to_hub(repo_id, **kwargs)
+        own: dict[str, Any] = {} if self.directions is None else {"directions": self.directions}
+        return self.model.push_to_hub(repo_id, **{**own, **kwargs})
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """
@@ -309,6 +323,28 @@ class BigGANPipeline:
         """The type of its weights."""
         return self.model.dtype
 
+    @property
+    def directions(self) -> Directions | None:
+        """
+        Directions of the latents with names: those of `directions.json` beside the model, or those that were set.
+        `None` if there are none.
+
+        Raises:
+            ValueError: The file holds something else, or directions of another z_dim.
+        """
+        if self._source is not None:
+            source, place = self._source
+            path = None
+            with suppress(OSError):  # there is no such file
+                path = cached_file(located(source), FILE, **place)
+            self._directions = None if path is None else read_directions(Path(path), self.model.config.z_dim)
+            self._source = None
+        return self._directions
+
+    @directions.setter
+    def directions(self, directions: Directions | None) -> None:
+        self._directions, self._source = directions, None
+
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
@@ -388,6 +424,7 @@ class BigGANPipeline:
         truncation_mode: TruncationMode | None = None,
         latents: Tensor | np.ndarray | None = None,
         class_embeddings: Tensor | np.ndarray | None = None,
+        directions: Mapping[str, float] | None = None,
         generator: Generators | None = None,
         output_type: OutputType = "pil",
         return_dict: bool = True,
@@ -413,6 +450,7 @@ class BigGANPipeline:
                 model's standing statistics.
             class_embeddings: (number of classes, class_embedding_dim) in place of `class_labels`, see
                 `embed_classes`.
+            directions: How far the latents move, after the draw, along which of `pipe.directions`: `{"name": 2.0}`.
             generator: Makes the draw reproducible. One for all images, or a list with one an image, which makes an
                 image independent of the others. CPU generators give the same latents whatever the model's device.
             output_type: `"pil"`, `"np"`, `"pt"` or `"uint8"`, see `BigGANPipelineOutput`.
@@ -423,9 +461,9 @@ class BigGANPipeline:
             `BigGANPipelineOutput`: the images in the form of `output_type`, their labels and their latents.
 
         Raises:
-            ValueError: An unknown or ambiguous name, a label or an option out of range, weights that do not sum to 1,
-                latents of a wrong shape or, on a CPU, not finite, a wrong number of generators, a model whose weights
-                are offloaded layer by layer, as by accelerate's `cpu_offload`.
+            ValueError: An unknown or ambiguous name, an unknown direction, a label or an option out of range, weights
+                that do not sum to 1, latents of a wrong shape or, on a CPU, not finite, a wrong number of generators,
+                a model whose weights are offloaded layer by layer, as by accelerate's `cpu_offload`.
             TypeError: A label or a generator of another type.
             MemoryError: Not even one image fits the device.
         """
@@ -446,12 +484,21 @@ class BigGANPipeline:
             embeddings = embeddings.to(self.device).repeat_interleave(num_images_per_prompt, dim=0)
         if latents is None:
             latents = sample_latents(number, self.model.config.z_dim, truncation, mode, generator, self.device)
+        latents = self._moved(latents, directions or {})
         _check_finite(latents=latents, class_embeddings=embeddings)
         batches = self._generate(latents, labels, embeddings, truncation, batch_size, progress_bar)
         images = _join([_convert(batch, output_type) for batch in batches])
         if not return_dict:
             return images, labels, latents
         return BigGANPipelineOutput(images=images, class_labels=labels, latents=latents)
+
+    def _moved(self, latents: Tensor, strengths: Mapping[str, float]) -> Tensor:
+        """The latents, moved along directions."""
+        if not strengths:
+            return latents
+        if self.directions is None:
+            raise ValueError("this model has no directions; pipe.directions = find_directions(pipe.model) finds some")
+        return self.directions.moved(latents, strengths)
 
     def _generate(
         self,
