@@ -618,7 +618,10 @@ def test_invert_reads_pictures_as_training_does(
 
 
 EXTRAS = {"neighbours": ["--dataset_name", "./nowhere"], "invert": ["picture.png"]}
-SUFFIXES = dict.fromkeys(["sample", "sweep", "neighbours", "invert"], ".png") | {"interpolate": ".gif", "npz": ".npz"}
+SUFFIXES = dict.fromkeys(["sample", "sweep", "neighbours", "invert", "directions"], ".png") | {
+    "interpolate": ".gif",
+    "npz": ".npz",
+}
 
 
 @pytest.mark.parametrize("command", SUFFIXES)
