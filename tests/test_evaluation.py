@@ -475,7 +475,7 @@ def test_saturation_is_what_real_pictures_do_not_have() -> None:
     spots = black.clone()
     spots[:, :, :8], spots[:, :, -8:] = 60, 254  # half of the background is not black, and a quarter is white
     sources = [GeneratedImages(model, 60, truncation=t) for t in (0.1, None)]
-    sets = [*sources, ImageArray(black), ImageArray(spots), ImageArray(255 - black)]
+    sets: list[ImageSource] = [*sources, ImageArray(black), ImageArray(spots), ImageArray(255 - black)]
     settings = replace(FEW, metrics=("saturation",))
     reports = evaluate_all(sets, ImageArray(black), tiny_extractor(), settings, ImageArray(black))
     truncated, plain, same, spotted, inverted = (report["saturation"] for report in reports)
