@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from common import tiny_generator
+from common import tiny_generator, with_standing_statistics
 from evaluation_common import noise, noise_source, save_pictures, tiny_extractor
 from huggingface_hub import ModelCard
 from torch import Tensor
@@ -447,11 +447,11 @@ def test_an_interrupted_intra_class_fid_goes_on(pictures: LabelledImages, tmp_pa
 
 
 def test_names_of_numbers_bear_the_extractor() -> None:
-    settings = replace(FEW, metrics=("fid", "kid", "mind", "fwd", "is", "prdc"), allow_few_images=True)
+    settings = replace(FEW, metrics=("fid", "kid", "mind", "fwd", "saturation", "is", "prdc"), allow_few_images=True)
     other = evaluate(noise_source(40), noise_source(40, 1), tiny_extractor(), settings, noise_source(40, 2)).values
     of_reference, of_floor, floor = " of the real images (noise 1)", " of the floor (noise 2)", ", real against real"
     manifold = ["precision-{}", "recall-{}", "density-{}", "coverage-{}"]
-    distances = ["FD-{}", "KD-{}", "MIND-{}", "FWD-log-Haar@2"]
+    distances = ["FD-{}", "KD-{}", "MIND-{}", "FWD-log-Haar@2", "saturation"]
     names = [*distances, "IS-{}", "IS-{}" + of_reference, "IS-{}" + of_floor, *manifold, "score-{}"]
     names += [name + floor for name in distances]
     assert list(other) == [name.format("tiny") for name in names]
@@ -459,11 +459,30 @@ def test_names_of_numbers_bear_the_extractor() -> None:
     # FID is what the published weights give, whatever they are called.
     standard = tiny_extractor(name="Inception", digest=STANDARD_DIGEST)
     values = evaluate(noise_source(40), noise_source(40, 1), standard, settings).values
-    names = ["FID", "KID", "MIND", distances[3], "IS", "IS" + of_reference, *(n.format("Inception") for n in manifold)]
+    names = ["FID", "KID", "MIND", *distances[3:], "IS", "IS" + of_reference]
+    names += [name.format("Inception") for name in manifold]
     assert list(values) == names
     assert label("intra_class_fid", standard) == "intra-class FID"
     impostor = tiny_extractor(name="Inception")
     assert [label(key, impostor) for key in ("fid", "kid", "is")] == ["FD-Inception", "KD-Inception", "IS-Inception"]
+
+
+def test_saturation_is_what_real_pictures_do_not_have() -> None:
+    model = with_standing_statistics(tiny_generator(num_channels=1, standing_truncations=[0.1, 1.0]))
+    model.output_bn.standing_var[0] = 1e-9  # as where no image differs from another: contrast without bounds
+    black = torch.full((60, 1, 32, 32), 128, dtype=torch.uint8)
+    black[:, :, :16] = 1
+    spots = black.clone()
+    spots[:, :, :8], spots[:, :, -8:] = 60, 254  # half of the background is not black, and a quarter is white
+    sources = [GeneratedImages(model, 60, truncation=t) for t in (0.1, None)]
+    sets: list[ImageSource] = [*sources, ImageArray(black), ImageArray(spots), ImageArray(255 - black)]
+    settings = replace(FEW, metrics=("saturation",))
+    reports = evaluate_all(sets, ImageArray(black), tiny_extractor(), settings, ImageArray(black))
+    truncated, plain, same, spotted, inverted = (report["saturation"] for report in reports)
+    assert truncated > 0.3 and plain < 0.01
+    assert (same, spotted, inverted) == (0, 0.25, 0.5)
+    low, high = reports[0].measure("saturation").interval or (0, 0)
+    assert 0 < low < truncated < high < 1 and reports[0]["floor_saturation"] == 0
 
 
 def test_a_smaller_floor_says_so() -> None:

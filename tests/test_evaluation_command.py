@@ -69,8 +69,8 @@ def test_a_report(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     report = json.loads(Path("report.json").read_text())
     values = {measure["label"]: measure["value"] for measure in report["measures"]}
-    names = ["FD-own:extract", "KD-own:extract", "MIND-own:extract", "FWD-log-Haar@3", "IS-own:extract"]
-    assert list(values)[:5] == names and values["score-own:extract"] > 0
+    names = ["FD-own:extract", "KD-own:extract", "MIND-own:extract", "FWD-log-Haar@3", "saturation", "IS-own:extract"]
+    assert list(values)[:6] == names and values["score-own:extract"] > 0
     # Every number has its interval and its N.
     assert all(measure["interval"] and measure["num_images"] for measure in report["measures"])
     assert f"{values['FD-own:extract']:.5g}" in printed and "samples.weights" in printed
@@ -141,7 +141,7 @@ def test_defaults() -> None:
     args = build_parser().parse_args(["evaluate", "model", "--dataset_name", "x"])
     assert (args.num_images, args.seed, args.truncations) == (50_000, 0, [None])
     assert (args.dataset_split, args.weights, args.batch_size) == ("train", "ema", 64)
-    assert (args.extractor, args.metrics) == ("inception", ["fid", "kid", "mind", "fwd", "is", "prdc"])
+    assert (args.extractor, args.metrics) == ("inception", ["fid", "kid", "mind", "fwd", "saturation", "is", "prdc"])
 
 
 def test_pictures_unlike_the_samples_are_converted_only_on_request(

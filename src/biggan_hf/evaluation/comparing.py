@@ -16,6 +16,7 @@ from .metrics import (
     manifold_scores,
     moments_of,
     monge_distance,
+    saturation,
     wavelet_distance,
 )
 from .reports import Measure
@@ -64,6 +65,8 @@ class Comparison:
         if key == "fwd":
             assert fake.image_shape is not None
             name = f"FWD-log-Haar@{num_steps(fake.image_shape)}"
+        elif key == "saturation":
+            name = key
         else:
             name = label(key, self.extractor, key != "fid" or self.is_reference_known)
         number = fake.num_images if key in OF_SUMS or fake.kept is None else len(fake.kept)
@@ -87,6 +90,9 @@ class Comparison:
             assert fake.packet_means is not None and fake.packet_covariances is not None
             moments = fake.packet_means, fake.packet_covariances, real.packet_means, real.packet_covariances
             values["fwd"] = wavelet_distance(*moments), None
+        if "saturation" in self.settings.metrics:
+            assert real.ends is not None and fake.ends is not None
+            values["saturation"] = saturation(real.ends, fake.ends), None
         return values
 
     def _inception_scores(self, real: Measurements, fake: Measurements, floor: Measurements | None) -> list[Measure]:
@@ -119,7 +125,7 @@ class Comparison:
         def interval(one: Measure) -> tuple[float, float] | None:
             side = SIDE * spread.get(one.key, math.nan)
             low, high = one.value - side, one.value + side
-            if one.key in ("precision", "recall", "coverage"):  # shares
+            if one.key.removeprefix("floor_") in ("precision", "recall", "coverage", "saturation"):  # shares
                 low, high = max(low, 0.0), min(high, 1.0)
             return (low, high) if math.isfinite(side) else None
 
@@ -149,6 +155,8 @@ class Comparison:
                 values["mind"] = monge_distance(real.features, fake.features)
         if real.packets is not None and fake.packets is not None:
             values["fwd"] = wavelet_distance(*moments_of(fake.packets), *moments_of(real.packets))
+        if real.ends is not None and fake.ends is not None and "saturation" in self.settings.metrics:
+            values["saturation"] = saturation(real.ends, fake.ends)
         return values
 
 

@@ -29,10 +29,10 @@ from .wavelets import packets_shape
 
 logger = logging.getLogger(__name__)
 
-METRICS = ("fid", "kid", "mind", "fwd", "is", "prdc", "accuracy", "intra_class_fid")
+METRICS = ("fid", "kid", "mind", "fwd", "saturation", "is", "prdc", "accuracy", "intra_class_fid")
 OF_FEATURES = {"kid", "mind", "prdc", "accuracy"}  # these need the features themselves
 OF_CLASSES = {"accuracy": "accuracy", "intra_class_fid": "intra-class FID"}  # these need labels on both sides
-OF_FLOOR = ("fid", "kid", "mind", "fwd", "is")
+OF_FLOOR = ("fid", "kid", "mind", "fwd", "saturation", "is")
 PACKAGES = ("biggan_hf", "torch", "torchmetrics", "numpy", "pillow", "datasets")
 
 
@@ -40,11 +40,12 @@ PACKAGES = ("biggan_hf", "torch", "torchmetrics", "numpy", "pillow", "datasets")
 class EvaluationSettings:
     """
     What is measured and how. "prdc" stands for precision, recall, density and coverage; "intra_class_fid" is FID
-    within each class, the mean over classes, and takes a pass of its own; "fwd" is the distance of wavelets, and
-    "accuracy" that of a classifier that learnt from the samples.
+    within each class, the mean over classes, and takes a pass of its own; "fwd" is the distance of wavelets,
+    "saturation" the share of saturated pixel values above that of the real images, and "accuracy" that of a classifier
+    that learnt from the samples.
     """
 
-    metrics: tuple[str, ...] = ("fid", "kid", "mind", "fwd", "is", "prdc")  # of `METRICS`
+    metrics: tuple[str, ...] = ("fid", "kid", "mind", "fwd", "saturation", "is", "prdc")  # of `METRICS`
     batch_size: int = 64
     num_kept: int = 10_000  # images of each set whose features are kept, for all but FID, FWD and IS
     kid_subsets: int = 100  # draws
@@ -274,6 +275,7 @@ class _Evaluation:
             "kid": f"{settings.kid_subsets} subsets of {subset}" if subset < max(kept) else f"all {subset} images",
             "mind": f"{PROJECTIONS} projections of {min(kept)} images",
             "fwd": f"{counted(packets, 'packet')} of {width} numbers, log(|coefficient| + 1/255)",
+            "saturation": "bytes of 0, 1, 254 and 255, black and white each by itself",
             "is": _splits_in_words(splits_of(len(samples), settings.is_splits)),
             "prdc": f"{NEIGHBOURS} neighbours for precision and recall, {DENSITY_NEIGHBOURS} for the others",
         }
@@ -344,6 +346,7 @@ class _Evaluation:
         if unknown := {
             *(OF_FEATURES.intersection(self.settings.metrics) if measurements.kept is None else ()),
             *({"fwd"}.intersection(self.settings.metrics) if measurements.packet_means is None else ()),
+            *({"saturation"}.intersection(self.settings.metrics) if measurements.ends is None else ()),
         }:
             raise ValueError(
                 f"a file of moments gives only 'fid', and 'is' of the samples, not {' or '.join(sorted(unknown))}"

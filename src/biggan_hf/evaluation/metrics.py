@@ -13,12 +13,13 @@ DENSITY_NEIGHBOURS = 5  # of density and coverage (Naeem et al. 2020)
 BLOCK = 1024  # rows of a matrix of distances that are in memory at a time
 PROJECTIONS = 1000  # of MIND, as torch-fidelity takes them; with others of this number its value moves by 2 %
 DIRECTIONS = 100  # of these in memory at a time
+SATURATED = 2  # bytes at each end of their range: |x| > 0.99 in [-1, 1], which a byte does not tell from 1
 NO_DISTANCE = 1e-6  # what a smaller distance counts as: the kernel distance of a perfect model is 0 on average
 
 
 # Fewer images have no such number.
 LEAST = dict.fromkeys(["fid", "intra_class_fid", "kid", "mind", "fwd", "is"], 2)
-LEAST |= {"prdc": DENSITY_NEIGHBOURS + 1, "accuracy": 4}
+LEAST |= {"prdc": DENSITY_NEIGHBOURS + 1, "accuracy": 4, "saturation": 1}
 IN_WORDS = {"prdc": "precision, recall, density and coverage"}
 IN_WORDS |= {"intra_class_fid": "intra-class FID", "accuracy": "accuracy"}
 
@@ -107,6 +108,22 @@ def monge_distance(real: Tensor, fake: Tensor, seed: int = 0) -> float:
         differences = (first @ some.T).sort(0).values - (second @ some.T).sort(0).values
         total += float(differences.square().sum())
     return 3 * width * total / (PROJECTIONS * number)
+
+
+def saturated_shares(images: Tensor) -> Tensor:
+    """For each of uint8 (N, C, H, W) the shares of its pixel values that are black and that are white: (N, 2)."""
+    values = images.flatten(1)
+    ends = values < SATURATED, values > 255 - SATURATED
+    return torch.stack([end.float().mean(1) for end in ends], 1)
+
+
+def saturation(real: Tensor, fake: Tensor) -> float:
+    """
+    By how much the share of saturated pixel values is above that of real images, from the shares (N, 2) and (M, 2) of
+    both sets. Real pictures have black or white backgrounds, too. Each end counts by itself, and only what is above: a
+    background that is not black enough does not make up for white spots.
+    """
+    return float((fake.double().mean(0) - real.double().mean(0).to(fake.device)).clamp_min(0).sum())
 
 
 def kernel_distance(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 DRAWS = 20  # so the deviation itself is known to 1 / √(2 · 19) = 16 %, at a cost of seconds
 HALF = 500  # images at most: the cost grows with their square, and deviations of larger sets follow 1 / √N
-OF_SUMS = ("fid", "fwd")  # keys of numbers of all images; the others need features, which are kept of some
+OF_SUMS = ("fid", "fwd", "saturation")  # of all images; the others need features, which are kept of some
 SIDE = 1.96  # deviations from a value to the ends of its interval: 95 % of a normal distribution lie between them
 
 
@@ -32,29 +32,31 @@ class Pool:
     num_kept: int  # whose features are kept
     features: Tensor | None  # (K, d)
     packets: Tensor | None  # (K, P, w)
+    ends: Tensor | None = None  # (K, 2)
 
     def __len__(self) -> int:
-        return max(len(rows) for rows in (self.features, self.packets) if rows is not None)
+        return max(len(rows) for rows in (self.features, self.packets, self.ends) if rows is not None)
 
     def half(self, generator: torch.Generator) -> "Pool":
         """In float64."""
         rows = torch.randperm(len(self), generator=generator)[: len(self) // 2]
-        features, packets = (
-            None if x is None else x[rows.to(x.device)].double() for x in (self.features, self.packets)
+        features, packets, ends = (
+            None if x is None else x[rows.to(x.device)].double() for x in (self.features, self.packets, self.ends)
         )
-        return replace(self, features=features, packets=packets)
+        return replace(self, features=features, packets=packets, ends=ends)
 
     def scale(self, key: str) -> float:
         """From the deviation of halves to that of the images that the number with this key is computed from."""
-        number = self.num_images if key.removeprefix("floor_") in OF_SUMS else self.num_kept
+        of_all = key.removeprefix("floor_") in OF_SUMS or not self.num_kept  # without features so is the score
+        number = self.num_images if of_all else self.num_kept
         half = len(self) // 2
         return ((1 / number) / (1 / half - 1 / len(self))) ** 0.5
 
 
 def pool_of(measured: "Measurements") -> Pool | None:
     """`None` if there are not two halves, or nothing was kept."""
-    features, pictures, number = measured.kept, measured.pictures, measured.num_images
-    kept = [len(rows) for rows in (features, pictures) if rows is not None]
+    features, pictures, ends, number = measured.kept, measured.pictures, measured.ends, measured.num_images
+    kept = [len(rows) for rows in (features, pictures, ends) if rows is not None]
     if number is None or min(kept, default=0) < 4:
         return None
     rows = chosen(number, min(*kept, 2 * HALF))
@@ -62,7 +64,8 @@ def pool_of(measured: "Measurements") -> Pool | None:
         features = features[_places(rows, measured.kept_rows, features.device)]
     if pictures is not None:
         pictures = log_packets(pictures[_places(rows, measured.picture_rows, pictures.device)])
-    return Pool(number, 0 if measured.kept is None else len(measured.kept), features, pictures)
+    ends = None if ends is None else ends[rows.to(ends.device)]
+    return Pool(number, 0 if measured.kept is None else len(measured.kept), features, pictures, ends)
 
 
 def chosen(num_images: int, number: int) -> Tensor:

@@ -20,6 +20,7 @@ from ..files import try_to_write, write_file
 from ..pictures import first_line
 from ..processes import add_up, from_main, is_main_process, num_processes, process_rank
 from .extractors import FeatureExtractor
+from .metrics import saturated_shares
 from .resampling import DRAWS, chosen
 from .sources import GeneratedImages, ImageSource, digest_of, load_npz
 from .wavelets import log_packets, packets_shape
@@ -27,7 +28,7 @@ from .wavelets import log_packets, packets_shape
 
 logger = logging.getLogger(__name__)
 
-CACHE_FORMAT = 3  # to be raised where the sums of the same images change
+CACHE_FORMAT = 4  # to be raised where the sums of the same images change
 CHECKSUM = "sha256"  # beside the sums in a stored file
 SAVE_SECONDS = 60.0  # between saves of an unfinished pass
 IMAGES_PER_SPLIT = 500  # of the Inception Score, at least
@@ -51,6 +52,7 @@ class Measurements:
     class_scores: Tensor | None = None  # Inception Score of each split, float64
     halves_scores: Tensor | None = None  # Inception Score of random halves of the images, float64
     kept: Tensor | None = None  # features of some of the images, float32 (K, d)
+    ends: Tensor | None = None  # of each image the shares of black and of white pixel values, float32 (N, 2)
     packet_means: Tensor | None = None  # of the wavelet packets, (P, w) float64
     packet_covariances: Tensor | None = None  # (P, w, w) float64
     pictures: Tensor | None = None  # uint8 (K, C, H, W), some of the images
@@ -105,6 +107,7 @@ class RunningStatistics:
             sums |= {"packet_total": (number, width), "packet_outer": (number, width, width)}
         self.sums = {name: torch.zeros(shape, dtype=torch.float64, device=device) for name, shape in sums.items()}
         self.sums["block_count"] = torch.zeros(num_blocks, dtype=torch.int64, device=device)
+        self.sums["ends"] = torch.zeros(num_images, 2, device=device)
         # For each thing that is kept of some images, in which row the image stands; -1 for those of which it is not.
         self.slots: dict[str, Tensor] = {}
         if num_kept:
@@ -126,6 +129,7 @@ class RunningStatistics:
         rows = torch.as_tensor(indices)
         precise = features.double()
         self.sums["total"] += precise.sum(0)
+        self.sums["ends"][rows.to(features.device)] = saturated_shares(images).to(features.device)
         if "outer" in self.sums:
             self.sums["outer"].addmm_(precise.T, precise)
         if "packet_outer" in self.sums:
@@ -198,6 +202,7 @@ class RunningStatistics:
             class_scores=self.class_scores(),
             halves_scores=self.class_scores(self.halves),
             kept=self.sums.get("kept"),
+            ends=self.sums["ends"],
             packet_means=None if packet_total is None else packet_total / self.count,
             packet_covariances=self.covariance("packet_outer", "packet_total"),
             pictures=self.sums.get("pictures"),
