@@ -1,11 +1,13 @@
-"""What helps a GAN that has few pictures: the same run with one change at a time, measured on pictures not shown to it.
+"""What helps a GAN that has few pictures: one run, one change at a time, measured on pictures that it was not shown.
 
     python benchmarks/small_data.py train --output RUNS --dataset_name PICTURES --held_out_split test --pictures 300
     python benchmarks/small_data.py table RUNS
 
 Every run of a row has the same first weights, latents and order of pictures. The pictures of all classes are as many,
 and those of a smaller set are among those of a larger one. A run that is there is passed over, one that was killed
-begins anew. The table has what a sample's distance to new pictures is, and two signs that pictures are learnt by heart.
+begins anew. The table has distances of the samples to new pictures, and two signs that pictures are learnt by heart:
+"nearest" is how far samples are from the training pictures, over how far new pictures are (medians, in pixels; far
+below 1 where samples repeat training pictures), "real, shown / new" the shares that the discriminator takes for real.
 """
 
 import argparse
@@ -48,7 +50,7 @@ HINGE, _ = LOSSES["hinge"]
 
 @dataclass
 class Game:
-    """What the discriminator sees and minimises beside its usual loss. It stands in the place of functions of steps.py."""
+    """What the discriminator sees, and minimises beside its usual loss, in the place of functions of steps.py."""
 
     augmentation: str = "none"  # "always": DiffAugment; "adaptive": each of its steps with a probability that moves
     lecam: float = 0.0  # weight of LeCam (Tseng et al. 2021, arXiv:2104.03310, equation 3)
@@ -188,7 +190,8 @@ def train_one(folder: Path, pictures: Path, variant: str, seed: int, options: ar
         "--diff_augment",
     ]
     words += ["--seed", str(seed), "--max_train_steps", str(last), "--held_out_split", "test", "--cuda_graphs", "off"]
-    words += ["--config_overrides", f"num_channels={options.channels}", "--resume_from_checkpoint", "latest"]
+    words += ["--config_overrides", f"num_channels={options.channels}", "--cuda_graphs", "off"]
+    words += ["--resume_from_checkpoint", "latest"]  # of which there is none: it begins anew in its folder
     training, seconds = set_up(*parse_arguments(words)), 0.0
     game = Game(**GAMES[variant], updates=last)
     with game.played():
@@ -229,7 +232,7 @@ def measure(folder: Path, pictures: Path, options: argparse.Namespace) -> None:
                 "samples": options.samples,
                 **told,
             }
-            line |= measure_one(folder / str(step), pictures, extractor_name, options)
+            line |= told | measure_one(folder / str(step), pictures, extractor_name, options)
             line |= environment(torch.device("cpu"), ["transformers", "datasets"])
             del line["command"]  # it names folders of this machine
             append_line(options.output / RESULTS, line)
