@@ -40,6 +40,7 @@ from biggan_hf.training.stability import share_taken_for_real
 
 
 HELD_OUT = 2_000  # pictures that no run trains on
+NEAREST = 500  # samples, and new pictures, whose nearest training pictures are looked for
 RESULTS = "results.jsonl"
 METRICS = ("fid", "kid", "mind", "fwd", "prdc")
 HINGE, _ = LOSSES["hinge"]
@@ -249,9 +250,11 @@ def measure_one(snapshot: Path, pictures: Path, extractor: str, options: argpars
     )
     report = evaluate(samples, RealImages(held_out), load_extractor(extractor, "cpu"), settings)
     with samples.generating() as generated:
-        images = torch.cat([generated.__getitems__(range(s, s + 100))["pixel_values"] for s in range(0, 500, 100)])
+        batches = [generated.__getitems__(rows) for rows in torch.arange(min(NEAREST, len(samples))).split(100)]
+    images = torch.cat([batch["pixel_values"] for batch in batches])
     shown_pixels = [shown.__getitems__(range(len(shown)))["pixel_values"]]
-    new = held_out.__getitems__(range(0, len(held_out), len(held_out) // 500))["pixel_values"]
+    some_new = RealImages(held_out, min(NEAREST, len(held_out)))
+    new = some_new.__getitems__(range(len(some_new)))["pixel_values"]
     near, usual = (nearest_neighbours(some, shown_pixels, 1).distances.median() for some in (images, new))
     return {one.key: one.value for one in report.measures} | {"nearest": float(near / usual)}
 

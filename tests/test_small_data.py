@@ -37,7 +37,7 @@ def bars() -> Any:
 
 
 def logits_of(*values: float) -> Tensor:
-    return torch.tensor(values)[:, None]
+    return torch.tensor(values, dtype=torch.float32)[:, None]
 
 
 def test_adaptive_augmentation_follows_the_discriminator() -> None:
