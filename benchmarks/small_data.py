@@ -269,26 +269,27 @@ def read(output: Path) -> list[dict[str, Any]]:
 
 def table(lines: list[dict[str, Any]]) -> str:
     """Markdown: a row a variant and step, the means over seeds, and half of the range where there are several."""
-    head = ["set", "pictures", "steps", "ruler", "N", "variant", "seeds", "KD × 1000", "FD", "FWD", "recall",
+    head = ["set", "pictures", "run", "step", "ruler", "N", "variant", "seeds", "KD", "FD", "FWD", "recall",
             "nearest", "real, shown / new", "p", "CPU s"]  # fmt: skip
     rows: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for line in lines:
-        key = tuple(line[name] for name in ("set", "pictures", "step", "extractor", "samples", "variant"))
+        key = tuple(line[name] for name in ("set", "pictures", "length", "step", "extractor", "samples", "variant"))
         rows.setdefault(key, []).append(line)
 
-    def number(of: list[dict[str, Any]], key: str, factor: float = 1.0) -> str:
-        values = [factor * line[key] for line in of]
+    def number(of: list[dict[str, Any]], key: str) -> str:
+        values = [line[key] for line in of]
         spread = f" ± {(max(values) - min(values)) / 2:.2g}" if len(values) > 1 else ""
         return f"{mean(values):.3g}{spread}"
 
     order = [*GAMES]
     text = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    for key, of in sorted(rows.items(), key=lambda item: (*item[0][:5], order.index(item[0][5]))):
+    for key, of in sorted(rows.items(), key=lambda item: (*item[0][:-1], order.index(item[0][-1]))):
         taken = [mean(line["taken_for_real"][name] for line in of) for name in ("training", "held_out")]
-        cells = [*map(str, key), str(len(of)), number(of, "kid", 1000), number(of, "fid"), number(of, "fwd")]
+        cells = [*map(str, key), str(len(of)), number(of, "kid"), number(of, "fid"), number(of, "fwd")]
         cells += [number(of, "recall"), number(of, "nearest"), f"{taken[0]:.2f} / {taken[1]:.2f}"]
         text.append(f"| {' | '.join([*cells, number(of, 'p'), number(of, 'cpu_seconds')])} |")
-    return "\n".join(text)
+    places = {f"{line['device']}, {line['threads']} thread, {line['versions']}, {line['date']}" for line in lines}
+    return "\n".join([*text, *sorted(places)])
 
 
 def main(argv: list[str] | None = None) -> None:

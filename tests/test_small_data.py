@@ -132,8 +132,10 @@ def test_from_runs_to_the_table(
     small_data.main(words)  # nothing is left to do
     assert small_data.read(Path("runs")) == lines
     table = capsys.readouterr().out.strip().splitlines()
-    assert len(table) == 2 + 4 and table[2].startswith("| pictures | 40 | 1 | tiny_features:extract | 20 | none | 1 |")
+    assert len(table) == 2 + 4 + 1 and table[2].startswith(
+        "| pictures | 40 | 2 | 1 | tiny_features:extract | 20 | none | 1 |"
+    )
     assert "command" not in json.dumps(lines) and str(tmp_path) not in json.dumps(lines)
-    again = [{**line, "seed": 1, "kid": line["kid"] + 0.004} for line in lines]
-    kernel_distances = [row.split(" | ")[7] for row in small_data.table([*lines, *again]).splitlines()[2:]]
+    again = [{**line, "seed": 1, "kid": line["kid"] + 4} for line in lines]
+    kernel_distances = [row.split(" | ")[8] for row in small_data.table([*lines, *again]).splitlines()[2:6]]
     assert all(cell.endswith(" ± 2") for cell in kernel_distances)
