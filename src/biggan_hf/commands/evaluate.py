@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> None:
         extractor = load_extractor(args.extractor, device, image_size=samples[0].image_shape[1])
         reference, floor = _reference(args, samples[0])
         if OF_CLASSES.keys().isdisjoint(settings.metrics):  # each needs pictures of all classes, or is refused
-            samples = [_of_classes_with_pictures(source, reference) for source in samples]
+            samples = _of_classes_with_pictures(samples, reference)
         reports = evaluate_all(samples, reference, extractor, settings, floor)
         if args.save_moments is not None:  # after all that may be refused; with a cache, this is no second pass
             moments = measure_real(reference, extractor, settings)
@@ -188,11 +188,12 @@ def _tell(reference: RealImages, samples: ImageSource) -> None:
     print("\n".join([*lines_of(rows, unusual, most=2), ""]))
 
 
-def _of_classes_with_pictures(samples: ImageSource, reference: ImageSource | Measurements) -> ImageSource:
+def _of_classes_with_pictures(samples: list[ImageSource], reference: ImageSource | Measurements) -> list[ImageSource]:
     """The samples without the classes of which the reference has no picture; as they are if no class matches."""
-    if not isinstance(samples, GeneratedImages) or not isinstance(reference, RealImages) or samples.labels is None:
+    generated = [source for source in samples if isinstance(source, GeneratedImages)]
+    if not generated or not isinstance(reference, RealImages) or generated[0].labels is None:
         return samples
-    there, here = reference.images.class_names, names_of(samples.model.config.id2label)
+    there, here = reference.images.class_names, names_of(generated[0].model.config.id2label)
     filled = set(reference.images.contents.filled_classes)
     classes = [label for label, row in enumerate(match_classes(there, here).rows) if row in filled]
     if there and not classes and is_main_process():
@@ -202,7 +203,7 @@ def _of_classes_with_pictures(samples: ImageSource, reference: ImageSource | Mea
     if is_main_process():
         pictures = f"{reference.name} has pictures of {len(classes)} of the model's {len(here)} classes"
         print(f"{pictures}: the samples are of these")
-    return replace(samples, classes=classes)
+    return [replace(source, classes=classes) for source in generated]
 
 
 def _write(args: argparse.Namespace, reports: list[Report]) -> None:

@@ -151,13 +151,17 @@ def measure_real(
 
 @dataclass
 class _Evaluation:
-    """All but the samples, as for `evaluate`. `files` collects where finished passes over samples are stored."""
+    """
+    All but the samples, as for `evaluate`. `files` collects where finished passes over samples are stored, `told` what
+    was warned of: the sets of a curve are as many, and the real images are the same ones.
+    """
 
     reference: ImageSource | Measurements
     floor: ImageSource | None
     extractor: FeatureExtractor
     settings: EvaluationSettings
     files: list[Path | None] = field(default_factory=list)
+    told: set[tuple[str, int]] = field(default_factory=set)
 
     # Measures
 
@@ -372,7 +376,8 @@ class _Evaluation:
             )
         # Few images do not bias it.
         subset = min(self.settings.kid_subset_size, self.settings.num_kept)
-        if "kid" in metrics and number < subset and is_main_process():
+        if "kid" in metrics and number < subset and is_main_process() and (what, number) not in self.told:
+            self.told.add((what, number))
             logger.warning("%s: KID of %d images is less exact than that of subsets of %d", what, number, subset)
 
     def _check_covariance(self, number: int, what: str, width: int = 0, features: str = "") -> None:
