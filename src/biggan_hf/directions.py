@@ -33,7 +33,7 @@ class Directions:
     Args:
         vectors: float32 (K, z_dim), of length 1.
         names: K names that differ: of 1 to 40 letters, digits, spaces and `,.+()'-`.
-        shares: K numbers from 0 to 1: which share of all change each direction has.
+        shares: K numbers from 0 to 1: which share of the change that was measured each direction has.
 
     Raises:
         ValueError: A name, a number of names or shares, or a vector is none of these.

@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
     common.save_sheet(pipe, args, images.flatten(0, 2), len(titles), labels, column_labels=titles)
     print(args.output)
     shares = zip(directions.names, directions.shares, strict=True)
-    print("Share of all change: " + ", ".join(f"{name} {share:.0%}" for name, share in shares))
+    print("Share of the change that was measured: " + ", ".join(f"{name} {share:.0%}" for name, share in shares))
     if args.save:
         save_directions(directions, Path(args.model))
         print(Path(args.model) / FILE)
