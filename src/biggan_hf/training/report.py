@@ -33,6 +33,7 @@ from .arguments import DataArguments
 from .fine_tuning import map_classes
 from .graphs import why_not
 from .logs import LOG, read_lines
+from .losses import LOSSES
 
 
 if TYPE_CHECKING:
@@ -194,6 +195,8 @@ def _unusual(run: "Run", data_args: DataArguments) -> Iterator[str]:
         yield f"Pictures are smaller than the model's {config.image_size} pixels, and are enlarged."
     if unused := splits_beside(images, data_args.held_out_split)[1]:
         yield f"Not trained on: {splits_in_words(unused)}. --dataset_split names another split."
+    if LOSSES[args.loss].is_relative and not (args.r1_gamma and args.r2_gamma):
+        yield f"The {args.loss} loss is meant to have R1 and R2: without both it may never settle. --r1_gamma, --r2_gamma."
     if 0 < args.ema_decay and args.max_train_steps <= args.ema_start_step:
         begins = f"The average of the generator begins at step {args.ema_start_step:,}, after the last step"
         yield f"{begins}: the model will be the generator as it is trained. --ema_start_step lowers it."
