@@ -196,7 +196,7 @@ def _unusual(run: "Run", data_args: DataArguments) -> Iterator[str]:
     if unused := splits_beside(images, data_args.held_out_split)[1]:
         yield f"Not trained on: {splits_in_words(unused)}. --dataset_split names another split."
     if LOSSES[args.loss].is_relative and not (args.r1_gamma and args.r2_gamma):
-        yield f"The {args.loss} loss is meant to have R1 and R2: without both it may never settle. --r1_gamma, --r2_gamma."
+        yield f"The {args.loss} loss is meant to have R1 and R2 (--r1_gamma, --r2_gamma), or it may never settle."
     if 0 < args.ema_decay and args.max_train_steps <= args.ema_start_step:
         begins = f"The average of the generator begins at step {args.ema_start_step:,}, after the last step"
         yield f"{begins}: the model will be the generator as it is trained. --ema_start_step lowers it."
