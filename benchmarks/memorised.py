@@ -8,6 +8,7 @@ distribution and no picture is nearer to either in half of the cases. The row of
 """
 
 import argparse
+from typing import Any
 
 import torch
 from measuring import environment, positive, run
@@ -51,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
     pipes = {name: BigGANPipeline.from_pretrained(name) for name in args.models}
     config = next(iter(pipes.values())).model.config
     extractor = load_extractor(args.extractor, image_size=config.image_size)
-    shape = {"image_size": config.image_size, "num_channels": config.num_channels}
+    shape: dict[str, Any] = {"image_size": config.image_size, "num_channels": config.num_channels}
     learnt, others = (
         RealImages(load_labelled_images(args.dataset_name, split=split, **shape), args.pictures)
         for split in (args.learnt, args.others)
