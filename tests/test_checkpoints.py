@@ -12,7 +12,7 @@ import torch
 from training_runs import STATE, Capture, arguments, error_line, files_of_at_most, read_log, tiny, write_checkpoint
 
 from biggan_hf import BigGANDiscriminator, BigGANModel
-from biggan_hf.files import save_archive
+from biggan_hf.files import save_archive, step_of
 from biggan_hf.training import main, parse_arguments, set_up
 from biggan_hf.training.arguments import TrainingArguments
 from biggan_hf.training.checkpoints import (
@@ -23,7 +23,6 @@ from biggan_hf.training.checkpoints import (
     load_training_state,
     rotate_checkpoints,
     set_aside,
-    step_of,
 )
 from biggan_hf.training.logs import cut_logs, draw_curves, last_lines, read_lines
 from biggan_hf.training.players import load_networks

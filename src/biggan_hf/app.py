@@ -39,7 +39,7 @@ MOST_CLASSES = 6
 MOST_IMAGES = 8  # of a class
 MOST_PIXELS = 2**20  # of a class: 4 images of 512 px
 MOST_LETTERS = 80  # of a name
-MOST_DIRECTIONS, FARTHEST = 8, 3  # sliders, and how far one leads
+MOST_SLIDERS, FARTHEST = 8, 3  # along directions, and how far one leads
 MOST_BYTES = 2**16  # of a request; the page's own have less than 2 kB
 MOST_WAITING = 32  # requests; one at a time is computed
 MOST_SESSIONS = 256  # of which gradio keeps the settings, 100 kB each
@@ -108,7 +108,7 @@ class Page:
         config = pipe.model.config
         self.pipe, self.name, self.data_set = pipe, shown(name), data_set
         self.classes = unique_names(pipe.id2label)
-        named = [] if pipe.directions is None else pipe.directions.names[:MOST_DIRECTIONS]
+        named = [] if pipe.directions is None else pipe.directions.names[:MOST_SLIDERS]
         self.directions = {f"direction_{place}": name for place, name in enumerate(named, 1)}
         table, pixels = config.standing_truncations or [SWEEP[-1], SWEEP[0]], config.image_size**2
         self.ranges: dict[str, tuple[float, float]] = {

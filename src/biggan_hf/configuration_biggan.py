@@ -15,7 +15,7 @@ from transformers import GenerationConfig, PreTrainedConfig
 from transformers.utils import logging
 
 from .embedded import located
-from .files import write_text
+from .files import checkpoint_folders, write_text
 from .keywords import did_you_mean
 from .presets import CHANNEL_MULTIPLIERS, preset_row
 
@@ -416,11 +416,8 @@ def _replaced(settings: dict[str, Any], overrides: dict[str, Any]) -> dict[str, 
 
 def _instead_of(folder: Path) -> str:
     """What to take instead of the folder of a run that is not finished: its newest checkpoint is a model too."""
-    steps = [path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*")]
-    newest = max((int(step) for step in steps if step.isdecimal()), default=None)
-    if newest is None:
-        return ""
-    return f"; the newest checkpoint of the run in it is {str(folder / f'checkpoint-{newest}')!r}"
+    newest = checkpoint_folders(folder)[-1:]
+    return f"; the newest checkpoint of the run in it is {str(newest[0])!r}" if newest else ""
 
 
 def _known_names() -> set[str]:

@@ -290,6 +290,16 @@ def checksum_of_weights(folder: Path) -> str | None:
     return "-".join(sums) or None
 
 
+def checkpoint_folders(output_dir: Path) -> list[Path]:
+    """The folders with the name of a training's checkpoint, by ascending step."""
+    found = output_dir.glob("checkpoint-*")
+    return sorted((path for path in found if re.fullmatch(r"checkpoint-\d+", path.name)), key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
 def step_of_weights(path: Path) -> int | None:
     """At which step of the training a whole safetensors file was saved; `None` if it does not say."""
     with _mapped(path) as (header, _):

@@ -23,11 +23,13 @@ from ..files import (
     UNFINISHED,
     check_archive,
     check_weights,
+    checkpoint_folders,
     free_name,
     remove_folder,
     replaced_folder,
     restore_replaced,
     save_archive,
+    step_of,
 )
 from ..processes import is_main_process
 
@@ -85,7 +87,7 @@ def set_aside(output_dir: Path, step: int, name: str) -> list[Path]:
     the rotation takes them for checkpoints of what the run does from here on. Returns their new places, the newest
     first.
     """
-    later = [folder for folder in reversed(_checkpoint_folders(output_dir)) if step_of(folder) > step]
+    later = [folder for folder in reversed(checkpoint_folders(output_dir)) if step_of(folder) > step]
     for leftover in (folder.with_name(REPLACED + folder.name) for folder in later):
         if leftover.exists():  # a kill left it, and it would come back under the free name
             remove_folder(leftover)
@@ -93,10 +95,6 @@ def set_aside(output_dir: Path, step: int, name: str) -> list[Path]:
 
 
 # Reading
-
-
-def step_of(folder: Path) -> int:
-    return int(folder.name.removeprefix("checkpoint-"))
 
 
 def load_training_state(folder: Path) -> dict[str, Any]:
@@ -121,14 +119,8 @@ def load_training_state(folder: Path) -> dict[str, Any]:
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
     """The checkpoints that have all their files, by ascending step."""
-    files, folders = (TRAINING_STATE, *_FILES), _checkpoint_folders(output_dir)
+    files, folders = (TRAINING_STATE, *_FILES), checkpoint_folders(output_dir)
     return [folder for folder in folders if all((folder / name).is_file() for name in files)]
-
-
-def _checkpoint_folders(output_dir: Path) -> list[Path]:
-    """The folders with a checkpoint's name, by ascending step."""
-    found = output_dir.glob("checkpoint-*")
-    return sorted((path for path in found if re.fullmatch(r"checkpoint-\d+", path.name)), key=step_of)
 
 
 def why_unreadable(folder: Path) -> str | None:
@@ -190,7 +182,7 @@ def find_checkpoint(output_dir: Path, resume_from_checkpoint: str | None) -> Pat
 
 
 def _latest(output_dir: Path) -> Path | None:
-    folders = _checkpoint_folders(output_dir)
+    folders = checkpoint_folders(output_dir)
     for folder in reversed(folders):
         why = why_unreadable(folder)
         if why is None:
@@ -214,7 +206,7 @@ def _check_empty(output_dir: Path) -> None:
     files = output_dir.iterdir() if output_dir.is_dir() else [output_dir] * output_dir.exists()
     if not all(path.name.startswith((UNFINISHED, LOCK)) for path in files):
         way = ""
-        if _checkpoint_folders(output_dir):
+        if checkpoint_folders(output_dir):
             way = ", or go on with the run there by --resume_from_checkpoint latest"
         elif (output_dir / SETTINGS).is_file() and not (output_dir / "config.json").exists():
             way = ", or begin the run there anew by --resume_from_checkpoint latest: it has no checkpoint yet"

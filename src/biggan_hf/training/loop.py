@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..bars import open_bar
-from ..files import append_line, staged_folder, write_file
+from ..files import append_line, staged_folder, step_of, write_file
 from ..finite import NotFiniteError
 from ..images import sample_sheet
 from ..processes import Vote, from_main
@@ -20,7 +20,6 @@ from . import stability
 from .adapters import FOLDER, bound_adapters, merged, save_adapter, write_adapter_card
 from .arguments import TrainingArguments
 from .batches import counter_seed
-from .checkpoints import step_of
 from .ema import update_ema
 from .ending import Interruption, Stop, exit_status
 from .logs import (

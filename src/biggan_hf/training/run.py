@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..cards import is_path
 from ..configuration_biggan import BigGANConfig
+from ..files import step_of
 from ..modeling_biggan import BigGANDiscriminator, BigGANModel
 from . import stability
 from .adapters import base_of, learned, load_learned, merged
@@ -22,7 +23,6 @@ from .checkpoints import (
     rotate_checkpoints,
     save_checkpoint,
     set_aside,
-    step_of,
     why_unreadable,
 )
 from .compile_cache import CompileCache
