@@ -23,7 +23,7 @@ from biggan_hf.conversion.reading import State, sha256
 from biggan_hf.conversion.rename import abbreviated
 from biggan_hf.conversion.training_state import STATE_FILE
 from biggan_hf.files import check_archive, replaced_folder, save_archive, staged_folder
-from biggan_hf.hub import model_card
+from biggan_hf.model_card import model_card
 from biggan_hf.options import EitherSpelling, underscored, unknown_option
 
 

@@ -21,8 +21,9 @@ from biggan_hf.cards import is_by_hand, metadata, settings_table, with_metadata,
 from biggan_hf.cli import main
 from biggan_hf.evaluation import Measure, Report, add_to_card
 from biggan_hf.evaluation.reports import write_eval_results
-from biggan_hf.hub import SHEETS, add_code, model_card
+from biggan_hf.hub import add_code
 from biggan_hf.images import image_grid
+from biggan_hf.model_card import SHEETS, model_card
 from biggan_hf.sheets import MOST_BYTES, save_small, truncation_sweep
 from biggan_hf.training.publishing import publish
 

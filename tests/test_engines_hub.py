@@ -19,7 +19,8 @@ from biggan_hf.engine_files import Index, read_index, write_index
 from biggan_hf.exporting import _checksum as checksum
 from biggan_hf.exporting import export_model
 from biggan_hf.files import checksum_of_weights
-from biggan_hf.hub import SHEETS, model_card, on_engines, upload_folder
+from biggan_hf.hub import upload_folder
+from biggan_hf.model_card import SHEETS, model_card, on_engines
 
 
 MODEL = tiny_generator(id2label={0: "cat", 1: "dog"})

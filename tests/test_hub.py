@@ -27,8 +27,9 @@ from biggan_hf import BigGANModel, BigGANPipeline
 from biggan_hf.cli import main
 from biggan_hf.configuration_biggan import BigGANConfig
 from biggan_hf.files import staged_folder
-from biggan_hf.hub import model_card, upload_folder
+from biggan_hf.hub import upload_folder
 from biggan_hf.images import to_pil
+from biggan_hf.model_card import model_card
 
 
 class TinyConfig(PreTrainedConfig):

@@ -109,7 +109,7 @@ def _pictures(args: argparse.Namespace, config: BigGANConfig) -> "LabelledImages
 
 
 def _write_card(args: argparse.Namespace, config: BigGANConfig) -> None:
-    from ..hub import CARD, model_card
+    from ..model_card import CARD, model_card
 
     path = args.output / CARD
     if is_by_hand(read_text(path)):

@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _without_sheets(folder: Path, config: BigGANConfig) -> "BigGANModel | None":
     """The generator of a folder that lacks sheets of its samples; `None` if there is nothing to draw."""
-    from ..hub import SHEETS
+    from ..model_card import SHEETS
     from ..modeling_biggan import BigGANModel
 
     is_generator = config.architectures != ["BigGANDiscriminator"] and checksum_of_weights(folder) is not None

@@ -24,8 +24,8 @@ from torch.nn import functional as F
 
 from ..embedded import PREFIX
 from ..files import add_checksum, write_text
-from ..hub import CARD
 from ..layers import BatchNorm2d, ConditionalBatchNorm2d
+from ..model_card import CARD
 from ..modeling_biggan import BigGANDiscriminator, BigGANModel
 from ..spectral_norm import SpectralNorm, eval_view
 from ..words import counted

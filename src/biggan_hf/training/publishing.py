@@ -8,7 +8,8 @@ from tqdm.auto import tqdm
 
 from ..cards import escaped, hub_id, is_by_hand, is_text, public_name, settings_table, with_metadata, with_part
 from ..files import read_text, write_text
-from ..hub import CARD, SAMPLES, SHEETS, model_card, published_card, upload_folder, with_code
+from ..hub import published_card, upload_folder
+from ..model_card import CARD, SAMPLES, SHEETS, model_card, with_code
 from ..sheets import save_small
 from ..words import counted
 from .adapters import merged
