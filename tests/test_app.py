@@ -37,8 +37,10 @@ gr = pytest.importorskip("gradio", reason="needs gradio: the extra `app`")
 
 from gradio_client import Client  # noqa: E402
 
-from biggan_hf import BigGANPipeline, app  # noqa: E402
-from biggan_hf.app import MOST_BYTES, MOST_CLASSES, Page, build, serve, unique_names  # noqa: E402
+from biggan_hf import BigGANPipeline  # noqa: E402
+from biggan_hf.app import Page, build, layout, serve, server  # noqa: E402
+from biggan_hf.app.page import MOST_CLASSES, unique_names  # noqa: E402
+from biggan_hf.app.server import MOST_BYTES  # noqa: E402
 from biggan_hf.cli import main  # noqa: E402
 from biggan_hf.data import load_labelled_images  # noqa: E402
 from biggan_hf.directions import Directions  # noqa: E402
@@ -420,8 +422,8 @@ def test_nothing_is_computed_beside_the_queue(served: Served) -> None:
 
 def test_what_stays_of_a_visitor(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of as many as anybody names, gradio would keep the settings, 100 kB each; it deletes files when they are old."""
-    monkeypatch.setattr(app, "MOST_SESSIONS", 5)
-    monkeypatch.setattr(app, "KEEP_FILES", (1, 1))
+    monkeypatch.setattr(server, "MOST_SESSIONS", 5)
+    monkeypatch.setattr(layout, "KEEP_FILES", (1, 1))
     blocks: Any = build(page)
     (index,) = [key for key, event in blocks.fns.items() if event.api_name == "weight_sliders"]
     serve(blocks, server_name="127.0.0.1", share=False, quiet=True, prevent_thread_lock=True)
@@ -518,7 +520,7 @@ def assert_a_space(folder: Path) -> None:
     assert pins["gradio[mcp]"] == gr.__version__ and SPACES in lines and int(pins["pillow"].split(".")[0]) < 13
     assert {"torch", "transformers", "huggingface_hub"} <= pins.keys() and not [v for v in pins.values() if "+" in v]
     assert "MIT License" in (folder / "LICENSE").read_text()
-    assert (folder / "biggan_hf" / "app.py").is_file() and (folder / "biggan_hf" / "conversion").is_dir()
+    assert (folder / "biggan_hf" / "app" / "page.py").is_file() and (folder / "biggan_hf" / "conversion").is_dir()
     assert not [*folder.rglob("__pycache__"), *folder.rglob(".git")]
 
 

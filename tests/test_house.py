@@ -101,7 +101,7 @@ WRITES = {
     },
     "exporting.py": {"tempfile": "a graph in ONNX on its way to OpenVINO or to int8"},
     "data/preparing.py": {"open": "at the path that write_file gives"},
-    "app.py": {"tempfile": "a film or a sheet, on its way to the files that gradio serves"},
+    "app/page.py": {"tempfile": "a film or a sheet, on its way to the files that gradio serves"},
     "commands/app.py": {"tempfile": "the files that gradio serves, until the page is closed"},
     "media.py": {"open": "a film, and the parts of an archive, at the path that write_file gives"},
     "evaluation/statistics.py": {"open": "at the path that write_file gives"},
