@@ -198,6 +198,20 @@ def test_directions_go_to_the_hub_and_back(fake_hub: FakeHub, tmp_path: Path, ca
     assert BigGANPipeline.from_pretrained("user/without").directions is None
 
 
+@pytest.mark.parametrize("command", [["stats", "--num_batches", "1"], ["export", "--engine", "onnx"]])
+def test_directions_follow_into_another_folder(command: list[str], tmp_path: Path) -> None:
+    for package in ("onnxruntime", "onnxscript") if command[0] == "export" else ():
+        pytest.importorskip(package, reason=f"needs {package}: the extra `onnx`")
+    folder, other = tmp_path / "model", tmp_path / "other"
+    tiny_generator().save_pretrained(folder)
+    save_directions(axes("brightness"), folder)
+    main([command[0], str(folder), *command[1:], "--output", str(other)])
+    assert (other / FILE).read_bytes() == (folder / FILE).read_bytes()
+    pipe = BigGANPipeline.from_pretrained(other, engine="onnx" if command[0] == "export" else "torch")
+    directions = pipe.directions
+    assert directions is not None and directions.names == ("brightness",)
+
+
 # The command
 
 

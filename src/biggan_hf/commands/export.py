@@ -13,6 +13,7 @@ import shlex
 from pathlib import Path
 from typing import Any, get_args
 
+from ..directions import save_directions
 from ..engines import PACKAGES, Precision, check_engine, check_installed
 from ..files import checksum_of_weights
 from . import common
@@ -40,9 +41,13 @@ def run(args: argparse.Namespace) -> None:
     from ..exporting import export_model  # here: it brings the networks
 
     of_torch = argparse.Namespace(model=args.model, revision=args.revision, device="cpu")
-    model = common.load_pipeline(of_torch).model
+    pipe = common.load_pipeline(of_torch)
+    directions = pipe.directions  # before anything is written: a file that holds something else is refused
     weights = checksum_of_weights(source) if source.is_dir() else None
-    exported = export_model(model, output, args.engine, args.precision, overwrite=args.overwrite, weights=weights)
+    options: dict[str, Any] = {"overwrite": args.overwrite, "weights": weights}
+    exported = export_model(pipe.model, output, args.engine, args.precision, **options)
+    if directions is not None and output != source:
+        save_directions(directions, output)
     print(output / args.engine / exported.entry["file"])
     print(f"{exported.entry['bytes'] / 1e6:.2f} MB; {_check_in_words(exported.entry)}")
     command = [str(output), "--engine", args.engine, "--precision", args.precision, "--output", "samples.png"]

@@ -39,13 +39,13 @@ def run(args: argparse.Namespace) -> None:
     from ..standing_stats import collect_standing_statistics  # here: it brings the networks
 
     with joined(device_or_best(args.device).startswith("cuda")):
-        model = common.load_pipeline(args).model
+        pipe = common.load_pipeline(args)
         generator = torch.Generator().manual_seed(args.seed)
         numbers = {"num_batches": args.num_batches, "batch_size": args.batch_size}
-        collect_standing_statistics(model, args.truncations, **numbers, generator=generator)
+        collect_standing_statistics(pipe.model, args.truncations, **numbers, generator=generator)
         if not is_main_process():
             return
-    model.save_pretrained(args.output, global_step=model.saved_step)
+    pipe.save_pretrained(args.output, global_step=pipe.model.saved_step)
     print(args.output)
     option = f" --truncation {args.truncations[0]}" if args.truncations else ""
     print(f"Use them: biggan-hf sample {shlex.quote(str(args.output))}{option} --output samples.png")
