@@ -38,7 +38,7 @@ from biggan_hf.evaluation import (
     load_extractor,
 )
 from biggan_hf.evaluation.extractors import EXTRACTORS
-from biggan_hf.evaluation.measuring import METRICS
+from biggan_hf.evaluation.settings import METRICS
 from biggan_hf.files import LOCK, append_line, locked_folder, write_text
 
 

@@ -20,16 +20,9 @@ from ..devices import check_device, device_or_best
 from ..evaluation import GeneratedImages, ImageArray, ImageSource, Measurements, RealImages, Report
 from ..evaluation.curves import FIGURES, marked_points, plot_curve, truncation_in_words, write_csv
 from ..evaluation.extractors import load_extractor
-from ..evaluation.measuring import (
-    METRICS,
-    OF_CLASSES,
-    EvaluationSettings,
-    evaluate_all,
-    foreign_classes,
-    in_words,
-    measure_real,
-)
+from ..evaluation.measuring import evaluate_all, foreign_classes, in_words, measure_real
 from ..evaluation.reports import add_to_card, read_card, write_eval_results, write_json
+from ..evaluation.settings import METRICS, OF_CLASSES, EvaluationSettings
 from ..evaluation.statistics import read_moments, write_moments
 from ..processes import is_main_process, joined
 from . import common

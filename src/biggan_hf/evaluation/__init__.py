@@ -1,9 +1,10 @@
 """Measuring a generator: FID, KID, MIND, IS, precision and more, each with its protocol (docs/evaluation.md)."""
 
 from .extractors import FeatureExtractor, load_extractor
-from .measuring import EvaluationSettings, evaluate, evaluate_all
+from .measuring import evaluate, evaluate_all
 from .metrics import frechet_distance, kernel_distance, manifold_scores, monge_distance
 from .reports import Measure, Report, add_to_card
+from .settings import EvaluationSettings
 from .sources import GeneratedImages, ImageArray, ImageSource, RealImages
 from .statistics import Measurements, measure, read_moments, write_moments
 

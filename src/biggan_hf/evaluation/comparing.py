@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -21,12 +20,10 @@ from .metrics import (
 )
 from .reports import Measure
 from .resampling import OF_SUMS, SIDE, Pool, deviations, pool_of
+from .settings import EvaluationSettings
 from .statistics import Measurements
 from .wavelets import num_steps
 
-
-if TYPE_CHECKING:
-    from .measuring import EvaluationSettings
 
 # Their ratios to the floor make the score. KID is unbiased: its floor is 0 but for chance, and has no ratio.
 SCORED = ("fid", "mind", "fwd")
@@ -34,7 +31,7 @@ SCORED = ("fid", "mind", "fwd")
 
 @dataclass(frozen=True)
 class Comparison:
-    settings: "EvaluationSettings"
+    settings: EvaluationSettings
     extractor: FeatureExtractor
     is_reference_known: bool  # whether its extractor is
 
