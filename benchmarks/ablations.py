@@ -41,8 +41,11 @@ BASELINE, ORTHOGONAL = "baseline", "orthogonal"
 CHANGES: dict[str, tuple[str, list[str]]] = {  # in words, and for train.py
     BASELINE: ("as the preset", []),
     "batch_x4": ("a batch of 128, accumulated", ["--global_batch_size", "128"]),  # batch norm still sees 32
-    "own_embeddings": ("an embedding in each layer", ["--config_overrides", "shared_class_embedding=false"]),
     "no_skip_z": ("no skip-z", ["--config_overrides", "hierarchical_latents=false"]),
+    "own_embeddings": (  # which leave skip-z nothing to join its latents to
+        "no skip-z, and an embedding in each layer",
+        ["--config_overrides", "hierarchical_latents=false", "shared_class_embedding=false"],
+    ),
     ORTHOGONAL: ("orthogonal regularisation, 1e-4", ["--generator_orthogonality", "1e-4"]),
 }
 TRUNCATED = (BASELINE, ORTHOGONAL)
@@ -82,7 +85,7 @@ def train(options: argparse.Namespace) -> None:
         if (folder / SETTINGS).is_file() and "status" in read_settings(folder):
             continue
         folder.mkdir(parents=True, exist_ok=True)
-        told = {"change": change, "seed": seed, "steps": options.steps, "words": CHANGES[change]}
+        told = {"change": change, "seed": seed, "steps": options.steps, "words": CHANGES[change][1]}
         told |= {"pictures": public_name(options.dataset_name)} | environment(torch.device("cpu"), ["accelerate"])
         del told["command"]  # it names folders of this machine
         status = train_one(folder, seed, CHANGES[change][1], options)
@@ -106,7 +109,7 @@ def measure(options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     extractor = load_extractor(options.extractor, "cpu")
     settings = EvaluationSettings(METRICS, intervals=False, allow_few_images=True, cache_dir=options.runs / "features")
-    for folder in run_folders(options.runs):
+    for folder in [path for path in run_folders(options.runs) if (path / "model.safetensors").is_file()]:
         last = read_lines(folder / LOG)[-1]
         of_step = last["samples_seen"] // last["step"]
         model = BigGANModel.from_pretrained(folder)
@@ -183,8 +186,8 @@ def write_page(runs: Path, page: Path) -> str:
     folders = run_folders(kept)
     lines: Lines = {}
     for folder in folders:
-        change = read_settings(folder)["change"]
-        lines.setdefault(change, []).extend(read_lines(folder / MEASURED))
+        if measured := read_lines(folder / MEASURED):
+            lines.setdefault(read_settings(folder)["change"], []).extend(measured)
     if not lines.get(BASELINE):
         raise ValueError(f"{str(runs)!r} has no run of the preset that is measured")
     with write_file(kept / "ablations.png") as unfinished:
@@ -243,7 +246,7 @@ def of_runs(folders: Sequence[Path]) -> str:
         told, log = read_settings(folder), read_lines(folder / LOG)
         versions = ", ".join(f"{name} {number}" for name, number in told["versions"].items())
         ended = "whole" if told["status"] == 0 else f"exit status {told['status']}"
-        cells = [folder.name, f"{log[-1]['step']:,}", ended, spread([seconds_of_a_step(log)], ".2f")]
+        cells = [folder.name, f"{log[-1]['step'] if log else 0:,}", ended, spread([seconds_of_a_step(log)], ".2f")]
         rows.append([*cells, told["device"], versions, told["date"]])
     return table(["run", "steps", "ended", "seconds a step", "device", "versions", "date"], rows)
 
