@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from training_runs import REPO, SHORT, Capture, error_line, write_pictures
 
+from biggan_hf.data import load_labelled_images
 from biggan_hf.presets import PRESETS
 from biggan_hf.training import (
     DataArguments,
@@ -63,6 +65,12 @@ def test_few_pictures_are_augmented_and_shown_for_less_long(pictures: int, augme
 def test_many_pictures_are_shown_as_often_as_the_papers() -> None:
     settings = chosen()
     assert (settings["diff_augment"], settings["max_train_steps"]) == (False, 480 * 300_000 // (2 * 2048))
+
+
+def test_half_of_a_short_run_is_averaged() -> None:
+    short = chosen(pictures=100_000)
+    assert (short["max_train_steps"], short["ema_start_step"]) == (11_718, 5_859)
+    assert "ema_start_step" not in chosen(pictures=400_000) and "ema_start_step" not in chosen(pictures=300)
 
 
 def test_colour_and_classes() -> None:
@@ -152,6 +160,15 @@ def test_a_gpu_gets_more_and_pictures_are_opened_once(
     assert run.batches.images.__getitems__([0])["pixel_values"].shape == (1, 3, 128, 128)
     assert run.settings["preset"] == "small-128" and run.settings["diff_augment"] is False
     assert run.settings["discriminator_learning_rate"] == 2e-4
+
+
+def test_labels_of_balanced_pictures_come_equally_often(pictures: Path) -> None:
+    uneven = load_labelled_images(str(pictures), image_size=32)
+    arguments = parse_arguments(auto(pictures, pictures / "model"))
+    for sampling, expected in {"as_it_is": "counts", "balanced": "uniform"}.items():
+        arguments[1].class_sampling = sampling
+        (_, data, _), why = choosing.choose_preset(arguments, uneven, torch.device("cpu"))
+        assert (data.label_sampling, "uneven" in why) == (expected, expected == "counts")
 
 
 def test_what_was_given_wins_over_what_was_chosen() -> None:

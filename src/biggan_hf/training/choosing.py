@@ -21,7 +21,7 @@ class Found(NamedTuple):
     pictures: int
     side: int  # px, the shorter side of a stored picture: the median of those that were probed
     is_coloured: bool
-    class_counts: list[int]  # pictures of each class; none: there are no classes
+    class_counts: list[int]  # of pictures that are shown as the data has them; none: as often of each, or no classes
     gpu_memory: float  # GiB; 0: the device is a CPU
 
 
@@ -78,6 +78,9 @@ def choose(found: Found) -> tuple[dict[str, Any], str]:
     steps = max(length.passes * found.pictures // shown, 1)
     settings: dict[str, Any] = {"preset": rule.preset, "diff_augment": length.diff_augment}
     settings["max_train_steps"] = min(steps, row["max_train_steps"])
+    # Of a short run, half is averaged: biggan-* begin at step 20,000, which 100,000 pictures do not reach.
+    begin = min(row["ema_start_step"], settings["max_train_steps"] // 2)
+    settings |= {"ema_start_step": begin} if begin < row["ema_start_step"] else {}
     settings["config_overrides"] = [f"num_channels={3 if found.is_coloured else 1}"]
     is_uneven = bool(found.class_counts) and max(found.class_counts) > UNEVEN * min(found.class_counts)
     settings |= {"label_sampling": "counts"} if is_uneven else {}
@@ -94,7 +97,10 @@ def choose(found: Found) -> tuple[dict[str, Any], str]:
 
 def choose_preset(arguments: Arguments, images: LabelledImages, device: torch.device) -> tuple[Arguments, str]:
     """The arguments with what was chosen below what was given. All processes take what the first one chose."""
-    settings, why = from_main(choose(found_in(images, device)))
+    found = found_in(images, device)
+    if arguments[1].class_sampling == "balanced":
+        found = found._replace(class_counts=[])
+    settings, why = from_main(choose(found))
     return with_chosen(arguments, settings), why
 
 
