@@ -138,6 +138,8 @@ def test_help_is_in_sections_with_an_example(capsys: pytest.CaptureFixture[str])
         ("on_collapse: foo", "argument --on_collapse.*: invalid choice: 'foo'"),
         ("ema_decay: [0.9", "is no YAML"),
         ("seed: [1, 2]", r"must set seed to one value, got \[1, 2\]"),
+        ("mixed_precision: no", "must not set mixed_precision to False; YAML takes on, off, yes and no .* in quotes"),
+        ("cuda_graphs: on", "must not set cuda_graphs to True; YAML"),
         ("image_column: {a: 1}", "must set image_column to one value, got {'a': 1}"),
         ("- a\n- b", "must hold a mapping of settings, got list"),
     ],

@@ -184,7 +184,7 @@ class TrainingArguments:
     evaluation_distance: Literal["kid+mind", "fid"] = _help("What is measured and chooses the best model.", "kid+mind")
     evaluation_images: int = _help("Samples in an evaluation.", 2_000)
     evaluation_allow_few_images: bool = _help("Evaluate by fid even with fewer images than features.", False)
-    watch_steps: int = _help("Steps from one measurement of spectra and memory to the next. 0: none.", 1_000)
+    watch_steps: int = _help("Steps from one look at spectra and held-out pictures to the next. 0: none.", 1_000)
     on_collapse: Literal["ignore", "stop", "rollback"] = _help("What to do after a collapse.", "stop")
     checkpointing_steps: int = _help("Steps from one checkpoint to the next. 0: none.", 1_000)
     checkpoints_total_limit: int | None = _help("Checkpoints to keep, beside two for a rollback.", 2)
@@ -421,6 +421,9 @@ def _read_settings(path: str) -> dict[str, Any]:
     for name, value in settings.items():
         if name not in _TYPES:
             raise ValueError(f"{path}: {unknown_option([f'--{name}'], _FLAGS)}")
+        if isinstance(value, bool) and _TYPES[name] is not bool:
+            why = "YAML takes on, off, yes and no for true and false: put them in quotes"
+            raise ValueError(f"{path} must not set {name} to {value}; {why}")
         if isinstance(value, dict) or (isinstance(value, list) and _TYPES[name] != list[str]):
             raise ValueError(f"{path} must set {name} to one value, got {value!r}")
     return settings
