@@ -4,6 +4,7 @@ import struct
 import unicodedata
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from training_runs import Capture, Patch, arguments, write_checkpoint, write_pic
 
 from biggan_hf.data import Contents
 from biggan_hf.training import main, parse_arguments, report, set_up
-from biggan_hf.training.report import Report, Row, time_in_words
+from biggan_hf.training.report import Report, Row, _length, time_in_words
 
 
 def found(pictures: Path, output: Path, *flags: str) -> Report:
@@ -251,11 +252,19 @@ def test_a_thousand_classes_are_counted(tmp_path: Path) -> None:
         (0.1, 4_000, None, "about 6.7 minutes on this device (4,000 steps of 0.1 s)"),
         (1, 7_200, None, "about 2.0 hours on this device (7,200 steps of 1 s)"),
         (1, 20, 30, "about 20.0 seconds on this device (20 steps of 1 s)"),
+        (5.43, 1, None, "about 5.4 seconds on this device (1 step of 5.43 s)"),
         (0.5, 4_000, 5, "about 600 steps in the 5 minutes of max_train_minutes on this device (4,000 steps of 0.5 s)"),
     ],
 )
 def test_time_in_words(seconds: float, steps: int, minutes: float | None, expected: str) -> None:
     assert time_in_words(seconds, steps, minutes) == expected
+
+
+def test_a_run_that_is_to_end_before_has_no_steps_left() -> None:
+    args = SimpleNamespace(max_train_steps=5, num_discriminator_steps=1, max_train_minutes=None)
+    batches = SimpleNamespace(images=SimpleNamespace(num_readable=10))
+    run: Any = SimpleNamespace(args=args, global_step=9, batches=batches)
+    assert _length(run, 32).startswith("0 steps with 1 update of the discriminator each, 0 pictures, 0.0 passes")
 
 
 def test_the_time_is_told_once_after_the_first_steps(

@@ -94,7 +94,7 @@ def describe(run: "Run", data_args: DataArguments, resumed: Path | None, chosen:
         Row("device", _device(run)),
         Row("compiled", run.compile_cache.found if run.compile_cache is not None else "", ""),
         Row("batch", f"{batch:,} = {product}"),
-        Row("training", _length(run, args.max_train_steps - run.global_step, batch * args.num_discriminator_steps)),
+        Row("training", _length(run, batch * args.num_discriminator_steps)),
         Row("written to", "nothing: this is a dry run" if args.dry_run else args.output_dir, ""),
     ]
     paths = [path for path in (run.settings["dataset_name"], data) if public_name(path) != path and "/" in path]
@@ -167,7 +167,8 @@ def _device(run: "Run") -> str:
     return f"{device.type}{name}, {counted(processes, 'process')}, {said}"
 
 
-def _length(run: "Run", steps: int, pictures_a_step: int) -> str:
+def _length(run: "Run", pictures_a_step: int) -> str:
+    steps = max(run.args.max_train_steps - run.global_step, 0)  # a run that goes on may be told to end before
     passes, limit = steps * pictures_a_step / run.batches.images.num_readable, run.args.max_train_minutes
     updates = counted(run.args.num_discriminator_steps, "update")
     said = f"{counted(steps, 'step')} with {updates} of the discriminator each, {steps * pictures_a_step:,} pictures, "
@@ -246,10 +247,11 @@ class Estimate:
 
 def time_in_words(seconds_a_step: float, steps: int, max_minutes: float | None = None) -> str:
     seconds = seconds_a_step * steps
-    measured = f"({steps:,} steps of {seconds_a_step:.3g} s)"
+    measured = f"({counted(steps, 'step')} of {seconds_a_step:.3g} s)"
     if max_minutes is not None and seconds > 60 * max_minutes:
         done = min(int(60 * max_minutes / seconds_a_step), steps)
-        return f"about {done:,} steps in the {max_minutes:g} minutes of max_train_minutes on this device {measured}"
+        limit = f"the {max_minutes:g} minutes of max_train_minutes"
+        return f"about {counted(done, 'step')} in {limit} on this device {measured}"
     advice = ": see docs/training.md" if seconds >= 86_400 else ""
     return f"about {in_units(seconds)} on this device{advice} {measured}"
 
