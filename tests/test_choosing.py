@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -165,7 +165,8 @@ def test_a_gpu_gets_more_and_pictures_are_opened_once(
 def test_labels_of_balanced_pictures_come_equally_often(pictures: Path) -> None:
     uneven = load_labelled_images(str(pictures), image_size=32)
     arguments = parse_arguments(auto(pictures, pictures / "model"))
-    for sampling, expected in {"as_it_is": "counts", "balanced": "uniform"}.items():
+    cases: list[tuple[Literal["as_it_is", "balanced"], str]] = [("as_it_is", "counts"), ("balanced", "uniform")]
+    for sampling, expected in cases:
         arguments[1].class_sampling = sampling
         (_, data, _), why = choosing.choose_preset(arguments, uneven, torch.device("cpu"))
         assert (data.label_sampling, "uneven" in why) == (expected, expected == "counts")
