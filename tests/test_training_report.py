@@ -137,6 +137,8 @@ FEW = "10 pictures are few, and nothing augments them"
         (lambda folder: black(folder, "*/[0-4].png"), [], "the brightest value is 6% of white", ""),
         (lambda folder: black(folder, "*/[0-4].png", channels=3), [], "of more than 8 bits are nearly black", ""),
         (write_pictures, [], "", "nearly black"),
+        (write_pictures, ["--class_sampling", "balanced", "--label_sampling", "counts"], "generated ones do not", ""),
+        (write_pictures, ["--class_sampling", "balanced"], "", "equally often"),
         (write_pictures, ["--loss", "relativistic", "--r1_gamma", "1"], "is meant to have R1 and R2", ""),
         (write_pictures, ["--loss", "relativistic", "--r1_gamma", "1", "--r2_gamma", "1"], "", "meant"),
     ],

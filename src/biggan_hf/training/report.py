@@ -196,6 +196,9 @@ def _unusual(run: "Run", data_args: DataArguments) -> Iterator[str]:
         yield f"Pictures are smaller than the model's {config.image_size} pixels, and are enlarged."
     if unused := splits_beside(images, data_args.held_out_split)[1]:
         yield f"Not trained on: {splits_in_words(unused)}. --dataset_split names another split."
+    if (data_args.class_sampling, data_args.label_sampling) == ("balanced", "counts"):
+        why = "--class_sampling counts for real pictures, --label_sampling for generated ones"
+        yield f"Real pictures come from all classes equally often, generated ones do not: {why}."
     if LOSSES[args.loss].is_relative and not (args.r1_gamma and args.r2_gamma):
         yield f"The {args.loss} loss is meant to have R1 and R2 (--r1_gamma, --r2_gamma), or it may never settle."
     if 0 < args.ema_decay and args.max_train_steps <= args.ema_start_step:
