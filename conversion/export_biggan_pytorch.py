@@ -176,7 +176,7 @@ def step(source: Path) -> int:
 
 def main(argv: list[str] | None = None) -> None:
     """The script; `argv` stands for the command line."""
-    args = parser(__doc__, "MODEL_DIR", "a folder with config.json and model.safetensors", reference=False).parse_args(
+    args = parser(__doc__, "MODEL_DIR", "a folder with config.json and model.safetensors", converts=False).parse_args(
         argv
     )
     check_output(args.output, args.overwrite)

@@ -78,15 +78,15 @@ class _Parser(EitherSpelling):
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
-def parser(description: str | None, source: str, help: str, reference: bool = True) -> argparse.ArgumentParser:
-    """A parser with the arguments that the scripts share."""
+def parser(description: str | None, source: str, help: str, converts: bool = True) -> argparse.ArgumentParser:
+    """A parser with the arguments that the scripts share; one that `converts` writes a card and has more."""
     result = _Parser(description=(description or "").splitlines()[0])
     result.add_argument("source", type=Path, metavar=source, help=help)
     result.add_argument("--output", type=Path, required=True, metavar="DIR", help="the model folder to write")
     result.add_argument("--overwrite", action="store_true", help="write into a folder that already holds something")
-    text = "its id on the Hub, for the card (default: told by its place in the Hub's cache)"
-    result.add_argument("--base_model", metavar="ID", help=text)
-    if reference:
+    if converts:
+        text = "its id on the Hub, for the card (default: told by its place in the Hub's cache)"
+        result.add_argument("--base_model", metavar="ID", help=text)
         result.add_argument(
             "--reference",
             type=Path,

@@ -146,6 +146,8 @@ def test_a_sweep_shows_the_truncations_that_the_model_has() -> None:
     assert page.sweep(["goldfish"], 0).height == 2 * 66 + page.sweep([], 0).height - 4 * 66
     with pytest.raises(gr.Error, match="truncation must be a number from 0.3 to 1.0, got 0.2"):
         page.sample(["goldfish"], False, 0.2, 0, 1, *WEIGHTS)
+    mirrored = tiny_generator(standing_truncations=[0.0, 0.5, 1.0], standing_interpolation="mirrored")
+    assert Page(BigGANPipeline(mirrored), "of 2019").ranges["truncation"] == (0.5, 1.0)  # no draw is truncated at 0
 
 
 def test_the_nearest_pictures(page: Page, pictures: Path) -> None:

@@ -109,6 +109,10 @@ def test_the_pipeline_moves_what_it_draws() -> None:
         pipe(0, directions={"secnd": 1.0})
     with pytest.raises(ValueError, match="the strength of 'first' must be a finite number, got nan"):
         pipe(0, directions={"first": float("nan")})
+    wrong: Any
+    for wrong in ("first", pipe.directions):
+        with pytest.raises(TypeError, match=r"directions must be a strength by name, as in \{'first': 2.0\}, got "):
+            pipe(0, directions=wrong)
 
 
 @pytest.mark.parametrize("num_labels", [3, 0])
@@ -193,7 +197,9 @@ def test_directions_go_to_the_hub_and_back(fake_hub: FakeHub, tmp_path: Path, ca
         main(["push", str(folder), "user/other"])
     assert "a direction's name has 1 to 40 letters" in capsys.readouterr().err
     pipe.push_to_hub("user/copy")
-    assert fake_hub.files("user/copy")[FILE] == (tmp_path / "copy" / FILE).read_bytes()
+    pipe.save_pretrained(tmp_path / "saved", push_to_hub=True, repo_id="user/saved")
+    for repository in ("user/copy", "user/saved"):
+        assert fake_hub.files(repository)[FILE] == (tmp_path / "copy" / FILE).read_bytes()
     tiny_generator().push_to_hub("user/without")
     assert BigGANPipeline.from_pretrained("user/without").directions is None
 
@@ -210,6 +216,19 @@ def test_directions_follow_into_another_folder(command: list[str], tmp_path: Pat
     pipe = BigGANPipeline.from_pretrained(other, engine="onnx" if command[0] == "export" else "torch")
     directions = pipe.directions
     assert directions is not None and directions.names == ("brightness",)
+
+
+def test_directions_follow_an_export_in_python(tmp_path: Path) -> None:
+    for package in ("onnxruntime", "onnxscript"):
+        pytest.importorskip(package, reason=f"needs {package}: the extra `onnx`")
+    pipe = BigGANPipeline(tiny_generator())
+    pipe.directions = axes("brightness")
+    exported = pipe.export(tmp_path, engine="onnx")
+    assert exported.directions is pipe.directions
+    assert read_directions(tmp_path / FILE).names == ("brightness",)
+    pipe.directions = axes("sleeve length")
+    pipe.export(tmp_path, engine="onnx", overwrite=True)
+    assert read_directions(tmp_path / FILE).names == ("brightness",)
 
 
 # The command

@@ -39,6 +39,7 @@ from biggan_hf.evaluation.comparing import label
 from biggan_hf.evaluation.curves import draw_curve, marked_points, plot_curve, write_csv
 from biggan_hf.evaluation.extractors import STANDARD_DIGEST
 from biggan_hf.evaluation.reports import Measure, Report, flatten, write_json
+from biggan_hf.evaluation.settings import METRICS as ALL_METRICS
 from biggan_hf.images import to_pil, to_uint8
 from biggan_hf.spectral_norm import FoldableWeight
 
@@ -721,6 +722,14 @@ def test_a_curve_of_what_there_is(tmp_path: Path) -> None:
         assert len(draw_curve(reports).axes) == 1
     only_kid = [Report([Measure("kid", "KID", 0.1)], report.protocol) for report in curve]
     assert marked_points(only_kid) == {} and [axis.get_ylabel() for axis in draw_curve(only_kid).axes] == ["KID"]
+
+
+@pytest.mark.parametrize("metric", ALL_METRICS)
+def test_a_curve_of_one_metric_has_a_figure(metric: str) -> None:
+    keys = ["precision", "recall", "density", "coverage"] if metric == "prdc" else [metric]
+    measures = [Measure(key, key, 0.5) for key in keys]
+    curve = [Report(measures, {"samples": {"truncation": truncation}}) for truncation in (0.5, None)]
+    assert [axis.get_ylabel() for axis in draw_curve(curve).axes] == keys[:2]
 
 
 # What it is for

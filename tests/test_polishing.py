@@ -154,6 +154,11 @@ def test_the_command(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert {path.name for path in Path("polished").iterdir()} >= {"config.json", "model.safetensors", "README.md"}
     assert Image.open("polished/before-and-after.png").width > 500
     main(command)  # there is nothing left to do
+    before = Path("polished", STATE).read_bytes()
+    with pytest.raises(SystemExit):
+        main([*command, "--overwrite", "--dataset_name", "no-such-folder/at/all"])
+    assert Path("polished", STATE).read_bytes() == before and Path("polished", LOG).exists()
+    capsys.readouterr()
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken/notes.txt").write_text("mine")
     with pytest.raises(SystemExit):

@@ -74,8 +74,12 @@ class Directions:
             (N, z_dim), latents + Σ strength · vector.
 
         Raises:
+            TypeError: The strengths have no names.
             ValueError: There is no direction of this name, or a strength is not finite.
         """
+        if not isinstance(strengths, Mapping):
+            expected = f"a strength by name, as in {{{self.names[0]!r}: 2.0}}"
+            raise TypeError(f"directions must be {expected}, got {type(strengths).__name__}")
         move = torch.zeros(latents.shape[1])
         for name, strength in strengths.items():
             if name not in self.names:

@@ -74,6 +74,7 @@ _MODELING, _PIPELINE = "modeling_biggan.py", "remote_pipeline.py"
 CODE = tuple(path.name for path in Path(__file__).parent.glob("*.py") if not path.name.startswith("_"))
 
 PUSH_ARGUMENTS = "repo_id commit_message commit_description private token revision create_pr tags license".split()
+PUSH_ARGUMENTS += ["directions"]
 SAVE_ARGUMENTS = [*inspect.signature(PreTrainedModel.save_pretrained).parameters, *PUSH_ARGUMENTS]
 
 

@@ -174,6 +174,7 @@ class BigGANPipeline:
     ) -> Self:
         """
         Writes the generator as a graph for another engine, and checks the graph, as `biggan-hf export` does.
+        Directions go along; a file of directions that lies there stays.
 
         Args:
             output: The folder: a model's own, or another one. The graph goes to `onnx/` or `openvino/` in it.
@@ -192,7 +193,12 @@ class BigGANPipeline:
         """
         from .exporting import export_model  # here: it comes with an engine's extra
 
-        return type(self)(export_model(self._network("export"), output, engine, precision, overwrite=overwrite))
+        network, directions = self._network("export"), self.directions
+        exported = type(self)(export_model(network, output, engine, precision, overwrite=overwrite))
+        if directions is not None and not Path(output, FILE).exists():
+            save_directions(directions, Path(output))
+        exported.directions = directions
+        return exported
 
     def _network(self, doing: str) -> "BigGANModel":
         if isinstance(self.model, EngineModel):
@@ -208,7 +214,8 @@ class BigGANPipeline:
             **kwargs: Those of `BigGANModel.save_pretrained`, which also says what is raised.
         """
         directions = self.directions
-        self.model.save_pretrained(save_directory, **kwargs)
+        to_push: dict[str, Any] = {"directions": directions} if directions and kwargs.get("push_to_hub") else {}
+        self.model.save_pretrained(save_directory, **{**to_push, **kwargs})
         if directions is not None and kwargs.get("is_main_process", True):
             save_directions(directions, Path(save_directory))
 

@@ -78,7 +78,8 @@ class Page:
         self.classes = unique_names(pipe.id2label)
         named = [] if pipe.directions is None else pipe.directions.names[:MOST_SLIDERS]
         self.directions = {f"direction_{place}": name for place, name in enumerate(named, 1)}
-        table, pixels = config.standing_truncations or [SWEEP[-1], SWEEP[0]], config.image_size**2
+        pixels = config.image_size**2
+        table = [t for t in config.standing_truncations if t] or [SWEEP[-1], SWEEP[0]]  # a mirrored table begins at 0
         self.ranges: dict[str, tuple[float, float]] = {
             "truncation": (table[0], table[-1]),
             "seed": (0, 2**32 - 1),

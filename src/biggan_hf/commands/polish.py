@@ -66,7 +66,7 @@ def _add_learning(group: common.Group) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from ..evaluation import load_extractor  # here: --help does without
-    from ..polishing import Polishing, PolishSettings, before_and_after, polish
+    from ..polishing import LOG, STATE, Polishing, PolishSettings, before_and_after, polish
 
     settings = PolishSettings(**{field.name: getattr(args, field.name) for field in fields(PolishSettings)})
     if args.judge in args.extractors:
@@ -77,12 +77,15 @@ def run(args: argparse.Namespace) -> None:
     with joined(device.startswith("cuda")), ExitStack() as held:
         if is_main_process():
             held.enter_context(locked_folder(args.output, args.force_unlock))
-            _make_room(args.output, args.overwrite)
+            _check_room(args.output, args.overwrite)
         model = common.load_pipeline(args).model
         start, size = copy.deepcopy(model), model.config.image_size
         encoders = [load_extractor(name, device, image_size=size) for name in (*args.extractors, args.judge)]
         pictures = _pictures(args, model.config)
         polishing = Polishing(model, pictures, encoders[:-1], encoders[-1], settings, CACHE)
+        if args.overwrite and is_main_process():  # not before: a mistake above costs nothing that was there
+            for name in (STATE, LOG, SHEET):
+                (args.output / name).unlink(missing_ok=True)
         best = polish(polishing, args.output)
         if is_main_process():
             with write_file(args.output / SHEET) as unfinished:
@@ -91,14 +94,11 @@ def run(args: argparse.Namespace) -> None:
             print(_verdict(polishing.verdicts, best), args.output, sep="\n")
 
 
-def _make_room(folder: Path, overwrite: bool) -> None:
-    from ..polishing import LOG, STATE
+def _check_room(folder: Path, overwrite: bool) -> None:
+    """Raises unless the folder is empty, holds a polishing that goes on, or may be overwritten."""
+    from ..polishing import STATE
 
-    ours = [folder / name for name in (STATE, LOG, SHEET)]
-    if overwrite:
-        for path in ours:
-            path.unlink(missing_ok=True)
-    elif not ours[0].exists() and any(path.name != LOCK for path in folder.iterdir()):
+    if not overwrite and not (folder / STATE).exists() and any(path.name != LOCK for path in folder.iterdir()):
         raise FileExistsError(f"{str(folder)!r} already holds something; --overwrite replaces the generator in it")
 
 

@@ -13,7 +13,7 @@ from .reports import Report
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PANELS = ("fid", "kid", "mind", "fwd", "saturation", "is", "precision", "recall", "intra_class_fid")
+PANELS = ("fid", "kid", "mind", "fwd", "saturation", "is", "precision", "recall", "accuracy", "intra_class_fid")
 FIGURES = (".png", ".pdf", ".svg")
 COLUMN = 3.35  # inches, a column of a paper
 LINE: dict[str, Any] = {"marker": "o", "markersize": 2.5, "linewidth": 1, "color": "0.2"}
