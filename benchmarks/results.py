@@ -30,6 +30,9 @@ RULERS = ("ruler", "images", "floor", *NAMES.values(), "above the floor", "the s
 PAGE = """\
 # Results
 
+Beside the original. [The paper's choices in a small model](ablations.md) and [beyond the paper](beyond-the-paper.md)
+have what else was trained here.
+
 `benchmarks/quality.py report` has made this page from the logs in `results/`. Legs of one seed began with the same
 weights and were fed the same pictures in the same order. N samples of the averaged generator are compared with real
 pictures, and so are N other real ones, whose distance is the floor. (The floor of the score, a mean of ratios to

@@ -13,7 +13,7 @@ below 1 where samples repeat training pictures), "real, shown / new" the shares 
 import argparse
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +24,7 @@ from unittest.mock import patch
 import torch
 from measuring import environment, positive, run
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.utils import logging
 
 from biggan_hf import BigGANModel
@@ -33,7 +33,7 @@ from biggan_hf.evaluation import EvaluationSettings, GeneratedImages, RealImages
 from biggan_hf.exploring import nearest_neighbours
 from biggan_hf.files import append_line, replaced_folder
 from biggan_hf.training import parse_arguments, set_up, steps
-from biggan_hf.training.augment import _color, _cutout, _translate, diff_augment
+from biggan_hf.training.augment import _color, _cutout, diff_augment, shift
 from biggan_hf.training.loop import train_step
 from biggan_hf.training.losses import LOSSES
 from biggan_hf.training.stability import share_taken_for_real
@@ -44,7 +44,8 @@ NEAREST = 500  # samples, and new pictures, whose nearest training pictures are 
 RESULTS = "results.jsonl"
 RELATIVISTIC = ["--loss", "relativistic", "--r1_gamma", "0.1", "--r2_gamma", "0.1", "--r1_interval", "4"]
 METRICS = ("fid", "kid", "mind", "fwd", "prdc")
-HINGE, LOGITS = LOSSES["hinge"], steps._logits
+CONSISTENT = ["--consistency", "10"]
+HINGE = LOSSES["hinge"]
 
 
 # The changes
@@ -56,20 +57,17 @@ class Game:
 
     augmentation: str = "none"  # "always": DiffAugment; "adaptive": each of its steps with a probability that moves
     lecam: float = 0.0  # weight of LeCam (Tseng et al. 2021, arXiv:2104.03310, equation 3)
-    consistency: float = 0.0  # weight of bCR (Zhao et al. 2020, arXiv:2002.04724, algorithm 1)
-    is_relativistic: bool = False  # with R1 and R2
+    words: Sequence[str] = ()  # for train.py, of what it can do by itself
     updates: int = 1_000  # of the run
     probability: Tensor = field(default_factory=lambda: torch.tensor(0.0))
     overfitting: Tensor = field(default_factory=lambda: torch.tensor(0.0))  # E[sign D(x)], moving average
     averages: Tensor = field(default_factory=lambda: torch.zeros(2))  # of the logits of real and generated pictures
     count: int = 0
-    penalty: Any = 0.0
 
     @contextmanager
     def played(self) -> Iterator[None]:
         with (
             patch.object(steps, "diff_augment", self.augment),
-            patch.object(steps, "_logits", self.logits),
             patch.dict(LOSSES, {"hinge": HINGE._replace(of_discriminator=self.loss)}),
         ):
             yield
@@ -79,23 +77,13 @@ class Game:
             return images
         if self.augmentation == "always":
             return diff_augment(images)
-        for change in (_color, _translate, _cutout):
+        for change in (_color, shift, _cutout):
             chosen = torch.rand(len(images), 1, 1, 1) < self.probability
             images = torch.where(chosen, change(images), images)
         return images
 
-    def logits(self, discriminator: nn.Module, fake: Any, real: Any) -> tuple[Tensor, Tensor]:
-        self.penalty = 0.0
-        if real is None or not self.consistency:
-            return LOGITS(discriminator, fake, real)
-        images = torch.cat([fake.pixel_values, real.pixel_values])
-        labels = None if real.class_labels is None else torch.cat([fake.class_labels, real.class_labels]).repeat(2)
-        logits, moved = discriminator(torch.cat([images, _translate(images)]), labels).logits.chunk(2)
-        self.penalty = 2 * self.consistency * (logits - moved).square().mean()  # the mean is over real and fake
-        return logits[: len(fake.pixel_values)], logits[len(fake.pixel_values) :]
-
     def loss(self, real: Tensor, fake: Tensor) -> Tensor:
-        penalty, self.count = self.penalty, self.count + 1
+        penalty, self.count = 0.0, self.count + 1
         if self.lecam and self.count > self.updates // 10:  # the published program waits for 1,000 of its updates
             of_real, of_fake = self.averages
             distances = (real - of_fake).relu().square().mean() + (of_real - fake).relu().square().mean()
@@ -114,11 +102,11 @@ GAMES: dict[str, dict[str, Any]] = {
     "diff_augment": {"augmentation": "always"},
     "ada": {"augmentation": "adaptive"},
     "lecam": {"lecam": 0.3},
-    "bcr": {"consistency": 10.0},
+    "bcr": {"words": CONSISTENT},
     "diff_augment+lecam": {"augmentation": "always", "lecam": 0.3},
-    "diff_augment+bcr": {"augmentation": "always", "consistency": 10.0},
-    "relativistic": {"is_relativistic": True},
-    "diff_augment+relativistic": {"augmentation": "always", "is_relativistic": True},
+    "diff_augment+bcr": {"augmentation": "always", "words": CONSISTENT},
+    "relativistic": {"words": RELATIVISTIC},
+    "diff_augment+relativistic": {"augmentation": "always", "words": RELATIVISTIC},
 }
 
 
@@ -194,7 +182,7 @@ def train_one(folder: Path, pictures: Path, variant: str, seed: int, options: ar
         "--diff_augment",
     ]
     # A relativistic discriminator takes no picture for real or not.
-    words += RELATIVISTIC if game.is_relativistic else ["--held_out_split", "test"]
+    words += game.words if game.words == RELATIVISTIC else [*game.words, "--held_out_split", "test"]
     words += ["--seed", str(seed), "--max_train_steps", str(last), "--cuda_graphs", "off"]
     words += ["--config_overrides", f"num_channels={options.channels}"]
     words += ["--resume_from_checkpoint", "latest"]  # of which there is none: it begins anew in its folder

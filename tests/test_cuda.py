@@ -204,6 +204,7 @@ GRAPHS: dict[str, list[str]] = {
     "augmented": ["--diff_augment", "--horizontal_flip"],
     "two micro-batches": ["--global_batch_size", "8", "--power_iteration", "every_forward"],
     "R1": ["--r1_gamma", "1", "--r1_interval", "4"],
+    "consistent": ["--consistency", "10"],
     "relativistic": ["--loss", "relativistic", "--r1_gamma", "1", "--r2_gamma", "1", "--r1_interval", "1"],
     "recomputed": ["--gradient_checkpointing"],
     "the average begins": ["--ema_start_step", "8", "--ema_decay", "0.9"],

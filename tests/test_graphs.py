@@ -72,6 +72,7 @@ SETTINGS: dict[str, list[str]] = {
     "two micro-batches": ["--global_batch_size", "8"],
     "R1 every other step": ["--r1_gamma", "1", "--r1_interval", "2"],
     "relativistic": ["--loss", "relativistic", "--r1_gamma", "1", "--r2_gamma", "1", "--r1_interval", "1"],
+    "consistent": ["--consistency", "10"],
     "augmented": ["--diff_augment", "--horizontal_flip"],
     "recomputed": ["--gradient_checkpointing"],
     "bfloat16": ["--mixed_precision", "bf16"],

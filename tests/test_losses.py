@@ -5,7 +5,11 @@ import math
 import pytest
 import torch
 
-from biggan_hf.training.losses import LOSSES, gradient_penalties, orthogonal_regularization_gradient
+from biggan_hf.training.losses import (
+    LOSSES,
+    gradient_penalties,
+    orthogonal_regularization_gradient,
+)
 
 
 @pytest.mark.parametrize(
@@ -36,6 +40,14 @@ def test_gradient_of_the_orthogonal_regularization(number: int) -> None:
     regularizer = (rows @ rows.t() * (1 - torch.eye(number))).square().sum() / 2
     (gradient,) = torch.autograd.grad(regularizer, weight)
     torch.testing.assert_close(orthogonal_regularization_gradient(weight.detach()), gradient)
+
+
+def test_consistency_is_a_mean_of_squares_for_each_kind_of_pictures() -> None:
+    logits, of_shifted = (
+        [torch.tensor([1.0, -2.0]), torch.tensor([3.0])],
+        [torch.tensor([1.0, 1.0]), torch.tensor([1.0])],
+    )
+    assert consistency_penalty(logits, of_shifted) == 9 / 2 + 4
 
 
 def test_penalty_of_a_linear_discriminator_is_half_its_squared_norm() -> None:

@@ -9,6 +9,7 @@ from exact_worker import LOSSES, PENALISED, batch_norm, play
 from torch import Tensor
 from training_runs import arguments, launch_worker
 
+from biggan_hf.training import steps
 from biggan_hf.training.steps import Objective
 
 
@@ -132,6 +133,14 @@ def test_running_statistics_of_processes_are_averaged(two_processes: Results) ->
 
 def test_scalars_of_the_log_are_means_over_processes(two_processes: Results) -> None:
     assert two_processes["fetched"]["rank"].tolist() == [0.5, 0.5]
+
+
+def test_consistency_is_exact_under_accumulation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "shift", lambda images: images.roll(2, dims=3))  # the same one for all pictures
+    whole = one_process(1, "fixed", Objective(consistency=1.0))
+    assert_same(one_process(4, "fixed", Objective(consistency=1.0)), whole, 1e-12)
+    with pytest.raises(AssertionError):  # it does something
+        assert_same(one_process(1, "fixed"), whole, 1e-6)
 
 
 def test_regularisers_are_exact_under_accumulation_and_processes(two_processes: Results) -> None:

@@ -18,6 +18,7 @@ from training_runs import tiny
 from biggan_hf import BigGANConfig, BigGANDiscriminator, BigGANModel
 from biggan_hf.data import load_labelled_images, prepare
 from biggan_hf.spectral_norm import iterate_in_training
+from biggan_hf.training import steps
 from biggan_hf.training.arguments import DataArguments, TrainingArguments
 from biggan_hf.training.batches import BatchSource, counter_generator, to_pixel_values
 from biggan_hf.training.ema import update_ema
@@ -74,7 +75,7 @@ def test_step_moves_its_player_alone_and_costs_the_other_no_gradient(player: str
 def test_pictures_and_penalties_share_a_forward_with_one_power_iteration(every_forward: bool) -> None:
     game = players(tiny())
     expected = copy.deepcopy(game.discriminator)
-    objective = Objective(r1_gamma=1.0, r2_gamma=1.0, iterate_every_forward=every_forward)
+    objective = Objective(r1_gamma=1.0, r2_gamma=1.0, consistency=1.0, iterate_every_forward=every_forward)
     discriminator_step(game, [(latents(tiny(), 4), pictures(tiny(), 4))], objective)
     iterate_in_training(expected)
     torch.testing.assert_close(dict(game.discriminator.named_buffers()), dict(expected.named_buffers()))
@@ -108,6 +109,28 @@ def test_penalties_add_gamma_times_half_the_mean_squared_gradient() -> None:
         logits = reference(pixels, labels).logits
         (slope,) = torch.autograd.grad(logits.sum(), pixels, create_graph=True)
         penalty = penalty + gamma * sum(0.5 * (one**2).sum() for one in slope) / len(slope)
+    gradients = torch.autograd.grad(penalty, list(reference.parameters()), allow_unused=True)
+    after = weights(penalised.discriminator)
+    for (name, weight), gradient in zip(weights(plain.discriminator).items(), gradients, strict=True):
+        moved = 0 if gradient is None else 0.1 * gradient
+        torch.testing.assert_close(after[name], weight - moved, rtol=0, atol=1e-10, msg=name)
+
+
+def test_consistency_compares_each_picture_with_itself_shifted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "shift", lambda images: images.roll(2, dims=3))
+    config = tiny(discriminator_spectral_norm=False)  # so that another forward changes nothing
+    plain, penalised = players(config), players(config)
+    reference, (z, real) = copy.deepcopy(plain.discriminator), (latents(config, 4), pictures(config, 4))
+    with torch.no_grad():
+        images = copy.deepcopy(plain.generator)(z.z, z.class_labels).images
+    discriminator_step(plain, [(z, real)], Objective())
+    discriminator_step(penalised, [(z, real)], Objective(consistency=3.0))
+
+    penalty = torch.zeros(())
+    for shown, labels in ((real.pixel_values, real.class_labels), (images, z.class_labels)):
+        logits, of_shifted = (reference(pixels, labels).logits for pixels in (shown, shown.roll(2, dims=3)))
+        penalty = penalty + 3 * (logits - of_shifted).square().mean()
+    assert penalty > 0
     gradients = torch.autograd.grad(penalty, list(reference.parameters()), allow_unused=True)
     after = weights(penalised.discriminator)
     for (name, weight), gradient in zip(weights(plain.discriminator).items(), gradients, strict=True):

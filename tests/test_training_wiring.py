@@ -36,6 +36,7 @@ OBJECTIVE: dict[str, tuple[list[str], Any]] = {
     "iterate_every_forward": (["--power_iteration", "every_forward"], True),
     "generator_orthogonality": (["--generator_orthogonality", "0.5"], 0.5),
     "r1_gamma": (["--r1_gamma", "3", "--r1_interval", "4"], 12.0),
+    "consistency": (["--consistency", "5"], 5.0),
     "r2_gamma": (["--r2_gamma", "3", "--r1_interval", "4"], 12.0),
     "diff_augment": (["--diff_augment"], True),
 }
@@ -68,6 +69,7 @@ CHANGES = [
     ([], ["--adam_epsilon", "1e-2"], "discriminator"),
     ([], ["--r1_gamma", "10"], "discriminator"),
     ([], ["--r2_gamma", "10"], "discriminator"),
+    ([], ["--consistency", "10"], "discriminator"),
     ([], ["--diff_augment"], "discriminator"),
     ([], ["--horizontal_flip"], "discriminator"),
     (_OVERRIDES, [*_OVERRIDES, "discriminator_dropout=0.5"], "discriminator"),

@@ -103,7 +103,7 @@ _RANGES: Ranges = [
     ("max_train_steps per_device_batch_size num_discriminator_steps logging_steps r1_interval evaluation_images",
      lambda value: value >= 1, "be at least 1"),
     ("seed ema_start_step sample_steps checkpointing_steps watch_steps evaluation_steps push_to_hub_every "
-     "generator_orthogonality r1_gamma r2_gamma freeze_discriminator_stages lora_rank",
+     "generator_orthogonality r1_gamma r2_gamma consistency freeze_discriminator_stages lora_rank",
      lambda value: value >= 0, "be at least 0"),
     ("generator_learning_rate discriminator_learning_rate adam_epsilon", lambda value: value > 0, "be positive"),
     ("adam_beta1 adam_beta2 ema_decay", lambda value: 0 <= value < 1, "be in [0, 1)"),
@@ -154,6 +154,7 @@ class TrainingArguments:
     r1_gamma: float = _help("Strength of the R1 penalty on real pictures. The paper tried 10.", 0.0)
     r2_gamma: float = _help("Strength of the R2 penalty, the same on generated pictures.", 0.0)
     r1_interval: int = _help("Steps from one R1 or R2 penalty to the next. Each weighs as many times more.", 16)
+    consistency: float = _help("Strength of the penalty where shifted pictures get other logits (bCR: 10).", 0.0)
     sigma_clamp: float | None = _help("Keep the generator's σ0 below this value (paper, section 4.1).", None)
     sigma_clamp_ratio: float | None = _help("Keep the generator's σ0 below this many times its σ1.", None)
     diff_augment: bool = _help("Augment all pictures that the discriminator sees, for small data sets.", False)

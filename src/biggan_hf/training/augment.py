@@ -13,7 +13,7 @@ def diff_augment(images: Tensor) -> Tensor:
     the augmentation. The generator's gradient passes back through it. Images are (N, C, H, W) in [-1, 1]; the random
     numbers come from torch's global generator.
     """
-    return _cutout(_translate(_color(images)))
+    return _cutout(shift(_color(images)))
 
 
 def _color(images: Tensor) -> Tensor:
@@ -25,8 +25,8 @@ def _color(images: Tensor) -> Tensor:
     return mean + (images - mean) * (contrast + 0.5)
 
 
-def _translate(images: Tensor) -> Tensor:
-    """Moves each picture, and fills the edge with zeros. A gather is differentiable."""
+def shift(images: Tensor) -> Tensor:
+    """Moves each picture (N, C, H, W) by up to an eighth; zeros fill the edge. A gather is differentiable."""
     number, channels, height, width = images.shape
     rows = _shifted(number, height, height // 8, images.device)[:, None, :, None]
     columns = _shifted(number, width, width // 8, images.device)[:, None, None, :]
@@ -37,8 +37,8 @@ def _translate(images: Tensor) -> Tensor:
 
 def _shifted(number: int, size: int, most: int, device: torch.device) -> Tensor:
     """Indices (N, size) into a side with one zero at each end, to which those outside the picture point."""
-    shift = torch.randint(-most, most + 1, (number, 1), device=device)
-    return (torch.arange(size, device=device) + 1 + shift).clamp(0, size + 1)
+    distance = torch.randint(-most, most + 1, (number, 1), device=device)
+    return (torch.arange(size, device=device) + 1 + distance).clamp(0, size + 1)
 
 
 def _cutout(images: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ class AdversarialLoss(NamedTuple):
     """
 
     of_discriminator: Callable[[Tensor, Tensor], Tensor]
-    of_generator: Callable[[Tensor, Tensor], Tensor]
+    of_generator: Callable[..., Tensor]  # may be called without D(x), unless it is relative
     is_relative: bool = False  # it compares each D(G(z)) with the D(x) in its place; neither means anything alone
 
 
@@ -24,18 +24,18 @@ LOSSES = {
     # arXiv:1705.02894).
     "hinge": AdversarialLoss(
         lambda real, fake: F.relu(1 - real).mean() + F.relu(1 + fake).mean(),
-        lambda fake, _: -fake.mean(),
+        lambda fake, *_: -fake.mean(),
     ),
     # -E[log s(D(x))] - E[log(1 - s(D(G(z))))] with the logistic function s, and the form that does not saturate,
     # -E[log s(D(G(z)))] (Goodfellow et al. 2014).
     "logistic": AdversarialLoss(
         lambda real, fake: F.softplus(-real).mean() + F.softplus(fake).mean(),
-        lambda fake, _: F.softplus(-fake).mean(),
+        lambda fake, *_: F.softplus(-fake).mean(),
     ),
     # ½ E[(D(x) - 1)²] + ½ E[D(G(z))²], and ½ E[(D(G(z)) - 1)²] (Mao et al. 2017, arXiv:1611.04076).
     "least_squares": AdversarialLoss(
         lambda real, fake: ((real - 1).square().mean() + fake.square().mean()) / 2,
-        lambda fake, _: (fake - 1).square().mean() / 2,
+        lambda fake, *_: (fake - 1).square().mean() / 2,
     ),
     # -E[log s(D(x) - D(G(z)))], and -E[log s(D(G(z)) - D(x))] (Jolicoeur-Martineau 2018, arXiv:1807.00734; with R1 and
     # R2 as in R3GAN, Huang et al. 2024, arXiv:2501.05441).
@@ -66,6 +66,15 @@ def orthogonal_regularization_gradient(weight: Tensor) -> Tensor:
     gram = rows @ rows.t()
     gram.diagonal().zero_()
     return (2 * gram @ rows).view_as(weight)
+
+
+def consistency_penalty(logits: Sequence[Tensor], logits_of_shifted: Sequence[Tensor]) -> Tensor:
+    """
+    Σ E[(D(x) - D(T(x)))²] over kinds of pictures x and the same ones shifted, a scalar: balanced consistency, if the
+    kinds are real and generated ones (bCR, Zhao et al. 2020, arXiv:2002.04724, algorithm 1).
+    """
+    pairs = zip(logits, logits_of_shifted, strict=True)
+    return torch.stack([(one - shifted).square().mean() for one, shifted in pairs]).sum()
 
 
 def gradient_penalties(logits: Sequence[Tensor], pixel_values: Sequence[Tensor]) -> list[Tensor]:

@@ -184,6 +184,7 @@ def objective_at(args: TrainingArguments, step: int) -> Objective:
         generator_orthogonality=0.0 if args.lora_rank else args.generator_orthogonality,  # it is of whole weights
         r1_gamma=weight * args.r1_gamma,
         r2_gamma=weight * args.r2_gamma,
+        consistency=args.consistency,
         diff_augment=args.diff_augment,
         iterate_every_forward=args.power_iteration == "every_forward",
     )

@@ -19,8 +19,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..modeling_biggan import BigGANDiscriminator, BigGANModel
 from ..spectral_norm import SpectralNorm
-from .augment import diff_augment
-from .losses import LOSSES, gradient_penalties, orthogonal_regularization_gradient
+from .augment import diff_augment, shift
+from .losses import LOSSES, consistency_penalty, gradient_penalties, orthogonal_regularization_gradient
 
 
 # What a step is given
@@ -77,6 +77,7 @@ class Objective:
     generator_orthogonality: float = 0.0  # β of the orthogonal regularisation (paper, section 3.1)
     r1_gamma: float = 0.0  # γ of the discriminator's R1 penalty (paper, section 4.2); 0 for none
     r2_gamma: float = 0.0  # the same for R2, of generated pictures
+    consistency: float = 0.0  # λ of the discriminator's consistency under shifts (arXiv:2002.04724); 0 for none
     diff_augment: bool = False  # augments all pictures on their way to the discriminator
     # Spectral norms take a power iteration in every forward, as in BigGAN-PyTorch. Otherwise they take one in the
     # first micro-batch of an update: the others see the same function, and their gradients add up to that of all.
@@ -109,12 +110,16 @@ def discriminator_step(
             fake, real = _with_slope(fake, objective.r2_gamma), _with_slope(real, objective.r1_gamma)
 
             # L_D = E[max(0, 1 - D(x))] + E[max(0, 1 + D(G(z)))] for the hinge loss (paper, section 3).
-            fake_logits, real_logits = _logits(players.discriminator, fake, real)
+            shifted = [_shifted(fake), _shifted(real)] if objective.consistency else []
+            fake_logits, real_logits, *logits_of_shifted = _logits(players.discriminator, fake, real, *shifted)
             loss = LOSSES[objective.loss].of_discriminator(real_logits, fake_logits)
 
             # Regularisers of D that are computed from pictures: γ/2 E‖∇D(x)‖² (paper, section 4.2).
             shown = (objective.r1_gamma, real_logits, real), (objective.r2_gamma, fake_logits, fake)
             penalty = _gradient_penalty([kind for kind in shown if kind[0]])
+            if objective.consistency:  # λ E[(D(x) - D(T(x)))²] of real and of generated pictures, each and shifted
+                pairs = (fake_logits, real_logits), logits_of_shifted
+                penalty = penalty + objective.consistency * consistency_penalty(*pairs)
 
             accelerator.backward((loss + penalty) / len(micro_batches))
 
@@ -152,8 +157,8 @@ def generator_step(
             # L_G = -E[D(G(z))] for the hinge loss (paper, section 3).
             labels = _labels(latents, real, objective)
             fake = _augment(Pictures(players.generator(latents.z, labels).images, labels), objective)
-            fake_logits, real_logits = _logits(discriminator, fake, real and _augment(real, objective))
-            loss = LOSSES[objective.loss].of_generator(fake_logits, real_logits)
+            beside = [] if real is None else [_augment(real, objective)]
+            loss = LOSSES[objective.loss].of_generator(*_logits(discriminator, fake, *beside))
             accelerator.backward(loss / len(micro_batches))
 
     # Regularisers of G that are computed from weights: their gradients are added once an update (paper, section 3.1).
@@ -179,14 +184,17 @@ def _augment(pictures: Pictures, objective: Objective) -> Pictures:
     return Pictures(diff_augment(pictures.pixel_values), pictures.class_labels)
 
 
-def _logits(discriminator: nn.Module, fake: Pictures, real: Pictures | None) -> tuple[Tensor, Tensor]:
-    """D(G(z)) and D(x), from one forward: both meet the same singular vectors."""
-    kinds = [fake] if real is None else [fake, real]
+def _shifted(pictures: Pictures) -> Pictures:
+    return Pictures(shift(pictures.pixel_values), pictures.class_labels)
+
+
+def _logits(discriminator: nn.Module, *kinds: Pictures) -> tuple[Tensor, ...]:
+    """D of each kind of pictures, from one forward: all meet the same singular vectors."""
     labels = [pictures.class_labels for pictures in kinds if pictures.class_labels is not None]
     pixel_values = torch.cat([pictures.pixel_values for pictures in kinds])
     logits = discriminator(pixel_values, torch.cat(labels) if len(labels) == len(kinds) else None).logits
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # losses are computed in it or better
-    return logits[: len(fake.pixel_values)], logits[len(fake.pixel_values) :]
+    return logits.split([len(pictures.pixel_values) for pictures in kinds])
 
 
 # Regularisers
