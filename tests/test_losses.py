@@ -7,6 +7,7 @@ import torch
 
 from biggan_hf.training.losses import (
     LOSSES,
+    consistency_penalty,
     gradient_penalties,
     orthogonal_regularization_gradient,
 )
@@ -43,10 +44,8 @@ def test_gradient_of_the_orthogonal_regularization(number: int) -> None:
 
 
 def test_consistency_is_a_mean_of_squares_for_each_kind_of_pictures() -> None:
-    logits, of_shifted = (
-        [torch.tensor([1.0, -2.0]), torch.tensor([3.0])],
-        [torch.tensor([1.0, 1.0]), torch.tensor([1.0])],
-    )
+    logits = torch.tensor([1.0, -2.0]), torch.tensor([3.0])
+    of_shifted = torch.tensor([1.0, 1.0]), torch.tensor([1.0])
     assert consistency_penalty(logits, of_shifted) == 9 / 2 + 4
 
 
