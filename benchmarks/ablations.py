@@ -118,7 +118,7 @@ def measure(options: argparse.Namespace) -> None:
         real = RealImages(pictures, options.reference_images)
         floor = real.rest(options.samples)
         done = {place(line) for line in read_lines(folder / MEASURED)}
-        for where, images in wanted(folder, model, options.samples, done):
+        for where, images in wanted(folder, model, options, done):
             [report] = evaluate_all([images], real, extractor, settings, floor)
             line = where | {"pictures": where["step"] * of_step, "samples": len(images), "reference": len(real)}
             line |= {"extractor": extractor.name}
@@ -128,12 +128,12 @@ def measure(options: argparse.Namespace) -> None:
 
 
 def wanted(
-    folder: Path, last: BigGANModel, samples: int, done: set[tuple[Any, ...]]
+    folder: Path, last: BigGANModel, options: argparse.Namespace, done: set[tuple[Any, ...]]
 ) -> Iterator[tuple[Row, GeneratedImages]]:
     """What a run is to be measured by, and has not been: the averages, then the last one along the truncation."""
-    end = read_lines(folder / LOG)[-1]["step"]
+    end, samples = read_lines(folder / LOG)[-1]["step"], options.samples
     for step, path in {**{step_of(path): path for path in checkpoint_folders(folder)}, end: folder}.items():
-        if (step, RUNNING, None) not in done:
+        if (step, RUNNING, None) not in done and step in (options.steps or [step]):
             yield told(step, RUNNING, None), GeneratedImages(BigGANModel.from_pretrained(path), samples)
     if read_settings(folder)["change"] not in TRUNCATED:
         return
@@ -318,6 +318,7 @@ def main(argv: list[str] | None = None) -> None:
     ruler.add_argument("--samples", type=positive, default=2_000)
     ruler.add_argument("--reference_images", type=positive, default=5_000)
     ruler.add_argument("--extractor", default="lite0")
+    ruler.add_argument("--steps", type=positive, nargs="+", help="of the checkpoints to measure (default: of all)")
     ruler.set_defaults(verb=measure)
     for needs_pictures in (runs, ruler):
         needs_pictures.add_argument("--dataset_name", required=True)
