@@ -63,8 +63,8 @@ PAGE = """\
 `benchmarks/ablations.py report` has made this page from the logs in `ablations/`. Every run is the preset `demo` with
 one setting changed, on {pictures}, one CPU thread. N = {samples:,} samples of the averaged generator
 are compared with {reference:,} pictures of a split that no run has seen; so are as many others of it, whose distance
-is the floor. Numbers are means over seeds (least to most). The last column is the distance above the floor beside the
-preset's; it says "in the spread" where the seeds of the one and of the other overlap.
+is the floor (FD {floor:.1f}). Numbers are means over seeds (least to most). The last column is the distance above the
+floor beside the preset's; it says "in the spread" where the seeds of the one and of the other overlap.
 
 What a model of this size shows says little of one that is a thousand times as large. The paper's own numbers
 (table 1, ImageNet, 128 px): FID 18.65 at a batch of 256, 12.39 at 2,048; then 9.54 with more channels, 9.18 with one
@@ -193,7 +193,7 @@ def write_page(runs: Path, page: Path) -> str:
     with write_file(kept / "ablations.png") as unfinished:
         draw(lines).savefig(unfinished, format="png", dpi=130)
     some, told = lines[BASELINE][0], read_settings(folders[0])
-    head = PAGE.format(samples=some["samples"], reference=some["reference"], **told)
+    head = PAGE.format(samples=some["samples"], reference=some["reference"], floor=some["floor_fid"], **told)
     parts = [head, of_changes(lines), f"![distances by picture, and along the truncation]({kept.name}/ablations.png)"]
     parts += ["## Truncation and standing statistics", ON_TRUNCATION, along_truncation(lines)]
     text = "\n\n".join([*parts, "## The runs", of_runs(folders)]) + "\n"
