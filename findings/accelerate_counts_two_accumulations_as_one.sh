@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# accelerate 1.15.0: two `accumulate` blocks in an iteration share one counter, so a GAN's discriminator never learns.
+# accelerate 1.15.0: two `accumulate` blocks in an iteration share one counter, so a GAN's discriminator does not learn.
 #
 # The guess: `with accelerator.accumulate(discriminator)` and then `with accelerator.accumulate(generator)` let each of the
 # two networks gather the gradients of `gradient_accumulation_steps` batches, and then take a step.
 # What happens: the `Accelerator` has one counter, which every block moves, whichever network it names. With two blocks in
 # an iteration and an even number of steps, the first block always meets an odd count and the second an even one. So the
-# discriminator's optimiser never takes a step, and the generator's takes twice as many, of half as many batches.
+# discriminator's optimiser takes no step, and the generator's takes twice as many, of half as many batches. (A prepared
+# data loader forces a step at the end of an epoch: then the discriminator takes one an epoch. Here there is no loader.)
 # `optimizer.step()` and `zero_grad()` pass over the others without a word, and the losses look like a bad GAN's. An odd
 # number of steps works as one guesses, but for its phase. One block that names both networks does it right.
 # Seen with: accelerate 1.15.0, torch 2.13.0, Python 3.11, 2026-11-28. Exits with 1 if this changes.

@@ -1,13 +1,12 @@
 #!/usr/bin/env bash
 # torch 2.13.0: an `AveragedModel` with `use_buffers=True` ruins a network with spectral norm.
 #
-# The guess: `AveragedModel(generator, use_buffers=True)` is the average for a generator with batch norm, whose running
-# statistics are buffers: without this argument they would stay those of the first step. All else works as without it.
-# What happens: spectral norm keeps its singular vectors u and v in buffers, too. Those of training turn, and change
-# their signs; their average is shorter than 1 and points elsewhere. In eval mode the weight is divided by uᵀWv of these
-# averages, which is far too small. The largest singular value of the averaged generator's weights, 1 by definition, comes
-# out in the tens or hundreds, and its samples are noise, while the generator itself is well. Nothing warns. Average the
-# parameters alone, and copy the buffers.
+# The guess: `AveragedModel(generator, use_buffers=True)` averages batch norm's running statistics beside the weights,
+# which can only be smoother than those of the last step; all else works as without it.
+# What happens: spectral norm keeps its singular vectors u and v in buffers, too. They turn as the network learns, and a
+# mean of unit vectors that turn is shorter than 1 and points elsewhere. In eval mode the weight is divided by uᵀWv of
+# these means, which is far too small: the largest singular value of the averaged weights, 1 by definition, is 13 here
+# after 1,000 steps, and the loss 50 times that of the network. Nothing warns. `use_buffers=False` copies the buffers.
 # Seen with: torch 2.13.0, Python 3.11, 2026-11-28. Exits with 1 if this changes.
 set -euo pipefail
 
@@ -39,10 +38,6 @@ for _ in range(1000):
     optimizer.zero_grad()
     for average in averages.values():
         average.update_parameters(network)
-copied = AveragedModel(network)
-copied.module.load_state_dict(averages[False].module.state_dict())
-for of_average, of_network in zip(copied.module.buffers(), network.buffers(), strict=True):
-    of_average.copy_(of_network)
 
 inputs = torch.randn(1000, 64)
 seen = {}
@@ -50,7 +45,6 @@ for name, chosen in {
     "the network": network,
     "its average, use_buffers=False": averages[False],
     "its average, use_buffers=True": averages[True],
-    "averaged parameters, copied buffers": copied,
 }.items():
     chosen.eval()
     layers = chosen.module if isinstance(chosen, AveragedModel) else chosen
@@ -58,5 +52,5 @@ for name, chosen in {
     loss = (chosen(inputs) - inputs @ goal).square().mean().item()
     seen[name] = largest
     print(f"{name}: largest singular value {largest:.2f}, loss {loss:.2f}")
-sys.exit([value > 2 for value in seen.values()] != [False, False, True, False])
+sys.exit([value > 2 for value in seen.values()] != [False, False, True])
 PYTHON

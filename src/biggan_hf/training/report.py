@@ -189,7 +189,7 @@ def _unusual(run: "Run", data_args: DataArguments) -> Iterator[str]:
         yield "The pictures are coloured and the model is grey: --config_overrides num_channels=3."
     elif not are_coloured and config.num_channels == 3:
         yield "The pictures are grey and the model is coloured: --config_overrides num_channels=1."
-    if images.num_readable < FEW_PICTURES and not args.diff_augment:
+    if images.num_readable < FEW_PICTURES and not (args.diff_augment or args.consistency):
         few = f"{images.num_readable:,} pictures are few, and nothing augments them"
         yield f"{few}: the discriminator learns them by heart. --diff_augment helps."
     if min(images.stored_sizes()[0]) < config.image_size:
