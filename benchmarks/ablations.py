@@ -63,8 +63,8 @@ PAGE = """\
 `benchmarks/ablations.py report` has made this page from the logs in `ablations/`. Every run is the preset `demo` with
 one choice changed, on {pictures}, one CPU thread. N = {samples:,} samples of the averaged generator are compared with
 {reference:,} pictures of a split that no run has seen; so are as many others of it, whose distance is the floor
-(FD {floor:.1f}). Numbers are means over seeds (least to most), where there are several. The last column is the distance
-above the floor beside the preset's. One or two seeds can't tell a small difference from chance.
+(FD {floor:.1f}). Numbers are means over seeds (least to most), where there are several. The last column is the
+distance above the floor beside the preset's. One or two seeds can't tell a small difference from chance.
 
 An embedding in each layer leaves skip-z nothing to join its latents to: compare that run with the one above it. In the
 batch of 128, which comes in four parts, batch norm still sees 32 pictures; in the paper it sees all.

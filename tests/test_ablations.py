@@ -62,7 +62,7 @@ def test_from_a_run_to_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     ablations.main(["report", "runs", "--page", "page.md"])
     page = Path("page.md").read_text()
-    assert "N = 12 samples of the averaged generator\nare compared with 20 pictures" in page
+    assert "N = 12 samples of the averaged generator are compared with\n20 pictures" in page
     same = f"{lines[3]['fid']:.0f} | {lines[3]['kid']:.3f}"
     assert f"| as the preset | 1 | 4 | 128 | {same} |" in page
     assert "| orthogonal regularisation, 1e-4 | 1 | 4 | 128 |" in page and "| 1.00 |" in page
