@@ -286,7 +286,7 @@ def draw(lines: Lines) -> Figure:
     for axis in (learning, along):
         axis.axhline(floor, color="0.5", linestyle=":", label="floor")
         axis.set_ylabel(f"FD-{lines[BASELINE][0]['extractor']}")
-    learning.set_xlabel("thousand pictures that the discriminator was shown")
+    learning.set_xlabel("thousand pictures shown")
     learning.xaxis.set_major_formatter(lambda pictures, _: f"{pictures / 1000:g}")
     along.set_xlabel("truncation (none: at the right)")
     trade.set(xlabel="recall", ylabel="precision")
