@@ -32,7 +32,7 @@ from transformers.utils import logging
 from biggan_hf import BigGANModel, collect_standing_statistics
 from biggan_hf.cards import public_name
 from biggan_hf.data import load_labelled_images
-from biggan_hf.evaluation import EvaluationSettings, GeneratedImages, RealImages, evaluate_all, load_extractor
+from biggan_hf.evaluation import EvaluationSettings, GeneratedImages, RealImages, evaluate, load_extractor
 from biggan_hf.files import append_line, checkpoint_folders, step_of, write_file, write_text
 
 
@@ -123,7 +123,7 @@ def measure(options: argparse.Namespace) -> None:
         floor = real.rest(options.samples)
         done = {place(line) for line in read_lines(folder / MEASURED)}
         for where, images in wanted(folder, model, options, done):
-            [report] = evaluate_all([images], real, extractor, settings, floor)
+            report = evaluate(images, real, extractor, settings, floor)
             line = where | {"pictures": where["step"] * of_step, "samples": len(images), "reference": len(real)}
             line |= {"extractor": extractor.name}
             line |= {one.key: one.value for one in report.measures}

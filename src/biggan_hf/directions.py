@@ -124,6 +124,12 @@ def save_directions(directions: Directions, folder: Path) -> None:
     write_text(folder / FILE, "[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
 
 
+def carry_directions(directions: Directions | None, folder: Path) -> None:
+    """Writes a model's directions beside a copy of it. A file that lies there stays."""
+    if directions is not None and not (folder / FILE).exists():
+        save_directions(directions, folder)
+
+
 def read_directions(path: Path, z_dim: int | None = None) -> Directions:
     """
     The directions in a file, which may be a stranger's.

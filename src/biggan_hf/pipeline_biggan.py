@@ -24,7 +24,7 @@ from .bars import open_bar
 from .class_labels import check_class_labels, check_label_range, label_of, labels_by_name, normalized
 from .configuration_biggan import BigGANConfig
 from .devices import check_device, check_not_offloaded, device_or_best
-from .directions import FILE, Directions, read_directions, save_directions
+from .directions import FILE, Directions, carry_directions, read_directions, save_directions
 from .embedded import located
 from .engines import Engine, EngineModel, Precision, best_engine, check_engine, load_engine
 from .finite import check_images
@@ -195,8 +195,7 @@ class BigGANPipeline:
 
         network, directions = self._network("export"), self.directions
         exported = type(self)(export_model(network, output, engine, precision, overwrite=overwrite))
-        if directions is not None and not Path(output, FILE).exists():
-            save_directions(directions, Path(output))
+        carry_directions(directions, Path(output))
         exported.directions = directions
         return exported
 

@@ -13,7 +13,7 @@ import shlex
 from pathlib import Path
 from typing import Any, get_args
 
-from ..directions import FILE, save_directions
+from ..directions import carry_directions
 from ..engines import PACKAGES, Precision, check_engine, check_installed
 from ..files import checksum_of_weights
 from . import common
@@ -46,8 +46,7 @@ def run(args: argparse.Namespace) -> None:
     weights = checksum_of_weights(source) if source.is_dir() else None
     options: dict[str, Any] = {"overwrite": args.overwrite, "weights": weights}
     exported = export_model(pipe.model, output, args.engine, args.precision, **options)
-    if directions is not None and not (output / FILE).exists():
-        save_directions(directions, output)
+    carry_directions(directions, output)
     print(output / args.engine / exported.entry["file"])
     print(f"{exported.entry['bytes'] / 1e6:.2f} MB; {_check_in_words(exported.entry)}")
     command = [str(output), "--engine", args.engine, "--precision", args.precision, "--output", "samples.png"]
