@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import accelerate
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -531,6 +532,25 @@ def test_neighbours_finds_a_copy(model: str, tmp_path: Path, capsys: pytest.Capt
     assert np.abs(sample - nearest).max() <= 1
     other = [*argv, "--output", str(tmp_path / "other.png")]
     assert "nowhere" in refused([*other, "--dataset_name", "./nowhere"], capsys)
+
+
+def test_neighbours_reads_the_column_that_is_named(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    columns = {}
+    for name, label, seed in (("other", 0, 6), ("copy", 3, 5)):
+        images = BigGANPipeline.from_pretrained(model).model.sample([label], 6, generator=seeded(seed))
+        columns[name] = to_pil(images)
+    features = datasets.Features(dict.fromkeys(columns, datasets.Image()))
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "pictures" / "train.parquet")
+    argv = ["neighbours", model, "--dataset_name", str(tmp_path / "pictures"), "--classes", "3", "--seed", "5"]
+    argv += ["--images_per_class", "6", "--output", str(tmp_path / "neighbours.png")]
+    with pytest.raises(SystemExit):
+        main(argv)
+    assert "there are several columns of images, ['other', 'copy']" in capsys.readouterr().err
+    main([*argv, "--image_column", "copy"])
+    distances = capsys.readouterr().out.splitlines()[-1].rpartition(": ")[2].split(", ")
+    assert max(map(float, distances)) < 0.1
 
 
 def test_neighbours_in_a_space_of_features(

@@ -263,6 +263,7 @@ def test_the_command_makes_a_sheet_and_keeps_what_is_named(tmp_path: Path, capsy
 
 WRONG = [
     (["--names", "x=width"], "must be a number and a name, as in 1=brightness, got 'x=width'"),
+    (["--names", "1=width", "1=height"], "must name each direction once, got 'width' and 'height' for 1"),
     (["--names", "4=width", "--number", "3"], "the directions have the numbers 1 to 3, got 4"),
     (["--names", "1=<b>", "--number", "3"], "a direction's name has 1 to 40 letters"),
 ]

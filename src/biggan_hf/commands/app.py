@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
 def _export(args: argparse.Namespace) -> None:
     from ..space import write_space
 
-    if args.dataset_name or args.device:
+    if args.dataset_name or args.image_column or args.device:
         raise ValueError("--export_space writes a page without a data set, for any device: leave these options out")
     write_space(args.export_space, args.model, args.revision, args.engine, args.precision)
     print(args.export_space)

@@ -126,6 +126,7 @@ def add_dataset_arguments(group: Group, required: bool) -> None:
     group.add_argument("--dataset_name", required=required, metavar="NAME", help=what)
     group.add_argument("--dataset_config_name", metavar="NAME", help="configuration of a data set that has several")
     group.add_argument("--dataset_split", default="train", metavar="SPLIT", help="default: %(default)s")
+    group.add_argument("--image_column", metavar="NAME", help="default: the only column of images")
 
 
 def add_output_arguments(parser: argparse.ArgumentParser, metavar: str, help: str, required: bool = True) -> Group:
@@ -165,21 +166,18 @@ def load_pipeline(args: argparse.Namespace, folder: str | None = None) -> BigGAN
     return pipe.to(device or ("cpu" if isinstance(pipe.model, EngineModel) else device_or_best(None)))
 
 
-def load_pictures(args: argparse.Namespace, config: BigGANConfig, **columns: str | None) -> Any:
-    """
-    The data set that `add_dataset_arguments` asks for, as pictures like those of a model; without labels, where the
-    `columns` name none.
-    """
+def load_pictures(args: argparse.Namespace, config: BigGANConfig, label_column: str | None = "none") -> Any:
+    """The data set that `add_dataset_arguments` asks for, as pictures like a model's; by default without labels."""
     from ..data import load_labelled_images
 
-    named: dict[str, Any] = {"label_column": "none", **columns}
     return load_labelled_images(
         args.dataset_name,
         image_size=config.image_size,
         num_channels=config.num_channels,
         dataset_config_name=args.dataset_config_name,
         split=args.dataset_split,
-        **named,
+        image_column=args.image_column,
+        label_column=label_column,
     )
 
 

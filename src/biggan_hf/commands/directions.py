@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
         generator = torch.Generator().manual_seed(args.seed)
         directions = find_directions(pipe.model, args.number or NUMBER, args.method or "ganspace", generator)
     if args.names:
-        directions = directions.named(dict(args.names))
+        directions = directions.named(_each_once(args.names))
     classes = common.classes_to_sample(pipe, args.classes, default=2)
     options = {"truncation": args.truncation, "progress_bar": True}
     generator = torch.Generator().manual_seed(args.seed)
@@ -72,6 +72,15 @@ def run(args: argparse.Namespace) -> None:
     if args.save:
         save_directions(directions, Path(args.model))
         print(Path(args.model) / FILE)
+
+
+def _each_once(names: list[tuple[int, str]]) -> dict[int, str]:
+    """The names by number; raises `ValueError` where a direction has two."""
+    numbers = [number for number, _ in names]
+    if double := next((number for number in numbers if numbers.count(number) > 1), None):
+        both = " and ".join(repr(name) for number, name in names if number == double)
+        raise ValueError(f"--names must name each direction once, got {both} for {double}")
+    return dict(names)
 
 
 def _check_folder(folder: Path, overwrite: bool) -> None:

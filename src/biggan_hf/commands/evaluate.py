@@ -46,7 +46,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_reference(group: common.Group) -> None:
     common.add_dataset_arguments(group, required=False)
-    group.add_argument("--image_column", metavar="NAME", help="default: the only column of images")
     group.add_argument("--label_column", metavar="NAME", help="default: found by its type")
     common.add_number(group, "--reference_images", None, "a random choice (default: all)")
     text = "crop, resize and turn to grey or RGB what is unlike the samples"

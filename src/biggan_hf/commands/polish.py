@@ -39,7 +39,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_model_arguments(parser)
     group = parser.add_argument_group("the real pictures")
     common.add_dataset_arguments(group, required=True)
-    group.add_argument("--image_column", metavar="NAME", help="default: the only column of images")
     group.add_argument("--label_column", metavar="NAME", help="default: found by its type")
     text = "pictures on each side whose moments are compared; a round learns from each sample once"
     common.add_number(group, "--population", 4_096, text)
@@ -103,7 +102,7 @@ def _check_room(folder: Path, overwrite: bool) -> None:
 
 
 def _pictures(args: argparse.Namespace, config: BigGANConfig) -> "LabelledImages":
-    images = common.load_pictures(args, config, image_column=args.image_column, label_column=args.label_column)
+    images = common.load_pictures(args, config, args.label_column)
     has_classes = config.num_labels and images.labels is not None
     return images.with_classes(names_of(config.id2label)) if has_classes else images
 
