@@ -89,11 +89,11 @@ def train(options: argparse.Namespace) -> None:
         if (folder / SETTINGS).is_file() and "status" in read_settings(folder):
             continue
         folder.mkdir(parents=True, exist_ok=True)
-        told = {"change": change, "seed": seed, "steps": options.steps, "words": CHANGES[change][1]}
-        told |= {"pictures": public_name(options.dataset_name)} | environment(torch.device("cpu"), ["accelerate"])
-        del told["command"]  # it names folders of this machine
+        settings = {"change": change, "seed": seed, "steps": options.steps, "words": CHANGES[change][1]}
+        settings |= {"pictures": public_name(options.dataset_name)} | environment(torch.device("cpu"), ["accelerate"])
+        del settings["command"]  # it names folders of this machine
         status = train_one(folder, seed, CHANGES[change][1], options)
-        write_text(folder / SETTINGS, json.dumps({**told, "threads": 1, "status": status}, indent=2) + "\n")
+        write_text(folder / SETTINGS, json.dumps({**settings, "threads": 1, "status": status}, indent=2) + "\n")
 
 
 def train_one(folder: Path, seed: int, words: list[str], options: argparse.Namespace) -> int:
@@ -197,8 +197,8 @@ def write_page(runs: Path, page: Path) -> str:
         raise ValueError(f"{str(runs)!r} has no run of the preset that is measured")
     with write_file(kept / "ablations.png") as unfinished:
         draw(lines).savefig(unfinished, format="png", dpi=130)
-    some, told = lines[BASELINE][0], read_settings(folders[0])
-    head = PAGE.format(samples=some["samples"], reference=some["reference"], floor=some["floor_fid"], **told)
+    some, settings = lines[BASELINE][0], read_settings(folders[0])
+    head = PAGE.format(samples=some["samples"], reference=some["reference"], floor=some["floor_fid"], **settings)
     parts = [head, of_changes(lines), f"![distances by picture, and along the truncation]({kept.name}/ablations.png)"]
     parts += ["## Truncation and standing statistics", ON_TRUNCATION, along_truncation(lines)]
     text = "\n\n".join([*parts, "## The runs", ON_RUNS, of_runs(folders)]) + "\n"
@@ -247,11 +247,11 @@ def along_truncation(lines: Lines) -> str:
 def of_runs(folders: Sequence[Path]) -> str:
     rows = []
     for folder in folders:
-        told, log = read_settings(folder), read_lines(folder / LOG)
-        versions = ", ".join(f"{name} {number}" for name, number in told["versions"].items())
-        ended = "whole" if told["status"] == 0 else f"exit status {told['status']}"
+        settings, log = read_settings(folder), read_lines(folder / LOG)
+        versions = ", ".join(f"{name} {number}" for name, number in settings["versions"].items())
+        ended = "whole" if settings["status"] == 0 else f"exit status {settings['status']}"
         cells = [folder.name, f"{log[-1]['step'] if log else 0:,}", ended, spread([seconds_of_a_step(log)], ".2f")]
-        rows.append([*cells, told["device"], versions, told["date"]])
+        rows.append([*cells, settings["device"], versions, settings["date"]])
     return table(["run", "steps", "ended", "seconds a step", "device", "versions", "date"], rows)
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import itertools
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -94,48 +94,53 @@ def test_losses_are_taken_in_float32() -> None:
     assert metrics["discriminator_loss"].dtype == metrics["generator_loss"].dtype == torch.float32
 
 
-def test_penalties_add_gamma_times_half_the_mean_squared_gradient() -> None:
+class Penalised(NamedTuple):
+    """A discriminator after a step without penalties and after one with them, from the same weights."""
+
+    before: BigGANDiscriminator
+    plain: BigGANDiscriminator
+    penalised: BigGANDiscriminator
+    shown: list[tuple[torch.Tensor, torch.Tensor]]  # real pictures and generated ones, with their classes
+
+    def assert_moved_by(self, penalty: torch.Tensor) -> None:
+        """The step with the penalties went its gradient, of the network before, further than the other one."""
+        gradients = torch.autograd.grad(penalty, list(self.before.parameters()), allow_unused=True)
+        after = weights(self.penalised)
+        for (name, weight), gradient in zip(weights(self.plain).items(), gradients, strict=True):
+            moved = 0 if gradient is None else 0.1 * gradient
+            torch.testing.assert_close(after[name], weight - moved, rtol=0, atol=1e-10, msg=name)
+
+
+def step_with(objective: Objective) -> Penalised:
     config = tiny(discriminator_spectral_norm=False)  # so that another forward changes nothing
     plain, penalised = players(config), players(config)
-    reference, (z, real) = copy.deepcopy(plain.discriminator), (latents(config, 4), pictures(config, 4))
+    before, (z, real) = copy.deepcopy(plain.discriminator), (latents(config, 4), pictures(config, 4))
     with torch.no_grad():
         images = copy.deepcopy(plain.generator)(z.z, z.class_labels).images
     discriminator_step(plain, [(z, real)], Objective())
-    discriminator_step(penalised, [(z, real)], Objective(r1_gamma=3.0, r2_gamma=5.0))
+    discriminator_step(penalised, [(z, real)], objective)
+    shown = [(real.pixel_values, real.class_labels), (images, z.class_labels)]
+    return Penalised(before, plain.discriminator, penalised.discriminator, shown)
 
-    penalty = torch.zeros(())
-    for gamma, shown, labels in ((3.0, real.pixel_values, real.class_labels), (5.0, images, z.class_labels)):
+
+def test_penalties_add_gamma_times_half_the_mean_squared_gradient() -> None:
+    step, penalty = step_with(Objective(r1_gamma=3.0, r2_gamma=5.0)), torch.zeros(())
+    for gamma, (shown, labels) in zip((3.0, 5.0), step.shown, strict=True):
         pixels = shown.clone().requires_grad_()
-        logits = reference(pixels, labels).logits
+        logits = step.before(pixels, labels).logits
         (slope,) = torch.autograd.grad(logits.sum(), pixels, create_graph=True)
         penalty = penalty + gamma * sum(0.5 * (one**2).sum() for one in slope) / len(slope)
-    gradients = torch.autograd.grad(penalty, list(reference.parameters()), allow_unused=True)
-    after = weights(penalised.discriminator)
-    for (name, weight), gradient in zip(weights(plain.discriminator).items(), gradients, strict=True):
-        moved = 0 if gradient is None else 0.1 * gradient
-        torch.testing.assert_close(after[name], weight - moved, rtol=0, atol=1e-10, msg=name)
+    step.assert_moved_by(penalty)
 
 
 def test_consistency_compares_each_picture_with_itself_shifted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(steps, "shift", lambda images: images.roll(2, dims=3))
-    config = tiny(discriminator_spectral_norm=False)  # so that another forward changes nothing
-    plain, penalised = players(config), players(config)
-    reference, (z, real) = copy.deepcopy(plain.discriminator), (latents(config, 4), pictures(config, 4))
-    with torch.no_grad():
-        images = copy.deepcopy(plain.generator)(z.z, z.class_labels).images
-    discriminator_step(plain, [(z, real)], Objective())
-    discriminator_step(penalised, [(z, real)], Objective(consistency=3.0))
-
-    penalty = torch.zeros(())
-    for shown, labels in ((real.pixel_values, real.class_labels), (images, z.class_labels)):
-        logits, of_shifted = (reference(pixels, labels).logits for pixels in (shown, shown.roll(2, dims=3)))
+    step, penalty = step_with(Objective(consistency=3.0)), torch.zeros(())
+    for shown, labels in step.shown:
+        logits, of_shifted = (step.before(pixels, labels).logits for pixels in (shown, shown.roll(2, dims=3)))
         penalty = penalty + 3 * (logits - of_shifted).square().mean()
     assert penalty > 0
-    gradients = torch.autograd.grad(penalty, list(reference.parameters()), allow_unused=True)
-    after = weights(penalised.discriminator)
-    for (name, weight), gradient in zip(weights(plain.discriminator).items(), gradients, strict=True):
-        moved = 0 if gradient is None else 0.1 * gradient
-        torch.testing.assert_close(after[name], weight - moved, rtol=0, atol=1e-10, msg=name)
+    step.assert_moved_by(penalty)
 
 
 def test_penalties_come_every_so_many_steps_and_weigh_as_many_times_more() -> None:
