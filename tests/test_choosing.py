@@ -62,6 +62,12 @@ def test_few_pictures_are_augmented_and_shown_for_less_long(pictures: int, augme
     assert (settings["diff_augment"], settings["max_train_steps"]) == (augmented, steps)
 
 
+def test_steps_follow_the_updates_that_were_given() -> None:
+    few = Found(pictures=3_000, side=64, is_coloured=True, class_counts=[], gpu_memory=24)
+    usual, larger = choose(few)[0], choose(few, {"global_batch_size": 256, "num_discriminator_steps": 4})[0]
+    assert usual["max_train_steps"] == 2_500 * 3_000 // (64 * 4) and larger["max_train_steps"] == 2_500 * 3_000 // 1024
+
+
 def test_many_pictures_are_shown_as_often_as_the_papers() -> None:
     settings = chosen()
     assert (settings["diff_augment"], settings["max_train_steps"]) == (False, 480 * 300_000 // (2 * 2048))

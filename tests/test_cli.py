@@ -558,7 +558,9 @@ def test_neighbours_in_a_space_of_features(
 ) -> None:
     # In brightness the nearest is another picture than in pixels.
     (tmp_path / "brightness_extractor.py").write_text(
-        "def brightness(images):\n    return images.float().mean((2, 3)).mean(1, keepdim=True)\n"
+        "def brightness(images):\n"
+        "    assert images.shape[-1] == 32  # the size of the model's images, and no other\n"
+        "    return images.float().mean((2, 3)).mean(1, keepdim=True)\n"
     )
     monkeypatch.chdir(tmp_path)
     sample = to_uint8(BigGANModel.from_pretrained(model).sample([3], generator=seeded(5)))

@@ -273,6 +273,17 @@ def test_a_model_without_a_graph_is_exported_once(
     model.save_pretrained(source, global_step=8)
     BigGANPipeline.from_pretrained(source, engine=engine)
     assert len(quick_export) == 2
+    # So are other names of the classes, in which the weights have no part.
+    config = (source / "config.json").read_text()
+    (source / "config.json").write_text(config.replace("goldfish", "carp"))
+    renamed = BigGANPipeline.from_pretrained(source, engine=engine)
+    assert "carp" in renamed.id2label.values()
+
+
+def test_keywords_without_a_use_are_refused(exported: Path) -> None:
+    for name, value in (("revison", "v2"), ("truncation_mode", "scale"), ("dtype", "bfloat16")):
+        with pytest.raises(TypeError, match=rf"from_pretrained\(engine='onnx'\).*{name}"):
+            BigGANPipeline.from_pretrained(exported, engine="onnx", **{name: value})
 
 
 def test_a_model_of_the_package_is_exported_to_the_cache(

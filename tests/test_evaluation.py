@@ -810,6 +810,22 @@ def test_accuracy_of_a_classifier_that_learnt_from_samples(pictures: LabelledIma
     assert "classes matched by position" in right.protocol["accuracy"]
 
 
+def test_accuracy_needs_pictures_of_all_classes(pictures: LabelledImages) -> None:
+    assert pictures.labels is not None
+    real = RealImages(pictures, name="digits", rows=(pictures.labels != 3).nonzero().squeeze(1))
+    samples = GeneratedImages(tiny_generator(num_channels=1, num_labels=10), 80)
+    with pytest.raises(ValueError, match="has none of 'class 3': it lacks 1 class in all"):
+        evaluate(samples, real, tiny_extractor(), replace(FEW, metrics=("fid", "accuracy")))
+
+
+def test_samples_are_refused_before_the_work() -> None:
+    model = with_standing_statistics(tiny_generator(num_labels=2, standing_truncations=[0.5, 1.0]))
+    with pytest.raises(ValueError, match="truncation=5 is outside the standing statistics"):
+        GeneratedImages(model, 4, truncation=5)
+    with pytest.raises(ValueError, match="measured with truncation_mode='resample', got 'scale'"):
+        GeneratedImages(model, 4, truncation=0.5, truncation_mode="scale")
+
+
 def test_intra_class_fid_compares_classes_of_one_name(pictures: LabelledImages) -> None:
     settings = replace(FEW, metrics=("intra_class_fid",), allow_few_images=True)
     names = list(reversed(pictures.class_names))

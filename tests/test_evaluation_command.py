@@ -206,6 +206,7 @@ def test_what_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
         "name the real images with --dataset_name": ["model"],
         "or their moments with --moments": ["model", "--dataset_name", "x", "--moments", "y.npz"],
         "--floor and --save_moments need": ["model", "--moments", "y.npz", "--floor", "rest"],
+        "--floor train holds the real images themselves: --floor rest": ["model", *fast, "--floor", "train"],
         "they need --output": ["model", *fast, "--truncations", "0.5", "1"],
         "must be a .json file, got 'report.csv'": ["model", *fast, "--output", "report.csv"],
         "folder 'nowhere' does not exist": ["model", *fast, "--output", "nowhere/report.json"],

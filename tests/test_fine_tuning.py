@@ -33,6 +33,18 @@ def tuned(model: Path, classes: tuple[str, ...], folder: Path) -> Any:
     return set_up(*parse_arguments(["--preset", "demo", *SHORT, *where, "--dry_run"]))
 
 
+def test_standing_statistics_of_the_start_are_left_out(tmp_path: Path) -> None:
+    model = save_model(tmp_path / "model", ["cat", "dog"], standing_truncations=[0.5, 1.0])
+    run = tuned(model, ("cat", "dog"), tmp_path)
+    assert run.config.standing_truncations == run.ema.config.standing_truncations == []
+    assert "The standing statistics of init_from are left out" in " ".join(run.report.text().split())
+    argv = ["--init_from", str(model), "--dataset_name", str(tmp_path / "pictures"), "--preset", "demo", *SHORT]
+    argv += ["--output_dir", str(tmp_path / "out")]
+    for steps in ("1", "2"):
+        main([*argv, "--max_train_steps", steps, *(["--resume_from_checkpoint", "latest"] if steps == "2" else [])])
+    assert BigGANModel.from_pretrained(tmp_path / "out").config.standing_truncations == []
+
+
 @pytest.mark.parametrize("overrides", [SHARED, PER_LAYER], ids=["shared", "per layer"])
 def test_weights_of_classes_go_by_their_names(tmp_path: Path, overrides: dict[str, Any]) -> None:
     model = save_model(tmp_path / "model", ["cat", "dog", "bird"], **overrides)

@@ -1,5 +1,6 @@
 """Too little memory: what is said of it, and the largest batch that fits."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,8 @@ from safetensors.torch import load_file
 from training_runs import ON_CPU, REPO, Capture, Patch, arguments, launcher, write_pictures
 
 from biggan_hf.memory import is_out_of_memory, refused_before_it_is_gone
-from biggan_hf.training import fitting, main
+from biggan_hf.training import fitting, main, parse_arguments, set_up
+from biggan_hf.training.ending import what_to_lower
 from biggan_hf.training.fitting import sizes
 
 
@@ -48,6 +50,13 @@ def test_out_of_memory_says_what_to_lower(tmp_path: Path) -> None:
     assert done.returncode == 2 and "Traceback" not in done.stderr
     advice = "try --per_device_batch_size 96 --global_batch_size 192 (the update stays the same), --auto_batch_size, "
     assert f"error: out of memory at step 1 with per_device_batch_size=192: {advice}--gradient_check" in done.stderr
+
+
+def test_a_smaller_batch_needs_the_search_to_end(pictures: Path, tmp_path: Path) -> None:
+    run = set_up(*parse_arguments(arguments(pictures, tmp_path / "model")))
+    assert "--per_device_batch_size 2 --global_batch_size 4 (the" in what_to_lower(run)
+    run.args = dataclasses.replace(run.args, auto_batch_size=True)
+    assert "--per_device_batch_size 2 --global_batch_size 4 --no_auto_batch_size (the" in what_to_lower(run)
 
 
 @pytest.mark.slow

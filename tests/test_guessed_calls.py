@@ -241,6 +241,13 @@ def test_labels_of_no_kind(given: Any, message: str) -> None:
             call()
 
 
+def test_one_hot_vectors_are_no_labels_to_sample() -> None:
+    vectors, pipe = torch.eye(10).long()[[3, 7]], BigGANPipeline(MODEL)
+    for call in (lambda: MODEL.sample(vectors), lambda: pipe(vectors)):
+        with pytest.raises(ValueError, match="one-hot vectors are given as labels, class_labels.argmax"):
+            call()
+
+
 def test_many_classes_are_not_listed() -> None:
     many = tiny_generator(id2label={label: f"class {label}" for label in range(30)})
     with pytest.raises(

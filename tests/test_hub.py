@@ -96,6 +96,7 @@ def test_card_body() -> None:
         {"num_labels": 2},
         {"id2label": {0: "tench, Tinca tinca", 1: "hen"}},
         {"id2label": {0: "", 1: 7}},
+        {"standing_truncations": [1.0, 2.0]},
     ],
 )
 def test_usage_example_of_the_card_runs(labels: dict, tmp_path: Path) -> None:

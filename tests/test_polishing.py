@@ -15,6 +15,7 @@ from torch import Tensor
 from biggan_hf import BigGANModel
 from biggan_hf.cli import main
 from biggan_hf.data import load_labelled_images
+from biggan_hf.evaluation import Measure, Report, add_to_card
 from biggan_hf.polishing import LOG, STATE, Polishing, PolishSettings, polish
 from biggan_hf.processes import joined
 
@@ -153,7 +154,11 @@ def test_the_command(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert told.endswith("polished\n") and "judge" in told
     assert {path.name for path in Path("polished").iterdir()} >= {"config.json", "model.safetensors", "README.md"}
     assert Image.open("polished/before-and-after.png").width > 500
+    protocol = {"reference": {"source": "user/data", "split": "train"}, "samples": {"number": 10}}
+    add_to_card(Report([Measure("fid", "FID", 12.5)], protocol), Path("polished/README.md"), "polished")
+    evaluated = Path("polished/README.md").read_text()
     main(command)  # there is nothing left to do
+    assert Path("polished/README.md").read_text() == evaluated and "model-index" in evaluated
     before = Path("polished", STATE).read_bytes()
     with pytest.raises(SystemExit):
         main([*command, "--overwrite", "--dataset_name", "no-such-folder/at/all"])

@@ -114,6 +114,10 @@ def test_the_error_of_a_worker_is_told_in_one_line(tmp_path: Path) -> None:
         (["--held_out_split", "train", "--loss", "relativistic"], "held_out_split='train' with loss=relativistic"),
         (["--sigma_clamp", "1", "--sigma_clamp_ratio", "2"], "two ways to clamp; give one"),
         (
+            ["--sigma_clamp", "1", "--config_overrides", "generator_spectral_norm=false"],
+            "weights that learn and have sp",
+        ),
+        (
             [*EVALUATION, "--evaluation_images", "1", "--evaluation_allow_few_images"],
             "evaluations would be of 1 image,",
         ),

@@ -12,7 +12,7 @@ from fake_hub import FakeHub
 from training_runs import Capture, arguments
 
 from biggan_hf import BigGANDiscriminator, BigGANModel
-from biggan_hf.cards import names_path, settings_table, without_part
+from biggan_hf.cards import EVALUATION, is_by_hand, metadata, names_path, part_of, settings_table, without_part
 from biggan_hf.evaluation import Measure, Report, add_to_card
 from biggan_hf.training import main
 from biggan_hf.training.report import seconds_trained
@@ -99,17 +99,32 @@ def test_a_resumed_run_keeps_a_card_by_hand(pictures: Path, tmp_path: Path, ends
     assert b"library_name: biggan_hf" in card and card.count(b"\ntags:") == 1
 
 
+PROTOCOL = {"reference": {"source": "user/data", "split": "train"}, "samples": {"number": 10}}
+MEASURED = Report([Measure("fid", "FID", 12.5), Measure("score", "score", float("nan"))], PROTOCOL)
+
+
 def test_text_around_the_part_of_the_run_and_evaluated_numbers_stay(pictures: Path, tmp_path: Path) -> None:
     output = tmp_path / "model"
     main(arguments(pictures, output))
     path = output / "README.md"
     path.write_text(card_of(output).replace("# BigGAN\n", "# Cats\n\nMine.\n").replace("\n## Citation", "\n## Thanks"))
-    protocol = {"reference": {"source": "user/data", "split": "train"}, "samples": {"number": 10}}
-    add_to_card(Report([Measure("fid", "FID", 12.5)], protocol), path, "cats")
+    add_to_card(MEASURED, path, "cats")
     before = card_of(output)
     main(arguments(pictures, output, *AGAIN, steps=3))
     assert without_part(card_of(output)) == without_part(before) and "| steps | 3 |" in card_of(output)
     assert "# Cats\n\nMine." in before and "12.5" in before and "model-index" in before
+
+
+def test_evaluated_numbers_stay_in_a_card_that_nobody_has_written(pictures: Path, tmp_path: Path) -> None:
+    output = tmp_path / "model"
+    main(arguments(pictures, output))
+    add_to_card(MEASURED, output / "README.md", "cats")
+    (index,), section = metadata(card_of(output))["model-index"], part_of(card_of(output), EVALUATION)
+    main(arguments(pictures, output, *AGAIN, steps=3))
+    assert not is_by_hand(card_of(output)) and "| steps | 3 |" in card_of(output)
+    assert metadata(card_of(output))["model-index"] == [index] and part_of(card_of(output), EVALUATION) == section
+    (metric,) = index["results"][0]["metrics"]  # and not the one that is no number
+    assert metric["value"] == 12.5
 
 
 def test_a_card_that_is_no_text_stays_and_is_told(pictures: Path, tmp_path: Path, capsys: Capture) -> None:

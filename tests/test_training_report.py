@@ -139,6 +139,12 @@ FEW = "10 pictures are few, and nothing augments them"
         (write_pictures, [], "", "nearly black"),
         (write_pictures, ["--class_sampling", "balanced", "--label_sampling", "counts"], "generated ones do not", ""),
         (write_pictures, ["--class_sampling", "balanced"], "", "equally often"),
+        (
+            write_pictures,  # whose generated pictures have the labels of the real ones
+            ["--class_sampling", "balanced", "--label_sampling", "counts", "--loss", "relativistic"],
+            "",
+            "equally often",
+        ),
         (write_pictures, ["--consistency", "10"], "", "nothing augments them"),
         (write_pictures, ["--loss", "relativistic", "--r1_gamma", "1"], "is meant to have R1 and R2", ""),
         (write_pictures, ["--loss", "relativistic", "--r1_gamma", "1", "--r2_gamma", "1"], "", "meant"),

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from training_runs import Capture, Patch, arguments, error_line, read_log, write_pictures
 
 from biggan_hf import BigGANModel
 from biggan_hf.training import DataArguments, ModelArguments, TrainingArguments, main, parse_arguments, set_up, train
+from biggan_hf.training.report import describe
 
 
 @pytest.fixture(scope="module")
@@ -154,9 +156,9 @@ def test_folders_without_settings_say_what_is_missing(
 
 
 def test_settings_of_other_versions(output: Path, capsys: Capture) -> None:
-    rewrite(output, winograd=True, diff_augment="gone", channels_last="gone", dry_run=True)
+    rewrite(output, winograd=True, diff_augment="gone", sample_steps="gone", dry_run=True)
     _, _, training = parse_arguments(resume(output))
-    assert training.diff_augment is False and training.channels_last is True  # the default, and the preset's
+    assert training.diff_augment is False and training.sample_steps == 250  # the default, and the preset's
     assert training.dry_run is False
     (line,) = warnings(capsys)
     assert "settings that there are not, which are passed over: winograd" in line
@@ -194,6 +196,28 @@ def test_overrides_change_single_fields_of_the_run_s(output: Path, capsys: Captu
 def test_the_folder_of_a_run_is_no_checkpoint(output: Path, capsys: Capture) -> None:
     line = error_line(["--resume_from_checkpoint", str(output)], capsys)
     assert f"say --output_dir {output} --resume_from_checkpoint latest, or " in line and "/checkpoint-2" in line
+
+
+def test_moments_take_the_memory_format_of_the_run(output: Path) -> None:
+    # The fused kernel reads them in the order of the weight's memory.
+    before, run = (set_up(*parse_arguments(resume(output, "--channels_last", value))) for value in ("False", "True"))
+    for name, optimizer in run.players.optimizers.items():
+        moments = zip(optimizer.state.items(), before.players.optimizers[name].state.values(), strict=True)
+        for (parameter, state), expected in moments:
+            for key in ("exp_avg", "exp_avg_sq"):
+                assert state[key].stride() == parameter.stride() and torch.equal(state[key], expected[key])
+
+
+def test_a_run_that_was_rolled_back_says_so(output: Path) -> None:
+    run = set_up(*parse_arguments(resume(output)))
+    run.rollbacks = 2
+    report = describe(run, DataArguments(dataset_name="x"), output / "checkpoint-2", "")
+    assert "of step 2, checkpoint-2, after 2 rollbacks: learning rates × 0.25" in report.text()
+
+
+def test_the_seed_stays_in_another_folder(output: Path, tmp_path: Path, capsys: Capture) -> None:
+    argv = ["--resume_from_checkpoint", str(output / "checkpoint-2"), "--output_dir", str(tmp_path / "new")]
+    assert f"the run in {str(output)!r} has seed=" in error_line([*argv, "--seed", "5"], capsys)
 
 
 def test_another_preset_leaves_the_pictures(output: Path, pictures: Path, capsys: Capture) -> None:

@@ -16,6 +16,7 @@ from common import Operations
 from torch import nn
 from training_runs import Patch, arguments
 
+from biggan_hf.devices import fastest_format
 from biggan_hf.training import parse_arguments, set_up
 from biggan_hf.training.batches import BatchSource
 from biggan_hf.training.loop import train_step
@@ -174,12 +175,21 @@ def are_channels_last(network: nn.Module) -> bool:
     return all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
 
 
-# How to see in a network that it is as the flag wants it; `demo` has channels last of its own.
+# How to see in a network that it is as the flag wants it.
 ARRANGED: dict[str, Any] = {
     "--channels_last": are_channels_last,
     "--gradient_checkpointing": lambda network: network.is_activation_checkpointing,
     "--compile": lambda network: network._compiled_call_impl is not None,
 }
+
+
+def test_channels_are_last_where_that_is_faster(pictures: Path, tmp_path: Path, tf32_switches: Any) -> None:
+    assert are_channels_last(ready(pictures, tmp_path / "cpu").players.bare_generator)
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    assert fastest_format(cpu, torch.float32) == fastest_format(gpu, torch.bfloat16) == torch.channels_last
+    assert fastest_format(gpu, torch.float32) == torch.contiguous_format
+    tf32_switches[1].allow_tf32 = True
+    assert fastest_format(gpu, torch.float32) == torch.channels_last
 
 
 @pytest.mark.parametrize("flag", ARRANGED)

@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -161,6 +162,29 @@ _INDEX_LINES = re.compile(rf"^{INDEX}:.*?(?=^[^\s-]|\Z)", re.DOTALL | re.MULTILI
 OF_THE_RUN = ("software.", "device", "processes", "date", "samples.source", "samples.global_step", "samples.checksum",
               "extractor.probe", "interval")  # fmt: skip
 _REAL_IN_WORDS = re.compile(r", real against real| of the (real images|floor) \(")
+
+
+def license_of(card: str) -> Any:
+    """The licence that a card names; `None` if it names none, or can't be read."""
+    with suppress(ValueError):
+        return metadata(card).get("license")
+    return None
+
+
+def with_evaluation_of(card: str, other: str) -> str:
+    """The card with what `evaluate` wrote into another one: its section, and its numbers beside those here."""
+    section = part_of(other, EVALUATION) or part_of(card, EVALUATION)
+    return with_part(with_numbers_of(card, other), section, EVALUATION)
+
+
+def with_numbers_of(card: str, other: str) -> str:
+    """The card with the numbers of another one beside its own; as it is if one of the two can't be read."""
+    with suppress(AttributeError, KeyError, TypeError, ValueError):
+        index = own = metadata(card).get(INDEX) or []
+        for entry in metadata(other).get(INDEX) or []:
+            index = merged_numbers(index, entry)
+        return card if index == own else with_numbers(card, index)
+    return card
 
 
 def with_numbers(card: str, index: Any) -> str:

@@ -41,6 +41,16 @@ def bfloat16_unit(device: torch.device, root: Path = Path("/")) -> str:
     return next((name for flag, name in BFLOAT16_UNITS.items() if flag in flags), "")
 
 
+def fastest_format(device: torch.device, dtype: torch.dtype) -> torch.memory_format:
+    """
+    How a kernel lies in memory so that it convolves fastest: channels last on CPUs and on tensor cores. A GPU in plain
+    float32 would convert it back in every call.
+    """
+    convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    on_tensor_cores = device.type == "cuda" and (dtype != torch.float32 or convolutions.fp32_precision == "tf32")
+    return torch.channels_last if device.type == "cpu" or on_tensor_cores else torch.contiguous_format
+
+
 def check_not_offloaded(network: nn.Module) -> None:
     """Raises `ValueError` if the weights are offloaded layer by layer."""
     if any(weight.is_meta for weight in network.parameters()):

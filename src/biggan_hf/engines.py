@@ -131,7 +131,8 @@ def _exported_now(
         raise ValueError(
             f"{source!r} has no graph for {engine} in {precision}, and no weights in safetensors to export one from"
         )
-    cache = Path(HF_HOME) / "biggan_hf" / f"{weights}-{version('biggan_hf')}"
+    # Names of classes and the like may change, and the weights stay.
+    cache = Path(HF_HOME) / "biggan_hf" / f"{weights}-{checksum_of_file(config)}-{version('biggan_hf')}"
     if precision not in read_index(cache / engine):
         logger.warning(f"exports {source!r} for {engine} in {precision}, once, to {str(cache)!r}")
         model = model or BigGANModel.from_pretrained(source, **kwargs)

@@ -21,18 +21,18 @@ from transformers.utils import logging
 from .cards import (
     ENGINES,
     EVALUATION,
-    INDEX,
     RUN,
     SOURCE,
     is_by_hand,
     is_path,
     is_text,
-    merged_numbers,
+    license_of,
     metadata,
     names_path,
     part_of,
+    with_evaluation_of,
     with_metadata,
-    with_numbers,
+    with_numbers_of,
     with_part,
     without_part,
 )
@@ -175,7 +175,8 @@ class PublishingMixin(LoadingMixin):
             huggingface_hub.errors.HfHubHTTPError: The Hub refuses, for example a token without the right to write.
         """
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(Path(folder) / self._path_in_repo, max_shard_size=max_shard_size)
+            path = Path(folder) / self._path_in_repo
+            self.save_pretrained(path, max_shard_size=max_shard_size, global_step=self.saved_step)
             if directions is not None:
                 save_directions(directions, Path(folder))
             commit = upload_folder(
@@ -248,7 +249,7 @@ def card_to_upload(folder: Path, there: str, upload: Upload, name: str) -> str:
     for part in brought:
         theirs = with_part(theirs, part_of(here, part), part)
     if brought or upload.engines:
-        theirs = with_metadata(_with_numbers_of(theirs, here), new)
+        theirs = with_metadata(with_numbers_of(theirs, here), new)
     return "" if theirs == there else theirs
 
 
@@ -258,25 +259,9 @@ def _with_parts(card: str, upload: Upload) -> str:
         card = with_code(card, upload.repo_id, upload.revision)
     if upload.license:
         card = with_metadata(card, f"---\n{yaml_dump({'license': upload.license})}---\n")
-        if (named := _license_of(card)) != upload.license:
+        if (named := license_of(card)) != upload.license:
             logger.warning(f"the card of {upload.repo_id!r} names the license {named!r}, and keeps it")
     return with_part(card, on_engines(upload.engines, upload.repo_id, upload.revision), ENGINES)
-
-
-def _license_of(card: str) -> Any:
-    with suppress(ValueError):
-        return metadata(card).get("license")
-    return None
-
-
-def _with_numbers_of(card: str, other: str) -> str:
-    """The card with the numbers of another one beside its own; as it is if one of the two can't be read."""
-    with suppress(AttributeError, KeyError, TypeError, ValueError):
-        index = own = metadata(card).get(INDEX) or []
-        for entry in metadata(other).get(INDEX) or []:
-            index = merged_numbers(index, entry)
-        return card if index == own else with_numbers(card, index)
-    return card
 
 
 def _generated_card(folder: Path, upload: Upload, here: str, there: str) -> str:
@@ -293,7 +278,7 @@ def _generated_card(folder: Path, upload: Upload, here: str, there: str) -> str:
         BigGANConfig.from_pretrained(folder),
         repo_id=upload.repo_id,
         revision=upload.revision,
-        license=upload.license or next(filter(None, map(_license_of, olds)), None),
+        license=upload.license or next(filter(None, map(license_of, olds)), None),
         tags=[*told.get("tags", []), *(upload.tags or [])],
         datasets=told.get("datasets"),
         base_model=told.get("base_model") if keeps_base else None,
@@ -307,8 +292,7 @@ def _generated_card(folder: Path, upload: Upload, here: str, there: str) -> str:
     for part in (RUN, SOURCE):
         card = with_part(card, part_of(old, part), part)
     for other in reversed(olds):
-        card = _with_numbers_of(card, other)
-        card = with_part(card, part_of(other, EVALUATION) or part_of(card, EVALUATION), EVALUATION)
+        card = with_evaluation_of(card, other)
     return card
 
 
@@ -386,7 +370,7 @@ def upload_folder(
         shown = None if create_pr else revision
         upload = Upload(repo_id, shown, tags, license, include_code or has_code, engines, has_weights)
         card = card_to_upload(staging, there, upload, str(folder))
-        if (text := card or there) and shown is None and not _license_of(text):
+        if (text := card or there) and shown is None and not license_of(text):
             logger.warning(f"the card of {repo_id!r} names no license: {HOW_TO_LICENSE}")
         (staging / CARD).unlink(missing_ok=True)
         if card:

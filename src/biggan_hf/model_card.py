@@ -108,7 +108,7 @@ def model_card(
         *(f"![{Path(name).stem}]({name})\n\n*{SHEETS[name]}*" for name in SHEETS if name in sheets),
         f"## Usage\n\n{_install(engines or {}, has_weights)}",
         _usage(config, place, "" if has_weights else _choice(engines or {})),
-        _on_directions(directions) if directions else "",
+        _on_directions(directions, _truncation(config)) if directions else "",
         _on_code(place) if has_code and has_weights else "",
         f"## Architecture\n\n{settings_table({name: getattr(config, name) for name in CARD_SETTINGS})}",
         f"## Intended use and limits\n\n{LIMITS}",
@@ -202,10 +202,11 @@ def _usage(config: PreTrainedConfig, place: str, choice: str) -> str:
     prompt = label = ""
     for name in list((config.id2label or {}).values())[:1]:
         prompt, label = f"{_prompt(name.split(',')[0].strip(), config)!r}, ", "class_labels=[0], "
+    drawn = f"truncation={_truncation(config)}, generator=generator"
     network = f"""
 
 model = BigGANModel.from_pretrained({place})
-images = model.sample({label}num_images_per_prompt=4, truncation=0.5, generator=generator)  # tensor in [-1, 1]"""
+images = model.sample({label}num_images_per_prompt=4, {drawn})  # tensor in [-1, 1]"""
     return f"""\
 ```python
 import torch
@@ -214,10 +215,13 @@ from biggan_hf import {"" if choice else "BigGANModel, "}BigGANPipeline
 generator = torch.Generator().manual_seed(0)
 
 pipe = BigGANPipeline.from_pretrained({place}{choice})
-images = pipe({prompt}truncation=0.5, num_images_per_prompt=4, generator=generator).images  # PIL images{
-        "" if choice else network
-    }
+images = pipe({prompt}num_images_per_prompt=4, {drawn}).images  # PIL images{"" if choice else network}
 ```"""
+
+
+def _truncation(config: PreTrainedConfig) -> float:
+    """One that the model takes: without a table of standing statistics any, else one of the table."""
+    return min(config.standing_truncations, key=lambda t: abs(t - 0.5), default=0.5)
 
 
 def _prompt(name: str, config: PreTrainedConfig) -> int | str:
@@ -228,14 +232,14 @@ def _prompt(name: str, config: PreTrainedConfig) -> int | str:
     return 0
 
 
-def _on_directions(names: Sequence[str]) -> str:
+def _on_directions(names: Sequence[str], truncation: float) -> str:
     return f"""\
 ## Directions
 
 `directions.json` has directions of the latents: {", ".join(names)}. With the pipeline from above:
 
 ```python
-images = pipe(num_images_per_prompt=4, truncation=0.5, directions={{{names[0]!r}: 2.0}}).images
+images = pipe(num_images_per_prompt=4, truncation={truncation}, directions={{{names[0]!r}: 2.0}}).images
 ```"""
 
 
@@ -253,10 +257,10 @@ pip install torch transformers pillow
 from transformers import AutoModel, pipeline
 
 pipe = pipeline(model={place}, trust_remote_code=True)
-images = pipe(None, truncation=0.5, num_images_per_prompt=4)  # PIL images; in place of None a class
+images = pipe(None, num_images_per_prompt=4)  # PIL images; in place of None a class
 
 model = AutoModel.from_pretrained({place}, trust_remote_code=True)
-images = model.sample(num_images_per_prompt=4, truncation=0.5)  # tensor in [-1, 1]
+images = model.sample(num_images_per_prompt=4)  # tensor in [-1, 1]
 ```"""
 
 

@@ -149,6 +149,7 @@ class BigGANPipeline:
         chosen, on_gpu = best_engine(precision or "fp32") if engine == "auto" else (engine or "torch", False)
         check_engine(chosen, precision or "fp32")
         if chosen != "torch":
+            check_keywords(f"BigGANPipeline.from_pretrained(engine={chosen!r})", kwargs, (*PLACE, "convert"))
             if kwargs.get("convert"):
                 from .loading import settings_of  # here: an engine does without, and starts in half of the time
 
@@ -213,8 +214,10 @@ class BigGANPipeline:
             **kwargs: Those of `BigGANModel.save_pretrained`, which also says what is raised.
         """
         directions = self.directions
-        to_push: dict[str, Any] = {"directions": directions} if directions and kwargs.get("push_to_hub") else {}
-        self.model.save_pretrained(save_directory, **{**to_push, **kwargs})
+        own: dict[str, Any] = {"directions": directions} if directions and kwargs.get("push_to_hub") else {}
+        if not isinstance(self.model, EngineModel):
+            own["global_step"] = self.model.saved_step
+        self.model.save_pretrained(save_directory, **{**own, **kwargs})
         if directions is not None and kwargs.get("is_main_process", True):
             save_directions(directions, Path(save_directory))
 
@@ -567,7 +570,7 @@ class BigGANPipeline:
         if class_embeddings is not None:
             raise ValueError("class_labels and class_embeddings exclude each other; give one of them")
         if isinstance(class_labels, Tensor):
-            return class_labels.reshape(-1), None
+            return torch.atleast_1d(class_labels), None
         mixtures = self._to_mixtures(class_labels)
         if all(len(mixture) == 1 for mixture in mixtures):
             return [label for mixture in mixtures for label in mixture], None
@@ -576,7 +579,7 @@ class BigGANPipeline:
     def _to_mixtures(self, class_labels: ClassLabels) -> list[dict[int, float]]:
         """Weights by id, a mixture of one for a plain class."""
         if isinstance(class_labels, Iterable) and not isinstance(class_labels, str | Mapping):
-            given = class_labels.reshape(-1).tolist() if isinstance(class_labels, Tensor) else list(class_labels)
+            given = list(torch.atleast_1d(class_labels) if isinstance(class_labels, Tensor) else class_labels)
         else:
             given = [class_labels]
         if not given:

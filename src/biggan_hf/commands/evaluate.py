@@ -239,6 +239,10 @@ def _check_reference(args: argparse.Namespace) -> None:
         raise ValueError("name the real images with --dataset_name, or their moments with --moments")
     if args.moments is not None and (args.floor or args.save_moments):
         raise ValueError("--floor and --save_moments need --dataset_name: a file of moments holds no images")
+    if args.floor is not None and args.floor == args.dataset_split:
+        raise ValueError(
+            f"--floor {args.floor} holds the real images themselves: --floor rest measures those that are left of them"
+        )
     if args.save_moments is not None and "fid" not in args.metrics:
         raise ValueError(f"--save_moments needs the metric 'fid', got {', '.join(args.metrics)}")
 

@@ -37,7 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     pipe = common.checked_pipeline(args, ".png")
-    extractor = None if args.extractor is None else load_extractor(args.extractor, pipe.device)
+    size, extractor = pipe.model.config.image_size, None
+    if args.extractor is not None:
+        extractor = load_extractor(args.extractor, pipe.device, image_size=size)
     data_set = common.load_pictures(args, pipe.model.config)
     classes, number = common.classes_to_sample(pipe, args.classes), args.images_per_class
     options = common.drawing_options(args)

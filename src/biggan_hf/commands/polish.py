@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from huggingface_hub.constants import HF_HOME
 
-from ..cards import hub_id, is_by_hand
+from ..cards import hub_id, is_by_hand, license_of, with_evaluation_of
 from ..class_names import names_of
 from ..configuration_biggan import BigGANConfig
 from ..devices import check_device, device_or_best
@@ -111,11 +111,11 @@ def _write_card(args: argparse.Namespace, config: BigGANConfig) -> None:
     from ..model_card import CARD, model_card
 
     path = args.output / CARD
-    if is_by_hand(read_text(path)):
+    if is_by_hand(old := read_text(path)):
         return
     data, model = hub_id(args.dataset_name), hub_id(args.model)
-    card = model_card(config, datasets=[data] if data else None, base_model=model)
-    write_text(path, card)
+    new = model_card(config, license=license_of(old), datasets=[data] if data else None, base_model=model)
+    write_text(path, with_evaluation_of(new, old))
 
 
 def _verdict(verdicts: Sequence[float], best: int) -> str:

@@ -261,6 +261,13 @@ class _Evaluation:
             labels = self.reference.images.labels[self.reference.rows]
             number = int(torch.isin(labels, torch.tensor(classes)).sum())
             check_enough("accuracy", number, "the reference, of the model's classes")
+            without = [row for row in classes if row not in labels]
+            if "accuracy" in metrics and without:
+                name, some = self.reference.name, self.reference.images.class_names[without[0]]
+                raise ValueError(
+                    f"accuracy needs real images of all classes of the model, and {name} has none of {some!r}: it "
+                    f"lacks {counted(len(without), 'class')} in all"
+                )
         if "intra_class_fid" in metrics:
             for class_label, images in enumerate(self._real_classes(samples)):
                 check_enough("intra_class_fid", len(images), f"class {class_label}")

@@ -135,7 +135,7 @@ def _eval_results(report: Report) -> list[EvalResult]:
             metric_args=flatten(_public(report.protocol)) | {"interval": _interval(measure) or None},
         )
         for measure in report.measures
-        if not measure.key.startswith(OF_REAL_IMAGES)
+        if not measure.key.startswith(OF_REAL_IMAGES) and math.isfinite(measure.value)
     ]
 
 

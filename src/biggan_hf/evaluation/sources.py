@@ -77,7 +77,8 @@ class GeneratedImages:
         if self.num_images < 1:
             raise ValueError(f"num_images must be at least 1, got {self.num_images}")
         config = self.model.config
-        mode: TruncationMode = self.truncation_mode or config.truncation_mode
+        self.model._standing_row(self.truncation)  # raises for a truncation that the samples would be refused for
+        mode: TruncationMode = self.model._truncation_mode(self.truncation, self.truncation_mode)
         self.truncation_mode = mode
         generator = torch.Generator().manual_seed(self.seed)
         self.latents = sample_latents(self.num_images, config.z_dim, self.truncation, mode, generator)

@@ -166,8 +166,12 @@ class TrainingArguments:
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] | None = _help(
         "'auto' is bf16 where the device is fast in it, else no. Default: as accelerate is configured.", None
     )
-    tf32: bool = _help("Use TF32 for matrix products and convolutions on NVIDIA GPUs.", False)
-    channels_last: bool = _help("Channels last in memory. Most devices convolve faster with it.", False)
+    tf32: bool = _help(
+        "Use TF32 for matrix products, too, on NVIDIA GPUs; torch uses it for convolutions already.", False
+    )
+    channels_last: bool | None = _help(
+        "Channels last in memory. Default: where the device convolves faster with it.", None
+    )
     gradient_checkpointing: bool = _help("Compute activations again in the backward pass to save memory.", False)
     compile: bool = _help("Compile the networks with torch.compile; with R1 or R2 the generator alone.", False)
     compile_cache: str | None = _help("Keep what was compiled in this folder, which later runs read.", None)
@@ -240,6 +244,7 @@ Arguments = tuple[ModelArguments, DataArguments, TrainingArguments]
 _CLASSES: list[Any] = [ModelArguments, DataArguments, TrainingArguments]
 _TYPES: dict[str, Any] = {f.name: f.type for cls in _CLASSES for f in fields(cls)}
 _FLAGS = [f"--{name}" for name in _TYPES]
+_SWITCHES = [name for name, kind in _TYPES.items() if kind in (bool, bool | None)]
 
 # The sections of --help, by the first argument of each.
 _SECTIONS = {
@@ -370,10 +375,12 @@ class _Parser(HfArgumentParser):
             return super().add_argument(*names, **options)
         if name in _SECTIONS:
             self._section = self.add_argument_group(_SECTIONS[name])
-        if options["default"] not in (None, False, "", []):
+        if options.get("default") not in (None, False, "", []):
             options["help"] += f" (default: {options['default']})"
         if name == "config_overrides":
             options["action"] = "extend"  # the command line changes single fields of the file's, and so on
+        if name in _SWITCHES:  # transformers wants a value where the default is None (5.23)
+            options |= {"nargs": "?", "const": True}
         metavar = None if "choices" in options else {int: "N", float: "X", str: "TEXT"}.get(options["type"], "BOOL")
         return self._section.add_argument(*names, metavar=metavar, **options)
 
@@ -384,7 +391,7 @@ class _Parser(HfArgumentParser):
 def _without_no(word: str) -> str:
     """`--no_NAME`, of a switch, is `--NAME=False`."""
     name = word.removeprefix("--no_")
-    return f"--{name}=False" if name != word and _TYPES.get(name) is bool else word
+    return f"--{name}=False" if name != word and name in _SWITCHES else word
 
 
 def _as_arguments(settings: dict[str, Any]) -> list[str]:
@@ -422,7 +429,7 @@ def _read_settings(path: str) -> dict[str, Any]:
     for name, value in settings.items():
         if name not in _TYPES:
             raise ValueError(f"{path}: {unknown_option([f'--{name}'], _FLAGS)}")
-        if isinstance(value, bool) and _TYPES[name] is not bool:
+        if isinstance(value, bool) and name not in _SWITCHES:
             why = "YAML takes on, off, yes and no for true and false: put them in quotes"
             raise ValueError(f"{path} must not set {name} to {value}; {why}")
         if isinstance(value, dict) or (isinstance(value, list) and _TYPES[name] != list[str]):

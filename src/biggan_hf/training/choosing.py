@@ -1,5 +1,6 @@
 """What `--preset auto` chooses from pictures and device, and why."""
 
+from collections.abc import Mapping
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -7,7 +8,7 @@ import torch
 
 from ..data import LabelledImages
 from ..presets import preset_row
-from ..processes import from_main
+from ..processes import from_main, num_processes
 from ..words import counted
 from .arguments import Arguments, with_chosen
 
@@ -65,16 +66,17 @@ LENGTHS = [
 UNEVEN = 2  # times as many pictures in the largest class as in the smallest: then labels are drawn as in the data
 
 
-def choose(found: Found) -> tuple[dict[str, Any], str]:
-    """Settings, the preset among them, and one line that says why."""
+def choose(found: Found, given: Mapping[str, Any] | None = None) -> tuple[dict[str, Any], str]:
+    """Settings, the preset among them, and one line that says why. The `given` ones stay, and others follow them."""
     rule = next(
         rule
         for rule in RULES
         if found.gpu_memory >= rule.gpu_memory and found.side >= rule.side and found.pictures >= rule.pictures
     )
     length = next(length for length in LENGTHS if found.pictures < length.below)
-    row = preset_row(rule.preset).training
-    shown = (row["global_batch_size"] or row["per_device_batch_size"]) * row["num_discriminator_steps"]
+    row = {**preset_row(rule.preset).training, **(given or {})}
+    batch = row["global_batch_size"] or row["per_device_batch_size"] * num_processes()
+    shown = batch * row["num_discriminator_steps"]
     steps = max(length.passes * found.pictures // shown, 1)
     settings: dict[str, Any] = {"preset": rule.preset, "diff_augment": length.diff_augment}
     settings["max_train_steps"] = min(steps, row["max_train_steps"])
@@ -100,7 +102,9 @@ def choose_preset(arguments: Arguments, images: LabelledImages, device: torch.de
     found = found_in(images, device)
     if arguments[1].class_sampling == "balanced":
         found = found._replace(class_counts=[])
-    settings, why = from_main(choose(found))
+    sizes = ("global_batch_size", "per_device_batch_size", "num_discriminator_steps")
+    given = {name: getattr(arguments[2], name) for name in sizes if name in arguments[0].given}
+    settings, why = from_main(choose(found, given))
     return with_chosen(arguments, settings), why
 
 

@@ -233,7 +233,8 @@ def what_to_lower(run: Run | None) -> str:
     ways = []
     if size > 1:
         smaller = max(part for part in range(1, size) if size % part == 0)
-        ways += [f"--per_device_batch_size {smaller} --global_batch_size {batch} (the update stays the same)"]
+        found = " --no_auto_batch_size" if args.auto_batch_size else ""
+        ways += [f"--per_device_batch_size {smaller} --global_batch_size {batch}{found} (the update stays the same)"]
         ways += ["--auto_batch_size"] * (not args.auto_batch_size)
     ways += ["--gradient_checkpointing"] * (not args.gradient_checkpointing)
     ways += ["--mixed_precision bf16"] * (run.accelerator.mixed_precision == "no")

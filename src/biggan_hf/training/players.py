@@ -13,6 +13,7 @@ from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from ..class_names import names_of
 from ..configuration_biggan import BigGANConfig
+from ..devices import fastest_format
 from ..modeling_biggan import BigGANDiscriminator, BigGANModel
 from .adapters import add_adapters, average_of, stand_still
 from .arguments import TrainingArguments
@@ -59,7 +60,7 @@ def build_players(
         ema = average_of(generator)
     ema = ema.to(accelerator.device).eval().requires_grad_(False)
     for network in (generator, discriminator):
-        _arrange(network.to(accelerator.device).train(), args)
+        _arrange(network.to(accelerator.device).train(), args, accelerator)
         if args.lora_rank:
             stand_still(network)
     optimizers = [
@@ -129,9 +130,11 @@ def _load_to_fine_tune(cls: Any, model: str, config: BigGANConfig, rows: list[in
     return copy.deepcopy(network)
 
 
-def _arrange(network: BigGANModel | BigGANDiscriminator, args: TrainingArguments) -> None:
+def _arrange(network: BigGANModel | BigGANDiscriminator, args: TrainingArguments, accelerator: Accelerator) -> None:
     """Memory layout, activation checkpointing and compilation. None of them changes the function."""
-    if args.channels_last:
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(str(accelerator.mixed_precision), torch.float32)
+    is_faster = fastest_format(accelerator.device, dtype) == torch.channels_last
+    if is_faster if args.channels_last is None else args.channels_last:
         convert_conv2d_weight_memory_format(network, torch.channels_last)
     if args.gradient_checkpointing:
         # No stage draws random numbers, and a CUDA graph cannot hold a state of a generator.

@@ -6,7 +6,17 @@ from typing import Any
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..cards import escaped, hub_id, is_by_hand, is_text, public_name, settings_table, with_metadata, with_part
+from ..cards import (
+    escaped,
+    hub_id,
+    is_by_hand,
+    is_text,
+    public_name,
+    settings_table,
+    with_evaluation_of,
+    with_metadata,
+    with_part,
+)
 from ..files import read_text, write_text
 from ..hub import published_card, upload_folder
 from ..model_card import CARD, SAMPLES, SHEETS, model_card, with_code
@@ -46,7 +56,7 @@ def card_of(run: Run) -> str:
         base_model=run.base_model,
         has_code=has_code,
     )
-    card = with_metadata(card, new) if is_by_hand(card) else new
+    card = with_metadata(card, new) if is_by_hand(card) else with_evaluation_of(new, card)
     return with_part(with_code(card, repo_id) if has_code else card, part_of_run(run))
 
 

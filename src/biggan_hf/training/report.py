@@ -34,6 +34,7 @@ from .fine_tuning import map_classes
 from .graphs import why_not
 from .logs import LOG, read_lines
 from .losses import LOSSES
+from .stability import ROLLBACK_LEARNING_RATE_FACTOR
 
 
 if TYPE_CHECKING:
@@ -135,7 +136,9 @@ def _settings(run: "Run") -> str:
 def _origin(run: "Run", resumed: Path | None) -> Row:
     model = run.settings["init_from"]
     if resumed is not None:
-        return Row("weights", f"of step {run.global_step:,}, {resumed.name}")
+        factor = ROLLBACK_LEARNING_RATE_FACTOR**run.rollbacks
+        slower = f", after {counted(run.rollbacks, 'rollback')}: learning rates × {factor:g}" if run.rollbacks else ""
+        return Row("weights", f"of step {run.global_step:,}, {resumed.name}{slower}")
     if model is None:
         return Row("weights", "new")
     saved = BigGANConfig.from_pretrained(model, revision=run.settings["revision"] or "main")
@@ -196,10 +199,16 @@ def _unusual(run: "Run", data_args: DataArguments) -> Iterator[str]:
         yield f"Pictures are smaller than the model's {config.image_size} pixels, and are enlarged."
     if unused := splits_beside(images, data_args.held_out_split)[1]:
         yield f"Not trained on: {splits_in_words(unused)}. --dataset_split names another split."
-    if (data_args.class_sampling, data_args.label_sampling) == ("balanced", "counts"):
+    if run.settings["init_from"] is not None and not run.global_step and not config.standing_truncations:
+        begun = BigGANConfig.from_pretrained(run.settings["init_from"], revision=run.settings["revision"] or "main")
+        if begun.standing_truncations:
+            why = "The standing statistics of init_from are left out, for they hold for its weights"
+            yield f"{why}: `biggan-hf stats` measures those of the new ones."
+    is_relative = LOSSES[args.loss].is_relative  # then generated pictures have the labels of the real ones
+    if (data_args.class_sampling, data_args.label_sampling) == ("balanced", "counts") and not is_relative:
         why = "--class_sampling counts for real pictures, --label_sampling for generated ones"
         yield f"Real pictures come from all classes equally often, generated ones do not: {why}."
-    if LOSSES[args.loss].is_relative and not (args.r1_gamma and args.r2_gamma):
+    if is_relative and not (args.r1_gamma and args.r2_gamma):
         yield f"The {args.loss} loss is meant to have R1 and R2 (--r1_gamma, --r2_gamma), or it may never settle."
     if 0 < args.ema_decay and args.max_train_steps <= args.ema_start_step:
         begins = f"The average of the generator begins at step {args.ema_start_step:,}, after the last step"

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
 from torch import Tensor
@@ -141,8 +142,11 @@ class Run:
                 load_learned(network, saved)
         for name, optimizer in self.players.optimizers.items():
             optimizer.load_state_dict(state[f"{name}_optimizer"])
-            for parameter, moments in optimizer.state.items():  # older checkpoints: () for the γ of self-attention
-                moments |= {key: moments[key].view_as(parameter) for key in ("exp_avg", "exp_avg_sq")}
+            for parameter, moments in optimizer.state.items():
+                for key in ("exp_avg", "exp_avg_sq"):
+                    # In the memory format of the weight, which the fused kernel takes for given: the run may have
+                    # begun in another one. Older checkpoints have () for the γ of self-attention.
+                    moments[key] = torch.empty_like(parameter).copy_(moments[key].view_as(parameter))
         set_adam(self.players, self.args, stability.ROLLBACK_LEARNING_RATE_FACTOR**self.rollbacks)
         if self.accelerator.scaler is not None and "scaler" in state:
             self.accelerator.scaler.load_state_dict(state["scaler"])

@@ -25,7 +25,16 @@ from ..presets import preset_row
 from ..processes import from_main
 from .arguments import AUTO, Arguments, DataArguments, ModelArguments, TrainingArguments, resumed_arguments
 from .batches import BatchSource, counter_generator, to_pixel_values
-from .checkpoints import BASE, SETTINGS, check_same_architecture, find_checkpoint, load_training_state, set_aside, warn
+from .checkpoints import (
+    BASE,
+    SETTINGS,
+    check_same_architecture,
+    find_checkpoint,
+    load_training_state,
+    read_config,
+    set_aside,
+    warn,
+)
 from .choosing import choose_preset
 from .compile_cache import CompileCache
 from .fitting import fit_batch
@@ -58,13 +67,15 @@ def set_up(model_args: ModelArguments, data_args: DataArguments, args: TrainingA
     accelerator = build_accelerator(args)
     arguments, images, config, chosen = open_pictures((model_args, data_args, args), accelerator, saved, resumed)
     model_args, data_args, args = arguments
+    if model_args.init_from is not None and not args.lora_rank:
+        config = with_tables_of(config, resumed)
     compile_cache = None if args.compile_cache is None else CompileCache(args.compile_cache, accelerator.device)
     args = fit_batch(args, accelerator, config, resumed, model_args.init_from, model_args.revision, saved)
     accumulation_steps = args.accumulation_steps(accelerator.num_processes)
 
     # The checkpoint, and the settings of its run
     settings = settings_of((model_args, data_args, args), accelerator.num_processes)
-    check_same_seed(args)
+    check_same_seed(saved, args)
     if resumed is not None and state is not None:
         changes: dict[str, str] = {}
         for network in (BASE, f"{BASE}/discriminator") if args.lora_rank else ("", "generator", "discriminator"):
@@ -110,6 +121,17 @@ def with_precision(args: TrainingArguments) -> TrainingArguments:
         return args
     precision: Any = from_main("bf16" if bfloat16_unit(PartialState().device) else "no")
     return dataclasses.replace(args, mixed_precision=precision)
+
+
+def with_tables_of(config: BigGANConfig, checkpoint: Path | None) -> BigGANConfig:
+    """
+    Without the standing statistics of the model to fine-tune, which hold for the weights that it had; a run that goes
+    on keeps what its checkpoint has.
+    """
+    tables = BigGANConfig() if checkpoint is None else read_config(checkpoint / "generator")
+    config.standing_truncations = tables.standing_truncations
+    config.standing_interpolation = tables.standing_interpolation
+    return config
 
 
 def build_accelerator(args: TrainingArguments) -> Accelerator:
@@ -244,7 +266,7 @@ def build_quality(images: LabelledImages, args: TrainingArguments, accelerator: 
         return None
     from ..evaluation import load_extractor  # here, so that a run without evaluations needs none of its packages
 
-    extractor = load_extractor(args.evaluation_extractor, accelerator.device)
+    extractor = load_extractor(args.evaluation_extractor, accelerator.device, image_size=images.image_size)
     cache = Path(args.output_dir) / "evaluation"
     if images.reduced_jpeg:  # which is not exact enough to measure
         images = dataclasses.replace(images, reduced_jpeg=False, cache=None, cached_rows=set())
@@ -289,10 +311,11 @@ def check_enough_pictures(run: Run) -> None:
     )
 
 
-def check_same_seed(args: TrainingArguments) -> None:
-    if (seed := read_settings(Path(args.output_dir)).get("seed", args.seed)) != args.seed:
+def check_same_seed(saved: dict[str, Any], args: TrainingArguments) -> None:
+    if (seed := saved.get("seed", args.seed)) != args.seed:
+        folder = run_folder(args.output_dir, args.resume_from_checkpoint or "latest")
         raise ValueError(
-            f"the run in {args.output_dir!r} has seed={seed!r}, this one seed={args.seed!r}: the order of the "
+            f"the run in {str(folder)!r} has seed={seed!r}, this one seed={args.seed!r}: the order of the "
             "pictures and the latents follow from it, so that it can't change"
         )
 

@@ -73,7 +73,11 @@ class SigmaClamp:
     """
 
     def __init__(self, network: nn.Module, value: float | None, ratio: float | None):
-        self.weights = [m.weight for m in network.modules() if isinstance(m, SpectralNorm)]
+        self.weights = [m.weight for m in network.modules() if isinstance(m, SpectralNorm) and m.weight.requires_grad]
+        if not self.weights:
+            raise ValueError(
+                "sigma_clamp and sigma_clamp_ratio need weights that learn and have spectral norm: none has"
+            )
         self.value, self.ratio = value, ratio
 
     @torch.no_grad()
