@@ -1,7 +1,6 @@
 """Reads the checkpoints of strangers. Nothing in a file is executed, and a wrong file gets an error of one line."""
 
 import codecs
-import hashlib
 import pickle
 import re
 from collections import OrderedDict
@@ -172,12 +171,6 @@ def check_finite(state: State, path: Path) -> None:
     for key, value in state.items():
         if value.is_floating_point() and not value.isfinite().all():
             raise ValueError(f"{str(path)!r}: {key} holds NaN or infinity")
-
-
-def sha256(path: Path) -> str:
-    """A file's SHA-256, in hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # Which program wrote it

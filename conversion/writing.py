@@ -19,10 +19,10 @@ from biggan_hf import BigGANConfig, BigGANDiscriminator, BigGANModel
 from biggan_hf.bars import own_bars_alone
 from biggan_hf.cards import SOURCE, escaped, with_part
 from biggan_hf.conversion.architecture import Findings
-from biggan_hf.conversion.reading import State, sha256
+from biggan_hf.conversion.reading import State
 from biggan_hf.conversion.rename import abbreviated
 from biggan_hf.conversion.training_state import STATE_FILE
-from biggan_hf.files import check_archive, replaced_folder, save_archive, staged_folder
+from biggan_hf.files import check_archive, replaced_folder, save_archive, sha256_of_file, staged_folder
 from biggan_hf.model_card import model_card
 from biggan_hf.options import EitherSpelling, underscored, unknown_option
 
@@ -292,7 +292,7 @@ def _source_section(conversion: Conversion, remarks: list[str]) -> str:
         "## Source\n",
         f"Converted from [{source.program}]({source.url}), the generator's {conversion.weights} weights.",
         f"{source.note}\n",
-        *(f"- `{escaped(path.name)}`: SHA-256 `{sha256(path)}`" for path in conversion.files),
+        *(f"- `{escaped(path.name)}`: SHA-256 `{sha256_of_file(path)}`" for path in conversion.files),
         *(f"- {escaped(remark)}" for remark in remarks),
     ]
     return "\n".join(lines)

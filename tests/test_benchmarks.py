@@ -32,6 +32,7 @@ import engines  # noqa: E402
 import first_image  # noqa: E402
 import first_picture  # noqa: E402
 import graphs  # noqa: E402
+import layouts  # noqa: E402
 import loading  # noqa: E402
 import measuring  # noqa: E402
 import memorised  # noqa: E402
@@ -551,3 +552,10 @@ def test_loading_of_other_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = "--image_size 16 --num_pictures 12 --batch_size 4 --only litdata".split()
     with pytest.raises(ValueError, match="litdata gives other pictures: nothing is measured"):
         loading.main(sizes)
+
+
+def test_both_memory_formats_are_timed(capsys: pytest.CaptureFixture[str]) -> None:
+    layouts.main(["--preset", "demo", "--batch_size", "4", "--steps", "2"])
+    told = capsys.readouterr().out
+    assert re.search(r"^channels last \S+ s, otherwise \S+ s, CPU time of a step$", told, re.MULTILINE)
+    assert re.search(r"^ratio \d+\.\d\d \(\S+ to \S+\)$", told, re.MULTILINE)

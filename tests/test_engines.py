@@ -281,7 +281,8 @@ def test_a_model_without_a_graph_is_exported_once(
 
 
 def test_keywords_without_a_use_are_refused(exported: Path) -> None:
-    for name, value in (("revison", "v2"), ("truncation_mode", "scale"), ("dtype", "bfloat16")):
+    wrong: dict[str, Any] = {"revison": "v2", "truncation_mode": "scale", "dtype": "bfloat16"}
+    for name, value in wrong.items():
         with pytest.raises(TypeError, match=rf"from_pretrained\(engine='onnx'\).*{name}"):
             BigGANPipeline.from_pretrained(exported, engine="onnx", **{name: value})
 

@@ -24,6 +24,7 @@ from biggan_hf.model_card import SHEETS, model_card, on_engines
 
 
 MODEL = tiny_generator(id2label={0: "cat", 1: "dog"})
+MODEL.saved_step = 7  # as if it had been loaded from the folder of `exported`
 OF_OPENVINO = {f"openvino/openvino_model{of}.{end}" for of in ("", "_bf16") for end in ("xml", "bin")}
 OF_OPENVINO |= {"openvino/export.json", "openvino/class_embeddings.npy"}
 OF_ONNX = {"onnx/export.json", "onnx/model.onnx", "onnx/class_embeddings.npy"}
@@ -207,7 +208,7 @@ def test_a_card_by_hand_gets_a_part_on_engines(folder: Path, fake_hub: FakeHub) 
     assert card_of(fake_hub).partition("# Pets")[2].strip() == ""
     # A card by hand in the folder gets it on its way.
     (folder / "README.md").write_text(BY_HAND)
-    MODEL.save_pretrained(folder)
+    MODEL.save_pretrained(folder, global_step=MODEL.saved_step)
     upload_folder(folder, "user/y")
     assert card_of(fake_hub, "user/y").count("## Engines") == 1
     assert (folder / "README.md").read_text() == BY_HAND

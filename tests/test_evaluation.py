@@ -40,6 +40,7 @@ from biggan_hf.evaluation.curves import draw_curve, marked_points, plot_curve, w
 from biggan_hf.evaluation.extractors import STANDARD_DIGEST
 from biggan_hf.evaluation.reports import Measure, Report, flatten, write_json
 from biggan_hf.evaluation.settings import METRICS as ALL_METRICS
+from biggan_hf.finite import NotFiniteError
 from biggan_hf.images import to_pil, to_uint8
 from biggan_hf.spectral_norm import FoldableWeight
 
@@ -966,3 +967,12 @@ def test_bad_settings(settings: dict[str, Any], message: str) -> None:
         EvaluationSettings(**settings)
     with pytest.raises(ValueError, match="num_images must be at least 1, got 0"):
         GeneratedImages(tiny_generator(), 0)
+
+
+def test_images_that_are_no_numbers_are_found_on_any_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    # On a GPU `sample` does not wait for what it has computed; as here.
+    monkeypatch.setattr("biggan_hf.sampling_biggan.check_images", lambda images, network: images)
+    model = tiny_generator(num_labels=2)
+    model.output_bn.running_var.fill_(math.nan)
+    with pytest.raises(NotFiniteError, match="'output_bn.running_var' holds numbers that are not finite"):
+        GeneratedImages(model, 4).__getitems__([0, 1])

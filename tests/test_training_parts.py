@@ -97,10 +97,10 @@ def test_losses_are_taken_in_float32() -> None:
 class Penalised(NamedTuple):
     """A discriminator after a step without penalties and after one with them, from the same weights."""
 
-    before: BigGANDiscriminator
-    plain: BigGANDiscriminator
-    penalised: BigGANDiscriminator
-    shown: list[tuple[torch.Tensor, torch.Tensor]]  # real pictures and generated ones, with their classes
+    before: Any
+    plain: torch.nn.Module
+    penalised: torch.nn.Module
+    shown: list[tuple[torch.Tensor, torch.Tensor | None]]  # real pictures and generated ones, with their classes
 
     def assert_moved_by(self, penalty: torch.Tensor) -> None:
         """The step with the penalties went its gradient, of the network before, further than the other one."""

@@ -126,7 +126,7 @@ def _exported_now(
         model = BigGANModel.from_pretrained(source, **kwargs)
     fetch("model.safetensors")
     weights = None if config is None else checksum_of_weights(config.parent)
-    if weights is None:
+    if config is None or weights is None:
         settings_of(BigGANConfig, source, kwargs)  # says so of another program's checkpoint
         raise ValueError(
             f"{source!r} has no graph for {engine} in {precision}, and no weights in safetensors to export one from"
@@ -224,7 +224,8 @@ class EngineModel(SamplingMixin):
         """
         from .hub import PUSH_ARGUMENTS  # here: a graph runs without the parts of transformers that this loads
 
-        check_keywords("save_pretrained", kwargs, [*PUSH_ARGUMENTS, "max_shard_size"])
+        # Two are of weights: shards, and the step of the training, which the graph's index holds already.
+        check_keywords("save_pretrained", kwargs, [*PUSH_ARGUMENTS, "max_shard_size", "global_step"])
         folder = Path(save_directory)
         weights = checksum_of_weights(folder)
         if weights not in (None, self.entry["weights"]):
@@ -238,6 +239,7 @@ class EngineModel(SamplingMixin):
             if weights is None:
                 self.config.save_pretrained(staging)
         if push_to_hub:
+            kwargs.pop("global_step", None)
             self.push_to_hub(repo_id or folder.name, **kwargs)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:  # type: ignore[override]

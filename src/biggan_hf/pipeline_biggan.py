@@ -215,9 +215,7 @@ class BigGANPipeline:
         """
         directions = self.directions
         own: dict[str, Any] = {"directions": directions} if directions and kwargs.get("push_to_hub") else {}
-        if not isinstance(self.model, EngineModel):
-            own["global_step"] = self.model.saved_step
-        self.model.save_pretrained(save_directory, **{**own, **kwargs})
+        self.model.save_pretrained(save_directory, **{"global_step": self.model.saved_step, **own, **kwargs})
         if directions is not None and kwargs.get("is_main_process", True):
             save_directions(directions, Path(save_directory))
 

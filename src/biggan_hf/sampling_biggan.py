@@ -98,9 +98,10 @@ class SamplingMixin(_Network):
         if repeats < 1:
             raise ValueError(f"num_images_per_prompt must be at least 1, got {repeats}")
         if labels is not None:
-            labels = torch.atleast_1d(as_labels(labels, self.config.id2label))
-            check_class_labels(labels, len(labels), self.config.id2label)
-            return labels.repeat_interleave(repeats).to(self.device)
+            ids = as_labels(labels, self.config.id2label)
+            ids = ids if ids.ndim else ids[None]
+            check_class_labels(ids, len(ids), self.config.id2label)
+            return ids.repeat_interleave(repeats).to(self.device)
         if not self.config.num_labels:
             return None
         check_generators(generator, repeats)

@@ -10,8 +10,8 @@ examples:
 """
 
 import argparse
-import os
 
+from ..before_torch import usable_cores
 from . import common
 
 
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--label_column", metavar="NAME", help="default: found by its type; 'none' for no labels")
     text = "leave out and name a picture that can't be read, or stop (default: %(default)s)"
     group.add_argument("--on_unreadable_image", choices=["skip", "error"], default="skip", help=text)
-    common.add_number(group, "--num_workers", _cores(), "processes that decode and write", least=0)
+    common.add_number(group, "--num_workers", usable_cores(), "processes that decode and write", least=0)
     group = common.add_output_arguments(parser, "FOLDER", "where the pictures go")
     text = "take the folder over from a process that is dead, which the lock does not show"
     group.add_argument("--force_unlock", action="store_true", help=text)
@@ -54,8 +54,3 @@ def run(args: argparse.Namespace) -> None:
         force_unlock=args.force_unlock,
     )
     print(f"{args.output}\nUse them: --dataset_name {args.output}")
-
-
-def _cores() -> int:
-    """That this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from ..finite import check_images
 from ..images import to_uint8
 from ..latents import TruncationMode, sample_latents
 from ..pictures import encoded_bytes
@@ -112,11 +113,7 @@ class GeneratedImages:
         labels = None if self.labels is None else self.labels[rows]
         repeats = len(rows) if labels is None else 1
         images = self.model.sample(labels, repeats, truncation=self.truncation, latents=self.latents[rows])
-        if not images.isfinite().all():
-            raise ValueError(
-                f"{self.name} generates NaN or infinite pixels, first among images {rows[0]} to {rows[-1]}"
-            )
-        return {"pixel_values": to_uint8(images), "class_labels": labels}
+        return {"pixel_values": to_uint8(check_images(images, self.model, waits=True)), "class_labels": labels}
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
