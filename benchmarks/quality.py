@@ -43,8 +43,9 @@ from biggan_hf.files import LOCK, append_line, locked_folder, write_text
 
 
 LOG_STEPS = 50
-# The others have no floor, or are no distances of all samples from all real pictures.
-RULERS = tuple(metric for metric in METRICS if metric not in ("is", "prdc", "intra_class_fid"))
+# The others have no floor, are no distances of all samples from all real pictures, or (saturation) are not better the
+# less they are.
+RULERS = tuple(metric for metric in METRICS if metric not in ("is", "prdc", "intra_class_fid", "saturation"))
 
 
 def train(options: argparse.Namespace) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from textwrap import wrap
 
 import numpy as np
 from legs import LOG, SETTINGS, Row, read_log, read_settings
@@ -177,7 +178,7 @@ def draw(rulers: Mapping[str, tuple[float, Curves]]) -> Figure:
                     name_of_side = "_" * (leg > 0) + NAMES[side]  # once in the legend
                     axis.plot(x, curve.values, "o-", markersize=3, color=colour, label=name_of_side)
             axis.set(xlabel=quantity)
-            axis.set_ylabel(name, fontsize=7)
+            axis.set_title("\n".join(wrap(name, 38)) if index == place else "", fontsize=8)
             axis.grid(alpha=0.3)
     figure.axes[0].legend()
     return figure
