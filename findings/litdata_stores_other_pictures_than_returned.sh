@@ -3,8 +3,8 @@
 #
 # The guess: `optimize(fn, …)` stores the pictures that `fn` returns, of whatever mode, as they are when it returns them.
 # What happens: of a picture that Pillow opened from a JPEG, litdata reads the file again. What was done to the picture
-# in place (`thumbnail`, `paste`) is not stored: a data set of thumbnails holds the pictures in full size. And a picture
-# with a palette (PNG, GIF) loses its palette: red becomes black. Nothing is said. `convert("RGB")` of either gives a new
+# in place, as by `thumbnail`, is not stored: a data set of thumbnails holds the pictures in full size. And a picture
+# with a palette, as PNG has, loses its palette: red becomes black. Nothing is said. `convert("RGB")` of either gives a new
 # picture, which is stored as it is.
 # Seen with: litdata 0.2.76, pillow 12.3.0, torch 2.13.0, Python 3.11, 2026-11-28. Exits with 1 if this changes.
 set -euo pipefail

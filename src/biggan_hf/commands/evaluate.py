@@ -22,7 +22,7 @@ from ..evaluation.curves import FIGURES, marked_points, plot_curve, truncation_i
 from ..evaluation.extractors import load_extractor
 from ..evaluation.measuring import evaluate_all, foreign_classes, in_words, measure_real
 from ..evaluation.reports import add_to_card, read_card, write_eval_results, write_json
-from ..evaluation.settings import METRICS, OF_CLASSES, EvaluationSettings
+from ..evaluation.settings import METRICS, EvaluationSettings
 from ..evaluation.statistics import read_moments, write_moments
 from ..processes import is_main_process, joined
 from . import common
@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> None:
         samples = _samples(args)
         extractor = load_extractor(args.extractor, device, image_size=samples[0].image_shape[1])
         reference, floor = _reference(args, samples[0])
-        if OF_CLASSES.keys().isdisjoint(settings.metrics):  # each needs pictures of all classes, or is refused
+        if "intra_class_fid" not in settings.metrics:  # which needs pictures of all classes, or is refused
             samples = _of_classes_with_pictures(samples, reference)
         reports = evaluate_all(samples, reference, extractor, settings, floor)
         if args.save_moments is not None:  # after all that may be refused; with a cache, this is no second pass

@@ -113,6 +113,7 @@ def _write_card(args: argparse.Namespace, config: BigGANConfig) -> None:
     path = args.output / CARD
     if is_by_hand(old := read_text(path)):
         return
+    old = "" if args.overwrite else old  # that of another generator
     data, model = hub_id(args.dataset_name), hub_id(args.model)
     new = model_card(config, license=license_of(old), datasets=[data] if data else None, base_model=model)
     write_text(path, with_evaluation_of(new, old))

@@ -261,12 +261,14 @@ class _Evaluation:
             labels = self.reference.images.labels[self.reference.rows]
             number = int(torch.isin(labels, torch.tensor(classes)).sum())
             check_enough("accuracy", number, "the reference, of the model's classes")
-            without = [row for row in classes if row not in labels]
+            shown = getattr(samples, "classes", None)
+            rows = classes if shown is None else [classes[label] for label in shown]
+            without = [row for row in rows if row not in labels]
             if "accuracy" in metrics and without:
                 name, some = self.reference.name, self.reference.images.class_names[without[0]]
                 raise ValueError(
-                    f"accuracy needs real images of all classes of the model, and {name} has none of {some!r}: it "
-                    f"lacks {counted(len(without), 'class')} in all"
+                    f"accuracy needs real images of all classes of the samples, and those of {name} that are measured "
+                    f"have none of {some!r}: they lack {counted(len(without), 'class')} in all"
                 )
         if "intra_class_fid" in metrics:
             for class_label, images in enumerate(self._real_classes(samples)):

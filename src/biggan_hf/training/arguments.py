@@ -169,9 +169,7 @@ class TrainingArguments:
     tf32: bool = _help(
         "Use TF32 for matrix products, too, on NVIDIA GPUs; torch uses it for convolutions already.", False
     )
-    channels_last: bool | None = _help(
-        "Channels last in memory. Default: where the device convolves faster with it.", None
-    )
+    channels_last: bool | None = _help("Channels last in memory. Default: on CPUs and on tensor cores.", None)
     gradient_checkpointing: bool = _help("Compute activations again in the backward pass to save memory.", False)
     compile: bool = _help("Compile the networks with torch.compile; with R1 or R2 the generator alone.", False)
     compile_cache: str | None = _help("Keep what was compiled in this folder, which later runs read.", None)

@@ -75,7 +75,7 @@ def set_up(model_args: ModelArguments, data_args: DataArguments, args: TrainingA
 
     # The checkpoint, and the settings of its run
     settings = settings_of((model_args, data_args, args), accelerator.num_processes)
-    check_same_seed(saved, args)
+    check_same_seed(args)
     if resumed is not None and state is not None:
         changes: dict[str, str] = {}
         for network in (BASE, f"{BASE}/discriminator") if args.lora_rank else ("", "generator", "discriminator"):
@@ -311,11 +311,10 @@ def check_enough_pictures(run: Run) -> None:
     )
 
 
-def check_same_seed(saved: dict[str, Any], args: TrainingArguments) -> None:
-    if (seed := saved.get("seed", args.seed)) != args.seed:
-        folder = run_folder(args.output_dir, args.resume_from_checkpoint or "latest")
+def check_same_seed(args: TrainingArguments) -> None:
+    if (seed := read_settings(Path(args.output_dir)).get("seed", args.seed)) != args.seed:
         raise ValueError(
-            f"the run in {str(folder)!r} has seed={seed!r}, this one seed={args.seed!r}: the order of the "
+            f"the run in {args.output_dir!r} has seed={seed!r}, this one seed={args.seed!r}: the order of the "
             "pictures and the latents follow from it, so that it can't change"
         )
 
