@@ -46,10 +46,11 @@ def fastest_format(device: torch.device, dtype: torch.dtype) -> torch.memory_for
     How a kernel lies in memory so that it convolves fastest: channels last on CPUs and on tensor cores. A GPU in plain
     float32 would convert it back in every call.
     """
+    if device.type != "cuda":  # and the GPU is not asked, which a forked process must not do
+        return torch.channels_last if device.type == "cpu" else torch.contiguous_format
     convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]
     in_tf32 = convolutions.fp32_precision == "tf32" and torch.cuda.is_tf32_supported()
-    on_tensor_cores = device.type == "cuda" and (dtype != torch.float32 or in_tf32)
-    return torch.channels_last if device.type == "cpu" or on_tensor_cores else torch.contiguous_format
+    return torch.channels_last if dtype != torch.float32 or in_tf32 else torch.contiguous_format
 
 
 def check_not_offloaded(network: nn.Module) -> None:
