@@ -213,7 +213,12 @@ class EngineModel(SamplingMixin):
         return images
 
     def save_pretrained(  # type: ignore[override]  # for a type checker the mixin is a network
-        self, save_directory: str | PathLike[str], push_to_hub: bool = False, repo_id: str | None = None, **kwargs: Any
+        self,
+        save_directory: str | PathLike[str],
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        global_step: int | None = None,  # of weights; a graph's index holds that of its own
+        **kwargs: Any,
     ) -> None:
         """
         Writes the graph to the folder of its engine, and `config.json` unless the model's weights lie there. Other
@@ -224,8 +229,7 @@ class EngineModel(SamplingMixin):
         """
         from .hub import PUSH_ARGUMENTS  # here: a graph runs without the parts of transformers that this loads
 
-        # Two are of weights: shards, and the step of the training, which the graph's index holds already.
-        check_keywords("save_pretrained", kwargs, [*PUSH_ARGUMENTS, "max_shard_size", "global_step"])
+        check_keywords("save_pretrained", kwargs, [*PUSH_ARGUMENTS, "max_shard_size"])
         folder = Path(save_directory)
         weights = checksum_of_weights(folder)
         if weights not in (None, self.entry["weights"]):
@@ -239,7 +243,6 @@ class EngineModel(SamplingMixin):
             if weights is None:
                 self.config.save_pretrained(staging)
         if push_to_hub:
-            kwargs.pop("global_step", None)
             self.push_to_hub(repo_id or folder.name, **kwargs)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:  # type: ignore[override]

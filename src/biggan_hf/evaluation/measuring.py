@@ -257,12 +257,12 @@ class _Evaluation:
             raise ValueError(f"extractor {self.extractor.name!r} gives no logits, which IS needs: leave out 'is'")
         if not OF_CLASSES.keys().isdisjoint(metrics):
             classes, _ = self._classes_of_reference(samples)
-            assert isinstance(self.reference, RealImages) and self.reference.images.labels is not None
+            assert isinstance(samples, GeneratedImages) and isinstance(self.reference, RealImages)
+            assert self.reference.images.labels is not None
             labels = self.reference.images.labels[self.reference.rows]
             number = int(torch.isin(labels, torch.tensor(classes)).sum())
             check_enough("accuracy", number, "the reference, of the model's classes")
-            shown = getattr(samples, "classes", None)
-            rows = classes if shown is None else [classes[label] for label in shown]
+            rows = classes if samples.classes is None else [classes[label] for label in samples.classes]
             without = [row for row in rows if row not in labels]
             if "accuracy" in metrics and without:
                 name, some = self.reference.name, self.reference.images.class_names[without[0]]

@@ -134,9 +134,14 @@ def _eval_results(report: Report) -> list[EvalResult]:
             metric_value=measure.value,
             metric_args=flatten(_public(report.protocol)) | {"interval": _interval(measure) or None},
         )
-        for measure in report.measures
-        if not measure.key.startswith(OF_REAL_IMAGES) and math.isfinite(measure.value)
+        for measure in _numbers_of_the_model(report)
     ]
+
+
+def _numbers_of_the_model(report: Report) -> list[Measure]:
+    """Those that can be published: no infinite ones, and none of real images alone."""
+    of_model = [measure for measure in report.measures if not measure.key.startswith(OF_REAL_IMAGES)]
+    return [measure for measure in of_model if math.isfinite(measure.value)]
 
 
 def _when(protocol: Mapping[str, Any]) -> str:
@@ -175,8 +180,7 @@ def write_eval_results(report: Report, folder: Path) -> Path | None:
     notes = "; ".join(f"{name}: {value}" for name, value in protocol.items() if value is not None)
     entries = [
         EvalResultEntry(source, _type(measure), measure.value, date=report.protocol.get("date"), notes=notes)
-        for measure in report.measures
-        if not measure.key.startswith(OF_REAL_IMAGES) and math.isfinite(measure.value)
+        for measure in _numbers_of_the_model(report)
     ]
     digest = hashlib.sha256(json.dumps(of_protocol(protocol), sort_keys=True, default=str).encode()).hexdigest()
     path = folder / RESULTS / f"{source.replace('/', '--')}-{digest[:8]}.yaml"

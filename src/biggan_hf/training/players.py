@@ -132,9 +132,11 @@ def _load_to_fine_tune(cls: Any, model: str, config: BigGANConfig, rows: list[in
 
 def _arrange(network: BigGANModel | BigGANDiscriminator, args: TrainingArguments, accelerator: Accelerator) -> None:
     """Memory layout, activation checkpointing and compilation. None of them changes the function."""
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(str(accelerator.mixed_precision), torch.float32)
-    is_faster = fastest_format(accelerator.device, dtype) == torch.channels_last
-    if is_faster if args.channels_last is None else args.channels_last:
+    channels_last = args.channels_last
+    if channels_last is None:
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(str(accelerator.mixed_precision), torch.float32)
+        channels_last = fastest_format(accelerator.device, dtype) == torch.channels_last
+    if channels_last:
         convert_conv2d_weight_memory_format(network, torch.channels_last)
     if args.gradient_checkpointing:
         # No stage draws random numbers, and a CUDA graph cannot hold a state of a generator.

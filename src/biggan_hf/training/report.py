@@ -141,10 +141,14 @@ def _origin(run: "Run", resumed: Path | None) -> Row:
         return Row("weights", f"of step {run.global_step:,}, {resumed.name}{slower}")
     if model is None:
         return Row("weights", "new")
-    saved = BigGANConfig.from_pretrained(model, revision=run.settings["revision"] or "main")
-    there, here = names_of(saved.id2label), names_of(run.config.id2label)
+    there, here = names_of(_config_of_start(run).id2label), names_of(run.config.id2label)
     said, public = (map_classes(name, there, here).sentence or f"of {name}" for name in (model, public_name(model)))
     return Row("weights", said, public)
+
+
+def _config_of_start(run: "Run") -> BigGANConfig:
+    """Of the model that is fine-tuned; a run that goes on does not need it, and it may be gone."""
+    return BigGANConfig.from_pretrained(run.settings["init_from"], revision=run.settings["revision"] or "main")
 
 
 def device_in_words(device: torch.device, processes: int) -> str:
@@ -200,8 +204,7 @@ def _unusual(run: "Run", data_args: DataArguments) -> Iterator[str]:
     if unused := splits_beside(images, data_args.held_out_split)[1]:
         yield f"Not trained on: {splits_in_words(unused)}. --dataset_split names another split."
     if run.settings["init_from"] is not None and not run.global_step and not config.standing_truncations:
-        begun = BigGANConfig.from_pretrained(run.settings["init_from"], revision=run.settings["revision"] or "main")
-        if begun.standing_truncations:
+        if _config_of_start(run).standing_truncations:
             why = "The standing statistics of init_from are left out, for they hold for its weights"
             yield f"{why}: `biggan-hf stats` measures those of the new ones."
     is_relative = LOSSES[args.loss].is_relative  # then generated pictures have the labels of the real ones
