@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from biggan_hf import BigGANConfig, BigGANModel, quantizing
 from biggan_hf.engine_files import file_of, read_index
 from biggan_hf.engines import _RUNNERS, EngineModel, import_openvino
+from biggan_hf.eval_mode import fold
 from biggan_hf.exporting import OPSET, _silence, export_model
 from biggan_hf.files import staged_folder
-from biggan_hf.spectral_norm import fold
 
 
 # Images from which nncf takes the ranges of the original's graph in int8.

@@ -49,7 +49,7 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from biggan_hf import BigGANConfig
-from biggan_hf.spectral_norm import fold
+from biggan_hf.eval_mode import fold
 
 
 PEERS = (PRETRAINED_BIGGAN, BIGGAN_PYTORCH)

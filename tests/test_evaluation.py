@@ -20,6 +20,7 @@ from torch import Tensor
 
 from biggan_hf import BigGANModel
 from biggan_hf.data import LabelledImages, load_labelled_images
+from biggan_hf.eval_mode import FoldableWeight
 from biggan_hf.evaluation import (
     EvaluationSettings,
     GeneratedImages,
@@ -42,7 +43,6 @@ from biggan_hf.evaluation.reports import Measure, Report, flatten, write_json
 from biggan_hf.evaluation.settings import METRICS as ALL_METRICS
 from biggan_hf.finite import NotFiniteError
 from biggan_hf.images import to_pil, to_uint8
-from biggan_hf.spectral_norm import FoldableWeight
 
 
 METRICS = ("fid", "kid", "mind", "is", "prdc")

@@ -26,6 +26,7 @@ MODEL_FILES = {
     "modeling_biggan",
     "sampling_biggan",
     "layers",
+    "eval_mode",
     "spectral_norm",
     "ops",
     "configuration_biggan",

@@ -613,7 +613,7 @@ def test_checkpointed_discriminator_asks_no_gradient_of_the_callers_images() -> 
     ids=NETWORKS,
 )
 def test_compile_in_training(build: Callable[..., Network], memory_format: torch.memory_format) -> None:
-    # In double precision, since the bias before a norm has rounding for a gradient. tests/test_folding.py compiles
+    # In double precision, since the bias before a norm has rounding for a gradient. tests/test_eval_mode.py compiles
     # networks in eval mode.
     model, compiled = (build(**VARIANTS["attention"]).double().train() for _ in range(2))
     for network in (model, compiled):

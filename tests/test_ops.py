@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from biggan_hf import ops
+from biggan_hf.eval_mode import folded_weights
 from biggan_hf.layers import BatchNorm2d, Conv2dPool, UpsampleConv2d
 from biggan_hf.modeling_biggan import (
     BigGANDeepDiscriminatorBlock,
@@ -32,7 +33,7 @@ from biggan_hf.modeling_biggan import (
     BigGANGeneratorBlock,
 )
 from biggan_hf.ops import plain_operations
-from biggan_hf.spectral_norm import SpectralNorm, folded_weights
+from biggan_hf.spectral_norm import SpectralNorm
 
 
 FORMATS = [torch.contiguous_format, torch.channels_last]

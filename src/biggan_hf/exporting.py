@@ -24,13 +24,13 @@ from torch import Tensor, nn
 from .configuration_biggan import BigGANConfig
 from .engine_files import EMBEDDINGS, PACKAGES, file_of, of_weights, read_index, write_index
 from .engines import EngineModel, check_engine, check_installed, import_openvino, standing_inputs
+from .eval_mode import eval_view
 from .files import WEIGHT_GLOBS, checksum_of_file, checksum_of_weights, staged_folder
 from .latents import sample_latents
 from .layers import BatchNorm2d, ConditionalBatchNorm2d
 from .modeling_biggan import BigGANModel
 from .ops import plain_operations
 from .quantizing import check_can_be_checked, check_quantized, quantize
-from .spectral_norm import eval_view
 
 
 OPSET = 22

@@ -10,9 +10,9 @@ from tqdm.auto import tqdm
 
 from .bars import open_bar
 from .class_labels import check_class_labels
+from .eval_mode import in_eval_mode
 from .latents import sample_latents
 from .modeling_biggan import BigGANModel
-from .spectral_norm import in_eval_mode
 
 
 @dataclass

@@ -13,10 +13,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .eval_mode import FoldableWeight
 from .latents import StandingRow
 from .ops import attention, batch_norm, batch_norm_in_training, conv2d_pool, upsample_conv2d
 from .ops import conv2d as padded_conv2d
-from .spectral_norm import Float32Buffers, FoldableWeight, SpectralNorm
+from .spectral_norm import Float32Buffers, SpectralNorm
 
 
 # Convolutions, linear maps and embeddings

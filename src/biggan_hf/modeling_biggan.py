@@ -19,6 +19,7 @@ from transformers.utils import ModelOutput
 
 from .class_labels import check_class_labels
 from .configuration_biggan import BigGANConfig
+from .eval_mode import drop_stale_folds, folded_weights
 from .hub import PublishingMixin
 from .initialization import init_weights
 from .keywords import understood
@@ -35,7 +36,7 @@ from .layers import (
 )
 from .ops import average_pool, upsample
 from .sampling_biggan import SamplingMixin
-from .spectral_norm import SpectralNorm, drop_stale_folds, folded_weights, iterate_in_training
+from .spectral_norm import SpectralNorm, iterate_in_training
 
 
 @dataclass
@@ -264,6 +265,9 @@ class BigGANPreTrainedModel(PublishingMixin, PreTrainedModel):
     def __init__(self, config: BigGANConfig):
         super().__init__(config)
         config.validate_architecture()
+        # Whether a training forward takes a power iteration of the spectral norms. If not, it uses the last vectors
+        # again, so that the micro-batches of an update see one function.
+        self.iterates = True
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         # Before the forward, which cannot check where it is compiled.
@@ -375,7 +379,7 @@ class BigGANModel(SamplingMixin, BigGANPreTrainedModel):
         latents = latents.to(self.dtype)
         embeddings = self._class_vectors(latents, class_labels, class_embeddings)
         # Layers in training change their state: singular vectors before, running statistics after.
-        iterate_in_training(self)
+        iterate_in_training(self, self.iterates)
         images = self._images(latents, embeddings, row)
         move_running_statistics(self)
         return (images,) if return_dict is False else BigGANModelOutput(images=images)
@@ -483,7 +487,7 @@ class BigGANDiscriminator(BigGANPreTrainedModel):
         if self.training and self.is_activation_checkpointing and not torch.compiler.is_compiling():
             # Reentrant checkpointing gives a stage's weights no gradient unless its input requires one.
             pixel_values = pixel_values if pixel_values.requires_grad else pixel_values.detach().requires_grad_()
-        iterate_in_training(self)
+        iterate_in_training(self, self.iterates)
         logits = self._logits(pixel_values, class_labels)
         return (logits,) if return_dict is False else BigGANDiscriminatorOutput(logits=logits)
 

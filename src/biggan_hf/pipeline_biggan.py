@@ -27,12 +27,12 @@ from .devices import check_device, check_not_offloaded, device_or_best
 from .directions import FILE, Directions, carry_directions, read_directions, save_directions
 from .embedded import located
 from .engines import Engine, EngineModel, Precision, best_engine, check_engine, load_engine
+from .eval_mode import fold, unfold
 from .finite import check_images
 from .images import to_pil, to_uint8
 from .keywords import PLACE, answers_keywords, check_keywords, did_you_mean
 from .latents import TruncationMode, check_generators, check_latents, sample_latents
 from .memory import is_out_of_memory
-from .spectral_norm import fold, unfold
 
 
 # Three, since the type of keys is invariant: {"goldfish": 0.7} is no Mapping[int | str, float].

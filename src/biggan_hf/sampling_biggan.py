@@ -9,6 +9,7 @@ from transformers.utils import logging
 
 from .class_labels import as_labels, check_class_labels
 from .devices import check_not_offloaded
+from .eval_mode import folded_weights, in_eval_mode
 from .finite import check_images
 from .keywords import answers_keywords
 from .latents import (
@@ -21,7 +22,6 @@ from .latents import (
     sample_latents,
     standing_row,
 )
-from .spectral_norm import folded_weights, in_eval_mode
 
 
 if TYPE_CHECKING:

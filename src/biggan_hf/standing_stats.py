@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from .bars import open_bar
+from .eval_mode import eval_view
 from .keywords import answers_keywords
 from .latents import check_truncation, sample_latents
 from .layers import BatchNorm2d, ConditionalBatchNorm2d
 from .modeling_biggan import BigGANModel
 from .processes import add_up, from_main, num_processes, process_rank
-from .spectral_norm import eval_view
 
 
 SUMMED_AT_A_TIME = 2**18  # on a CPU: 2 MiB of float64, which the cache holds

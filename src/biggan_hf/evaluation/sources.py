@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from ..eval_mode import in_eval_mode
 from ..finite import check_images
 from ..images import to_uint8
 from ..latents import TruncationMode, sample_latents
 from ..pictures import encoded_bytes
-from ..spectral_norm import in_eval_mode
 
 
 if TYPE_CHECKING:  # `datasets` is slow to import, and samples do not need it

@@ -23,11 +23,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..embedded import PREFIX
+from ..eval_mode import eval_view
 from ..files import add_checksum, write_text
 from ..layers import BatchNorm2d, ConditionalBatchNorm2d
 from ..model_card import CARD
 from ..modeling_biggan import BigGANDiscriminator, BigGANModel
-from ..spectral_norm import SpectralNorm, eval_view
+from ..spectral_norm import SpectralNorm
 from ..words import counted
 from .fine_tuning import is_of_classes
 

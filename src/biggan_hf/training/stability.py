@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..spectral_norm import SpectralNorm, in_eval_mode
+from ..eval_mode import in_eval_mode
+from ..spectral_norm import SpectralNorm
 from .steps import Pictures
 
 

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..modeling_biggan import BigGANDiscriminator, BigGANModel
-from ..spectral_norm import SpectralNorm
 from .augment import diff_augment, shift
 from .losses import LOSSES, consistency_penalty, gradient_penalties, orthogonal_regularization_gradient
 
@@ -68,6 +67,10 @@ class Players:
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         return {"generator": self.generator_optimizer, "discriminator": self.discriminator_optimizer}
 
+    def iterate_spectral_norms(self, iterate: bool) -> None:
+        """Whether the next forwards of both networks take a power iteration or use the last vectors again."""
+        self.bare_generator.iterates = self.bare_discriminator.iterates = iterate
+
 
 @dataclass(frozen=True)
 class Objective:
@@ -100,7 +103,7 @@ def discriminator_step(
 
     for index, (latents, real) in enumerate(micro_batches):
         is_last = index == len(micro_batches) - 1
-        _iterate_spectral_norms(players, objective.iterate_every_forward or index == 0)
+        players.iterate_spectral_norms(objective.iterate_every_forward or index == 0)
         with _exchange_gradients(accelerator, players.discriminator, is_last), _attention_kernels(objective):
             # G is fixed: its pictures G(z) are inputs like the real pictures x.
             labels = _labels(latents, real, objective)
@@ -152,7 +155,7 @@ def generator_step(
     reals = compared if LOSSES[objective.loss].is_relative else [None] * len(micro_batches)
     for index, (latents, real) in enumerate(zip(micro_batches, reals, strict=True)):
         is_last = index == len(micro_batches) - 1
-        _iterate_spectral_norms(players, objective.iterate_every_forward or index == 0)
+        players.iterate_spectral_norms(objective.iterate_every_forward or index == 0)
         with _exchange_gradients(accelerator, players.generator, is_last):
             # L_G = -E[D(G(z))] for the hinge loss (paper, section 3).
             labels = _labels(latents, real, objective)
@@ -242,14 +245,6 @@ def _require_gradients(optimizer: torch.optim.Optimizer, required: bool) -> None
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             parameter.requires_grad_(required)
-
-
-def _iterate_spectral_norms(players: Players, iterates: bool) -> None:
-    """Whether the next forwards of both networks take a power iteration, or use the vectors of the last one again."""
-    for network in players.networks.values():
-        for module in network.modules():
-            if isinstance(module, SpectralNorm) and module.iterates is not iterates:
-                module.iterates = iterates
 
 
 def _exchange_gradients(accelerator: Accelerator, network: nn.Module, is_last: bool) -> Any:

@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from biggan_hf import BigGANDiscriminator, BigGANModel, BigGANPipeline, collect_standing_statistics, ops
+from biggan_hf.eval_mode import FoldableWeight, fold, folded_weights, in_eval_mode
 from biggan_hf.evaluation import GeneratedImages, measure
 from biggan_hf.inversion import invert
 from biggan_hf.layers import Conv2d, SNConv2d, SNConv2dPool, SNLinear, SNUpsampleConv2d
-from biggan_hf.spectral_norm import FoldableWeight, SpectralNorm, fold, folded_weights, in_eval_mode, power_iteration
+from biggan_hf.spectral_norm import SpectralNorm, power_iteration
 from biggan_hf.training.ema import update_ema
 from biggan_hf.training.stability import share_taken_for_real
 from biggan_hf.training.steps import Pictures
