@@ -23,7 +23,7 @@ from common import (
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
-from biggan_hf import BigGANConfig, BigGANDiscriminator, BigGANModel, sampling_biggan
+from biggan_hf import BigGANConfig, BigGANDiscriminator, BigGANModel, sample_latents, sampling_biggan
 from biggan_hf.layers import _BatchNorm
 
 
@@ -286,8 +286,32 @@ def test_sample_of_an_unconditional_model() -> None:
         assert model.sample(num_images_per_prompt=4).shape == (4, 3, 32, 32)
         with pytest.raises(ValueError, match=r"unconditional \(num_labels=0\): class_labels must be None"):
             model.sample([0])
-        with pytest.raises(ValueError, match=r"unconditional \(num_labels=0\): class_embeddings must be None"):
-            model(tiny_latents(1, model.config), class_embeddings=torch.zeros(1, 6))
+        for call in (model, model.sample):
+            with pytest.raises(ValueError, match=r"unconditional \(num_labels=0\): class_embeddings must be None"):
+                call(latents=tiny_latents(1, model.config), class_embeddings=torch.zeros(1, 6))
+
+
+@pytest.mark.parametrize("variant", ["plain", "per-layer labels"])
+def test_sample_of_class_embeddings(variant: str) -> None:
+    model = tiny_generator(**VARIANTS[variant]).eval()
+    latents, labels = tiny_latents(6, model.config), torch.tensor([3, 0])
+    embeddings = model.class_embedding(labels).detach()
+    expected = model.sample(labels, 3, latents=latents)
+    sampled = model.sample(class_embeddings=embeddings, num_images_per_prompt=3, latents=latents)
+    torch.testing.assert_close(sampled, expected)
+    drawn = model.sample(class_embeddings=embeddings, generator=torch.Generator().manual_seed(0))
+    latents = sample_latents(2, model.config.z_dim, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(drawn, model.sample(class_embeddings=embeddings, latents=latents))
+    for wrong, labels_too, message in [
+        (embeddings[:, :-1], None, "class_embeddings must be"),
+        (embeddings[:0], None, "class_embeddings must be"),
+        (embeddings[0], None, "class_embeddings must be"),
+        (embeddings, labels, "exclude each other"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            model.sample(labels_too, class_embeddings=wrong)
+    with pytest.raises(ValueError, match="num_images_per_prompt must be at least 1, got 0"):
+        model.sample(class_embeddings=embeddings, num_images_per_prompt=0)
 
 
 def test_sample_uses_the_models_own_truncation_mode() -> None:

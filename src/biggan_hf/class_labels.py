@@ -123,3 +123,19 @@ def check_class_labels(class_labels: Tensor | None, num_samples: int, id2label: 
     except RuntimeError:  # under `torch.vmap`, which shows no values
         return
     check_label_range(values, id2label)
+
+
+# Embeddings in place of labels
+
+
+def check_class_embeddings(embeddings: Tensor, class_labels: Tensor | None, num_samples: int, width: int) -> None:
+    """
+    Raises `ValueError` unless there is one embedding a sample, (num_samples, width), and no label. The width is 0 for
+    a network without classes.
+    """
+    if not width:
+        raise ValueError("this model is unconditional (num_labels=0): class_embeddings must be None")
+    if class_labels is not None:
+        raise ValueError("class_labels and class_embeddings exclude each other; give one of them")
+    if embeddings.shape != (num_samples, width):
+        raise ValueError(f"class_embeddings must be ({num_samples}, {width}), got {tuple(embeddings.shape)}")

@@ -259,14 +259,14 @@ class BigGANConfig(PreTrainedConfig):
 
     @property
     def class_width(self) -> int:
-        """Length of a class embedding; without a shared embedding the number of classes."""
-        return self.class_embedding_dim if self.shared_class_embedding else self.num_labels or 0
+        """Length of a class embedding; without a shared embedding the number of classes; 0 without classes."""
+        return self.class_embedding_dim if self.num_labels and self.shared_class_embedding else self.num_labels or 0
 
     @property
     def condition_dim(self) -> int:
         """Length of the vector that conditions a block of the generator; 0 where nothing does."""
         latent_dim = self.z_dim // self.num_latent_chunks if self.hierarchical_latents else 0
-        return (self.class_width if self.num_labels else 0) + latent_dim
+        return self.class_width + latent_dim
 
     # Filling in and checking
 

@@ -79,7 +79,7 @@ _TENSORS = {
 _TAKEN_BY = {
     "BigGANPipeline(…)": "class_labels num_images_per_prompt truncation truncation_mode latents class_embeddings "
     "directions generator batch_size output_type progress_bar",
-    "model.sample": "class_labels num_images_per_prompt truncation truncation_mode latents generator",
+    "model.sample": "class_labels num_images_per_prompt truncation truncation_mode latents class_embeddings generator",
     "model(…)": "class_labels class_embeddings",
 }
 

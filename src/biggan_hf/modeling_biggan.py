@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
-from .class_labels import check_class_labels
+from .class_labels import check_class_embeddings, check_class_labels
 from .configuration_biggan import BigGANConfig
 from .eval_mode import drop_stale_folds, folded_weights
 from .hub import PublishingMixin
@@ -404,13 +404,8 @@ class BigGANModel(SamplingMixin, BigGANPreTrainedModel):
             if labels is None or not self.config.shared_class_embedding:
                 return labels
             return self.class_embedding(labels).to(latents.dtype)
-        if not self.config.num_labels:
-            raise ValueError("this model is unconditional (num_labels=0): class_embeddings must be None")
-        if labels is not None:
-            raise ValueError("class_labels and class_embeddings exclude each other; give one of them")
-        width = self.config.class_width
-        if embeddings.shape != (latents.shape[0], width):  # not `len`, which would fix the batch of an export
-            raise ValueError(f"class_embeddings must be ({len(latents)}, {width}), got {tuple(embeddings.shape)}")
+        # Not `len`, which would fix the batch of an export.
+        check_class_embeddings(embeddings, labels, latents.shape[0], self.config.class_width)
         return embeddings.to(latents.dtype)
 
     def _conditions(self, latents: Tensor, embeddings: Tensor | None) -> tuple[Tensor, list[Tensor | None]]:

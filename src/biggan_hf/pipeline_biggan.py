@@ -487,11 +487,7 @@ class BigGANPipeline:
         check_generators(generator, number)
 
         # Draws as `model.sample` does: the same generator gives the same images.
-        labels = None
-        if embeddings is None:
-            labels = self.model._labels_to_sample(label_ids, num_images_per_prompt, generator)
-        else:
-            embeddings = embeddings.to(self.device).repeat_interleave(num_images_per_prompt, dim=0)
+        labels, embeddings = self.model._classes_to_sample(label_ids, embeddings, num_images_per_prompt, generator)
         if latents is None:
             latents = sample_latents(number, self.model.config.z_dim, truncation, mode, generator, self.device)
         latents = self._moved(latents, directions or {})
@@ -615,7 +611,6 @@ class BigGANPipeline:
             kinds = get_args(OutputType)
             hint = did_you_mean(str(output_type), kinds)
             raise ValueError(f"output_type must be one of {', '.join(kinds)}, got {output_type!r}{hint}")
-        self.model._standing_row(truncation)  # raises for a truncation that is no number or lies outside the table
         return self.model._truncation_mode(truncation, mode)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
-from .class_labels import as_labels, check_class_labels
+from .class_labels import as_labels, check_class_embeddings, check_class_labels
 from .devices import check_not_offloaded
 from .eval_mode import folded_weights, in_eval_mode
 from .finite import check_images
@@ -47,6 +47,7 @@ class SamplingMixin(_Network):
         truncation: float | None = None,
         truncation_mode: TruncationMode | None = None,
         latents: Tensor | None = None,
+        class_embeddings: Tensor | None = None,
         generator: Generators | None = None,
     ) -> Tensor:
         """
@@ -59,26 +60,27 @@ class SamplingMixin(_Network):
             truncation: Threshold t > 0 of the truncation trick (paper, section 3.1); `None` for plain N(0, 1).
             truncation_mode: See `sample_latents`. Default: the model's own, with which its statistics were measured.
             latents: (number of images, z_dim) in place of drawing them.
+            class_embeddings: (N, class_embedding_dim) in place of labels, such as means of two classes' embeddings.
             generator: Makes the draw reproducible; one for all images, or one per image.
 
         Returns:
-            (len(class_labels) · num_images_per_prompt, num_channels, image_size, image_size) in [-1, 1].
+            (labels or embeddings · num_images_per_prompt, num_channels, image_size, image_size) in [-1, 1].
 
         Raises:
             ValueError: An unknown or ambiguous name; a label, a number of images or a truncation out of range; latents
-                of a wrong shape; a wrong number of generators; images that are not finite; weights that are offloaded
-                layer by layer, as by accelerate's `cpu_offload`.
+                or embeddings of a wrong shape; labels and embeddings at once; a wrong number of generators; images
+                that are not finite; weights that are offloaded layer by layer, as by accelerate's `cpu_offload`.
             TypeError: A label or a generator of another type.
         """
         check_not_offloaded(self)
-        # Labels first, then latents: the order in which a generator is read.
-        labels = self._labels_to_sample(class_labels, num_images_per_prompt, generator)
-        number = num_images_per_prompt if labels is None else len(labels)
         mode = self._truncation_mode(truncation, truncation_mode)
+        # Labels first, then latents: the order in which a generator is read.
+        labels, embeddings = self._classes_to_sample(class_labels, class_embeddings, num_images_per_prompt, generator)
+        number = next((len(x) for x in (labels, embeddings) if x is not None), num_images_per_prompt)
         check_latents(latents, number, self.config.z_dim)
         if latents is None:
             latents = sample_latents(number, self.config.z_dim, truncation, mode, generator, self.device)
-        return self._generate(latents, labels, None, truncation)
+        return self._generate(latents, labels, embeddings, truncation)
 
     @torch.no_grad()
     def _generate(
@@ -91,12 +93,22 @@ class SamplingMixin(_Network):
         # A copy: the next replay of a CUDA graph overwrites the output of a compiled model.
         return check_images(images, self).clone()
 
+    def _classes_to_sample(
+        self, labels: Any, embeddings: Tensor | None, repeats: int, generator: Generators | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        # For each image a label, given or drawn, or an embedding; neither for an unconditional model.
+        if repeats < 1:
+            raise ValueError(f"num_images_per_prompt must be at least 1, got {repeats}")
+        if embeddings is None:
+            return self._labels_to_sample(labels, repeats, generator), None
+        number = max(len(embeddings), 1) if embeddings.ndim else 1
+        check_class_embeddings(embeddings, labels, number, self.config.class_width)
+        return None, embeddings.to(self.device).repeat_interleave(repeats, dim=0)
+
     def _labels_to_sample(
         self, labels: int | str | Sequence[int | str] | Tensor | None, repeats: int, generator: Generators | None
     ) -> Tensor | None:
         # One label per image, (number of images,), given or drawn; `None` for an unconditional model.
-        if repeats < 1:
-            raise ValueError(f"num_images_per_prompt must be at least 1, got {repeats}")
         if labels is not None:
             ids = as_labels(labels, self.config.id2label)
             ids = ids if ids.ndim else ids[None]
@@ -115,7 +127,9 @@ class SamplingMixin(_Network):
     # Truncation: which latents are drawn, and which standing statistics belong to them
 
     def _truncation_mode(self, truncation: float | None, mode: TruncationMode | None) -> TruncationMode:
-        # How latents are drawn. Standing statistics hold for one mode; another mode is refused.
+        # How latents are drawn. Refuses a truncation that is no number or lies outside the table of standing
+        # statistics, and another mode than that in which these were measured.
+        self._standing_row(truncation)
         own = self.config.truncation_mode
         if mode is not None:
             check_truncation_mode(mode)

@@ -78,7 +78,6 @@ class GeneratedImages:
         if self.num_images < 1:
             raise ValueError(f"num_images must be at least 1, got {self.num_images}")
         config = self.model.config
-        self.model._standing_row(self.truncation)  # raises for a truncation that the samples would be refused for
         mode: TruncationMode = self.model._truncation_mode(self.truncation, self.truncation_mode)
         self.truncation_mode = mode
         generator = torch.Generator().manual_seed(self.seed)
