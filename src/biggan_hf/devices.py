@@ -1,10 +1,10 @@
-"""Devices: the fastest that there is, whether there is one, and whether it is fast in bfloat16."""
+"""Devices: the fastest that there is, whether there is one, and what it can compute, and how fast."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def device_or_best(device: str | None) -> str:
@@ -39,6 +39,17 @@ def bfloat16_unit(device: torch.device, root: Path = Path("/")) -> str:
         return ""
     flags = next((line.split() for line in told.splitlines() if line.startswith("flags")), [])
     return next((name for flag, name in BFLOAT16_UNITS.items() if flag in flags), "")
+
+
+def exact_device(device: torch.device | str) -> torch.device:
+    """Where float64 is computed: the device itself, or the CPU for one of MPS, which has no float64."""
+    device = torch.device(device)
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+def in_float64(tensor: Tensor) -> Tensor:
+    """The tensor in float64, where that is computed. Gradients flow back."""
+    return tensor.to(exact_device(tensor.device)).double()
 
 
 def fastest_format(device: torch.device, dtype: torch.dtype) -> torch.memory_format:

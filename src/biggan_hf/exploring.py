@@ -222,7 +222,7 @@ def layer_change(model: Any) -> Tensor:
         # Row i is what the i-th of these entries adds to the output. The layer is called: it may have an adapter.
         basis = torch.eye(entries.stop - entries.start, device=model.device, dtype=model.dtype)
         inputs = nn.functional.pad(basis, (layer.in_features - len(basis), 0, 1, 0))  # behind the class; zeros first
-        outputs = layer(inputs).double().cpu()
+        outputs = layer(inputs).cpu().double()
         change = outputs[1:] - outputs[:1]
         total[entries, entries] += change @ change.T
     return total
@@ -322,8 +322,9 @@ def nearest_neighbours(
     distances, indices = torch.empty(len(images), 0), torch.empty(len(images), 0, dtype=torch.int64)
     seen = 0
     for pictures in data_set:
-        if pictures.shape[1:] != images.shape[1:]:
-            raise ValueError(f"pictures must be {tuple(images.shape[1:])}, got {tuple(pictures.shape[1:])}")
+        if pictures.shape[1:] != images.shape[1:] or pictures.dtype != torch.uint8:
+            got = f"{pictures.dtype} of {tuple(pictures.shape[1:])}"
+            raise ValueError(f"pictures must be uint8 {tuple(images.shape[1:])}, got {got}")
         # Not by ‖a‖² + ‖b‖² - 2ab: its rounding is as large as the small distances that matter here.
         direct = "donot_use_mm_for_euclid_dist"
         new = torch.cdist(described, _described(pictures, features), compute_mode=direct)

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from .devices import exact_device
 from .keywords import answers_keywords
 
 
@@ -106,8 +107,11 @@ def _draw(
 ) -> Tensor:
     """Uniform on [0, 1) in double precision, or N(0, 1) in single."""
     drawn_on = device if generator is None else generator.device
+    if uniform and generator is None:
+        drawn_on = exact_device(device or torch.get_default_device())
     if uniform:
-        return torch.rand(num_samples, z_dim, generator=generator, device=drawn_on, dtype=torch.float64)
+        dtype = torch.float32 if torch.device(drawn_on or "cpu").type == "mps" else torch.float64
+        return torch.rand(num_samples, z_dim, generator=generator, device=drawn_on, dtype=dtype)
     return torch.randn(num_samples, z_dim, generator=generator, device=drawn_on)
 
 

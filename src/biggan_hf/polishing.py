@@ -25,6 +25,7 @@ from torch.autograd.graph import increment_version
 from .bars import open_bar
 from .class_names import names_of
 from .data import LabelledImages
+from .devices import in_float64
 from .evaluation import EvaluationSettings, FeatureExtractor, GeneratedImages, RealImages, evaluate
 from .evaluation.loss import Target, moments_of, with_classes
 from .evaluation.metrics import joint_distance
@@ -90,7 +91,7 @@ class Ruler:
             )
         self._check_gradient(images.image_shape)
         features = torch.cat([extractor(batch)[0] for batch in _batches(images, extractor.name)])
-        self.length = features.double().norm(dim=1).mean().item()  # a class counts as much as the features
+        self.length = in_float64(features).norm(dim=1).mean().item()  # a class counts as much as the features
         self.target = Target(moments_of(self._joined(features, labels)))
 
     def _check_gradient(self, shape: tuple[int, int, int]) -> None:
@@ -112,7 +113,8 @@ class Ruler:
         """Where the features (N, d) of samples have to go, and the distance of all to the real pictures."""
         joined = self._joined(features, labels)
         found = self.target.map_from(moments_of(joined))
-        return found.targets(joined)[:, : self.width].to(features.dtype), found.distance
+        targets = found.targets(joined)[:, : self.width].to(features.dtype)
+        return targets.to(features.device), found.distance
 
 
 @dataclass
@@ -138,7 +140,7 @@ class Polishing:
     What the work consists of. Every process has the same of all.
 
     Args:
-        model: The generator, on its device; it learns in place.
+        model: The generator in float32, on its device; it learns in place.
         images: The real pictures, labelled as the model's classes.
         extractors: Those that are learnt from.
         judge: One that is not.
@@ -154,6 +156,8 @@ class Polishing:
         settings: PolishSettings,
         cache_dir: Path | None = None,
     ) -> None:
+        if model.dtype != torch.float32:  # steps as small as these are lost in the rounding of bfloat16
+            raise ValueError(f"polishing needs a model in float32, got {model.dtype}: model.float() is one")
         self.settings, self.judge, self.cache_dir = settings, judge, cache_dir
         self.real = RealImages(images, min(settings.population, len(images)), seed=settings.seed)
         labels = None if images.labels is None else images.labels[self.real.rows]
@@ -170,7 +174,9 @@ class Polishing:
         self.rounds, self.verdicts = 0, list[float]()  # a verdict of the start, and one after each round
         weights = digest_of_weights(model)
         encoders = [encoder.identity for encoder in (*extractors, judge)]
-        self.identity = {"model": weights, "pictures": images.fingerprint, "encoders": encoders, **asdict(settings)}
+        judged = {} if self.labels is None else {"judged": "classes as often as in the pictures"}
+        self.identity = {"model": weights, "pictures": images.fingerprint, "encoders": encoders, **judged}
+        self.identity |= asdict(settings)
 
     # What a checkpoint holds
 
@@ -276,11 +282,21 @@ class Polishing:
             allow_few_images=True,
             cache_dir=self.cache_dir,
         )
-        classes = None if self.labels is None else sorted({*self.labels.tolist()})
-        samples = GeneratedImages(self.ema, number, seed=self.settings.seed, classes=classes)
-        values = evaluate(samples, real, self.judge, settings).values
+        values = evaluate(self._samples(real), real, self.judge, settings).values
         self.verdicts.append(joint_distance(values.values()))
         return {f"{name} N={number}": value for name, value in values.items()}
+
+    def _samples(self, real: RealImages) -> GeneratedImages:
+        """Those of the average that are judged beside pictures, with each class as often as these have it."""
+        number, seed = self.settings.evaluation_images, self.settings.seed
+        if self.labels is None or real.images.labels is None:
+            return GeneratedImages(self.ema, number, seed=seed)
+        theirs = real.images.labels[real.rows].sort().values
+        labels = theirs[(2 * torch.arange(number) + 1) * len(theirs) // (2 * number)]  # the middles of equal parts
+        # The name is a part of the fingerprint, which knows of no other labels than those that are drawn.
+        samples = GeneratedImages(self.ema, number, seed=seed, name=f"model, by class {labels.bincount().tolist()}")
+        samples.labels = labels
+        return samples
 
     @property
     def best(self) -> int:

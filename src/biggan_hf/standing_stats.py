@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .bars import open_bar
+from .devices import exact_device, in_float64
 from .eval_mode import eval_view
 from .keywords import answers_keywords
 from .latents import check_truncation, sample_latents
@@ -154,14 +155,18 @@ def _observe(observed: list[tuple[Tensor, Tensor]], index: int, hidden_states: T
     """Mean and biased variance (C,) over (N, H, W). Sums are float64, so that E[x²] - E[x]² keeps enough digits."""
     on_cpu = hidden_states.device.type == "cpu"
     samples = max(SUMMED_AT_A_TIME // hidden_states[0].numel(), 1) if on_cpu else len(hidden_states)
-    sums = torch.zeros(2, hidden_states.shape[1], dtype=torch.float64, device=hidden_states.device)
+    device = exact_device(hidden_states.device)
+    sums = torch.zeros(2, hidden_states.shape[1], dtype=torch.float64, device=device)
     for part in hidden_states.split(samples):
-        values = part.double()
+        values = in_float64(part)
         sums[0] += values.sum(dim=(0, 2, 3))
         sums[1] += values.square().sum(dim=(0, 2, 3))
-    mean, mean_square = sums / hidden_states[:, 0].numel()
-    observed[index] = mean, (mean_square - mean.square()).clamp_min(0)
-    return observed[index]
+    mean, mean_square = sums / (hidden_states.numel() // hidden_states.shape[1])
+    var = (mean_square - mean.square()).clamp_min(0)
+    observed[index] = mean, var
+    if device == hidden_states.device:
+        return mean, var
+    return mean.float().to(hidden_states.device), var.float().to(hidden_states.device)
 
 
 class _Moments:
@@ -174,7 +179,9 @@ class _Moments:
     def __init__(self, num_channels: int, device: torch.device):
         self.count = 0
         # The mean of the batches' means, the mean of their variances, the sum of squares of their means about `mean`.
-        self.mean, self.within, self.between = torch.zeros(3, num_channels, dtype=torch.float64, device=device)
+        self.mean, self.within, self.between = torch.zeros(
+            3, num_channels, dtype=torch.float64, device=exact_device(device)
+        )
 
     def add(self, mean: Tensor, var: Tensor) -> None:
         self.count += 1
@@ -196,16 +203,19 @@ class _Moments:
 def _store(model: BigGANModel, layers: Layers, table: list[float], means: Tensor, variances: Tensor) -> None:
     """`means` and `variances`: (rows, channels of all layers)."""
     sizes = [layer.num_features for layer in layers]
+    place, dtype = layers[0].running_mean.device, layers[0].running_mean.dtype
+    means, variances = (x.to(dtype).to(place) for x in (means, variances))
     columns = zip(means.split(sizes, dim=1), variances.split(sizes, dim=1), strict=True)
     for layer, (mean, var) in zip(layers, columns, strict=True):
         if table:
-            dtype = layer.running_mean.dtype
-            layer.register_buffer("standing_mean", mean.to(dtype).clone(memory_format=torch.contiguous_format))
-            layer.register_buffer("standing_var", var.to(dtype).clone(memory_format=torch.contiguous_format))
+            layer.register_buffer("standing_mean", mean.clone(memory_format=torch.contiguous_format))
+            layer.register_buffer("standing_var", var.clone(memory_format=torch.contiguous_format))
         else:
             layer.running_mean.copy_(mean[0])
             layer.running_var.copy_(var[0])
     if table:
-        model.config = copy.deepcopy(model.config)  # another network may have the same object
-        model.config.standing_interpolation = "linear"
-        model.config.standing_truncations = table
+        shared, own = model.config, copy.deepcopy(model.config)  # another network may have the same object
+        own.standing_interpolation, own.standing_truncations = "linear", table
+        for module in model.modules():  # attention reads its own
+            if getattr(module, "config", None) is shared:
+                module.config = own  # type: ignore[assignment]

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..devices import in_float64
+
 
 ITERATIONS = 200  # of L-BFGS, at most; it converges earlier
 
@@ -22,9 +24,10 @@ def accuracy_of_classifier(
 
     The features are standardised. The penalty is |W|² / 2N, of one image's weight.
     """
-    mean, deviation = features.double().mean(0), features.double().std(0)
+    features, test_features = in_float64(features), in_float64(test_features)
+    mean, deviation = features.mean(0), features.std(0)
     scale = torch.where(deviation > 0, deviation, 1.0)
-    x, x_test = ((rows.double() - mean) / scale for rows in (features, test_features))
+    x, x_test = ((rows - mean) / scale for rows in (features, test_features))
     weight = torch.zeros(num_classes, x.shape[1], dtype=torch.float64, device=x.device)
     bias = torch.zeros(num_classes, dtype=torch.float64, device=x.device)
     labels = labels.to(x.device)

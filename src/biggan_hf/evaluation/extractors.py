@@ -337,7 +337,7 @@ def _tried(extractor: FeatureExtractor, image_size: int = PROBE_SIZE) -> Feature
 def _in_few_numbers(features: Tensor) -> list[float]:
     """From (N, d) to N numbers: a weighted sum of each image's features, which differs from network to network."""
     wave = torch.sin(1.0 + torch.arange(features.shape[1], dtype=torch.float64))
-    return [float(f"{value:.4g}") for value in features.double().cpu() @ wave]
+    return [float(f"{value:.4g}") for value in features.cpu().double() @ wave]
 
 
 def _as_pair(output: Features) -> tuple[Tensor, Tensor | None]:

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..devices import in_float64
+
 
 # Variances count as at least this share of their mean: T divides by the roots of the generated ones.
 LEAST_VARIANCE = 1e-4
@@ -30,7 +32,7 @@ class Moments(NamedTuple):
 
 def moments_of(features: Tensor) -> Moments:
     """Of features (N, d), N ≥ 2."""
-    features = features.double()
+    features = in_float64(features)
     return Moments(features.mean(0), torch.cov(features.T))
 
 
@@ -40,8 +42,8 @@ def with_classes(features: Tensor, labels: Tensor | None, num_labels: int, lengt
     these, FJD (arXiv:1907.08175), also sees features that are right for the set and wrong for the class.
     """
     if labels is None:
-        return features.double()
-    return torch.cat([features.double(), length * F.one_hot(labels, num_labels).double()], dim=1)
+        return in_float64(features)
+    return torch.cat([in_float64(features), length * in_float64(F.one_hot(labels, num_labels))], dim=1)
 
 
 class Map(NamedTuple):

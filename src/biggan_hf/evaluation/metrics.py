@@ -7,6 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from ..devices import in_float64
+
 
 NEIGHBOURS = 3  # of precision and recall (Kynkäänniemi et al. 2019)
 DENSITY_NEIGHBOURS = 5  # of density and coverage (Naeem et al. 2020)
@@ -68,7 +70,7 @@ def wavelet_distance(means_a: Tensor, covariances_a: Tensor, means_b: Tensor, co
     The mean of the packets' Fréchet distances (Veeramacheneni et al. 2025, arXiv:2312.15289), from the means (P, d)
     and the covariances (P, d, d) of two sets' packets (`wavelets.py`).
     """
-    moments = (x.double().cpu() for x in (means_a, covariances_a, means_b, covariances_b))  # many small matrices
+    moments = (x.cpu().double() for x in (means_a, covariances_a, means_b, covariances_b))  # many small matrices
     distances = [frechet_distance(*packet) for packet in zip(*moments, strict=True)]
     return sum(distances) / len(distances)
 
@@ -97,8 +99,9 @@ def monge_distance(real: Tensor, fake: Tensor, seed: int = 0) -> float:
 
     def some_of(features: Tensor) -> Tensor:
         if len(features) == number:
-            return features.double()
-        return features[torch.randperm(len(features), generator=generator)[:number].to(features.device)].double()
+            return in_float64(features)
+        rows = torch.randperm(len(features), generator=generator)[:number]
+        return in_float64(features[rows.to(features.device)])
 
     first, second = some_of(fake), some_of(real)
     directions = torch.randn(PROJECTIONS, width, generator=generator)
@@ -123,7 +126,7 @@ def saturation(real: Tensor, fake: Tensor) -> float:
     both sets. Real pictures have black or white backgrounds, too. Each end counts by itself, and only what is above: a
     background that is not black enough does not make up for white spots.
     """
-    return float((fake.double().mean(0) - real.double().mean(0).to(fake.device)).clamp_min(0).sum())
+    return float((in_float64(fake).mean(0).cpu() - in_float64(real).mean(0).cpu()).clamp_min(0).sum())
 
 
 def kernel_distance(
@@ -145,8 +148,8 @@ def kernel_distance(
         size = min(subset_size, len(real), len(fake))
         is_all = size == len(real) == len(fake)
         metric = KernelInceptionDistance(nn.Identity(), 1 if is_all else num_subsets, size, sync_on_compute=False)
-        metric.update(real.double(), real=True)
-        metric.update(fake.double(), real=False)
+        metric.update(in_float64(real), real=True)
+        metric.update(in_float64(fake), real=False)
         mean, deviation = metric.compute()
     return float(mean), None if is_all or num_subsets == 1 else float(deviation)
 
@@ -163,8 +166,9 @@ def manifold_scores(real: Tensor, fake: Tensor) -> dict[str, float]:
     for features in (real, fake):
         check_enough("prdc", len(features), "a set")
     # Around the origin, rounding costs squared distances the least.
-    centre = real.double().mean(0)
-    real, fake = real.double() - centre, fake.double() - centre
+    real, fake = in_float64(real), in_float64(fake)
+    centre = real.mean(0)
+    real, fake = real - centre, fake - centre
     real_radii, wide_real_radii = _squared_radii(real)
     fake_radii, _ = _squared_radii(fake)
     # A point on the border is inside for precision and recall, outside for the others. It is there but for rounding,

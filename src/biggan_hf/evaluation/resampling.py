@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..devices import in_float64
 from .wavelets import log_packets
 
 
@@ -41,7 +42,7 @@ class Pool:
         """In float64."""
         rows = torch.randperm(len(self), generator=generator)[: len(self) // 2]
         features, packets, ends = (
-            None if x is None else x[rows.to(x.device)].double() for x in (self.features, self.packets, self.ends)
+            None if x is None else in_float64(x[rows.to(x.device)]) for x in (self.features, self.packets, self.ends)
         )
         return replace(self, features=features, packets=packets, ends=ends)
 

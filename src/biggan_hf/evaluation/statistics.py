@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..bars import open_bar
+from ..devices import exact_device, in_float64
 from ..files import try_to_write, write_file
 from ..pictures import first_line
 from ..processes import add_up, from_main, is_main_process, num_processes, process_rank
@@ -94,7 +95,7 @@ class RunningStatistics:
         covariance: bool = True,
         packets_of: tuple[int, int, int] | None = None,
     ):
-        d, classes, device = extractor.num_features, extractor.num_classes, extractor.device
+        d, classes = extractor.num_features, extractor.num_classes
         self.num_splits = splits_of(num_images, num_splits)
         # Each split is some of the blocks.
         num_blocks = self.num_splits * -(-BLOCKS // self.num_splits)
@@ -105,6 +106,7 @@ class RunningStatistics:
         if packets_of is not None:
             number, width = packets_shape(packets_of)
             sums |= {"packet_total": (number, width), "packet_outer": (number, width, width)}
+        self.device = device = exact_device(extractor.device)
         self.sums = {name: torch.zeros(shape, dtype=torch.float64, device=device) for name, shape in sums.items()}
         self.sums["block_count"] = torch.zeros(num_blocks, dtype=torch.int64, device=device)
         self.sums["ends"] = torch.zeros(num_images, 2, device=device)
@@ -120,30 +122,30 @@ class RunningStatistics:
         rows = chosen(num_images, number)
         self.slots[name] = torch.full((num_images,), -1)
         self.slots[name][rows] = torch.arange(len(rows))
-        self.sums[name] = torch.zeros(len(rows), *shape, dtype=dtype, device=self.sums["total"].device)
+        self.sums[name] = torch.zeros(len(rows), *shape, dtype=dtype, device=self.device)
 
     def update(self, features: Tensor, logits: Tensor | None, indices: Sequence[int], images: Tensor) -> None:
         """Adds the images of these indices, uint8 (n, C, H, W), with features (n, d) and logits (n, classes)."""
         if not features.isfinite().all():
             raise ValueError(f"the extractor's features of images {indices[0]} to {indices[-1]} are NaN or infinite")
-        rows = torch.as_tensor(indices)
+        rows, features, images = torch.as_tensor(indices), features.to(self.device), images.to(self.device)
         precise = features.double()
         self.sums["total"] += precise.sum(0)
-        self.sums["ends"][rows.to(features.device)] = saturated_shares(images).to(features.device)
+        self.sums["ends"][rows.to(self.device)] = saturated_shares(images)
         if "outer" in self.sums:
             self.sums["outer"].addmm_(precise.T, precise)
         if "packet_outer" in self.sums:
-            packets = log_packets(images.to(features.device)).double().transpose(0, 1)  # (P, n, w)
+            packets = log_packets(images).double().transpose(0, 1)  # (P, n, w)
             self.sums["packet_total"] += packets.sum(1)
             self.sums["packet_outer"].baddbmm_(packets.transpose(1, 2), packets)
         for name, values in {"kept": features, "pictures": images}.items():
             if name in self.slots:
                 slots = self.slots[name][rows]
-                self.sums[name][slots[slots >= 0].to(features.device)] = values[slots >= 0].to(features.device)
-        blocks = self.blocks[rows].to(features.device)
+                self.sums[name][slots[slots >= 0].to(self.device)] = values[slots >= 0]
+        blocks = self.blocks[rows].to(self.device)
         self.sums["block_count"].index_add_(0, blocks, torch.ones_like(blocks))
         if logits is not None:
-            log_p = logits.double().log_softmax(1)
+            log_p = in_float64(logits).log_softmax(1)
             p = log_p.exp()
             self.sums["block_total"].index_add_(0, blocks, p)
             self.sums["block_negentropy"].index_add_(0, blocks, (p * log_p).sum(1))
@@ -160,7 +162,7 @@ class RunningStatistics:
         """
         if not self.sums["block_total"].shape[1]:
             return None
-        parts = (self.splits if parts is None else parts).to(self.sums["total"].device)
+        parts = (self.splits if parts is None else parts).to(self.device)
         count = parts @ self.sums["block_count"].double()
         marginal = parts @ self.sums["block_total"] / count[:, None]
         negentropy = parts @ self.sums["block_negentropy"] / count

@@ -122,7 +122,7 @@ def share_taken_for_real(discriminator: nn.Module, pictures: Pictures) -> float:
     than of held-out ones, the discriminator remembers pictures (paper, section 4.2).
     """
     logits = in_eval_mode(discriminator)(pictures.pixel_values, pictures.class_labels).logits
-    return float((logits > 0).double().mean())
+    return int((logits > 0).sum()) / len(logits)
 
 
 @torch.no_grad()
