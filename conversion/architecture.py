@@ -232,7 +232,21 @@ def no_discriminator(findings: Findings) -> None:
     findings.remark("the source holds no discriminator, so none was written")
 
 
-# Class names
+# Statistics and class names
+
+
+def standing_truncations(state: State) -> list[float]:
+    """
+    The truncations of the rows of statistics of a deep module, evenly from 0 to 1.
+
+    Raises:
+        ValueError: There is one row alone, which says of no truncation that it is its own.
+    """
+    table = state["output_bn.standing_mean"]
+    if len(table) < 2:
+        name = f"the table of statistics of the last batch norm is {tuple(table.shape)}"
+        raise ValueError(f"{name}, expected a row for each of at least 2 truncations, from 0 to 1")
+    return [row / (len(table) - 1) for row in range(len(table))]
 
 
 def find_class_names(data_set: str, findings: Findings) -> None:

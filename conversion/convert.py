@@ -84,12 +84,17 @@ def folder_and_choice(source: Path, script: str) -> tuple[Path, list[str]]:
     """
     if not source.is_file() or script not in ("convert_studiogan.py", "convert_pretrained_biggan.py"):
         return source, []
-    match = re.fullmatch(r"model=(G|G_ema|D)-\w+-weights-step=(\d+)", source.stem)
-    if match is None or match[1] == "D":
-        if script == "convert_studiogan.py":
-            raise ValueError(f"{str(source)!r} is no generator by its name; give the folder that it lies in")
+    if script == "convert_pretrained_biggan.py":
+        if source.name != "pytorch_model.bin":
+            raise ValueError(
+                f"{str(source)!r} must have the name pytorch_model.bin, beside its config.json; rename it"
+            )
         return source.parent, []
-    return source.parent, ["--step", match[2], "--weights", "ema" if match[1] == "G_ema" else "live"]
+    match = re.fullmatch(r"model=(G|G_ema)-(best|current)-weights-step=(\d+)", source.stem)
+    if match is None:
+        raise ValueError(f"{str(source)!r} is no generator by its name; give the folder that it lies in")
+    weights = "ema" if match[1] == "G_ema" else "live"
+    return source.parent, ["--step", match[3], "--weights", weights, "--prefer", match[2]]
 
 
 if __name__ == "__main__":

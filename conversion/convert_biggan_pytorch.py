@@ -185,7 +185,8 @@ def find_settings(settings: dict[str, Any], given: dict[str, float | None], find
     if settings.get("G_init") in INITIALIZERS:
         findings.add("state_dict", initializer=INITIALIZERS[settings["G_init"]])
     data = str(settings.get("dataset"))
-    find_class_names("CIFAR10" if data == "C10" else "ImageNet" if data.startswith("I") else data, findings)
+    is_imagenet = re.fullmatch(r"I\d+(_hdf5)?", data) is not None  # I128 and so on
+    find_class_names("CIFAR10" if data == "C10" else "ImageNet" if is_imagenet else data, findings)
 
 
 def fold_added_gain(state: State, eps: float, sn_eps: float) -> State:

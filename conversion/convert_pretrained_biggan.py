@@ -5,7 +5,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from biggan_hf.conversion.architecture import Findings, find_class_names, find_generator, no_discriminator
+from biggan_hf.conversion.architecture import (
+    Findings,
+    find_class_names,
+    find_generator,
+    no_discriminator,
+    standing_truncations,
+)
 from biggan_hf.conversion.reading import check_folder, hint, load_state
 from biggan_hf.conversion.rename import (
     add_running_statistics,
@@ -114,11 +120,8 @@ def convert(args: argparse.Namespace) -> Conversion:
     deepmind_layouts(state, deep=True)
     add_running_statistics(state)
     find_generator(state, findings)
-    last = len(state["output_bn.standing_mean"]) - 1
     findings.add("config.json", batch_norm_eps=float(settings["eps"]), spectral_norm_eps=float(settings["eps"]))
-    findings.add(
-        "fixed in the program", truncation_mode="scale", standing_truncations=[i / last for i in range(last + 1)]
-    )
+    findings.add("fixed in the program", truncation_mode="scale", standing_truncations=standing_truncations(state))
     findings.add("flag", standing_interpolation=args.stats_interpolation)
     find_class_names("ImageNet", findings)
     no_discriminator(findings)

@@ -71,26 +71,29 @@ class Checkpoint:
 # Finding the files
 
 
-def find_checkpoint(source: Path, weights: str | None, step: int | None) -> Checkpoint:
+def find_checkpoint(source: Path, weights: str | None, step: int | None, prefer: str = "best") -> Checkpoint:
     """
-    The files of one step. If there are "best" and "current" files of this step, the best.
+    The files of one step.
 
     Args:
         source: The folder with the checkpoints of a run.
         weights: "ema", "live", or `None`: "ema" if there is such a file.
         step: The step; `None`: the newest.
+        prefer: "best" or "current": which files to take where there are both of this step.
 
     Raises:
         FileNotFoundError: There is no such folder, or no generator in it.
     """
     check_folder(source)
-    return choose(source, {path.name for path in source.iterdir()}, weights, step)
+    return choose(source, {path.name for path in source.iterdir()}, weights, step, prefer)
 
 
-def choose(folder: Path, held: Collection[str], weights: str | None, step: int | None) -> Checkpoint:
+def choose(
+    folder: Path, held: Collection[str], weights: str | None, step: int | None, prefer: str = "best"
+) -> Checkpoint:
     """`find_checkpoint` among the names of the files that a folder holds, which may be on the Hub."""
     found: dict[tuple[str, int], Path] = {}
-    for name in sorted(held, reverse=True):  # "current" before "best"
+    for name in sorted(held, key=lambda name: f"-{prefer}-" in name):  # the last of one step counts
         match = re.fullmatch(r"model=(G|G_ema|D)-(best|current)-weights-step=(\d+)\.pth", name)
         if match:
             found[match[1], int(match[3])] = folder / name
@@ -107,7 +110,7 @@ def choose(folder: Path, held: Collection[str], weights: str | None, step: int |
 
 def needed(folder: HubFolder, args: argparse.Namespace) -> list[str]:
     """The files of a folder on the Hub that the conversion reads."""
-    checkpoint = choose(Path(str(folder)), folder.names, args.weights, args.step)
+    checkpoint = choose(Path(str(folder)), folder.names, args.weights, args.step, args.prefer)
     networks = [path.name for path in (checkpoint.generator, checkpoint.discriminator) if path is not None]
     settings = [name for name in folder.names if re.fullmatch(r"[^/]+\.ya?ml", name)]
     return networks + (settings if len(settings) == 1 and args.config is None else [])
@@ -203,7 +206,7 @@ def find_settings(state: State, settings: dict[str, Any], findings: Findings) ->
 
 def convert(args: argparse.Namespace) -> Conversion:
     """What the script reads, under this project's names; raises `ValueError` or `OSError` for a wrong source."""
-    checkpoint = find_checkpoint(args.source, args.weights, args.step)
+    checkpoint = find_checkpoint(args.source, args.weights, args.step, args.prefer)
     settings = read_settings(args.config, args.source)
     check_settings(settings)
     normalize = fold_spectral_norm if args.spectral_norm == "fold" else keep_spectral_norm
@@ -244,6 +247,8 @@ def options() -> argparse.ArgumentParser:
     )
     arguments.add_argument("--weights", choices=["ema", "live"], help="default: ema if there is such a file")
     arguments.add_argument("--step", type=int, metavar="N", help="default: the newest")
+    text = "which files to take where a step has both (default: %(default)s)"
+    arguments.add_argument("--prefer", choices=["best", "current"], default="best", help=text)
     arguments.add_argument(
         "--spectral_norm",
         choices=["fold", "keep"],

@@ -7,14 +7,20 @@ read as data: nothing of its graph is run.
 import argparse
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from biggan_hf.conversion.architecture import Findings, find_class_names, find_generator, no_discriminator
+from biggan_hf.conversion.architecture import (
+    Findings,
+    find_class_names,
+    find_generator,
+    no_discriminator,
+    standing_truncations,
+)
 from biggan_hf.conversion.reading import State, check_finite, check_kind, hint
 from biggan_hf.conversion.rename import (
     add_running_statistics,
@@ -81,6 +87,7 @@ DROPPED = {
     r".*\.(accumulation_counter|update_accumulators?)": "the count of accumulated statistics, which are divided by it",
     r"global_step": "a count of training steps",
 }
+GRAPH = "saved_model.pb"
 EPS = 1e-4
 DEEP_BLOCKS_PER_STAGE = 2
 # The graph of a deep module holds the statistics at 51 truncations as constants. The tensors stack_1, 3, 6, 8, 11 and
@@ -142,14 +149,31 @@ def _check_size(path: Path, name: str, dataset: Any) -> None:
 
 
 def _read_folder(folder: Path) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
-    indices = sorted([*folder.glob("variables/*.index"), *folder.glob("*.index")])
-    if not indices:
+    files = checkpoint_files(_names_in(folder))
+    if not files:
         raise ValueError(
             f"{str(folder)!r} holds no SavedModel or TensorFlow checkpoint (no .index file){hint(folder)}"
         )
-    variables = read_checkpoint(indices[-1])
+    variables = read_checkpoint(folder / files[0])
     is_deep = any(re.match(r"(module/)?Generator/GenZ/", name) for name in variables)
-    return variables, _graph_statistics(folder / "saved_model.pb") if is_deep else []
+    return variables, _graph_statistics(folder / GRAPH) if is_deep else []
+
+
+def checkpoint_files(names: Collection[str]) -> list[str]:
+    """
+    The index and the variables of a checkpoint, among the paths of the files in a folder: of a module's, or else of
+    the one with the largest number at the end of its name. Empty if there is none.
+    """
+    indices = [name for name in names if re.fullmatch(r"variables/[^/]+\.index", name)]
+    indices = indices or [name for name in names if re.fullmatch(r"[^/]+\.index", name)]
+    if not indices:
+        return []
+    newest = max(indices, key=lambda name: (int((re.findall(r"(\d+)\.index$", name) or [-1])[0]), name))
+    return [newest, *sorted(name for name in names if name.startswith(f"{newest.removesuffix('.index')}.data-"))]
+
+
+def _names_in(folder: Path) -> list[str]:
+    return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
 
 
 def _graph_statistics(path: Path) -> list[np.ndarray]:
@@ -161,8 +185,7 @@ def _graph_statistics(path: Path) -> list[np.ndarray]:
 
 def needed(folder: HubFolder, args: argparse.Namespace) -> list[str]:
     """The files of a folder on the Hub that the conversion reads."""
-    of_module = r"saved_model\.pb|(variables/)?[^/]+\.(index|data-.+)"
-    return [name for name in folder.names if re.fullmatch(of_module, name)]
+    return [*checkpoint_files(folder.names), *(name for name in folder.names if name == GRAPH)]
 
 
 # Names and layouts
@@ -243,8 +266,7 @@ def convert_variables(
         findings.remark("spectral norm is folded into the weights")
         add_statistics(state, tables, source)
         add_running_statistics(state)
-        last = len(state["output_bn.standing_mean"]) - 1
-        findings.add("statistics", standing_truncations=[row / last for row in range(last + 1)])
+        findings.add("statistics", standing_truncations=standing_truncations(state))
     else:
         fill_in_singular_values(state, EPS)
         findings.remark("the statistics are those of truncation 1, as the variables of a plain module hold no others")
@@ -260,9 +282,10 @@ def convert(args: argparse.Namespace) -> Conversion:
     state = convert_variables(variables, tables, args.source, findings)
     find_class_names("ImageNet", findings)
     no_discriminator(findings)
-    files = (
-        [args.source] if args.source.is_file() else sorted(path for path in args.source.rglob("*") if path.is_file())
-    )
+    files = [args.source]
+    if args.source.is_dir():
+        read = checkpoint_files(_names_in(args.source)) + ([GRAPH] if tables else [])
+        files = [args.source / name for name in sorted(read)]
     return Conversion(SOURCE, findings, state, None, files)
 
 

@@ -5,8 +5,9 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -17,18 +18,33 @@ from torch import Tensor
 
 from biggan_hf import BigGANConfig, BigGANDiscriminator, BigGANModel
 from biggan_hf.bars import own_bars_alone
-from biggan_hf.cards import SOURCE, escaped, with_part
+from biggan_hf.cards import (
+    ENGINES,
+    EVALUATION,
+    INDEX,
+    RUN,
+    SOURCE,
+    escaped,
+    is_by_hand,
+    metadata,
+    with_metadata,
+    with_numbers,
+    with_part,
+)
 from biggan_hf.conversion.architecture import Findings
 from biggan_hf.conversion.reading import State
 from biggan_hf.conversion.rename import abbreviated
 from biggan_hf.conversion.training_state import STATE_FILE
-from biggan_hf.files import check_archive, replaced_folder, save_archive, sha256_of_file, staged_folder
-from biggan_hf.model_card import model_card
+from biggan_hf.files import check_archive, read_text, replaced_folder, save_archive, sha256_of_file, staged_folder
+from biggan_hf.hub import DIRECTIONS
+from biggan_hf.model_card import CARD, SHEETS, model_card
 from biggan_hf.options import EitherSpelling, underscored, unknown_option
 
 
 # The largest difference from a reference answer that is accepted, relative to the largest entry of the answer.
 TOLERANCE = 1e-4
+# What lies beside the weights and is true of them alone: a push would publish it as the next model's.
+OF_ONE_MODEL = ("discriminator", "generator", STATE_FILE, *SHEETS, DIRECTIONS, ".eval_results", "adapter")
 
 Network = TypeVar("Network", BigGANModel, BigGANDiscriminator)
 
@@ -171,15 +187,26 @@ def compare(
         if inputs not in answers:
             raise ValueError(f"{str(reference)!r} holds {key}, expected its inputs {inputs} too")
         if of_generator:
-            truncation = None if key == images else float(key.removeprefix("images_trunc_"))
-            ours = generator(answers[inputs], labels, truncation=truncation).images
+            truncation = None if key == images else _truncation_of(key, reference)
+            answer = partial(generator, answers[inputs], labels, truncation=truncation)
         else:
             assert discriminator is not None
-            ours = discriminator(answers[inputs], labels).logits
-        lines.append(_comparison(key, ours, theirs))
+            answer = partial(discriminator, answers[inputs], labels)
+        try:
+            lines.append(_comparison(key, answer()[0], theirs))
+        except (RuntimeError, IndexError, TypeError) as error:  # of inputs that fit no network, or none
+            shapes = f"{inputs} {tuple(answers[inputs].shape)}, {key} {tuple(theirs.shape)}"
+            raise ValueError(f"{str(reference)!r} does not fit this model: {shapes}: {error}") from error
     if not lines:
         raise ValueError(f"{str(reference)!r} holds no answer of this model")
     return lines
+
+
+def _truncation_of(key: str, reference: Path) -> float:
+    try:
+        return float(key.removeprefix("images_trunc_"))
+    except ValueError as error:
+        raise ValueError(f"{str(reference)!r} holds {key!r}, expected a name as 'images_trunc_0.5'") from error
 
 
 def _load_answers(path: Path) -> dict[str, Tensor]:
@@ -193,6 +220,9 @@ def _load_answers(path: Path) -> dict[str, Tensor]:
 
 
 def _comparison(key: str, ours: Tensor, theirs: Tensor) -> str:
+    if ours.numel() != theirs.numel():  # some programs keep an axis of 1
+        shapes = f"is {tuple(theirs.shape)} in the reference and {tuple(ours.shape)} in the model's answer"
+        raise ValueError(f"{key} {shapes} to the reference's inputs")
     difference, largest = (ours.reshape(theirs.shape) - theirs).abs().max().item(), theirs.abs().max().item()
     if not difference <= TOLERANCE * largest:
         raise ValueError(f"{key} differs from the reference by {difference:.2g}, its largest entry is {largest:.2g}")
@@ -238,7 +268,7 @@ def finish(conversion: Conversion, args: argparse.Namespace) -> list[str]:
             remarks.append(f"{path.name} has a format without checksums: damage to its numbers can't be seen")
     if args.reference is not None:
         remarks += compare(generator, discriminator, args.reference, conversion.weights)
-    with output_folder(args.output, owned=("discriminator", "generator", STATE_FILE)) as staging:
+    with output_folder(args.output, owned=OF_ONE_MODEL) as staging:
         generator.save_pretrained(staging)
         if discriminator is not None:
             discriminator.save_pretrained(staging / "discriminator")
@@ -247,8 +277,8 @@ def finish(conversion: Conversion, args: argparse.Namespace) -> list[str]:
         # "quantized" is the Hub's word for the same model in another format, of its four.
         base_model = args.base_model or _in_cache(args.source)
         card = model_card(config, base_model=base_model, base_model_relation="quantized")
-        card = with_part(card, _source_section(conversion, remarks), SOURCE)
-        (staging / "README.md").write_text(card, encoding="utf-8")
+        card = _card(read_text(args.output / CARD), card, _source_section(conversion, remarks))
+        (staging / CARD).write_bytes(card.encode("utf-8", "surrogateescape"))
     lines = [
         f"{conversion.source.program}: {', '.join(path.name for path in conversion.files)}",
         conversion.findings.table(),
@@ -286,6 +316,19 @@ def _in_cache(source: Path) -> str | None:
     return f"{found[1]}/{found[2]}" if found else None
 
 
+def _card(old: str, new: str, source: str) -> str:
+    """
+    The new card; if a person has written into the old one, that one, without what programs say of the earlier model.
+    """
+    if not is_by_hand(old):
+        return with_part(new, source, SOURCE)
+    for part in (RUN, ENGINES, EVALUATION):
+        old = with_part(old, "", part)
+    with suppress(ValueError):  # its metadata is no YAML
+        old = with_numbers(old, []) if metadata(old).get(INDEX) else old
+    return with_metadata(with_part(old, source, SOURCE), new)
+
+
 def _source_section(conversion: Conversion, remarks: list[str]) -> str:
     source = conversion.source
     lines = [
@@ -304,16 +347,18 @@ def output_folder(output: Path, owned: tuple[str, ...]) -> Iterator[Path]:
     Yields an empty folder. The caller writes into it, and when the block ends its files move to `output`.
 
     Args:
-        output: Where the files go. Files of other names that it already holds stay.
+        output: Where the files go. A folder that is there stays the same folder, with its files of other names.
         owned: Files and folders of an earlier model, which are removed if they are not written anew.
     """
-    if output.is_dir() and any(output.iterdir()):
+    if output.is_dir():
         with staged_folder(output) as staging:
             yield staging
             stale = [output / name for name in owned if not (staging / name).exists()]
         for path in stale:
-            if path.exists():
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
         return
     with replaced_folder(output) as staging:
         yield staging

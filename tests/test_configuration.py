@@ -4,11 +4,12 @@ from typing import Any
 
 import pytest
 import torch
-from common import tiny_config, tiny_generator
+from common import tiny_config, tiny_discriminator, tiny_generator
+from fake_hub import FakeHub
 from huggingface_hub.errors import StrictDataclassError, StrictDataclassFieldValidationError
 from transformers import AutoConfig, AutoModel
 
-from biggan_hf import BigGANConfig, BigGANDiscriminator, BigGANModel
+from biggan_hf import BigGANConfig, BigGANDiscriminator, BigGANModel, BigGANPipeline
 from biggan_hf.presets import CIFAR10_CLASSES, PRESETS
 
 
@@ -187,6 +188,29 @@ def test_what_is_no_configuration_is_refused_at_once(text: str | None, message: 
     for loader in (BigGANConfig, BigGANModel, BigGANDiscriminator):
         with pytest.raises((ValueError, OSError), match=message):
             loader.from_pretrained(tmp_path)
+
+
+def test_a_repository_without_a_configuration_names_its_discriminator(fake_hub: FakeHub, tmp_path: Path) -> None:
+    fake_hub.create("models", "user/empty")
+    disc = tiny_discriminator()
+    disc.push_to_hub("user/x")
+    disc.save_pretrained(tmp_path / "discriminator")
+    for loader in (BigGANConfig, BigGANModel, BigGANDiscriminator):
+        for source in ("user/x", str(tmp_path)):
+            with pytest.raises(
+                FileNotFoundError, match=f"no config.json in '{source}'; a discriminator lies in it, in sub"
+            ):
+                loader.from_pretrained(source)
+        with pytest.raises(FileNotFoundError, match="no config.json in 'user/empty'$"):
+            loader.from_pretrained("user/empty")
+        with pytest.raises(FileNotFoundError, match="no config.json in 'user/x/nope'$"):
+            loader.from_pretrained("user/x", subfolder="nope")
+
+
+def test_none_is_no_subfolder(tmp_path: Path) -> None:
+    tiny_generator().save_pretrained(tmp_path)
+    for loader in (BigGANConfig, BigGANModel, BigGANPipeline):
+        loader.from_pretrained(tmp_path, subfolder=None)
 
 
 def test_the_folder_of_an_unfinished_run_names_its_newest_checkpoint(tmp_path: Path) -> None:

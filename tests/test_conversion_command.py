@@ -95,8 +95,21 @@ def test_a_named_file_of_studiogan_is_the_one_that_is_converted(tmp_path: Path) 
     convert_any.main([str(named), "--output", str(tmp_path / "model")])
     bias = load_file(tmp_path / "model" / "model.safetensors")["linear.bias"]
     assert torch.equal(bias, state["linear0.bias"] + 1)
+    # Of a step with two copies, too.
+    current = source / "model=G-current-weights-step=10.pth"
+    shutil.copy(source / "model=G-best-weights-step=20.pth", current)
+    convert_any.main([str(current), "--output", str(tmp_path / "current")])
+    assert torch.equal(load_file(tmp_path / "current" / "model.safetensors")["linear.bias"], state["linear0.bias"])
     with pytest.raises(ValueError, match="is no generator by its name"):
         convert_any.main([str(source / "model=D-best-weights-step=20.pth"), "--output", str(tmp_path / "other")])
+
+
+def test_a_named_file_of_pretrained_biggan_is_the_one_that_is_converted(tmp_path: Path) -> None:
+    source = Path(shutil.copytree(ORIGINALS / "pretrained_biggan", tmp_path / "source"))
+    other = Path(shutil.copy(source / "pytorch_model.bin", source / "other.bin"))
+    with pytest.raises(ValueError, match="other.bin' must have the name pytorch_model.bin, beside its config.json"):
+        convert_any.main([str(other), "--output", str(tmp_path / "model")])
+    convert_any.main([str(source / "pytorch_model.bin"), "--output", str(tmp_path / "model")])
 
 
 def test_damaged_files_are_named_as_such(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """DeepMind's modules, from TensorFlow's variables and from ivclab's port: layouts, orders and statistics."""
 
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -267,6 +268,20 @@ def test_a_module_is_read_and_not_run(tmp_path: Path, monkeypatch: pytest.Monkey
     ]
     variables = deep_variables(model, last)
     assert_equal(weights(output), convert_tfhub.convert_variables(variables, tables, MODULE, convert_tfhub.Findings()))
+
+
+def test_the_newest_of_several_checkpoints(tmp_path: Path) -> None:
+    for name in ("model.ckpt-1000", "model.ckpt-200", "model.ckpt"):
+        for path in (MODULE / "variables").iterdir():
+            shutil.copy(path, tmp_path / path.name.replace("variables", name, 1))
+    for name in ("model.ckpt-200", "model.ckpt"):  # whoever reads these is told so
+        (tmp_path / f"{name}.data-00000-of-00001").write_bytes(b"")
+    shutil.copy(MODULE / "saved_model.pb", tmp_path)
+    (tmp_path / "notes.txt").touch()
+    output = convert(convert_tfhub, tmp_path, tmp_path / "model")
+    assert_equal(weights(output), weights(convert(convert_tfhub, MODULE, tmp_path / "other")))
+    listed = re.findall(r"^- `(.*)`: SHA-256", (output / "README.md").read_text(), re.MULTILINE)
+    assert listed == ["model.ckpt-1000.data-00000-of-00001", "model.ckpt-1000.index", "saved_model.pb"]
 
 
 def copy_of(module: Path, folder: Path, file: str, change: Callable[[bytes], bytes]) -> Path:

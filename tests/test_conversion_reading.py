@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard
 from torch import nn
 
 from biggan_hf import BigGANModel
-from biggan_hf.cards import is_by_hand
+from biggan_hf.cards import EVALUATION, RUN, is_by_hand, with_numbers, with_part
 from biggan_hf.conversion import convert_biggan_pytorch as biggan_pytorch
 from biggan_hf.conversion import convert_ivclab, reading
 from biggan_hf.conversion import convert_pretrained_biggan as pretrained_biggan
@@ -240,11 +240,40 @@ def test_an_earlier_model(checkpoint: Path, plain: Path, tmp_path: Path) -> None
     assert_same_generator(output, plain)  # a refused conversion leaves it
     # A new model does not keep parts of it, and keeps files of other names.
     (checkpoint / "D.pth").unlink()
-    for name in ("training_state.pt", "notes.txt"):
+    for name in ("training_state.pt", "notes.txt", "samples.png", "truncation.png", "directions.json"):
         (output / name).write_text("old")
+    for name in ("adapter", "onnx"):
+        (output / name).mkdir()
+    (output / ".eval_results").symlink_to(tmp_path)
     convert(biggan_pytorch, checkpoint, output, "--overwrite")
     names = {path.name for path in output.iterdir()}
-    assert names == {"README.md", "config.json", "model.safetensors", "notes.txt"}
+    assert names == {"README.md", "config.json", "model.safetensors", "notes.txt", "onnx"}
+    assert tmp_path.is_dir()
+
+
+def test_a_card_by_hand_stays(checkpoint: Path, plain: Path, tmp_path: Path) -> None:
+    output = Path(shutil.copytree(plain, tmp_path / "model"))
+    card = with_part(with_part((output / "README.md").read_text(), "7 steps", RUN), "FID 7", EVALUATION)
+    card = with_numbers(card, [{"name": "x", "results": []}])
+    (output / "README.md").write_bytes(card.encode().replace(b"# BigGAN", b"# Mine: caf\xe9", 1))
+    change(checkpoint / "G_ema.pth", **{"output_layer.0.bias": torch.ones(8)})
+    convert(biggan_pytorch, checkpoint, output, "--overwrite")
+    new = (output / "README.md").read_bytes()
+    read, before = (sha256_of_file(folder / "G_ema.pth").encode() for folder in (checkpoint, SHARED_CASE))
+    assert b"# Mine: caf\xe9" in new and read in new and before not in new
+    assert not [text for text in (b"7 steps", b"FID 7", b"name: x") if text in new]
+
+
+@pytest.mark.parametrize("place", [".", "link", "nowhere"])
+def test_an_empty_output(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("empty")
+    (tmp_path / "nowhere").symlink_to("missing")
+    monkeypatch.chdir(tmp_path / "empty" if place == "." else tmp_path)
+    output = tmp_path / ("missing" if place == "nowhere" else "empty")
+    convert(biggan_pytorch, ORIGINALS / "biggan_thin", Path(place))
+    assert (output / "model.safetensors").is_file() and (tmp_path / "link").is_symlink()
+    assert {path.name for path in tmp_path.iterdir()} == {"empty", "link", "nowhere", output.name}
 
 
 def test_the_card(checkpoint: Path, tmp_path: Path) -> None:
@@ -284,7 +313,15 @@ def test_the_reference_and_what_is_printed(tmp_path: Path, capsys: pytest.Captur
     np.savez(tmp_path / "alone.npz", images_ema=images)
     np.savez(tmp_path / "empty.npz", x=np.zeros(1))
     (tmp_path / "text.npz").write_text("text")
+    np.savez(tmp_path / "fewer.npz", images_ema=images[:1], latents=latents, labels=labels)
+    np.savez(tmp_path / "none.npz", images_ema=images[:0], latents=latents[:0], labels=labels[:0])
+    np.savez(tmp_path / "narrow.npz", images_ema=images, latents=latents[:, :3], labels=labels)
+    np.savez(tmp_path / "named.npz", images_trunc_=images, latents=latents, labels=labels)
     for name, match in (
+        ("fewer", rf"images_ema is \(1, 3, 32, 32\) in the reference and \({len(images)}, 3, 32, 32\) in the model's"),
+        ("none", r"does not fit this model: latents \(0, 20\), images_ema \(0, 3, 32, 32\): "),
+        ("narrow", "latents"),
+        ("named", "holds 'images_trunc_', expected a name as 'images_trunc_0.5'"),
         ("wrong", "images_ema differs"),
         ("alone", "holds images_ema, expected its inputs latents too"),
         ("empty", "no answer of this model"),
@@ -469,3 +506,27 @@ def test_a_configuration_that_is_no_json(tmp_path: Path) -> None:
 def test_optimiser_states_are_no_networks(tmp_path: Path) -> None:
     source = SHARED / "biggan_c10_train3" / "G_optim_end.pth"
     refused(source, tmp_path / "model", "expected the tensors of a BigGAN-PyTorch generator")
+
+
+def test_one_row_of_statistics_is_refused(tmp_path: Path) -> None:
+    source = Path(shutil.copytree(ORIGINALS / "pretrained_biggan", tmp_path / "source"))
+    state = torch.load(source / "pytorch_model.bin", weights_only=True)
+    state = {
+        name: value[-1:] if name.endswith(("running_means", "running_vars")) else value
+        for name, value in state.items()
+    }
+    torch.save(state, source / "pytorch_model.bin")
+    match = r"statistics of the last batch norm is \(1, \d+\), expected a row for each of at least 2 truncations"
+    refused(source, tmp_path / "model", match, script=pretrained_biggan)
+
+
+@pytest.mark.parametrize(
+    ("data", "first"), [("I128_hdf5", "tench"), ("I256", "tench"), ("INat1000", ""), ("Icons", "")]
+)
+def test_imagenets_names_are_for_imagenet(data: str, first: str) -> None:
+    findings = biggan_pytorch.Findings()
+    findings.add("a test", num_labels=1000)
+    biggan_pytorch.find_settings({"dataset": data}, dict.fromkeys(biggan_pytorch.DEFAULT_EPS), findings)
+    assert findings.fields.get("id2label", {0: ""})[0].startswith(first) and ("id2label" in findings.fields) == bool(
+        first
+    )

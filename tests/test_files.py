@@ -141,6 +141,17 @@ def test_a_replaced_folder_keeps_nothing(tmp_path: Path) -> None:
     assert names(tmp_path) == ["a", "a/best", "a/best/two"]
 
 
+@pytest.mark.parametrize(
+    ("write", "target"), [(staged_folder, "there"), (replaced_folder, "there"), (replaced_folder, "nowhere/yet")]
+)
+def test_a_link_to_a_folder_stays_one(tmp_path: Path, write: Writer, target: str) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(target)
+    with write(tmp_path / "link") as folder:
+        (folder / "file").touch()
+    assert (tmp_path / "link").is_symlink() and names(tmp_path / target) == ["file"]
+
+
 @pytest.mark.parametrize("write", FOLDERS)
 @pytest.mark.parametrize("name", ["there", "there/a/b"])
 def test_a_failed_save_changes_nothing(tmp_path: Path, write: Writer, name: str) -> None:
@@ -204,6 +215,14 @@ def test_a_kill_while_a_folder_is_replaced(tmp_path: Path, monkeypatch: pytest.M
     assert names(tmp_path) == ["best", "best/three"]
 
 
+def test_a_kill_while_the_folder_of_a_link_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "elsewhere" / ".replaced-mine").mkdir(parents=True)
+    (tmp_path / "runs" / "best").symlink_to(tmp_path / "elsewhere" / "mine")
+    restore_replaced(tmp_path / "runs")
+    assert names(tmp_path / "elsewhere") == ["mine"]
+
+
 def test_a_kill_while_a_folder_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "checkpoint-1").mkdir()
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -234,6 +253,8 @@ def test_stale_weights_are_only_the_default_weights(tmp_path: Path) -> None:
     assert names(tmp_path) == sorted(files)
     remove_stale_weights(tmp_path, {"model.safetensors.index.json", "model-00001-of-00002.safetensors"})
     assert names(tmp_path) == sorted(files[1:])
+    remove_stale_weights(tmp_path, {"model.safetensors.index.ema.json", "model.ema-00001-of-00002.safetensors"})
+    assert names(tmp_path) == sorted(files[2:])
 
 
 # Damage

@@ -507,3 +507,64 @@ def test_staged_folder_replaces_all_weights(tmp_path: Path, before: str, after: 
     assert {path.name for path in tmp_path.iterdir()} == expected | {"discriminator", "notes.txt", "clean"}
     assert value_of(TinyModel.from_pretrained(tmp_path)) == 2.0
     assert value_of(TinyModel.from_pretrained(tmp_path, subfolder="discriminator")) == 2.0
+
+
+@pytest.mark.parametrize("build", [tiny_generator, tiny_discriminator])
+def test_a_save_pushes_what_it_saves(build: Any, fake_hub: FakeHub, tmp_path: Path) -> None:
+    network = build()
+    given = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    name = next(name for name in given if name.endswith(".bias"))
+    given[name] += 1
+    folder, options = tmp_path / "x", {"state_dict": given, "max_shard_size": SHARDED, "global_step": 7}
+    network.save_pretrained(folder, push_to_hub=True, repo_id="user/x", **options)
+    inner = "discriminator/" * (build is tiny_discriminator)
+    there = {path: content for path, content in fake_hub.files("user/x").items() if "model" in path}
+    assert there == {f"{inner}{path.name}": path.read_bytes() for path in folder.glob("model*")} and len(there) > 2
+    loaded = type(network).from_pretrained("user/x", subfolder=inner.rstrip("/"))
+    assert loaded.saved_step == 7 and torch.equal(loaded.state_dict()[name], given[name])
+    if not inner:  # the sheets, too, are of these weights
+        loaded.push_to_hub("user/y")
+        assert fake_hub.files("user/x")["samples.png"] == fake_hub.files("user/y")["samples.png"]
+
+
+def test_weights_that_no_push_publishes(fake_hub: FakeHub, tmp_path: Path) -> None:
+    model = tiny_generator()
+    for name in ("alone", "pickle", "shards", "variant"):
+        model.save_pretrained(tmp_path / name, max_shard_size=SHARDED if name == "shards" else "1GB")
+    torch.save(model.state_dict(), tmp_path / "pickle" / "pytorch_model.bin")
+    (tmp_path / "variant" / "model.safetensors").rename(tmp_path / "variant" / "model.fp16.safetensors")
+    for file in ("alone/model.safetensors", "pickle/model.safetensors", "shards/model-00001-of-00005.safetensors"):
+        (tmp_path / file).unlink()
+    tiny_discriminator().save_pretrained(tmp_path / "variant" / "discriminator")
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "alone").rename(tmp_path / "inner" / "discriminator")
+    for name, told in {
+        "inner": "inner/discriminator' holds no model.safetensors, nor its shards with their index, which a push publ",
+        "pickle": r"from_pretrained\('.*pickle'\).save_pretrained\(DIR\) writes one from pytorch_model.bin",
+        "shards": "names 'model-00001-of-00005.safetensors', which is not there",
+        "variant": r"BigGANModel.from_pretrained\('.*', variant='fp16'\).save_pretrained\(DIR\) writes one from mod",
+    }.items():
+        with pytest.raises(FileNotFoundError, match=told):
+            upload_folder(tmp_path / name, "user/x")
+    assert not fake_hub.repos
+    upload_folder(tmp_path / "pickle", "user/x", also=["*.bin"])  # asked for by name
+    assert "pytorch_model.bin" in fake_hub.files("user/x")
+
+
+def test_a_variant_lies_beside_other_weights(fake_hub: FakeHub, tmp_path: Path) -> None:
+    models = [tiny_generator() for _ in range(4)]
+    for number, (model, size) in enumerate(zip(models, ("1GB", "1GB", SHARDED, SHARDED), strict=True)):
+        nn.init.constant_(model.get_parameter("output_conv.bias"), number)
+        variant = "fp16" if number else None
+        model.save_pretrained(tmp_path, variant=variant, max_shard_size=size, global_step=number)
+    assert not (tmp_path / "model.fp16.safetensors").exists()
+    for variant, number in ((None, 0), ("fp16", 3)):
+        loaded = BigGANModel.from_pretrained(tmp_path, variant=variant)
+        assert loaded.get_parameter("output_conv.bias")[0] == loaded.saved_step == number
+    shard = next(tmp_path.glob("model.fp16-00001-*"))
+    shard.write_bytes(shard.read_bytes()[:-4] + b"damg")
+    BigGANModel.from_pretrained(tmp_path)  # reads none of it
+    with pytest.raises(ValueError, match="model.fp16-00001-of-00005.safetensors' is damaged"):
+        BigGANModel.from_pretrained(tmp_path, variant="fp16")
+    models[1].save_pretrained(tmp_path / "new", variant="fp16", push_to_hub=True, repo_id="user/x")
+    assert BigGANModel.from_pretrained("user/x").get_parameter("output_conv.bias")[0] == 1

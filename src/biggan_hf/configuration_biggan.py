@@ -12,11 +12,11 @@ import torch
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import HFValidationError
 from transformers import GenerationConfig, PreTrainedConfig
-from transformers.utils import logging
+from transformers.utils import cached_file, logging
 
 from .embedded import located
 from .files import checkpoint_folders, write_text
-from .keywords import did_you_mean
+from .keywords import PLACE, did_you_mean
 from .presets import CHANNEL_MULTIPLIERS, preset_row
 
 
@@ -150,8 +150,9 @@ class BigGANConfig(PreTrainedConfig):
     def get_config_dict(
         cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """As in transformers, but refuses what is no BigGAN's."""
+        """As in transformers, but refuses what is no BigGAN's, and takes `subfolder=None`."""
         source = located(str(pretrained_model_name_or_path))
+        kwargs = {name: value for name, value in kwargs.items() if name != "subfolder" or value is not None}
         try:
             settings, rest = super().get_config_dict(source, **kwargs)
         except TypeError as error:  # JSON, but no object
@@ -162,9 +163,7 @@ class BigGANConfig(PreTrainedConfig):
             raise
         found = settings.get("model_type") if isinstance(settings, dict) else None
         if found != cls.model_type:
-            folder = Path(source, kwargs.get("subfolder") or "")
-            if Path(source).is_dir() and not (folder / "config.json").is_file():
-                raise FileNotFoundError(f"there is no config.json in {str(folder)!r}{_instead_of(folder)}")
+            _check_there_is_one(source, {name: kwargs[name] for name in PLACE if name in kwargs})
             told = f"its model_type is {found!r}" if found else "it names no model_type"
             raise ValueError(f"the config.json of {str(source)!r} is no BigGAN's: {told}")
         return settings, rest
@@ -412,6 +411,17 @@ def _replaced(settings: dict[str, Any], overrides: dict[str, Any]) -> dict[str, 
     if "id2label" in overrides or (number is not None and (names is None or len(names) != number)):
         settings = {name: settings[name] for name in settings.keys() - {"id2label", "label2id", "num_labels"}}
     return {**settings, **overrides}
+
+
+def _check_there_is_one(source: str, place: dict[str, Any]) -> None:
+    """Raises `FileNotFoundError` for a folder or a repository without `config.json`: transformers reads none as {}."""
+    if Path(source).is_file() or cached_file(source, "config.json", **place) is not None:
+        return
+    folder = Path(source, place.get("subfolder", ""))
+    inner = "/".join(filter(None, [place.get("subfolder"), "discriminator"]))
+    has_inner = cached_file(source, "config.json", **{**place, "subfolder": inner}) is not None
+    instead = f"; a discriminator lies in it, in subfolder={inner!r}" if has_inner else _instead_of(folder)
+    raise FileNotFoundError(f"there is no config.json in {str(folder)!r}{instead}")
 
 
 def _instead_of(folder: Path) -> str:

@@ -28,9 +28,21 @@ UNFINISHED, REPLACED, LOCK = ".unfinished-", ".replaced-", ".lock"
 # What an upload must ignore, at the top of a folder and below.
 LEFTOVERS = [f"{parent}{prefix}*" for parent in ("", "*/") for prefix in (UNFINISHED, REPLACED, LOCK)]
 
-# `from_pretrained` prefers `model.safetensors` to an index with its shards, and `save_pretrained` removes neither of
-# the two when it writes the other: a sharded save into the folder of an unsharded one would load the old weights.
-WEIGHT_GLOBS = ("model.safetensors", "model.safetensors.index.json", "model-?????-of-?????.safetensors")
+
+def weight_globs(variant: str | None = None) -> tuple[str, str, str]:
+    """
+    The names of weights: all in one file, or an index and its shards. `from_pretrained` prefers the one file, and
+    `save_pretrained` removes neither of the two when it writes the other: a sharded save into the folder of an
+    unsharded one would load the old weights.
+    """
+    part = f".{variant}" if variant else ""
+    return f"model{part}.safetensors", f"model.safetensors.index{part}.json", f"model{part}-?????-of-?????.safetensors"
+
+
+WEIGHT_GLOBS = weight_globs()
+_WEIGHTS = re.compile(
+    r"model(?:\.([\w-]+?))?(?:-.{5}-of-.{5})?\.safetensors|model\.safetensors\.index(?:\.([\w-]+))?\.json"
+)
 
 
 # Files
@@ -120,11 +132,12 @@ def staged_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
 def replaced_folder(folder: Path) -> Iterator[Path]:
     """
     Yields an empty folder. The caller saves into it, and when the block ends it becomes `folder`; what was there is
-    removed. Where the block fails, `folder` stays as it was. A kill between the two renames leaves the old folder
-    under the name `.replaced-…`, from which `restore_replaced` gives it back.
+    removed. A link stays, and its folder is replaced. Where the block fails, `folder` stays as it was. A kill between
+    the two renames leaves the old folder under the name `.replaced-…`, from which `restore_replaced` gives it back.
     """
-    unfinished, replaced = _unfinished(folder), folder.with_name(REPLACED + folder.name)
-    with _named_errors(folder), _made(folder.parent):
+    target = folder.resolve()
+    unfinished, replaced = _unfinished(target), target.with_name(REPLACED + target.name)
+    with _named_errors(folder), _made(target.parent):
         _restore(replaced)
         try:
             unfinished.mkdir()
@@ -134,16 +147,20 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
             shutil.rmtree(unfinished, ignore_errors=True)
             raise
         shutil.rmtree(replaced, ignore_errors=True)
-        if folder.exists():
-            folder.rename(replaced)
-        unfinished.rename(folder)
-        _flush(folder.parent)
+        if target.exists():
+            target.rename(replaced)
+        unfinished.rename(target)
+        _flush(target.parent)
         shutil.rmtree(replaced, ignore_errors=True)
 
 
 def restore_replaced(parent: Path) -> None:
-    """Gives the folders in `parent` their names back that a kill in `replaced_folder` took from them."""
-    for replaced in parent.glob(f"{REPLACED}*"):
+    """
+    Gives the folders in `parent`, and those that links in it name, their names back that a kill in `replaced_folder`
+    took from them.
+    """
+    links = [path.resolve() for path in parent.glob("*") if path.is_symlink() and not path.exists()]
+    for replaced in [*parent.glob(f"{REPLACED}*"), *(path.with_name(REPLACED + path.name) for path in links)]:
         _restore(replaced)
 
 
@@ -457,9 +474,10 @@ def _birth(pid: Any) -> str | None:
 
 
 def weight_patterns(files: Iterable[str]) -> list[str]:
-    """Globs of all weights that may lie beside the weights among `files`."""
-    parents = {path.parent for path in map(PurePosixPath, files) if any(map(path.match, WEIGHT_GLOBS))}
-    return [(parent / glob).as_posix() for parent in sorted(parents) for glob in WEIGHT_GLOBS]
+    """Globs of all weights that may lie beside the weights among `files`, of the same variants."""
+    found = ((path.parent, _WEIGHTS.fullmatch(path.name)) for path in map(PurePosixPath, files))
+    kinds = {(parent, match[1] or match[2] or "") for parent, match in found if match is not None}
+    return [(parent / glob).as_posix() for parent, variant in sorted(kinds) for glob in weight_globs(variant)]
 
 
 def remove_stale_weights(folder: Path, written: Iterable[str]) -> None:

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from os import PathLike
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from huggingface_hub import CommitInfo, HfApi
@@ -55,7 +55,7 @@ from .files import (
     write_text,
 )
 from .keywords import answers_keywords, check_keywords
-from .loading import LoadingMixin, check_configuration
+from .loading import LoadingMixin, check_configuration, check_files
 from .model_card import CARD, HOW_TO_LICENSE, NO_PLACE_YET, SHEETS, model_card, on_engines, with_code
 from .sheets import write_sheets
 
@@ -70,6 +70,10 @@ PUBLISHED += [f"adapter/{folder}{name}" for folder in ("", "discriminator/")
               for name in (CARD, "adapter_config.json", "adapter_model.safetensors")]  # fmt: skip
 # No field of a configuration names a file; some are words that a file here may have for its name.
 _OWN_FIELDS = {*BigGANConfig.__dataclass_fields__, "model_type", "custom_pipelines"}
+# Weights that `from_pretrained` loads and a push does not take: pickles, and variants, whose name is the group.
+_OTHER_WEIGHTS = re.compile(
+    r"(?:pytorch_model|model(?=\.[\w-]+\.))(?:\.([\w-]+?))?(?:-\d{5}-of-\d{5})?\.(?:bin|safetensors)"
+)
 _MODELING, _PIPELINE = "modeling_biggan.py", "remote_pipeline.py"
 CODE = tuple(path.name for path in Path(__file__).parent.glob("*.py") if not path.name.startswith("_"))
 
@@ -97,7 +101,7 @@ class PublishingMixin(LoadingMixin):
         Args:
             save_directory: The folder; created if it does not exist.
             is_main_process: `False` writes nothing: of several processes, one writes.
-            push_to_hub: Uploads the folder, too; `repo_id` and the other arguments go to `push_to_hub`.
+            push_to_hub: Uploads what is saved, too; `repo_id` and the other arguments go to `push_to_hub`.
             include_code: Writes the code beside the weights, for machines without this package.
             global_step: The step of the training at which the weights were saved, which an evaluation then reports.
             **kwargs: Those of transformers, as `max_shard_size` and `state_dict`.
@@ -128,7 +132,10 @@ class PublishingMixin(LoadingMixin):
             elif not any(staging.glob("*.py")):
                 forget_code(staging / "config.json")
         if push_to_hub:
-            self.push_to_hub(push.pop("repo_id", Path(save_directory).name), include_code=include_code, **push)
+            repo_id = push.pop("repo_id", Path(save_directory).name)
+            # A variant is a second name of files beside others; on the Hub these weights have the first one.
+            saved = {**kwargs, "variant": None, "global_step": global_step}
+            _push(self, repo_id, saved, include_code=include_code, **push)
 
     @answers_keywords("push_to_hub")
     def push_to_hub(  # type: ignore[override]  # transformers wraps its own, and loses the signature
@@ -174,26 +181,42 @@ class PublishingMixin(LoadingMixin):
             ValueError: The configuration does not fit the weights, or a malformed token. Nothing has been uploaded.
             huggingface_hub.errors.HfHubHTTPError: The Hub refuses, for example a token without the right to write.
         """
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / self._path_in_repo
-            self.save_pretrained(path, max_shard_size=max_shard_size, global_step=self.saved_step)
-            if directions is not None:
-                save_directions(directions, Path(folder))
-            commit = upload_folder(
-                folder,
-                repo_id,
-                sampled=None if self._path_in_repo else self,
-                tags=tags,
-                license=license,
-                include_code=include_code,
-                token=token,
-                private=private,
-                revision=revision,
-                create_pr=create_pr,
-                commit_message=commit_message or f"Upload {type(self).__name__}",
-                commit_description=commit_description,
-            )
-        return commit.commit_url
+        return _push(
+            self,
+            repo_id,
+            {"max_shard_size": max_shard_size, "global_step": self.saved_step},
+            directions=directions,
+            tags=tags,
+            license=license,
+            include_code=include_code,
+            token=token,
+            private=private,
+            revision=revision,
+            create_pr=create_pr,
+            commit_message=commit_message,
+            commit_description=commit_description,
+        )
+
+
+def _push(
+    network: Any,
+    repo_id: str,
+    saved: Mapping[str, Any],
+    directions: Directions | None = None,
+    commit_message: str | None = None,
+    **upload: Any,
+) -> str:
+    """Uploads what `save_pretrained` writes with the arguments `saved`; `upload` goes to `upload_folder`."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / network._path_in_repo
+        network.save_pretrained(path, **saved)
+        if directions is not None:
+            save_directions(directions, Path(folder))
+        sampled = None if network._path_in_repo else network
+        if sampled is not None and saved.get("state_dict"):  # weights that the network itself does not have
+            sampled = type(network).from_pretrained(path).to(network.device)
+        message = commit_message or f"Upload {type(network).__name__}"
+        return upload_folder(folder, repo_id, sampled=sampled, commit_message=message, **upload).commit_url
 
 
 # The card
@@ -333,7 +356,8 @@ def upload_folder(
         sampled: The generator in the folder: a generated card then shows sheets of its samples.
 
     Raises:
-        FileNotFoundError: There is no such folder, or no model in it, or a file is missing that an index names.
+        FileNotFoundError: There is no such folder, or no model in it, or no weights of a name that is published, or
+            a file is missing that an index names.
         ValueError: `directions.json` holds something else, the folder holds graphs without weights and the repo other
             weights, or a malformed token.
     """
@@ -343,6 +367,7 @@ def upload_folder(
     files = _files_to_upload(folder, settings, also, engines)
     if not files:
         raise FileNotFoundError(f"expected a folder with a model to upload, got {str(folder)!r}")
+    _check_weights(files, bool(engines))
     if DIRECTIONS in files:
         read_directions(files[DIRECTIONS], settings.get("z_dim"))
     api, has_code = HfApi(token=token), _names_code(settings)
@@ -411,6 +436,32 @@ def _files_to_upload(
             raise FileNotFoundError(f"{str(folder / engine / EXPORTS)!r} names {name!r}, which is not there")
         chosen |= named
     return {name: files[name] for name in sorted(chosen)}
+
+
+def _check_weights(files: Mapping[str, Path], has_graphs: bool) -> None:
+    """Raises `FileNotFoundError` for a network whose weights are not among the files: nobody could load it."""
+    for place, network in (("", "BigGANModel"), ("discriminator/", "BigGANDiscriminator")):
+        held = {name.removeprefix(place) for name in files if PurePosixPath(name).parent == PurePosixPath(place)}
+        if "config.json" not in held or "model.safetensors" in held or (has_graphs and not place):
+            continue
+        folder = files[f"{place}config.json"].parent
+        if "model.safetensors.index.json" in held:
+            check_files(folder)
+            continue
+        others = sorted(path.name for path in folder.iterdir() if _OTHER_WEIGHTS.fullmatch(path.name))
+        if held.isdisjoint(others):  # some may be asked for by name
+            raise FileNotFoundError(_without_weights(folder, others, network))
+
+
+def _without_weights(folder: Path, others: Sequence[str], network: str) -> str:
+    """What to say of a folder without weights that are published; `others` are those of other names."""
+    told = f"{str(folder)!r} holds no model.safetensors, nor its shards with their index, which a push publishes"
+    if not others:
+        return told
+    found = _OTHER_WEIGHTS.fullmatch(others[0])
+    variant = f", variant={found[1]!r}" if found and found[1] else ""
+    there = ", ".join(others)
+    return f"{told}; {network}.from_pretrained({str(folder)!r}{variant}).save_pretrained(DIR) writes one from {there}"
 
 
 # Exported graphs

@@ -25,7 +25,7 @@ from transformers.utils import cached_file, logging
 
 from .devices import check_device
 from .embedded import located
-from .files import check_weights, step_of_weights
+from .files import check_weights, step_of_weights, weight_globs
 from .finite import wrong_tensor
 from .keywords import PLACE, unknown_keyword
 
@@ -108,6 +108,8 @@ class LoadingMixin(PreTrainedModel):
             TypeError: A keyword is unknown.
         """
         named, device_map = pretrained_model_name_or_path, kwargs.get("device_map")
+        if kwargs.get("subfolder", "") is None:  # none is written so, too
+            del kwargs["subfolder"]
         for device in device_map.values() if isinstance(device_map, Mapping) else [device_map]:
             check_device(device)
         wants_report = kwargs.pop("output_loading_info", False)
@@ -123,7 +125,7 @@ class LoadingMixin(PreTrainedModel):
             )
         network, report = loaded
         network.hub_id = None if named is None or Path(located(str(named))).is_dir() else str(named)
-        for path in sorted(folder.glob("*.safetensors")) if folder is not None else []:
+        for path in _weights_of(folder, kwargs.get("variant")):
             check_weights(path)
             network.saved_step = step_of_weights(path)
         _check_report(network_class.__name__, where, report, may_miss, may_differ)
@@ -167,7 +169,7 @@ class LoadingMixin(PreTrainedModel):
         config_file = cached_file(located(source), "config.json", **place)
         folder = None if config_file is None else Path(config_file).parent
         if folder is not None:
-            _check_files(folder)
+            check_files(folder)
         return network_class, located(source), kwargs, folder
 
 
@@ -213,7 +215,7 @@ def _converted(source: str, place: Mapping[str, Any], convert: bool) -> str | No
 # What may be wrong with the files
 
 
-def _check_files(folder: Path) -> None:
+def check_files(folder: Path) -> None:
     """Raises `OSError` for weights that can't be opened, `ValueError` if an index names files outside the folder."""
     for file in folder.glob("*.safetensors"):
         file.open("rb").close()  # safetensors says of any failure that there is no such file
@@ -223,6 +225,14 @@ def _check_files(folder: Path) -> None:
                 raise ValueError(f"{str(index)!r} is refused: it names {name!r}, which is no file in its folder")
             if not (folder / name).exists() and not index.is_symlink():  # in the Hub's cache they may follow
                 raise FileNotFoundError(f"{str(index)!r} names {name!r}, which is not there")
+
+
+def _weights_of(folder: Path | None, variant: str | None) -> list[Path]:
+    """The files of safetensors that a load reads, of those in a folder: all weights in one before shards."""
+    if folder is None:
+        return []
+    whole, _, shards = weight_globs(variant)
+    return sorted(folder.glob(whole)) or sorted(folder.glob(shards))
 
 
 def _files_of_index(index: Path) -> Iterable[Any]:
