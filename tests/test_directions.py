@@ -218,6 +218,15 @@ def test_directions_follow_into_another_folder(command: list[str], tmp_path: Pat
     assert directions is not None and directions.names == ("brightness",)
 
 
+def test_statistics_leave_the_names_that_are_there(tmp_path: Path) -> None:
+    folder, other = tmp_path / "model", tmp_path / "other"
+    for place, name in ((folder, "brightness"), (other, "my own name")):
+        tiny_generator().save_pretrained(place)
+        save_directions(axes(name), place)
+    main(["stats", str(folder), "--num_batches", "1", "--output", str(other), "--overwrite"])
+    assert read_directions(other / FILE).names == ("my own name",)
+
+
 def test_directions_follow_an_export_in_python(tmp_path: Path) -> None:
     for package in ("onnxruntime", "onnxscript"):
         pytest.importorskip(package, reason=f"needs {package}: the extra `onnx`")
@@ -232,6 +241,16 @@ def test_directions_follow_an_export_in_python(tmp_path: Path) -> None:
 
 
 # The command
+
+
+def test_integers_move_as_far_as_floats() -> None:
+    pipe = BigGANPipeline(tiny_generator())
+    pipe.directions = axes("brightness")
+    moved = [
+        pipe(1, latents=latents, directions={"brightness": 1.5}, progress_bar=False).latents
+        for latents in (np.zeros((1, 16), dtype=np.int64), torch.zeros(1, 16))
+    ]
+    assert torch.equal(*moved) and moved[0][0, 0] == 1.5
 
 
 def test_the_command_makes_a_sheet_and_keeps_what_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -266,12 +285,20 @@ WRONG = [
     (["--names", "1=width", "1=height"], "must name each direction once, got 'width' and 'height' for 1"),
     (["--names", "4=width", "--number", "3"], "the directions have the numbers 1 to 3, got 4"),
     (["--names", "1=<b>", "--number", "3"], "a direction's name has 1 to 40 letters"),
+    (["--names", "9=width"], "the directions have the numbers 1 to 8, got 9"),
+    (["--names", "1=width", "2=width"], "the names of directions must differ, got width, width"),
+    (["--classes", "nosuch"], "unknown class name 'nosuch'"),
+    (["--classes", "5"], "class label 5 is outside 0 to 4"),
+    (["--truncation", "0.2"], "truncation=0.2 is outside the standing statistics, 0.3 to 1.0"),
 ]
 
 
 @pytest.mark.parametrize(("options", "message"), WRONG, ids=[message[:30] for _, message in WRONG])
-def test_wrong_names_cost_one_line(options: list[str], message: str, tmp_path: Path, capsys: Any) -> None:
-    tiny_generator().save_pretrained(tmp_path)
+def test_wrong_options_cost_one_line_and_no_search(
+    options: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr("biggan_hf.commands.directions.find_directions", None)  # a call would raise another error
+    tiny_generator(standing_truncations=[0.3, 1.0]).save_pretrained(tmp_path)
     with pytest.raises(SystemExit):
         main(["directions", str(tmp_path), *options, "--save", "--output", str(tmp_path / "sheet.png")])
     assert message in capsys.readouterr().err.splitlines()[-1]

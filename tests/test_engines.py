@@ -10,7 +10,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import documented
 import numpy as np
@@ -21,6 +21,7 @@ from PIL import Image
 
 from biggan_hf import BigGANModel, BigGANPipeline
 from biggan_hf.cli import main
+from biggan_hf.engine_files import read_index, write_index
 from biggan_hf.engines import EngineModel, standing_inputs
 from biggan_hf.evaluation import GeneratedImages
 from biggan_hf.exporting import Graph, export_model
@@ -77,6 +78,16 @@ def test_example(exported: Path, quick_export: list[Path], tmp_path: Path, monke
     (picture,) = pipe("Ankle boot", truncation=0.7, generator=seeded(0)).images
     with Image.open("engine.png") as drawn:
         assert np.abs(np.asarray(drawn, dtype=float) - np.asarray(picture)).max() <= 1 and quick_export
+
+
+def test_a_model_that_is_stored_in_bfloat16(tmp_path: Path) -> None:
+    tiny_generator().bfloat16().save_pretrained(tmp_path)
+    model = BigGANModel.from_pretrained(tmp_path)
+    before = (tmp_path / "config.json").read_bytes()
+    export_model(model, tmp_path, "onnx")
+    assert model.dtype == torch.bfloat16 and (tmp_path / "config.json").read_bytes() == before
+    graph = BigGANPipeline.from_pretrained(tmp_path, engine="onnx").model  # its weights are those in the folder
+    assert_alike(model.float(), cast(EngineModel, graph), [None, None], 1e-5)
 
 
 MIRRORED: dict[str, Any] = {"standing_truncations": [0.0, 0.5, 1.0], "standing_interpolation": "mirrored"}
@@ -375,11 +386,27 @@ def test_a_folder_with_other_weights(folder: Path, tmp_path: Path, quick_export:
     BigGANPipeline.from_pretrained(folder, engine="openvino")
     # The weights of one model, and the graphs of one, are no place for those of another.
     other = tiny_generator(standing_truncations=[0.3, 0.6, 1.0])
-    with pytest.raises(ValueError, match="holds the weights of another model; export to a folder of its own"):
+    with pytest.raises(
+        ValueError, match="holds the weights of another model, or its own in another dtype than torch.float32;"
+    ):
         export_model(other, folder, "onnx", overwrite=True)
+    with pytest.raises(ValueError, match="or its own in another dtype than torch.bfloat16; export to a folder"):
+        export_model(BigGANModel.from_pretrained(folder, dtype=torch.bfloat16), folder, "onnx", overwrite=True)
     (folder / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match="holds graphs of another model; export to a folder of its own"):
+    with pytest.raises(ValueError, match="holds graphs of another model; take a folder of its own"):
         export_model(other, folder, "onnx", overwrite=True)
+
+
+def test_no_graph_goes_beside_those_of_another_model(exported: Path, folder: Path) -> None:
+    pipe = BigGANPipeline.from_pretrained(exported, engine="onnx")
+    (folder / "model.safetensors").unlink()
+    shutil.rmtree(folder / "onnx")
+    index = read_index(folder / "openvino")
+    write_index(folder / "openvino", {name: {**entry, "weights": "0"} for name, entry in index.items()})
+    before = {path: path.read_bytes() for path in folder.rglob("*.*")}
+    with pytest.raises(ValueError, match="model' holds graphs of another model; take a folder of its own"):
+        pipe.save_pretrained(folder)
+    assert {path: path.read_bytes() for path in folder.rglob("*.*")} == before
 
 
 def test_a_graph_stays_unless_it_may_be_replaced(folder: Path, quick_export: list[Path]) -> None:

@@ -146,8 +146,9 @@ def test_neighbours_in_a_space_of_features() -> None:
     [
         (pictures(2), [pictures(3)], 4, "k must be from 1 to the 3 pictures of the data set, got 4"),
         (pictures(2), [pictures(3)], 0, "got 0"),
-        (pictures(2), [pictures(3, channels=1)], 1, r"must be \(3, 4, 4\), got \(1, 4, 4\)"),
-        (pictures(2).float(), [pictures(3)], 1, "uint8"),
+        (pictures(2), [pictures(3, channels=1)], 1, r"must be uint8 \(3, 4, 4\), got torch.uint8 of \(1, 4, 4\)"),
+        (pictures(2).float(), [pictures(3)], 1, "images must be uint8"),
+        (pictures(2), [pictures(3).float() / 255], 1, r"pictures must be uint8 \(3, 4, 4\), got torch.float32"),
     ],
 )
 def test_bad_neighbours(images: Tensor, data: list[Tensor], k: int, message: str) -> None:

@@ -1,7 +1,7 @@
 """Names to ids, options, and that a picture depends on nothing but its latents and its class."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import accelerate
 import numpy as np
@@ -209,6 +209,8 @@ def test_arrays_and_numbers_of_numpy(pipe: BigGANPipeline) -> None:
     counts: Any = {"num_images_per_prompt": np.int64(2), "batch_size": np.int32(3)}
     for array in (latents.numpy(), latents.double().numpy()):
         torch.testing.assert_close(tensors(pipe, [1, 2], latents=array, **counts), expected, atol=1e-5, rtol=0)
+    zeros = pipe(1, latents=np.zeros((1, Z_DIM), dtype=np.int64), progress_bar=False)
+    assert torch.equal(zeros.latents, torch.zeros(1, Z_DIM)) and zeros.latents.dtype == torch.float32
     embeddings = pipe.embed_classes([1, 2]).numpy()
     images = tensors(pipe, class_embeddings=embeddings, latents=latents, **counts)
     torch.testing.assert_close(images, expected, atol=1e-5, rtol=0)
@@ -418,6 +420,16 @@ def test_saving_loading_and_casting(pipe: BigGANPipeline, tmp_path: Path) -> Non
 
     half = BigGANPipeline.from_pretrained(tmp_path / "model", dtype=torch.bfloat16)
     assert half.dtype == torch.bfloat16
+    half.save_pretrained(tmp_path / "half")
+    for options, dtype in (
+        ({}, torch.bfloat16),
+        ({"precision": "fp32"}, torch.float32),
+        ({"precision": "bf16", "dtype": "bfloat16"}, torch.bfloat16),
+    ):
+        again = BigGANPipeline.from_pretrained(tmp_path / "half", **cast(dict[str, Any], options))
+        assert again.dtype == dtype and again.model.config.dtype == dtype
+    with pytest.raises(ValueError, match=r"precision='bf16' computes in torch.bfloat16, got dtype=torch.float32"):
+        BigGANPipeline.from_pretrained(tmp_path / "model", precision="bf16", dtype=torch.float32)
     assert loaded.to(torch.bfloat16) is loaded and loaded.dtype == torch.bfloat16
     images = tensors(half, 2, generator=seeded(0))
     assert images.dtype == torch.float32

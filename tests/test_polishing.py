@@ -15,7 +15,8 @@ from torch import Tensor
 from biggan_hf import BigGANModel
 from biggan_hf.cli import main
 from biggan_hf.data import load_labelled_images
-from biggan_hf.evaluation import Measure, Report, add_to_card
+from biggan_hf.evaluation import GeneratedImages, Measure, Report, add_to_card, evaluate
+from biggan_hf.files import save_archive
 from biggan_hf.polishing import LOG, STATE, Polishing, PolishSettings, polish
 from biggan_hf.processes import joined
 
@@ -134,6 +135,40 @@ def test_bad_settings(pictures: Path, changes: dict[str, Any], message: str) -> 
         polishing_of(pictures, dataclasses.replace(SETTINGS, **changes))
 
 
+def test_a_model_in_bfloat16_is_refused(pictures: Path) -> None:
+    with pytest.raises(ValueError, match=r"needs a model in float32, got torch.bfloat16: model.float\(\) is one"):
+        polishing_of(pictures, model=model_of().bfloat16())
+
+
+def test_the_judge_sees_classes_as_often_as_in_the_pictures(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    polishing = polishing_of(pictures, dataclasses.replace(SETTINGS, num_rounds=1))
+    theirs = polishing.real.images.labels
+    assert theirs is not None
+    theirs[:] = torch.tensor([0] * 120 + [1] * 35 + [2] * 5)
+    judged: list[Any] = []
+
+    def noted(samples: Any, real: Any, *rest: Any) -> Any:
+        judged.append((samples, real))
+        return evaluate(samples, real, *rest)
+
+    monkeypatch.setattr("biggan_hf.polishing.evaluate", noted)
+    polish(polishing, tmp_path)
+    (samples, real), (again, _) = judged
+    shares = theirs[real.rows].bincount(minlength=3) / len(real)
+    assert ((samples.labels.bincount(minlength=3) / 32 - shares).abs() <= 1 / 32).all()
+    assert torch.equal(samples.labels, again.labels) and torch.equal(samples.latents, again.latents)
+    uniform = GeneratedImages(samples.model, 32, seed=samples.seed)
+    assert samples.fingerprint != uniform.fingerprint
+    # Verdicts of other samples are not to be compared with these.
+    state = polishing.state()
+    identity = {name: value for name, value in json.loads(state["identity"]).items() if name != "judged"}
+    save_archive({**state, "identity": json.dumps(identity)}, tmp_path / STATE)
+    with pytest.raises(ValueError, match="holds a polishing with judged=None, and now it is 'classes as often as"):
+        polish(polishing, tmp_path)
+
+
 def test_an_encoder_without_gradients(pictures: Path) -> None:
     blind = tiny_extractor(function=lambda images: tiny_extractor().function(images.detach()))
     with pytest.raises(ValueError, match="extractor 'tiny' passes no gradient"):
@@ -145,7 +180,7 @@ def test_the_command(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "other_features.py").write_text(TINY_SOURCE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("biggan_hf.commands.polish.CACHE", tmp_path / "cache")
-    model_of().save_pretrained("model")
+    model_of().bfloat16().save_pretrained("model")
     command = ["polish", "model", "--dataset_name", str(pictures), "--output", "polished", "--device", "cpu"]
     command += ["--extractors", "tiny_features:extract", "--judge", "other_features:extract"]
     command += "--num_rounds 1 --batch_size 16 --population 100 --evaluation_images 32".split()
@@ -154,6 +189,7 @@ def test_the_command(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert told.endswith("polished\n") and "judge" in told
     assert {path.name for path in Path("polished").iterdir()} >= {"config.json", "model.safetensors", "README.md"}
     assert Image.open("polished/before-and-after.png").width > 500
+    assert BigGANModel.from_pretrained("polished").dtype == torch.float32
     protocol = {"reference": {"source": "user/data", "split": "train"}, "samples": {"number": 10}}
     add_to_card(Report([Measure("fid", "FID", 12.5)], protocol), Path("polished/README.md"), "polished")
     evaluated = Path("polished/README.md").read_text()

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from common import ATTENTION, VARIANTS, seeded, tiny_generator
+from common import ATTENTION, VARIANTS, seeded, tiny_config, tiny_generator
 from torch import Tensor, nn
 
-from biggan_hf import BigGANModel, collect_standing_statistics
-from biggan_hf.layers import BatchNorm2d, ConditionalBatchNorm2d, SpectralNorm
+from biggan_hf import BigGANDiscriminator, BigGANModel, collect_standing_statistics
+from biggan_hf.layers import BatchNorm2d, ConditionalBatchNorm2d, SelfAttention, SpectralNorm
 
 
 def collect(model: BigGANModel, truncations: Any, seed: int = 0, **options: Any) -> None:
@@ -155,6 +155,16 @@ def test_nothing_else_changes() -> None:
     # Another network may have been made from the same configuration.
     assert config.standing_truncations == [] and model.config.standing_truncations == [0.5, 1.0]
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_attention_follows_the_configuration_with_the_table() -> None:
+    model, other = tiny_generator(**ATTENTION), BigGANDiscriminator(tiny_config(**ATTENTION))
+    other.config = model.config
+    collect(model, [0.5])
+    model.set_attn_implementation("eager")
+    attention = [module for module in model.modules() if isinstance(module, SelfAttention)]
+    assert attention and all(module.config is model.config for module in attention)
+    assert not other.config.standing_truncations and other.config._attn_implementation != "eager"
 
 
 def test_a_call_that_fails_changes_nothing() -> None:

@@ -50,13 +50,7 @@ class Directions:
                 f"expected from 1 to {MOST_DIRECTIONS} directions, each with a name and a share, got {number} with "
                 f"{len(self.names)} names and {len(self.shares)} shares"
             )
-        for name in self.names:
-            if not isinstance(name, str) or not NAME.fullmatch(name):
-                raise ValueError(
-                    f"a direction's name has 1 to 40 letters, digits, spaces and ,.+()'-, got {str(name)[:60]!r}"
-                )
-        if len({*self.names}) < number:
-            raise ValueError(f"the names of directions must differ, got {', '.join(self.names)}")
+        _check_names(self.names)
         if not torch.allclose(self.vectors.norm(dim=1), torch.ones(number), atol=1e-3):  # nor if one is NaN
             raise ValueError("the vectors of directions must have the length 1")
         if not all(0 <= share <= 1 for share in self.shares):
@@ -103,12 +97,28 @@ class Directions:
         Raises:
             ValueError: A number out of range, or a name that is none.
         """
-        for number in names:
-            if not 1 <= number <= len(self.names):
-                raise ValueError(f"the directions have the numbers 1 to {len(self.names)}, got {number}")
+        check_names(names, len(self.names))
         rows = [number - 1 for number in names]
         shares = tuple(self.shares[row] for row in rows)
         return replace(self, vectors=self.vectors[rows], names=tuple(names.values()), shares=shares)
+
+
+def check_names(names: Mapping[int, str], number: int) -> None:
+    """Raises `ValueError` unless they name some of so many directions, counted from 1."""
+    for place in names:
+        if not 1 <= place <= number:
+            raise ValueError(f"the directions have the numbers 1 to {number}, got {place}")
+    _check_names(tuple(names.values()))
+
+
+def _check_names(names: tuple[str, ...]) -> None:
+    for name in names:
+        if not isinstance(name, str) or not NAME.fullmatch(name):
+            raise ValueError(
+                f"a direction's name has 1 to 40 letters, digits, spaces and ,.+()'-, got {str(name)[:60]!r}"
+            )
+    if len({*names}) < len(names):
+        raise ValueError(f"the names of directions must differ, got {', '.join(names)}")
 
 
 # The file beside a model

@@ -48,6 +48,17 @@ def write_index(folder: Path, index: Index) -> None:
     write_text(folder / INDEX, json.dumps(index, indent=2) + "\n")
 
 
+def check_graphs(folder: Path, weights: str | None) -> None:
+    """
+    Raises `ValueError` if a folder holds graphs of other weights than those with this checksum. Only a folder without
+    weights is asked, whose `config.json` is that of all graphs in it.
+    """
+    for engine in PACKAGES:
+        index = read_index(folder / engine)
+        if len(of_weights(index, weights)) < len(index):
+            raise ValueError(f"{str(folder)!r} holds graphs of another model; take a folder of its own")
+
+
 def of_weights(index: Index, weights: str | None) -> Index:
     """Those of the graphs that were made of the weights with this checksum."""
     return {precision: entry for precision, entry in index.items() if entry["weights"] == weights}

@@ -39,7 +39,7 @@ from transformers.utils import cached_file, logging
 
 from .configuration_biggan import BigGANConfig
 from .embedded import located
-from .engine_files import EMBEDDINGS, INDEX, PACKAGES, of_weights, read_index, write_index
+from .engine_files import EMBEDDINGS, INDEX, PACKAGES, check_graphs, of_weights, read_index, write_index
 from .files import checksum_of_file, checksum_of_weights, staged_folder
 from .finite import NotFiniteError
 from .keywords import PLACE, check_keywords
@@ -222,10 +222,12 @@ class EngineModel(SamplingMixin):
     ) -> None:
         """
         Writes the graph to the folder of its engine, and `config.json` unless the model's weights lie there. Other
-        graphs of the same weights stay. With `push_to_hub=True`, `repo_id` and the keywords go to `push_to_hub`.
+        graphs of the same weights stay. With `push_to_hub=True`, `repo_id` and the keywords go to `push_to_hub`. The
+        others of `BigGANModel.save_pretrained`, such as `include_code`, are of weights in torch: a graph has none.
 
         Raises:
-            ValueError: The folder holds other weights than those that the graph was exported from.
+            ValueError: The folder holds other weights than those that the graph was exported from, or graphs of such.
+            TypeError: A keyword is unknown, or has no use for a graph.
         """
         from .hub import PUSH_ARGUMENTS  # here: a graph runs without the parts of transformers that this loads
 
@@ -234,6 +236,8 @@ class EngineModel(SamplingMixin):
         weights = checksum_of_weights(folder)
         if weights not in (None, self.entry["weights"]):
             raise ValueError(f"{str(folder)!r} holds other weights than those of {self}; save to a folder of its own")
+        if weights is None:
+            check_graphs(folder, self.entry["weights"])
         with staged_folder(folder) as staging:
             (staging / self.engine).mkdir()
             for name in self.entry["crc32"]:

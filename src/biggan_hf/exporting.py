@@ -22,7 +22,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from .configuration_biggan import BigGANConfig
-from .engine_files import EMBEDDINGS, PACKAGES, file_of, of_weights, read_index, write_index
+from .engine_files import EMBEDDINGS, PACKAGES, check_graphs, file_of, of_weights, read_index, write_index
 from .engines import EngineModel, check_engine, check_installed, import_openvino, standing_inputs
 from .eval_mode import eval_view
 from .files import WEIGHT_GLOBS, checksum_of_file, checksum_of_weights, staged_folder
@@ -53,7 +53,7 @@ def export_model(
     model's weights lie there. A graph whose images differ from the model's is not written.
 
     Args:
-        model: The generator; it does not change.
+        model: The generator; it does not change. One in another dtype is exported as it computes in float32.
         output: A folder: that of the model's weights, or another without weights.
         engine: "onnx" or "openvino".
         precision: "fp32", "bf16" (OpenVINO alone) or "int8".
@@ -83,10 +83,12 @@ def export_model(
     beside = _weights_beside(model, output)
     if beside is None:
         weights = weights or _checksum(model)
-        _check_graphs_beside(output, weights)
+        check_graphs(output, weights)
     known = read_index(output / engine)
     if precision in known and not overwrite:
         raise FileExistsError(f"{str(output / engine / known[precision]['file'])!r} exists; overwrite replaces it")
+    if model.dtype != torch.float32:  # the inputs and outputs of a graph are float32
+        model = copy.deepcopy(model).float()
     with staged_folder(output) as staging:
         folder = staging / engine
         folder.mkdir()
@@ -123,11 +125,14 @@ def _weights_beside(model: BigGANModel, folder: Path) -> str | None:
     are_same = own.keys() == stored.keys() and all(
         # γ of self-attention is a number in the files, and a vector in a network.
         tensor.numel() == own[name].numel()
-        and torch.equal(tensor.to(own[name].dtype), own[name].cpu().reshape(tensor.shape))
+        and torch.equal(tensor.float(), own[name].cpu().float().reshape(tensor.shape))
         for name, tensor in stored.items()
     )
     if not are_same:
-        raise ValueError(f"{str(folder)!r} holds the weights of another model; export to a folder of its own")
+        raise ValueError(
+            f"{str(folder)!r} holds the weights of another model, or its own in another dtype than {model.dtype}; "
+            "export to a folder of its own"
+        )
     return checksum
 
 
@@ -136,14 +141,6 @@ def _stored(folder: Path) -> Iterator[tuple[str, Tensor]]:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118  # no mapping
                 yield name, file.get_tensor(name)
-
-
-def _check_graphs_beside(folder: Path, weights: str | None) -> None:
-    # Without weights in the folder, its config.json is that of all graphs in it.
-    for engine in PACKAGES:
-        for entry in read_index(folder / engine).values():
-            if entry["weights"] != weights:
-                raise ValueError(f"{str(folder)!r} holds graphs of another model; export to a folder of its own")
 
 
 def _checksum(model: BigGANModel) -> str | None:

@@ -136,15 +136,17 @@ class BigGANPipeline:
                 that is installed: on a GPU torch, moved there and compiled with CUDA graphs. An engine takes the graph
                 that was exported to the folder or repository; if there is none, it is exported now and kept in the
                 cache for the next time.
-            precision: "fp32" (the default), "bf16" (torch, OpenVINO) or "int8" (the other two engines).
+            precision: "fp32", "bf16" (torch, OpenVINO) or "int8" (the other two engines); default in torch that of
+                the weights in the file, else "fp32".
             **kwargs: revision, token, convert, … as for `BigGANModel.from_pretrained`; with an engine or "auto" only
                 those that say where the model is, and convert.
 
         Raises:
             TypeError: A keyword is unknown, or has no use for an engine.
             ImportError: The engine is not installed.
-            ValueError: An unknown engine or precision, a graph that was exported from other weights, or another
-                program's checkpoint; `convert=True` converts one that is on the Hub.
+            ValueError: An unknown engine or precision, a `dtype` that contradicts the precision, a graph that was
+                exported from other weights, or another program's checkpoint; `convert=True` converts one that is on
+                the Hub.
         """
         source = str(pretrained_model_name_or_path)
         place = source, {name: kwargs[name] for name in PLACE if name in kwargs}
@@ -160,8 +162,8 @@ class BigGANPipeline:
             pipe = cls(load_engine(source, chosen, precision or "fp32", **kwargs))
             pipe._source = place
             return pipe
-        if precision == "bf16":
-            kwargs["dtype"] = torch.bfloat16
+        if precision is not None:
+            kwargs["dtype"] = _dtype_of(precision, kwargs.get("dtype", kwargs.get("torch_dtype")))
         from .modeling_biggan import BigGANModel  # here, as above
 
         pipe = cls(BigGANModel.from_pretrained(source, **kwargs))
@@ -214,7 +216,8 @@ class BigGANPipeline:
 
         Args:
             save_directory: The folder; created if it does not exist.
-            **kwargs: Those of `BigGANModel.save_pretrained`, which also says what is raised.
+            **kwargs: Those of `BigGANModel.save_pretrained`, which also says what is raised; with an engine only
+                `push_to_hub` and the keywords that go there.
         """
         directions = self.directions
         own: dict[str, Any] = {"directions": directions} if directions and kwargs.get("push_to_hub") else {}
@@ -478,8 +481,8 @@ class BigGANPipeline:
             MemoryError: Not even one image fits the device.
         """
         check_not_offloaded(self.model)
-        latents = _as_tensor("latents", latents)
-        label_ids, embeddings = self._classes(class_labels, _as_tensor("class_embeddings", class_embeddings))
+        latents = _as_floats("latents", latents)
+        label_ids, embeddings = self._classes(class_labels, _as_floats("class_embeddings", class_embeddings))
         _check_positive("num_images_per_prompt", num_images_per_prompt)
         number = num_images_per_prompt * next((len(x) for x in (label_ids, embeddings) if x is not None), 1)
         mode = self._check_options(batch_size, truncation, truncation_mode, output_type)
@@ -614,14 +617,22 @@ class BigGANPipeline:
         return self.model._truncation_mode(truncation, mode)
 
 
+def _dtype_of(precision: str, given: Any) -> torch.dtype:
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    if given not in (None, dtype, str(dtype).removeprefix("torch.")):
+        raise ValueError(f"precision={precision!r} computes in {dtype}, got dtype={given}: give one of the two")
+    return dtype
+
+
 def _check_positive(name: str, value: int) -> None:
     if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
 
 
-def _as_tensor(name: str, given: Any) -> Tensor | None:
+def _as_floats(name: str, given: Any) -> Tensor | None:
+    # In float32, as the pipeline draws latents: a direction would be rounded where it is added to integers.
     try:
-        return None if given is None else torch.as_tensor(given)
+        return None if given is None else torch.as_tensor(given).float()
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name} must be a tensor or an array of numbers, got {given!r}") from error
 

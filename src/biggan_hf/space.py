@@ -2,11 +2,12 @@
 
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.utils import yaml_dump
+from huggingface_hub.utils import HFValidationError, validate_repo_id, yaml_dump
 from packaging.requirements import Requirement
 
 from .embedded import PREFIX, located, name_of
@@ -68,14 +69,15 @@ def write_space(
 
     Raises:
         FileExistsError: The folder holds something.
-        ValueError: The engine "auto", which depends on what is installed, or a model that cannot be loaded.
+        FileNotFoundError: No model of this name comes with the package.
+        ValueError: The engine "auto", which depends on what is installed; a model that is no folder here and cannot be
+            the name of one on the Hub, or that cannot be loaded.
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise FileExistsError(f"{str(output)!r} exists and is not empty; a Space needs a new folder")
     if engine == "auto":
         raise ValueError("a Space needs the name of its engine, torch, onnx or openvino, got auto")
-    place = Path(located(model))
-    own = place.is_dir() and not model.startswith(PREFIX)
+    own = _is_own(model)
     title = name_of(model)
     options: dict[str, Any] = {"revision": revision, "engine": engine, "precision": precision}
     with staged_folder(output) as staging:
@@ -84,9 +86,20 @@ def write_space(
             forget_paths(staging)
         shutil.copytree(Path(__file__).parent, staging / "biggan_hf", ignore=shutil.ignore_patterns("__pycache__"))
         write_text(staging / "app.py", _program(own, model, title, options))
-        write_text(staging / "requirements.txt", "\n".join(sorted(requirements(engine))) + "\n")
+        write_text(staging / "requirements.txt", "\n".join(sorted({*requirements(engine, precision)})) + "\n")
         write_text(staging / "README.md", _card(own, model, title))
         write_text(staging / "LICENSE", metadata.distribution("biggan_hf").read_text("licenses/LICENSE") or "")
+
+
+def _is_own(model: str) -> bool:
+    """Whether a model is in a folder of this machine; raises unless it can be there, on the Hub, or in the package."""
+    if Path(located(model)).is_dir():
+        return not model.startswith(PREFIX)
+    with suppress(HFValidationError):
+        validate_repo_id(model)
+        if "/" in model:
+            return False
+    raise ValueError(f"{model!r} is no folder here, and no user/name on the Hub")
 
 
 def _program(own: bool, model: str, title: str, options: dict[str, Any]) -> str:
@@ -115,11 +128,15 @@ def _card(own: bool, model: str, title: str) -> str:
     return f"---\n{yaml_dump(data)}---\n\n" + CARD.format(model=name, command="FOLDER" if own else model)
 
 
-def requirements(engine: str | None = None) -> Iterator[str]:
+def requirements(engine: str | None = None, precision: str | None = None) -> Iterator[str]:
     """What the Space installs: the packages that this package needs, in the versions that are installed here."""
+    extras = [
+        engine or "",
+        *(["eval"] if precision == "int8" else []),
+    ]  # where there is no graph, an export is checked
     for line in metadata.requires("biggan_hf") or []:
         requirement = Requirement(line)
-        if requirement.marker is None or requirement.marker.evaluate({"extra": engine or ""}):
+        if requirement.marker is None or any(requirement.marker.evaluate({"extra": extra}) for extra in extras):
             yield _pinned(requirement.name)
     yield _pinned("gradio", "[mcp]")
     yield SPACES

@@ -380,8 +380,9 @@ class Page:
 def unique_names(id2label: Mapping[int, str]) -> dict[str, int]:
     """The classes by names that a page can show: of one line, and with the id where the name is not enough."""
     names = {label: shown(name) for label, name in id2label.items()}
-    times = Counter(names.values())
-    return {name if name and times[name] == 1 else f"{name} ({label})".strip(): label for label, name in names.items()}
+    numbered = {label: f"{name} ({label})".strip() for label, name in names.items()}
+    times = Counter([*names.values(), *numbered.values()])  # a class may be called as another with its id
+    return {name if name and times[name] == 1 else numbered[label]: label for label, name in names.items()}
 
 
 def shown(text: str) -> str:

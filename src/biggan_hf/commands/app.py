@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 
 from ..embedded import PREFIX, name_of
+from ..engines import check_engine
 from . import common
 
 
@@ -51,5 +52,7 @@ def _export(args: argparse.Namespace) -> None:
 
     if args.dataset_name or args.image_column or args.device:
         raise ValueError("--export_space writes a page without a data set, for any device: leave these options out")
+    if args.engine != "auto":  # which has no place in a Space, whatever the precision
+        check_engine(args.engine or "torch", args.precision or "fp32")
     write_space(args.export_space, args.model, args.revision, args.engine, args.precision)
     print(args.export_space)

@@ -213,6 +213,13 @@ def classes_to_sample(pipe: BigGANPipeline, given: list[str] | None, default: in
     ]
 
 
+def check_draw(pipe: BigGANPipeline, classes: list[Class] | None, truncation: float | None) -> None:
+    """Raises for classes or a truncation that the model does not have."""
+    pipe.model._truncation_mode(truncation, None)
+    if classes is not None:
+        pipe.embed_classes(classes)
+
+
 def _mixture(text: str) -> dict[str, float]:
     try:
         return json.loads(text)

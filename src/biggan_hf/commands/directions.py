@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from ..directions import FILE, is_named, save_directions
+from ..directions import FILE, check_names, is_named, save_directions
 from ..exploring import direction_grid, find_directions
 from . import common
 
@@ -53,12 +53,16 @@ def run(args: argparse.Namespace) -> None:
         _check_folder(Path(args.model), args.overwrite)
     pipe = common.checked_pipeline(args, ".png")
     directions = None if args.number or args.method else pipe.directions
+    names = _each_once(args.names)
+    # What can be wrong is told before the search, which takes minutes.
+    check_names(names, args.number or NUMBER if directions is None else len(directions.names))
+    classes = common.classes_to_sample(pipe, args.classes, default=2)
+    common.check_draw(pipe, classes, args.truncation)
     if directions is None:
         generator = torch.Generator().manual_seed(args.seed)
         directions = find_directions(pipe.model, args.number or NUMBER, args.method or "ganspace", generator)
-    if args.names:
-        directions = directions.named(_each_once(args.names))
-    classes = common.classes_to_sample(pipe, args.classes, default=2)
+    if names:
+        directions = directions.named(names)
     options = {"truncation": args.truncation, "progress_bar": True}
     generator = torch.Generator().manual_seed(args.seed)
     images = direction_grid(pipe, directions, classes, STRENGTHS, generator, **options)

@@ -84,10 +84,13 @@ def _points(pipe: BigGANPipeline, args: argparse.Namespace) -> tuple[list[common
         if args.classes or args.over != "latents":
             raise ValueError("this model is unconditional: a path leads over latents, without --classes")
         return None, points
-    if args.over != "latents" and args.classes and args.points not in (None, len(args.classes)):
-        raise ValueError(f"--points {args.points} and {len(args.classes)} classes: over classes, these are the points")
-    classes = common.classes_to_sample(pipe, args.classes, default=args.rows if args.over == "latents" else points)
-    return classes, points if args.over == "latents" else len(classes or [])
+    over_latents = args.over == "latents"
+    classes = common.classes_to_sample(pipe, args.classes, default=args.rows if over_latents else points) or []
+    if over_latents and len(classes) > args.rows:
+        raise ValueError(f"--rows {args.rows} and {len(classes)} classes: over latents, a row has one class")
+    if not over_latents and args.points not in (None, len(classes)):
+        raise ValueError(f"--points {args.points} and {len(classes)} classes: over classes, these are the points")
+    return classes, points if over_latents else len(classes)
 
 
 def _labels(names: list[str], points: int, args: argparse.Namespace) -> tuple[list[str], list[str]]:

@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
         if is_main_process():
             held.enter_context(locked_folder(args.output, args.force_unlock))
             _check_room(args.output, args.overwrite)
-        model = common.load_pipeline(args).model
+        model = common.load_pipeline(args).model.float()  # stored in bfloat16, it would learn almost nothing
         start, size = copy.deepcopy(model), model.config.image_size
         encoders = [load_extractor(name, device, image_size=size) for name in (*args.extractors, args.judge)]
         pictures = _pictures(args, model.config)

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from ..devices import device_or_best
+from ..directions import carry_directions
 from ..latents import check_truncation
 from ..processes import is_main_process, joined
 from . import common
@@ -40,12 +41,14 @@ def run(args: argparse.Namespace) -> None:
 
     with joined(device_or_best(args.device).startswith("cuda")):
         pipe = common.load_pipeline(args)
+        directions = pipe.directions  # before the work: a file that holds something else is refused
         generator = torch.Generator().manual_seed(args.seed)
         numbers = {"num_batches": args.num_batches, "batch_size": args.batch_size}
         collect_standing_statistics(pipe.model, args.truncations, **numbers, generator=generator)
         if not is_main_process():
             return
-    pipe.save_pretrained(args.output, global_step=pipe.model.saved_step)
+    pipe.model.save_pretrained(args.output, global_step=pipe.model.saved_step)
+    carry_directions(directions, args.output)
     print(args.output)
     option = f" --truncation {args.truncations[0]}" if args.truncations else ""
     print(f"Use them: biggan-hf sample {shlex.quote(str(args.output))}{option} --output samples.png")
