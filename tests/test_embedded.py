@@ -133,7 +133,7 @@ def test_the_wheel_holds_it(tmp_path: Path) -> None:
 
 
 def test_how_it_was_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = runpy.run_path(str(ROOT / "docs" / "recipes" / "fashion_mnist.py"))
+    made = runpy.run_path(str(ROOT / "docs" / "recipes" / "embedded_model.py"))
     write_model = made["write_model"]
     monkeypatch.setitem(write_model.__globals__, "PASSES", 1)
     model = tiny_generator(num_channels=1)

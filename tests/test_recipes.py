@@ -96,7 +96,7 @@ def assert_has(settings: Any, **expected: Any) -> None:
 
 
 def test_every_recipe_is_in_a_table() -> None:
-    assert RECIPES.keys() == PAPER.keys() | SCRIPTS.keys() | {"cifar10-speedrun", "fashion-mnist"}
+    assert RECIPES.keys() == PAPER.keys() | SCRIPTS.keys() | {"cifar10-speedrun", "fashion-mnist", "avatars"}
 
 
 @pytest.mark.parametrize("name", PAPER)
