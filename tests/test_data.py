@@ -422,7 +422,7 @@ def spoil(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("max_cache_bytes", [0, 2**20], ids=["uncached", "cached"])
-def test_unreadable_pictures_give_way_to_the_next_of_their_class(
+def test_unreadable_pictures_give_way_to_others_of_their_class(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, max_cache_bytes: int
 ) -> None:
     folder = spoil(write_folder(tmp_path / "set"))
@@ -430,7 +430,9 @@ def test_unreadable_pictures_give_way_to_the_next_of_their_class(
     with caplog.at_level(logging.WARNING, "biggan_hf.data"):
         for _ in range(2):
             batch = images.__getitems__([1, 2, 3, 2, 4])
-            assert torch.equal(batch["pixel_values"], expected([1, 0, 0, 0, 4]))
+            pixels = batch["pixel_values"]
+            assert torch.equal(pixels[[0, 4]], expected([1, 4])) and torch.equal(pixels[1], pixels[3])
+            assert all(any(torch.equal(picture, ant) for ant in expected([0, 1])) for picture in pixels[1:4])
             assert labels_of(batch) == [0, 0, 0, 0, 1]
     assert sorted(images.unreadable) == [2, 3]
     assert str(images.unreadable[2]).endswith("2.png (row 2): unknown image format")
@@ -450,11 +452,11 @@ def test_a_class_without_a_readable_picture_counts_as_empty(tmp_path: Path) -> N
     assert images.left_out() == {"unreadable, unknown image format": ["crow/a.png", "crow/b.png"]}
 
 
-def test_the_last_picture_gives_way_to_the_first(tmp_path: Path) -> None:
+def test_the_last_picture_gives_way_to_another_of_its_class(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "set")
     (folder / "bee" / "3.png").write_bytes(b"")
     batch = load_labelled_images(str(folder), image_size=8).__getitems__([7])
-    assert torch.equal(batch["pixel_values"], expected([4])) and labels_of(batch) == [1]
+    assert any(torch.equal(batch["pixel_values"][0], bee) for bee in expected([4, 5, 6])) and labels_of(batch) == [1]
 
 
 def test_unreadable_picture_as_an_error(tmp_path: Path) -> None:
@@ -528,7 +530,8 @@ def test_a_file_that_alone_is_missing_is_an_unreadable_picture(tmp_path: Path) -
     folder = write_folder(tmp_path / "set")
     images = load_labelled_images(str(folder), image_size=8)
     (folder / "ant" / "1.png").unlink()
-    assert torch.equal(images.__getitems__([1])["pixel_values"], expected([2])) and [*images.unreadable] == [1]
+    pixels = images.__getitems__([1])["pixel_values"][0]
+    assert any(torch.equal(pixels, ant) for ant in expected([0, 2, 3])) and [*images.unreadable] == [1]
 
 
 def test_a_few_readable_pictures_are_enough_to_open(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 from common import in_two_processes, tiny_generator
 from evaluation_common import TINY_SOURCE, save_pictures
 from huggingface_hub import ModelCard
+from PIL import Image
 
 from biggan_hf.cli import build_parser, main
 
@@ -157,6 +158,26 @@ def test_pictures_unlike_the_samples_are_converted_only_on_request(
     main(["evaluate", "rgb", *argv, "--convert", "--output", "report.json"])
     reference = json.loads(Path("report.json").read_text())["protocol"]["reference"]
     assert reference["stored"] == "grey images of 32×32 px" and reference["conversion"] == "grey repeated to RGB"
+
+
+def test_every_picture_must_be_like_the_samples(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also those between the 16 that are looked at when the pictures are opened."""
+    Path("files").mkdir()
+    for index in range(60):
+        size = (48, 40) if index == 1 else (32, 32)
+        Image.new("RGB" if index == 2 else "L", size, index).save(f"files/{index:02}.png")
+    argv = ["--dataset_name", "files", "--extractor", "own:extract", "--num_images", "50", "--cache_dir", "cache"]
+    argv = ["model", *argv, "--metrics", "fid"]
+    expected = "expected grey of 32×32 px as the samples are: --convert makes them alike"
+    message = refused(capsys, *argv)
+    assert "picture " in message and message.endswith(f"files/01.png (row 1) is grey of 40×48 px, {expected}")
+    Path("files/01.png").unlink()
+    assert refused(capsys, *argv).endswith(f"files/02.png (row 1) is RGB of 32×32 px, {expected}")
+    main(["evaluate", *argv, "--convert", "--output", "report.json"])
+    assert Path("report.json").is_file()
+    assert refused(capsys, *argv).endswith(expected)  # although the pass is in the cache
+    Path("files/02.png").unlink()
+    main(["evaluate", *argv])
 
 
 def test_live_weights_are_those_of_the_checkpoint(folder: Path) -> None:

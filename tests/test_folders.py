@@ -298,6 +298,57 @@ def test_several_zips(tmp_path: Path) -> None:
         load(tmp_path / "classes")
 
 
+def spoil(archive: Path, part: bytes) -> None:
+    """Changes a byte behind these."""
+    data = bytearray(archive.read_bytes())
+    data[data.index(part) + len(part)] ^= 255
+    archive.write_bytes(data)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_damaged_picture_in_a_zip(tmp_path: Path, method: int) -> None:
+    archive = tmp_path / "pictures.zip"
+    with zipfile.ZipFile(archive, "w", method) as file:
+        for seed, name in enumerate(("cat/1.png", "cat/2.png", "dog/3.png")):
+            file.writestr(name, png(seed))
+    whole = archive.read_bytes()
+    with zipfile.ZipFile(archive) as file:
+        first, packed = file.infolist()[1].header_offset, file.infolist()[1].compress_size
+    spoil(archive, whole[first : first + 30 + len("cat/2.png") + packed // 2])
+    images = load(archive)
+    assert images.left_out() == {"unreadable, unknown image format": ["cat/2.png"]}
+    archive.write_bytes(whole)
+    assert load(archive).left_out() == {}  # and nothing of the damaged one is taken from the cache
+
+
+def test_other_damage_of_a_zip(tmp_path: Path) -> None:
+    for name, text in {"metadata.csv": "file_name,label\n1.png,a\n2.png,b\n", "dataset.json": STYLEGAN}.items():
+        archive = zipped(write(tmp_path / name, "1.png 2.png", **{name: text}), tmp_path / f"{name}.zip")
+        spoil(archive, text[:9].encode())
+        with pytest.raises(ValueError, match=f"zip': {name} cannot be read: it is damaged in '.*.zip' .Bad CRC-32"):
+            load(archive)
+    archive = zipped(write(tmp_path / "packed", CLASSES), tmp_path / "packed.zip")
+    data = bytearray(archive.read_bytes())
+    data[data.index(b"PK\1\2") + 10] = 9
+    archive.write_bytes(data)
+    with pytest.raises(ValueError, match="packed.zip' holds 'cat/', packed by method 9, which is not read: unpack"):
+        load(archive)
+
+
+def test_files_of_the_names_in_an_archive_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the folder in which the program runs."""
+    names = ["a.1.png", "a.2.png"]
+    for archive in (
+        zipped(write(tmp_path / "in", " ".join(names)), tmp_path / "0.zip"),
+        tar(tmp_path / "0.tar", *names),
+    ):
+        expected = load(archive).__getitems__([0, 1])["pixel_values"]
+        monkeypatch.chdir(write(tmp_path / f"{archive.name} beside", " ".join(names[::-1])))
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / f"{archive.name} cache")
+        assert torch.equal(load(archive).__getitems__([0, 1])["pixel_values"], expected)
+        monkeypatch.chdir(tmp_path)
+
+
 def test_a_zip_that_is_written_anew_is_read_anew(tmp_path: Path) -> None:
     archive = zipped(write(tmp_path / "1", "cat/1.png dog/2.png"), tmp_path / "pictures.zip")
     first = load(archive)
@@ -393,6 +444,9 @@ STYLEGAN = json.dumps({"labels": [[name, number] for name, _, number in ROWS]})
         (CLASSES, {"dataset.json": STYLEGAN}, None, {"3": 2, "7": 1}, "dataset.json"),
         (CLASSES, {"dataset.json": '{"labels": ["cat", "dog"]}'}, None, PAIR, "sub-folders"),
         (CLASSES, {"dataset.json": "[1, 2"}, None, PAIR, "sub-folders"),
+        (CLASSES, {"dataset.json": '{"labels": [{"id": 0, "name": "cat"}]}'}, None, PAIR, "sub-folders"),
+        (CLASSES, {"dataset.json": '{"labels": [[0, 3], [1, 2]]}'}, None, PAIR, "sub-folders"),
+        (CLASSES, {"dataset.json": '{"labels": {"10": "cat"}}'}, None, PAIR, "sub-folders"),
         (
             CLASSES,
             {"dataset.json": json.dumps({"labels": [["cat/1.png", 2**64]]})},
@@ -449,6 +503,14 @@ def test_pictures_without_a_row_and_rows_without_a_picture_are_told(tmp_path: Pa
         ("file_name,label\n1.png,01\n2.png,2\n", ["01", "2"]),
         (f"file_name,label\n1.png,3\n2.png,{2**63}\n", ["3", str(2**63)]),
         ("file_name,label\n1.png,3.0\n2.png,4.0\n", [3, 4]),
+        ("file_name,label\n1.png,1E2\n2.png,100\n", ["1E2", "100"]),
+        ("file_name,label\n1.png,nan\n2.png,+1\n", ["+1", "nan"]),
+        ("mask_file_name,file_name,label\n2.png,1.png,a\n1.png,2.png,b\n", ["a", "b"]),
+        ("image_file_name,label\n1.png,a\n2.png,b\n", ["a", "b"]),
+        (
+            "mask_file_name,image_file_name,label\n2.png,1.png,a\n",
+            "csv names files in .'mask_file_name', 'image_file_name'.: rename the one of the pictures 'file_name'",
+        ),
         ("filename,label\n1.png,a\n2.png,b\n", "metadata.csv has no column 'file_name'.*'filename', 'label'.*Rename"),
         ("file_name,label\n1.png,caf\xe9\n2.png,b\n", "metadata.csv is not in UTF-8"),
         ("file_name,label\n1.png,a,b\n", "metadata.csv cannot be read: it has 2 columns, and 3 in the row '1.png, a"),
@@ -461,7 +523,9 @@ def test_how_metadata_is_written(tmp_path: Path, text: str, found: list[Any] | s
     folder = write(tmp_path, "1.png 2.png")
     (folder / "metadata.csv").write_text(text, encoding="latin-1" if "\xe9" in text else "utf-8")
     if isinstance(found, list):
-        assert load(folder).class_values == found
+        images = load(folder)
+        assert images.class_values == found
+        assert "mask" not in text or images.labels is not None and images.labels.tolist() == [0, 1]
         return
     with pytest.raises(ValueError, match=found):
         load(folder, label_column="label")
@@ -564,6 +628,49 @@ def test_texts_in_cls_files(tmp_path: Path, names: list[str]) -> None:
     tar(tmp_path / "train-0.tar", *names, labels=("cat", "cat2"))
     tar(tmp_path / "train-1.tar", *names)
     assert counts(load(tmp_path)) == {"0": 2, "7": 2, "cat": 2, "cat2": 2}
+
+
+@pytest.mark.parametrize("stem", ["", "a."], ids=["no dots", "dots"])
+def test_shards_of_other_kinds_of_pictures(tmp_path: Path, stem: str) -> None:
+    """They would be read as samples without a picture."""
+    for shard in range(10):  # of which not all are looked into to tell how names are split
+        kind = "jpg" if shard in (1, 3) else "png"
+        tar(tmp_path / f"{shard}.tar", *(f"{stem}{shard}-{row}.{end}" for row in range(4) for end in (kind, "cls")))
+    key = re.escape(f"{stem}1-0")
+    with pytest.raises(ValueError, match=f"^Each sample needs .*: 8 of 40 samples have no 'png', as '{key}'$"):
+        load(tmp_path)
+    for shard in range(2, 10):
+        (tmp_path / f"{shard}.tar").unlink()
+    with pytest.raises(ValueError, match=f"'{key}' has the files ..cls', 'jpg'..|have no 'png', as '{key}'"):
+        load(tmp_path)
+
+
+def test_files_beside_those_of_the_splits(tmp_path: Path) -> None:
+    """`datasets` reads those that are called like a split, if one is, and those of one kind."""
+    pictures = [Image.open(io.BytesIO(png(seed))) for seed in range(3)]
+    table = datasets.Dataset.from_dict({"image": pictures})
+    for path in ("named/train", "named/extra/2", "kinds/0", "kinds/1", "tars/0"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        table.to_parquet(tmp_path / f"{path}.parquet")
+    (tmp_path / "named" / "test.parquet").symlink_to(tmp_path / "kinds" / "0.parquet")
+    (tmp_path / "named" / "README.md").write_text("Pictures.")
+    tar(tmp_path / "kinds" / "2.tar", *PLAIN)
+    for shard in ("train-0.tar", "more-0.tar"):
+        tar(tmp_path / "shards" / shard, *PLAIN)
+        tar(tmp_path / "tars" / shard, *DOTTED)
+    found = {
+        name: load(tmp_path / name, label_column="none").contents.left_out
+        for name in ("named", "kinds", "shards", "tars", "named/train.parquet")
+    }
+    assert load(tmp_path / "named", streaming=True).contents.left_out == found["named"]
+    beside = "a file beside those of the splits"
+    assert found == {
+        "named": {beside: ["extra/2.parquet"]},
+        "kinds": {beside: ["2.tar"]},
+        "shards": {beside: ["more-0.tar"]},
+        "tars": {beside: ["0.parquet"]},
+        "named/train.parquet": {},
+    }
 
 
 def test_folders_in_a_tar_are_told(tmp_path: Path) -> None:

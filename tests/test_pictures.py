@@ -155,6 +155,31 @@ def test_a_transparent_grey_of_sixteen_bits_is_white() -> None:
     assert levels(file.getvalue()).tolist() == [[0, 255], [1, 255]]
 
 
+def png(bits: int, colours: int, row: bytes, transparent: bytes) -> bytes:
+    """Of one row of pixels; Pillow writes no such depth."""
+    width = len(row) * 8 // bits // (3 if colours == 2 else 1)
+    header = struct.pack(">IIBBBBB", width, 1, bits, colours, 0, 0, 0)
+    chunks = {b"IHDR": header, b"tRNS": transparent, b"IDAT": zlib.compress(b"\0" + row), b"IEND": b""}
+    return pictures.PNG_SIGNATURE + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks.items()
+    )
+
+
+def test_what_is_transparent_in_a_png_is_white_in_every_depth() -> None:
+    for bits, row in ((1, b"\x55"), (2, b"\x1b"), (4, b"\x08\x4f"), (8, b"\x00\x08\xff")):
+        largest = 2**bits - 1
+        values = [int.from_bytes(row, "big") >> shift & largest for shift in range(len(row) * 8 - bits, -1, -bits)]
+        for transparent in values:
+            white = [255 if value == transparent else value * 255 // largest for value in values]
+            assert levels(png(bits, 0, row, struct.pack(">H", transparent))).tolist() == [white]
+    deep = [(0, 0, 0), (0x1234, 0x5678, 0x9ABC), (65535, 0, 0)]
+    for transparent in deep:
+        content = png(16, 2, struct.pack(">9H", *sum(deep, ())), struct.pack(">3H", *transparent))
+        white = [[255] * 3 if colour == transparent else [channel >> 8 for channel in colour] for colour in deep]
+        assert levels(content, 3).tolist() == [white]
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_picture_with_nan_is_unreadable(value: float) -> None:
     whole = np.full((8, 8), 0.5, np.float32)
@@ -182,7 +207,7 @@ def test_every_mode_of_eight_bits_is_read(mode: str, monkeypatch: pytest.MonkeyP
 # JPEGs at a part of their size
 
 
-def jpeg(width: int, height: int, orientation: int = 1) -> dict[str, Any]:
+def jpeg(width: int, height: int, orientation: int = 1, file_format: str = "JPEG") -> dict[str, Any]:
     """Noise of several scales, as photographs have it."""
     noise, layers = np.random.default_rng(0), []
     for scale in range(2, 7):
@@ -190,7 +215,9 @@ def jpeg(width: int, height: int, orientation: int = 1) -> dict[str, Any]:
         layers.append(np.asarray(grid.resize((width, height), Image.Resampling.BICUBIC), np.float32))
     file, exif = io.BytesIO(), Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
-    Image.fromarray(np.mean(layers, 0).astype(np.uint8)).save(file, "JPEG", quality=90, exif=exif)
+    others = {"save_all": True, "append_images": [Image.new("RGB", (8, 8))]} if file_format == "MPO" else {}
+    picture = Image.fromarray(np.mean(layers, 0).astype(np.uint8))
+    picture.save(file, file_format, quality=90, exif=exif, **others)
     return {"bytes": file.getvalue(), "path": None}
 
 
@@ -202,6 +229,15 @@ def test_jpegs_at_a_part_of_their_size(size: tuple[int, int], decoded: tuple[int
     reduced = open_picture(cell, 3, at_least=128)
     assert reduced.size == decoded
     assert open_picture(cell, 3, at_least=1000).size == size and open_picture(cell, 1, at_least=128).mode == "L"
+
+
+def test_the_first_picture_of_a_phone_s_file_is_a_jpeg() -> None:
+    """Such a file has the format MPO, and further pictures after it."""
+    cell, plain = jpeg(500, 375, file_format="MPO"), jpeg(500, 375)
+    assert Image.open(io.BytesIO(cell["bytes"])).format == "MPO"
+    for at_least in (None, 128):
+        first, alone = (open_picture(c, 3, at_least) for c in (cell, plain))
+        assert np.array_equal(np.asarray(first), np.asarray(alone))
 
 
 @pytest.mark.parametrize("orientation", [1, 6])
@@ -285,7 +321,15 @@ def test_a_jpeg_that_ends_in_zeros_is_unreadable() -> None:
     content, small = saved(noise, "JPEG"), saved(noise[:8, :8], "JPEG")
     length = (len(small) + 2).to_bytes(2, "big")
     with_preview = content[:2] + b"\xff\xe1" + length + small + content[2:]  # which has an end of its own
-    for whole in (content, with_preview):
+    with_fill = content[:2] + b"\xff\xff" + content[2:]
+    file = io.BytesIO()
+    Image.fromarray(noise).save(file, "MPO", save_all=True, append_images=[Image.new("RGB", (8, 8))])
+    with_second = file.getvalue()
+    end = with_second.index(pictures.JPEG_END, len(content) // 2) + 2
+    with pytest.raises(ValueError, match="broken data stream"):
+        levels(with_second[: end - 100] + bytes(100) + with_second[end:], 3)
+    assert np.array_equal(levels(with_second[:end] + bytes(len(with_second) - end), 3), levels(content, 3))
+    for whole in (content, with_preview, with_fill, with_second):
         zeros = whole[:-1000] + bytes(1000)
         Image.open(io.BytesIO(zeros)).load()
         with pytest.raises(ValueError, match="^the JPEG file has no end: its last pixels are missing$"):

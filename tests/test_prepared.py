@@ -129,6 +129,25 @@ def test_parts_of_splits(source: Path, whole: Path) -> None:
     assert part.fingerprint not in (other.fingerprint, load_labelled_images(str(whole), image_size=8).fingerprint)
 
 
+def test_remarks_are_of_what_is_read(tmp_path: Path) -> None:
+    """And not of the split that was prepared."""
+    source = tmp_path / "source"
+    for split, classes in {"train": "ab", "test": "abc"}.items():
+        for name in classes:
+            path = source / split / "images" / name / "1.png"
+            path.parent.mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(path)
+    (source / "train" / "images" / "c").mkdir()
+    (source / "train" / "images" / "c" / "1.png").write_bytes(b"no picture")
+    folder = prepared(source, tmp_path / "out", (8,), splits=["train", "test"])
+    choices: list[dict[str, Any]] = [{}, {"split": "train+test"}, {"split": "train[:1]"}, {"label_column": "none"}]
+    for options in choices:
+        images, other = (load_labelled_images(str(place), image_size=8, **options) for place in (source, folder))
+        assert other.contents.remarks == images.contents.remarks
+        lost = any(remark.startswith("No picture can be read") for remark in other.contents.remarks)
+        assert lost == (not options)
+
+
 def test_without_labels(source: Path, whole: Path) -> None:
     images = load_labelled_images(str(whole), image_size=8, label_column="none")
     assert images.labels is None and images.class_names == []

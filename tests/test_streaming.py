@@ -1,5 +1,6 @@
 """Parquet files, fetched as they are needed: each picture exactly once an epoch, with any number of processes."""
 
+import json
 import os
 from collections import Counter
 from itertools import islice
@@ -68,6 +69,67 @@ def test_the_same_pictures_as_without(source: Path, split: str) -> None:
     assert torch.equal(expected["class_labels"], found["class_labels"])  # type: ignore[arg-type]
     assert stream.runs is not None and sum(stream.runs) == len(stream) and max(stream.runs) == 4
     assert images.runs is None
+
+
+def write_table(path: Path, **columns: Any) -> None:
+    """Of pictures, and columns by their values."""
+    pictures = [{"bytes": as_ppm(np.full((3, 8, 8), row, np.uint8)), "path": None} for row in range(4)]
+    cells = pa.array(pictures, datasets.Image().pa_type)
+    path.parent.mkdir(exist_ok=True)
+    features = datasets.Features.from_arrow_schema(pa.table(columns).schema) | {"image": datasets.Image()}
+    info = json.dumps({"info": {"features": datasets.Features(features).to_dict()}})
+    pq.write_table(pa.table({"image": cells, **columns}).replace_schema_metadata({"huggingface": info}), path)
+
+
+KINDS = ["ant", "bee", "ant", "bee"]
+CARD = """---
+dataset_info:
+  features: [{name: image, dtype: image}, {name: label, dtype: {class_label: {names: {'0': ant, '1': bee}}}}]
+configs:
+- config_name: default
+  data_files: [{split: train, path: 0.parquet}]
+---
+"""
+
+
+@pytest.mark.parametrize(
+    "tables",
+    [
+        [{"label": ["ant"] * 4}],
+        [{"json": [{"label": kind, "size": {"width": 8}} for kind in KINDS]}],
+        [{"json": [{"more": {"label": kind}} for kind in KINDS]}],
+        [{"kind": KINDS}],
+        [{"label": pa.array([3, 7] * 2, dtype)} for dtype in (pa.int64(), pa.int32())],
+    ],
+    ids=["one class", "in a struct", "deeper", "another name", "two types"],
+)
+def test_the_same_labels_as_without(tmp_path: Path, tables: list[dict[str, Any]]) -> None:
+    for number, columns in enumerate(tables):
+        write_table(tmp_path / "set" / f"{number}.parquet", **columns)
+    images, stream = (load_labelled_images(str(tmp_path / "set"), image_size=8, streaming=on) for on in (False, True))
+    assert images.contents == stream.contents and images.fingerprint == stream.fingerprint
+    assert images.class_values == stream.class_values
+
+
+def test_a_card_says_the_features(tmp_path: Path) -> None:
+    write_table(tmp_path / "set" / "0.parquet", label=[0, 1, 0, 1])
+    table = pq.read_table(tmp_path / "set" / "0.parquet").replace_schema_metadata(None)
+    data = table.column("image").combine_chunks().field("bytes")  # bytes alone
+    pq.write_table(table.set_column(0, "image", data), tmp_path / "set" / "0.parquet")
+    (tmp_path / "set" / "README.md").write_text(CARD)
+    images, stream = (load_labelled_images(str(tmp_path / "set"), image_size=8, streaming=on) for on in (False, True))
+    assert images.class_names == stream.class_names == ["ant", "bee"] and images.contents == stream.contents
+    assert images.fingerprint == stream.fingerprint
+
+
+def test_labels_that_do_not_fit(tmp_path: Path) -> None:
+    for number, labels in enumerate(([3, 7, 3, 7], KINDS)):
+        write_table(tmp_path / "set" / f"{number}.parquet", label=labels)
+    with pytest.raises(ValueError, match=r"column 'label' of '.*1.parquet' does not fit Value\('int64'\): "):
+        load_labelled_images(str(tmp_path / "set"), image_size=8, streaming=True)
+    write_table(tmp_path / "set" / "1.parquet", kind=KINDS)
+    with pytest.raises(ValueError, match="label column 'label' has 4 null labels of 8"):
+        load_labelled_images(str(tmp_path / "set"), image_size=8, streaming=True)
 
 
 def test_of_the_hub(fake_hub: FakeHub, source: Path) -> None:

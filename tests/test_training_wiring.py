@@ -7,6 +7,7 @@ option. `test_training_exact.py` has what only several processes show.
 
 import dataclasses
 import multiprocessing
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ import pytest
 import torch
 from common import Operations
 from torch import nn
-from training_runs import Patch, arguments
+from training_runs import Patch, arguments, write_pictures
 
+from biggan_hf.data import load_labelled_images
 from biggan_hf.devices import fastest_format
 from biggan_hf.training import parse_arguments, set_up
 from biggan_hf.training.batches import BatchSource
@@ -168,6 +170,26 @@ def test_workers_decode(pictures: Path, tmp_path: Path) -> None:
 
 
 # Options that keep the function
+
+
+@pytest.mark.parametrize("classes", [("cat", "cow", "dog"), ("cat",)], ids=["a class", "a block of an unlabelled set"])
+def test_many_unreadable_pictures_have_many_stand_ins(tmp_path: Path, classes: tuple[str, ...]) -> None:
+    """The same ones whatever was found before, and without a long walk for each."""
+    folder, rows = str(write_pictures(tmp_path / "set", classes, number=90)), [*range(30, 60)]  # all of the cows
+    for cell in load_labelled_images(folder, image_size=32, num_channels=1).pictures[rows]["image"]:
+        Path(cell["path"]).write_bytes(b"not a picture")
+    images = load_labelled_images(folder, image_size=32, num_channels=1)
+    batch = images.__getitems__(rows)
+    shown = Counter(picture.numpy().tobytes() for picture in batch["pixel_values"])
+    assert images.unreadable.keys() == {*rows} and len(shown) >= 18 and shown.most_common(1)[0][1] <= 4
+    after = images._after_all if len(classes) > 1 else images._after_in_class
+    assert not {*after[rows].tolist()} & {*rows}
+    fresh = dataclasses.replace(images, unreadable={}, cache=None)
+    for row in reversed(rows):
+        single = fresh.__getitems__([row])
+        assert torch.equal(single["pixel_values"][0], batch["pixel_values"][row - 30])
+        if batch["class_labels"] is not None:
+            assert single["class_labels"] == batch["class_labels"][row - 30] != 1
 
 
 def are_channels_last(network: nn.Module) -> bool:

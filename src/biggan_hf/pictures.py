@@ -5,6 +5,7 @@ import math
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from torch.nn import functional as F
 MAX_PIXELS = 64_000_000
 FULL_SIZE = "full_size"  # in `info` of a picture that was decoded smaller than it is: width and height, upright
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+JPEGS = ("JPEG", "MPO")  # a phone's .jpg may hold further pictures after the first
 JPEG_START, JPEG_PIXELS, JPEG_END = b"\xff\xd8", b"\xda", b"\xff\xd9"  # markers; a preview may end before the pixels
 SCALED_TO_16_BITS = ("PNG", "PPM", "JPEG2000")  # by Pillow, whatever depth or maximum these files state
 GREY_MODES = ("1", "L", "La", "LA", "I", "F")
@@ -159,7 +161,11 @@ class Stored(NamedTuple):
 
     @property
     def channels(self) -> int:
-        return 1 if self.mode.partition(";")[0] in GREY_MODES else 3
+        return _channels(self.mode)
+
+
+def _channels(mode: str) -> int:
+    return 1 if mode.partition(";")[0] in GREY_MODES else 3
 
 
 def describe_stored(cell: Mapping[str, Any]) -> Stored:
@@ -174,6 +180,14 @@ def describe_stored(cell: Mapping[str, Any]) -> Stored:
     return Stored(stored.mode, picture.height, picture.width, is_coloured, int(np.asarray(picture).max()), is_deep)
 
 
+def stored_shape(cell: Mapping[str, Any]) -> tuple[int, int, int] | None:
+    """Channels, height and width as a file's head states them; `None` where it can't be read."""
+    with suppress(Exception):  # of any type from broken bytes, which are reported when they are decoded
+        with Image.open(io.BytesIO(encoded_bytes(cell))) as picture:
+            return _channels(picture.mode), picture.height, picture.width
+    return None
+
+
 def stored_picture(cell: Mapping[str, Any], at_least: int | None = None) -> Image.Image:
     """The picture as PIL decodes it: its own mode and depth, not yet upright. `at_least` as for `open_picture`."""
     data = encoded_bytes(cell)
@@ -181,14 +195,15 @@ def stored_picture(cell: Mapping[str, Any], at_least: int | None = None) -> Imag
     if picture.width * picture.height > MAX_PIXELS:
         raise UnreadableError(f"{picture.width}×{picture.height} pixels are more than {MAX_PIXELS:,}")
     # One that will be turned comes in full: half a pixel would change sides.
-    if at_least is not None and picture.format == "JPEG" and _is_upright(picture):
+    if at_least is not None and picture.format in JPEGS and _is_upright(picture):
         full_size = picture.size
         picture.draft(None, (at_least, at_least))
         picture.info[FULL_SIZE] = full_size
     picture.load()
     if picture.format == "PNG":
         _check_pixels_of_png(data)
-    if picture.format == "JPEG":
+        _scale_transparency(picture, data[24])
+    if picture.format in JPEGS:
         _check_end_of_jpeg(data)
     return picture
 
@@ -206,11 +221,24 @@ def _check_pixels_of_png(data: bytes) -> None:
         start = end + 4
 
 
+def _scale_transparency(picture: Image.Image, bits: int) -> None:
+    """Pillow scales the pixels of a PNG to 8 bits, and leaves the value that is transparent as the file has it."""
+    value = picture.info.get("transparency")
+    if picture.mode == "L" and value is not None:
+        picture.info["transparency"] = value * 255 // (2**bits - 1)
+    if picture.mode == "RGB" and value is not None and bits == 16:
+        picture.info["transparency"] = tuple(channel >> 8 for channel in value)
+
+
 def _check_end_of_jpeg(data: bytes) -> None:
-    """Pillow takes zeros for pixels, mostly grey: as where a download has stopped in a file of full length."""
+    """
+    Pillow takes zeros for pixels, mostly grey: as where a download has stopped in a file of full length. It does see
+    where another picture begins before the first one's end.
+    """
     start = len(JPEG_START)
     while data[start : start + 1] == b"\xff" and data[start + 1 : start + 2] != JPEG_PIXELS:
-        start += 2 + int.from_bytes(data[start + 2 : start + 4], "big")
+        is_fill = data[start + 1 : start + 2] == b"\xff"  # any number of them may precede a marker
+        start += 1 if is_fill else 2 + int.from_bytes(data[start + 2 : start + 4], "big")
     if data[start : start + 1] == b"\xff" and data.rfind(JPEG_END, start) < 0:
         raise UnreadableError("the JPEG file has no end: its last pixels are missing")
 

@@ -131,6 +131,9 @@ def _reference(
         floor = reference.rest(args.num_images)
     elif args.floor is not None:
         floor = _open(args, samples, args.floor, args.num_images, at_most=True)
+    for real in (reference, floor):
+        if real is not None and not args.convert:
+            real.check_stored()
     return reference, floor
 
 

@@ -1,8 +1,10 @@
 """What lies in a folder of pictures: its splits, its classes, and what is left out. No file but a zip is opened."""
 
+import lzma
 import os
 import re
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -12,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+
+from ..pictures import first_line
 
 
 # The names of split folders, in any case
@@ -29,6 +33,7 @@ KINDS_OF_FILES = {"images", "imgs", "masks", "labels", "annotations", "unlabeled
 NO_PICTURE_FORMATS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 # Archives that are not read as folders: `datasets` takes pictures out of some of them, and no classes.
 PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".rar", ".7z")
+METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA}  # by which zips pack
 SYSTEM_FOLDERS = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information"}
 
 # Why something is left out
@@ -100,6 +105,19 @@ class Folder:
             self.others.append(name)
 
 
+class DamagedError(ValueError):
+    """A file in a zip has other bytes than were packed."""
+
+
+def unpacked(archive: zipfile.ZipFile, name: str) -> bytes:
+    try:
+        return archive.read(name)
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError) as error:
+        if getattr(error, "errno", None):  # of the disk; that of bzip2 has no number
+            raise
+        raise DamagedError(f"it is damaged in {archive.filename!r} ({first_line(error)})") from error
+
+
 @dataclass(frozen=True, eq=False)
 class Listing:
     """The top folder, and where its files are."""
@@ -110,11 +128,15 @@ class Listing:
     zipped: dict[str, tuple[str, str, int]]
 
     def read(self, path: str) -> bytes:
-        if path not in self.zipped:
-            return (self.place / path).read_bytes()
-        archive, name, _ = self.zipped[path]
-        with zipfile.ZipFile(archive) as file:
-            return file.read(name)
+        """Raises `ValueError` if the file cannot be read."""
+        try:
+            if path not in self.zipped:
+                return (self.place / path).read_bytes()
+            archive, name, _ = self.zipped[path]
+            with zipfile.ZipFile(archive) as file:
+                return unpacked(file, name)
+        except (OSError, DamagedError) as error:
+            raise ValueError(f"{path} cannot be read: {first_line(error)}") from error
 
 
 @dataclass(eq=False)
@@ -267,6 +289,9 @@ def _items_in(archive: Path) -> dict[str, zipfile.ZipInfo]:
         with zipfile.ZipFile(archive) as file:
             if any(item.flag_bits & 1 for item in file.infolist()):
                 raise ValueError(f"{str(archive)!r} is encrypted: unpack it, and give the folder")
+            if strange := [item for item in file.infolist() if item.compress_type not in METHODS]:
+                said = f"holds {strange[0].filename!r}, packed by method {strange[0].compress_type}, which is not read"
+                raise ValueError(f"{str(archive)!r} {said}: unpack it, and give the folder")
             return {_plain(item.filename): item for item in file.infolist()}
     except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
         raise ValueError(f"{str(archive)!r} is no zip that can be read: {error}") from error

@@ -71,9 +71,11 @@ class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
     A map-style dataset that serves whole batches: a `DataLoader` calls `images.__getitems__([0, 5, 2])` with each list
     of its batch sampler, and needs an identity `collate_fn`. Made by [`load_labelled_images`].
 
-    The next readable row of its class replaces an unreadable picture (of a stream, the next of all, with its label);
-    the order of the others stays. So which pictures come depends on the source alone, and not on what was found so
-    far. With `DataLoader(num_workers > 0)` each worker process fills a `cache` and an `unreadable` of its own.
+    Another readable row of its class replaces an unreadable picture, or of all classes where its own has none (of a
+    stream, one that is fetched with it), and comes with its own label. Which one it is is as good as random, so that
+    many unreadable pictures have many replacements; the order of the others stays. So which pictures come depends on
+    the source alone, and not on what was found so far. With `DataLoader(num_workers > 0)` each worker process fills a
+    `cache` and an `unreadable` of its own.
     """
 
     pictures: PictureTable  # with a column "image" of undecoded {"bytes", "path"} cells
@@ -210,9 +212,6 @@ class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
             for (row, place), cell in zip(missing, cells, strict=True):
                 if (picture := self._decode(row, cell, place)) is not None:
                     decoded[row, place] = picture
-            if len(self.unreadable) == len(self):
-                last = next(reversed(self.unreadable.values()))
-                raise UnreadablePictureError(f"none of the {len(self)} pictures can be read; the last: {last}")
             rows = [self._readable(index) for index in indices]
         if self.cache is None or not keep:
             return rows, torch.stack([decoded[square] for square in zip(rows, places, strict=True)])
@@ -239,25 +238,52 @@ class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
         raise UnreadablePictureError(f"the pictures have been away for {SECONDS_AWAY} s: {error}") from error
 
     def _readable(self, row: int) -> int:
-        """The row, or the next one of its class not known to be unreadable, or else the next of all."""
-        asked = row
-        while row in self.unreadable:
-            row = int(self._stand_ins[row])
-            if row == asked:  # none of its class can be read
-                break
-        while row in self.unreadable:
-            row = (row + 1) % len(self)
-        return row
+        """
+        The row, or the next one in the ring of its class not known to be unreadable. Where a class has none, that of
+        the next row of all whose class has one.
+        """
+        if row not in self.unreadable:
+            return row
+        if len(self.unreadable) == len(self):
+            last = next(reversed(self.unreadable.values()))
+            raise UnreadablePictureError(f"none of the {len(self)} pictures can be read; the last: {last}")
+        lost: list[int] = []  # rows of classes without a readable picture
+        while (found := self._readable_of_class(row)) is None:
+            lost.append(row)
+            row = int(self._after_all[row])
+        self._after_all[lost] = row  # no walk is repeated
+        return found
+
+    def _readable_of_class(self, row: int) -> int | None:
+        passed: set[int] = set()
+        while row in self.unreadable and row not in passed:
+            passed.add(row)
+            row = int(self._after_in_class[row])
+        # No walk is repeated. A class without a readable picture becomes a short ring of its own.
+        self._after_in_class[[*passed]] = row
+        return None if row in self.unreadable else row
 
     @cached_property
-    def _stand_ins(self) -> Tensor:
-        """After each row, the next one of its class, in a ring. Of a stream the next of all: it is fetched already."""
-        rows = torch.arange(len(self))
-        if self.labels is None or self.runs is not None:
-            return rows.roll(-1)
-        for members in self.labels.argsort(stable=True).split(torch.bincount(self.labels).tolist()):
-            rows[members] = members.roll(-1)
-        return rows
+    def _after_all(self) -> Tensor:
+        """After each row the next one of all, in a ring. Rows that are passed over leave it."""
+        return _rings([self._mixed], len(self))
+
+    @cached_property
+    def _after_in_class(self) -> Tensor:
+        """After each row the next one of its class, in a ring. Of a stream the next of all, run by run."""
+        mixed = self._mixed
+        if self.runs is not None:
+            runs = torch.arange(len(self.runs)).repeat_interleave(torch.tensor(self.runs))
+            return _rings([mixed[runs[mixed].argsort(stable=True)]], len(self))
+        if self.labels is None:
+            return _rings([mixed], len(self))
+        by_class = mixed[self.labels[mixed].argsort(stable=True)]
+        return _rings(by_class.split(torch.bincount(self.labels).tolist()), len(self))
+
+    @property
+    def _mixed(self) -> Tensor:
+        """All rows, always in the same order: neighbours, such as a folder of broken files, are far apart."""
+        return torch.randperm(len(self), generator=torch.Generator().manual_seed(0))
 
     def is_readable(self, row: int) -> bool:
         return row not in self.unreadable and self._decode(row, self.pictures[row]["image"]) is not None
@@ -280,8 +306,16 @@ class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
                 raise UnreadablePictureError(f"{picture}; {way}") from error
         self.unreadable[row] = picture
         if torch.utils.data.get_worker_info() is None:  # or else each worker would log it
-            logger.warning("%s; the next readable one takes its place", picture)
+            logger.warning("%s; another one takes its place", picture)
         return None
+
+
+def _rings(groups: Sequence[Tensor], number: int) -> Tensor:
+    """After each of so many rows the next one of its group; after a group's last its first."""
+    after = torch.empty(number, dtype=torch.int64)
+    for members in groups:
+        after[members] = members.roll(-1)
+    return after
 
 
 def _is_there(cell: Mapping[str, Any]) -> bool:

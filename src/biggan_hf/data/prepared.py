@@ -261,7 +261,7 @@ def _open(
         labels = Labels(rows if chosen is None else rows[chosen], first.class_names, first.class_values)
     contents = _contents(manifest, used, spec, UNLABELLED if labels is None else first.label_source)
     source = with_counts(Opened(pixels, labels, contents))
-    images = PreparedImages(
+    return PreparedImages(
         pictures=pixels,
         labels=None if labels is None else labels.rows,
         class_names=[] if labels is None else labels.names,
@@ -275,8 +275,6 @@ def _open(
         source_fingerprint=first.fingerprint if chosen is None and (labels or not first.class_names) else None,
         source_probed=first.probed,
     ).without_unreadable()
-    remarks = list(dict.fromkeys(images.contents.remarks))  # some of them are the source's, too
-    return replace(images, contents=replace(images.contents, remarks=remarks))
 
 
 def _rows(manifest: Manifest, spec: str) -> tuple[list[str], np.ndarray | None]:
@@ -300,7 +298,7 @@ def _contents(manifest: Manifest, used: list[str], spec: str, label_source: str)
     for name in used:
         for reason, names in manifest.splits[name].left_out.items():
             left_out[reason] = list(dict.fromkeys([*left_out.get(reason, []), *names]))
-    remarks = [remark for name in used for remark in manifest.splits[name].remarks]
+    remarks = list(dict.fromkeys(remark for name in used for remark in manifest.splits[name].remarks))
     return Contents(spec, ignored, left_out, label_source=label_source, remarks=remarks)
 
 

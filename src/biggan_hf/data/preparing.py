@@ -140,7 +140,7 @@ def _plan(images: LabelledImages) -> Split:
         class_values=[value if isinstance(value, int | str) else str(value) for value in images.class_values],
         label_source=contents.label_source,
         left_out=contents.left_out,
-        remarks=contents.remarks,
+        remarks=contents.source_remarks,
         probed=[*images.probed],
         labels_sha256=None if labels is None else hashlib.sha256(_npy_of(labels.numpy())).hexdigest(),
     )

@@ -1,6 +1,7 @@
 """Parquet files, on the Hub or here, of which only a part lies in the cache: a set may be larger than the disk."""
 
 import hashlib
+import itertools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -18,7 +19,18 @@ from ..files import write_file
 from ..pictures import first_line
 from .labelled_images import BUFFER, spread_rows
 from .labels import Labels, find_label_column, read_labels
-from .opening import UNLABELLED, Contents, Opened, find_image_column, read_parts, used_splits, with_counts
+from .opening import (
+    UNLABELLED,
+    Contents,
+    Opened,
+    asks_for_fields,
+    files_beside,
+    find_image_column,
+    other_label_columns,
+    read_parts,
+    used_splits,
+    with_classes,
+)
 from .tars import stamp
 
 
@@ -116,6 +128,7 @@ class StreamedPictures:
                 raise ValueError("the file has been replaced since the stream began")
             with fsspec.open(self.files[file], "rb") as opened:
                 table = pq.ParquetFile(opened, metadata=self.heads[file]).read_row_group(number, [self.column])
+            table = _only(table, self.column, datasets.Image())
         except (OSError, ValueError) as error:
             raise ValueError(f"cannot read row group {number} of {self.files[file]!r}: {first_line(error)}") from error
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -168,11 +181,14 @@ def open_streamed(
         files = {str(split): [str(file) for file in found] for split, found in builder.config.data_files.items()}
         used = used_splits(spec, list(files))
         heads = {split: _in_threads(_head, files[split]) for split in used}
-        features = datasets.Features.from_arrow_schema(heads[used[0]][0].schema.to_arrow_schema())
+        of_files = datasets.Features.from_arrow_schema(heads[used[0]][0].schema.to_arrow_schema())
+        features = builder.info.features or of_files  # a card may say more
+        if asks_for_fields(features, label_column):
+            features = features.flatten()
         image_column = find_image_column(features, image_column)
         column = find_label_column(features, label_column)
         known = [] if column is None else [*used, *({"train"} & files.keys() - {*used})]
-        whole = {split: _labels_of(files[split], features, str(column)) for split in known}
+        whole = {split: _labels_of(files[split], str(column), features[column]) for split in known}
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise ValueError(f"cannot stream split {spec!r} of dataset {name!r}: {first_line(error)}") from error
     lengths = {split: sum(head.num_rows for head in heads[split]) for split in used}
@@ -188,8 +204,11 @@ def open_streamed(
         rows = datasets.concatenate_datasets([whole[split] for split in used]).select(chosen)
         labels = read_labels(rows, column, list(whole.values()))
     ignored: dict[str, int | None] = {split: None for split in files if split not in used}
+    left_out = files_beside(place, itertools.chain(*files.values()))
     label_source = UNLABELLED if column is None else f"column {column!r}"
-    return with_counts(Opened(pictures, labels, Contents(spec, ignored, label_source=label_source)))
+    remarks = other_label_columns(features) if column is None and label_column is None else []
+    contents = Contents(spec, ignored, left_out, label_source=label_source, remarks=remarks)
+    return with_classes(Opened(pictures, labels, contents), label_column)
 
 
 def _head(file: str) -> pq.FileMetaData:
@@ -197,16 +216,27 @@ def _head(file: str) -> pq.FileMetaData:
         return pq.ParquetFile(opened).metadata
 
 
-def _labels_of(files: Sequence[str], features: datasets.Features, column: str) -> datasets.Dataset:
+def _labels_of(files: Sequence[str], column: str, feature: Any) -> datasets.Dataset:
     """A table of this column alone."""
-    only = datasets.Features({column: features[column]})
-    table = pa.concat_tables(_in_threads(partial(_column, column=column), files))
-    return datasets.Dataset(table.cast(only.arrow_schema), datasets.DatasetInfo(features=only))
+    table = pa.concat_tables(_in_threads(partial(_column, column=column, feature=feature), files))
+    return datasets.Dataset(table, datasets.DatasetInfo(features=datasets.Features({column: feature})))
 
 
-def _column(file: str, column: str) -> pa.Table:
+def _column(file: str, column: str, feature: Any) -> pa.Table:
     with fsspec.open(file, "rb") as opened:
-        return pq.ParquetFile(opened).read([column])
+        table = pq.ParquetFile(opened).read([column])
+    try:
+        return _only(table, column, feature)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"column {column!r} of {file!r} does not fit {feature}: {first_line(error)}") from error
+
+
+def _only(table: pa.Table, column: str, feature: Any) -> pa.Table:
+    """The column alone, which may be a field of a struct, in the type of the feature. Null where there is none."""
+    while column not in table.column_names and any(pa.types.is_struct(field.type) for field in table.schema):
+        table = table.flatten()
+    there = [name for name in table.column_names if name == column]
+    return datasets.table.table_cast(table.select(there), datasets.Features({column: feature}).arrow_schema)
 
 
 def _in_threads(function: Callable[[str], Any], files: Sequence[str]) -> list[Any]:

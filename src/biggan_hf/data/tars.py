@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
+import pyarrow.compute
 
 from ..words import counted
 from .folders import is_picture, list_folder, natural_order, split_in
@@ -35,7 +37,7 @@ def own_tars(place: Path) -> dict[str, datasets.Dataset]:
     The splits of the shards in a folder, or of one shard, if names must be split at the last dot, or labels are texts.
     None if `datasets` can read them, or if neither dot gives samples that are alike.
     """
-    shards = _shards(place)
+    shards = shards_of(place)
     looked_at = _some(shards)
     names = [[name for name, _ in _files(shard)] for shard in looked_at]
     # One sample by the first dot, such as a.0.jpg and a.1.jpg, may be many.
@@ -67,7 +69,7 @@ def own_tars(place: Path) -> dict[str, datasets.Dataset]:
     }
 
 
-def _shards(place: Path) -> list[Path]:
+def shards_of(place: Path) -> list[Path]:
     if place.is_file():
         return [place] if place.suffix == ".tar" else []
     return [place / path for path in sorted(list_folder(place).top.other_paths()) if path.endswith(".tar")]
@@ -100,7 +102,17 @@ def with_advice_on_dots(error: str, source: datasets.Dataset, place: Path) -> st
     if not (all("." in name for name in pictures) if pictures[1:] else source.data.column(pictures[0]).null_count):
         return error
     advice = _odd_sample(place) if place.exists() else DOTS
-    return advice if advice.startswith(UNEQUAL) else f"{error}. {advice}"
+    return advice if advice.startswith(UNEQUAL) else ". ".join(filter(None, (error, advice)))
+
+
+def refuse_gaps(source: datasets.Dataset, image_column: str) -> None:
+    """Raises `ValueError` if samples lack the picture: another kind of file may hold it, which is in no column."""
+    pictures = source.data.column(image_column)
+    if "__key__" not in source.features or not pictures.null_count:
+        return
+    first = source.data.column("__key__")[pa.compute.index(pictures.is_null(), True).as_py()].as_py()
+    lacking = f"{pictures.null_count} of {counted(len(pictures), 'sample')}"
+    raise ValueError(f"{UNEQUAL}: {lacking} have no {image_column!r}, as {first!r}")
 
 
 def advice_on_error(reason: str, place: Path | None) -> str:
@@ -118,7 +130,7 @@ def advice_on_error(reason: str, place: Path | None) -> str:
 
 def _odd_sample(place: Path) -> str:
     """A sample that has other kinds of files than most; what to rename, if there is none."""
-    names = [[name for name, _ in _files(shard)] for shard in _some(_shards(place))]
+    names = [[name for name, _ in _files(shard)] for shard in _some(shards_of(place))]
     by_dot = [_by_sample(_together(names), split) for split in (by_last_dot, by_first_dot)]
     samples = max(by_dot, key=_share_of_usual)
     usual = _usual(samples)[0]
@@ -232,14 +244,14 @@ def _samples(
                 sample = {}
             sample["__key__"] = key
             if field in fields:
-                sample[field] = _value(name, field, read(), field in numbers)
+                sample[field] = _value(f"{shard}/{name}", field, read(), field in numbers)
         if sample:
             yield empty | sample
 
 
 def _value(name: str, field: str, data: bytes, is_number: bool) -> Any:
     if _is_picture(field):
-        return {"bytes": data, "path": name}
+        return {"bytes": data, "path": name}  # if that was a file, `datasets` would leave out the bytes
     if is_number and not _is_number(data):
         raise ValueError(f"{name!r} holds {data.decode(errors='replace')[:60]!r}, and others of its kind hold numbers")
     if is_number:

@@ -22,7 +22,7 @@ from ..eval_mode import in_eval_mode
 from ..finite import check_images
 from ..images import to_uint8
 from ..latents import TruncationMode, sample_latents
-from ..pictures import encoded_bytes
+from ..pictures import encoded_bytes, stored_shape
 
 
 if TYPE_CHECKING:  # `datasets` is slow to import, and samples do not need it
@@ -221,6 +221,28 @@ class RealImages:
                 known |= {row: _digest_of_cell(cell) for row, cell in zip(missing, cells, strict=True)}
                 yield from (known[row] for row in rows.tolist())
                 progress.update(len(rows))
+
+    def check_stored(self) -> None:
+        """Raises `ValueError` at the first picture that would be converted: `conversion` knows of 16 of them."""
+        progress = tqdm(total=len(self), desc=f"sizes of {self.name}", unit="img", delay=5, dynamic_ncols=True)
+        with progress:
+            for rows in self.rows.split(1000):
+                cells = self.images.pictures[rows.tolist()]["image"]
+                for row, cell in zip(rows.tolist(), cells, strict=True):
+                    self._check_shape(row, cell)
+                progress.update(len(rows))
+
+    def _check_shape(self, row: int, cell: Mapping[str, Any] | None) -> None:
+        if cell is None or (shape := stored_shape(cell)) is None or shape == self.image_shape:
+            return  # what can't be read is told when it is decoded
+        where = f"{cell['path']} (row {row})" if cell["path"] else f"in row {row}"
+        stored, expected = (
+            f"{'grey' if channels == 1 else 'RGB'} of {height}×{width} px"
+            for channels, height, width in (shape, self.image_shape)
+        )
+        raise ValueError(
+            f"picture {where} is {stored}, expected {expected} as the samples are: --convert makes them alike"
+        )
 
     @property
     def stored_in_words(self) -> str:

@@ -119,7 +119,7 @@ class BatchSource:
         new = {row: picture for row, picture in rows.items() if row not in self.unreadable}
         self.unreadable.update(new)
         for picture in new.values() if self.num_workers else ():  # without workers the data set has warned already
-            logger.warning("%s; the next readable one takes its place", picture)
+            logger.warning("%s; another one takes its place", picture)
 
 
 def _counts_as_shown(images: LabelledImages) -> Tensor:
