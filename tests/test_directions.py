@@ -223,8 +223,12 @@ def test_statistics_leave_the_names_that_are_there(tmp_path: Path) -> None:
     for place, name in ((folder, "brightness"), (other, "my own name")):
         tiny_generator().save_pretrained(place)
         save_directions(axes(name), place)
-    main(["stats", str(folder), "--num_batches", "1", "--output", str(other), "--overwrite"])
+    with pytest.raises(SystemExit):
+        main(["stats", str(folder), "--num_batches", "1", "--output", str(other), "--overwrite"])
     assert read_directions(other / FILE).names == ("my own name",)
+    (other / FILE).unlink()
+    main(["stats", str(folder), "--num_batches", "1", "--output", str(other), "--overwrite"])
+    assert read_directions(other / FILE).names == ("brightness",)
 
 
 def test_directions_follow_an_export_in_python(tmp_path: Path) -> None:

@@ -337,10 +337,11 @@ def test_other_damage_of_a_zip(tmp_path: Path) -> None:
 
 def test_files_of_the_names_in_an_archive_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of the folder in which the program runs."""
-    names = ["a.1.png", "a.2.png"]
-    for archive in (
-        zipped(write(tmp_path / "in", " ".join(names)), tmp_path / "0.zip"),
-        tar(tmp_path / "0.tar", *names),
+    dotted, plain = ["a.1.png", "a.2.png"], ["1.png", "2.png"]
+    for archive, names in (
+        (zipped(write(tmp_path / "in", " ".join(dotted)), tmp_path / "0.zip"), dotted),
+        (tar(tmp_path / "0.tar", *dotted), dotted),
+        (tar(tmp_path / "1.tar", *plain), plain),
     ):
         expected = load(archive).__getitems__([0, 1])["pixel_values"]
         monkeypatch.chdir(write(tmp_path / f"{archive.name} beside", " ".join(names[::-1])))

@@ -305,11 +305,13 @@ def test_sample_of_class_embeddings(variant: str) -> None:
     for wrong, labels_too, message in [
         (embeddings[:, :-1], None, "class_embeddings must be"),
         (embeddings[:0], None, "class_embeddings must be"),
-        (embeddings[0], None, "class_embeddings must be"),
+        (embeddings[0], None, rf"class_embeddings must be \(1, {embeddings.shape[1]}\), got"),
         (embeddings, labels, "exclude each other"),
     ]:
         with pytest.raises(ValueError, match=message):
             model.sample(labels_too, class_embeddings=wrong)
+    with pytest.raises(TypeError, match="class_embeddings must be a tensor, got list"):
+        model.sample(class_embeddings=embeddings.tolist())
     with pytest.raises(ValueError, match="num_images_per_prompt must be at least 1, got 0"):
         model.sample(class_embeddings=embeddings, num_images_per_prompt=0)
 

@@ -134,7 +134,8 @@ class PublishingMixin(LoadingMixin):
         if push_to_hub:
             repo_id = push.pop("repo_id", Path(save_directory).name)
             # A variant is a second name of files beside others; on the Hub these weights have the first one.
-            saved = {**kwargs, "variant": None, "global_step": global_step}
+            step = self.saved_step if global_step is None and "state_dict" not in kwargs else global_step
+            saved = {**kwargs, "variant": None, "global_step": step}
             _push(self, repo_id, saved, include_code=include_code, **push)
 
     @answers_keywords("push_to_hub")

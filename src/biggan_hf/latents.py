@@ -48,6 +48,8 @@ def sample_latents(
     check_truncation(truncation)
     check_truncation_mode(mode)
     check_generators(generator, num_samples)
+    if device is None and generator is None:
+        device = torch.get_default_device()
     if num_samples < 0 or z_dim < 1:
         raise ValueError(f"latents are (num_samples ≥ 0, z_dim ≥ 1), got ({num_samples}, {z_dim})")
     inverse = truncation is not None and mode in ("resample", "scale")
@@ -105,7 +107,7 @@ def check_latents(latents: Tensor | None, number: int, z_dim: int) -> None:
 def _draw(
     num_samples: int, z_dim: int, uniform: bool, generator: torch.Generator | None, device: torch.device | str | None
 ) -> Tensor:
-    """Uniform on [0, 1) in double precision, or N(0, 1) in single."""
+    """Uniform on [0, 1) in double precision, if the device of the generator has it, or N(0, 1) in single."""
     drawn_on = device if generator is None else generator.device
     if uniform and generator is None:
         drawn_on = exact_device(device or torch.get_default_device())

@@ -183,7 +183,7 @@ def describe_stored(cell: Mapping[str, Any]) -> Stored:
 def stored_shape(cell: Mapping[str, Any]) -> tuple[int, int, int] | None:
     """Channels, height and width as a file's head states them; `None` where it can't be read."""
     with suppress(Exception):  # of any type from broken bytes, which are reported when they are decoded
-        with Image.open(io.BytesIO(encoded_bytes(cell))) as picture:
+        with Image.open(cell["path"] if cell["bytes"] is None else io.BytesIO(cell["bytes"])) as picture:
             return _channels(picture.mode), picture.height, picture.width
     return None
 

@@ -136,8 +136,8 @@ class BigGANPipeline:
                 that is installed: on a GPU torch, moved there and compiled with CUDA graphs. An engine takes the graph
                 that was exported to the folder or repository; if there is none, it is exported now and kept in the
                 cache for the next time.
-            precision: "fp32", "bf16" (torch, OpenVINO) or "int8" (the other two engines); default in torch that of
-                the weights in the file, else "fp32".
+            precision: "fp32", "bf16" (torch, OpenVINO) or "int8" (the other two engines); default in torch the
+                one that `config.json` names, else "fp32".
             **kwargs: revision, token, convert, … as for `BigGANModel.from_pretrained`; with an engine or "auto" only
                 those that say where the model is, and convert.
 

@@ -60,7 +60,7 @@ class SamplingMixin(_Network):
             truncation: Threshold t > 0 of the truncation trick (paper, section 3.1); `None` for plain N(0, 1).
             truncation_mode: See `sample_latents`. Default: the model's own, with which its statistics were measured.
             latents: (number of images, z_dim) in place of drawing them.
-            class_embeddings: (N, class_embedding_dim) in place of labels, such as means of two classes' embeddings.
+            class_embeddings: In place of labels, as for `forward`; such as means of two classes' embeddings.
             generator: Makes the draw reproducible; one for all images, or one per image.
 
         Returns:
@@ -101,7 +101,9 @@ class SamplingMixin(_Network):
             raise ValueError(f"num_images_per_prompt must be at least 1, got {repeats}")
         if embeddings is None:
             return self._labels_to_sample(labels, repeats, generator), None
-        number = max(len(embeddings), 1) if embeddings.ndim else 1
+        if not isinstance(embeddings, Tensor):
+            raise TypeError(f"class_embeddings must be a tensor, got {type(embeddings).__name__}")
+        number = len(embeddings) if embeddings.ndim == 2 and len(embeddings) else 1
         check_class_embeddings(embeddings, labels, number, self.config.class_width)
         return None, embeddings.to(self.device).repeat_interleave(repeats, dim=0)
 

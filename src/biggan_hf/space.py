@@ -130,10 +130,8 @@ def _card(own: bool, model: str, title: str) -> str:
 
 def requirements(engine: str | None = None, precision: str | None = None) -> Iterator[str]:
     """What the Space installs: the packages that this package needs, in the versions that are installed here."""
-    extras = [
-        engine or "",
-        *(["eval"] if precision == "int8" else []),
-    ]  # where there is no graph, an export is checked
+    # In int8 an export is checked by an encoder, where there is no graph yet.
+    extras = [engine or "", *(["eval"] if precision == "int8" else [])]
     for line in metadata.requires("biggan_hf") or []:
         requirement = Requirement(line)
         if requirement.marker is None or any(requirement.marker.evaluate({"extra": extra}) for extra in extras):

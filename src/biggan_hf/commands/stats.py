@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from ..devices import device_or_best
-from ..directions import carry_directions
+from ..directions import FILE, Directions, is_named, read_directions
 from ..latents import check_truncation
 from ..processes import is_main_process, joined
 from . import common
@@ -41,14 +41,13 @@ def run(args: argparse.Namespace) -> None:
 
     with joined(device_or_best(args.device).startswith("cuda")):
         pipe = common.load_pipeline(args)
-        directions = pipe.directions  # before the work: a file that holds something else is refused
+        _check_directions(args.output, pipe.directions)
         generator = torch.Generator().manual_seed(args.seed)
         numbers = {"num_batches": args.num_batches, "batch_size": args.batch_size}
         collect_standing_statistics(pipe.model, args.truncations, **numbers, generator=generator)
         if not is_main_process():
             return
-    pipe.model.save_pretrained(args.output, global_step=pipe.model.saved_step)
-    carry_directions(directions, args.output)
+    pipe.save_pretrained(args.output, global_step=pipe.model.saved_step)
     print(args.output)
     option = f" --truncation {args.truncations[0]}" if args.truncations else ""
     print(f"Use them: biggan-hf sample {shlex.quote(str(args.output))}{option} --output samples.png")
@@ -58,3 +57,10 @@ def _check_folder(folder: Path, overwrite: bool) -> None:
     common.check_folder(folder)
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
         raise FileExistsError(f"{str(folder)!r} already holds something; --overwrite replaces the generator in it")
+
+
+def _check_directions(folder: Path, own: Directions | None) -> None:
+    """The directions go with the generator. Names that somebody gave to others are not lost."""
+    path = folder / FILE
+    if path.exists() and is_named(path) and (own is None or read_directions(path).names != own.names):
+        raise FileExistsError(f"{str(path)!r} holds names that somebody gave: move the file away")

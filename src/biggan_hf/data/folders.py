@@ -135,7 +135,7 @@ class Listing:
             archive, name, _ = self.zipped[path]
             with zipfile.ZipFile(archive) as file:
                 return unpacked(file, name)
-        except (OSError, DamagedError) as error:
+        except (OSError, zipfile.BadZipFile, DamagedError) as error:
             raise ValueError(f"{path} cannot be read: {first_line(error)}") from error
 
 

@@ -71,10 +71,10 @@ class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
     A map-style dataset that serves whole batches: a `DataLoader` calls `images.__getitems__([0, 5, 2])` with each list
     of its batch sampler, and needs an identity `collate_fn`. Made by [`load_labelled_images`].
 
-    Another readable row of its class replaces an unreadable picture, or of all classes where its own has none (of a
-    stream, one that is fetched with it), and comes with its own label. Which one it is is as good as random, so that
-    many unreadable pictures have many replacements; the order of the others stays. So which pictures come depends on
-    the source alone, and not on what was found so far. With `DataLoader(num_workers > 0)` each worker process fills a
+    Another readable row of its class takes the place of an unreadable picture; of any class, if its own has none; of a
+    stream, one of the same row group. It comes with its own label. Which one is fixed, and as good as random: many
+    unreadable pictures have many replacements. The order of the others stays. So which pictures come depends on the
+    source alone, and not on what was found so far. With `DataLoader(num_workers > 0)` each worker process fills a
     `cache` and an `unreadable` of its own.
     """
 
@@ -270,15 +270,14 @@ class LabelledImages(torch.utils.data.Dataset[ImageBatch]):
 
     @cached_property
     def _after_in_class(self) -> Tensor:
-        """After each row the next one of its class, in a ring. Of a stream the next of all, run by run."""
-        mixed = self._mixed
+        """After each row the next one of its class, in a ring; of a stream, of the run that is fetched with it."""
+        kinds = self.labels
         if self.runs is not None:
-            runs = torch.arange(len(self.runs)).repeat_interleave(torch.tensor(self.runs))
-            return _rings([mixed[runs[mixed].argsort(stable=True)]], len(self))
-        if self.labels is None:
-            return _rings([mixed], len(self))
-        by_class = mixed[self.labels[mixed].argsort(stable=True)]
-        return _rings(by_class.split(torch.bincount(self.labels).tolist()), len(self))
+            kinds = torch.arange(len(self.runs)).repeat_interleave(torch.tensor(self.runs))
+        if kinds is None:
+            return self._after_all.clone()
+        by_kind = self._mixed[kinds[self._mixed].argsort(stable=True)]
+        return _rings(by_kind.split(torch.bincount(kinds).tolist()), len(self))
 
     @property
     def _mixed(self) -> Tensor:

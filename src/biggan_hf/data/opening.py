@@ -153,7 +153,7 @@ def with_counts(source: Opened) -> Opened:
         )
     for group in alike(names):
         remarks.append(f"Several classes are called alike: {', '.join(map(repr, group))}.")
-    own = source.contents.remarks
+    remarks, own = [*dict.fromkeys(remarks)], source.contents.remarks  # prepared folders of old hold some of them
     return replace(source, contents=replace(source.contents, class_counts=counts, remarks=remarks, source_remarks=own))
 
 

@@ -129,7 +129,7 @@ class StreamedPictures:
             with fsspec.open(self.files[file], "rb") as opened:
                 table = pq.ParquetFile(opened, metadata=self.heads[file]).read_row_group(number, [self.column])
             table = _only(table, self.column, datasets.Image())
-        except (OSError, ValueError) as error:
+        except (OSError, TypeError, ValueError) as error:
             raise ValueError(f"cannot read row group {number} of {self.files[file]!r}: {first_line(error)}") from error
         self.folder.mkdir(parents=True, exist_ok=True)
         with write_file(path) as unfinished, pa.OSFile(str(unfinished), "wb") as sink:

@@ -1,6 +1,7 @@
 """
 WebDataset shards on this machine that `datasets` cannot read: it splits names at the first dot, so that `a.b.jpg` and
-`a.c.jpg` are one sample, and takes numbers only for labels in `.cls` files.
+`a.c.jpg` are one sample, and takes numbers only for labels in `.cls` files. For a picture whose name is that of a file
+in the working directory it takes that file (5.2.0, `datasets/features/image.py`: the path of a file replaces bytes).
 """
 
 import json
@@ -34,8 +35,9 @@ Split = Callable[[str], tuple[str, str]]  # of a name into what its sample is ca
 
 def own_tars(place: Path) -> dict[str, datasets.Dataset]:
     """
-    The splits of the shards in a folder, or of one shard, if names must be split at the last dot, or labels are texts.
-    None if `datasets` can read them, or if neither dot gives samples that are alike.
+    The splits of the shards in a folder, or of one shard, if names must be split at the last dot, labels are texts, or
+    files of these names are in the working directory. None if `datasets` can read them, or if neither dot gives
+    samples that are alike.
     """
     shards = shards_of(place)
     looked_at = _some(shards)
@@ -47,7 +49,8 @@ def own_tars(place: Path) -> dict[str, datasets.Dataset]:
         return {}
     known = _features(looked_at, split_name) if shards else {}
     has_texts = any(_kind(field) in NUMBERS and value.dtype == "string" for field, value in known.items())
-    if first_serves and not has_texts:
+    are_here = any(os.path.isfile(name) for part in names for name in part)
+    if first_serves and not has_texts and not are_here:
         return {}
     splits: dict[str, list[str]] = {}
     for shard in shards:
