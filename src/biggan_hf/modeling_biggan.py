@@ -299,12 +299,16 @@ class BigGANPreTrainedModel(PublishingMixin, PreTrainedModel):
         for name, layer in [*self.named_modules()]:
             if isinstance(layer, SpectralNorm):
                 self.set_submodule(name, layer.plain())
-        shared, own = self.config, copy.deepcopy(self.config)  # the other network may share it
+        setattr(self._own_config(), self._spectral_norm_field, False)
+        return self
+
+    def _own_config(self) -> BigGANConfig:
+        # A configuration that no other network has, for all modules that read this network's, as attention does.
+        shared, own = self.config, copy.deepcopy(self.config)
         for module in self.modules():
             if getattr(module, "config", None) is shared:
                 module.config = own  # type: ignore[assignment]
-        setattr(own, self._spectral_norm_field, False)
-        return self
+        return own
 
     def _init_weights(self, module: nn.Module) -> None:
         init_weights(module, self.config.initializer)

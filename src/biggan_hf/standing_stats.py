@@ -8,7 +8,6 @@ Each forward normalises every layer by the current batch, as in training, so tha
 inputs. Spectral norm works as in eval mode: it takes a step and does not store it.
 """
 
-import copy
 from collections.abc import Iterable
 from functools import partial
 
@@ -214,8 +213,5 @@ def _store(model: BigGANModel, layers: Layers, table: list[float], means: Tensor
             layer.running_mean.copy_(mean[0])
             layer.running_var.copy_(var[0])
     if table:
-        shared, own = model.config, copy.deepcopy(model.config)  # another network may have the same object
-        own.standing_interpolation, own.standing_truncations = "linear", table
-        for module in model.modules():  # attention reads its own
-            if getattr(module, "config", None) is shared:
-                module.config = own  # type: ignore[assignment]
+        config = model._own_config()
+        config.standing_interpolation, config.standing_truncations = "linear", table
